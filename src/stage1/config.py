@@ -1,0 +1,369 @@
+"""RunConfig: everything that decides a run, typed, validated, documented; where each value came from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from stage1.errors import ConfigError, MissingError
+
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RoadscenesConfig(Section):
+    videos: PositiveInt = 400
+    """Number of videos (groups) to generate; each has 1 to 5 neighbouring frames."""
+    size: Annotated[int, Field(ge=64, le=2048)] = 320
+    """Side of the square frames, pixels."""
+    seed: int = 0
+    """Seed of the generator; the same seed gives the same pixels."""
+
+
+class DataConfig(Section):
+    source: Literal["auto", "roadscenes", "folder", "table", "hf", "webdataset"] = "auto"
+    """Kind of source; auto decides by what `table` points to."""
+    table: str | None = None
+    """A CSV/TSV/Parquet file, an ImageFolder root, a saved Hugging Face dataset (or hf:NAME), or a WebDataset .tar."""
+    role_tables: dict[Literal["train", "val_select", "val_calib", "val_test"], str] = {}
+    """Separate tables per role, instead of `table`; given roles are checked, never recomputed."""
+    classes: list[str] | None = None
+    """Class names in order; the second is the positive class. None: taken from the source once, sorted, and stored."""
+    bad_labels: Literal["error", "quarantine"] = "error"
+    """What to do with a label outside `classes`."""
+    max_quarantine: Share = 0.01
+    """Largest share of images that may be quarantined before the run fails."""
+    max_pixels: PositiveInt = 64_000_000
+    """Images with more pixels than this are quarantined unread."""
+    near_duplicates: bool = True
+    """Join near-duplicate images (dHash) to one group before the split."""
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=7)] = 3
+    """Largest Hamming distance of two 64-bit dHashes that counts as a near-duplicate."""
+    roadscenes: RoadscenesConfig = RoadscenesConfig()
+    """The embedded generator, used where `source` is roadscenes."""
+
+
+class FractionsConfig(Section):
+    train: Share = 0.4
+    val_select: Share = 0.1
+    val_calib: Share = 0.35
+    val_test: Share = 0.15
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> FractionsConfig:
+        total = self.train + self.val_select + self.val_calib + self.val_test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"the four fractions sum to {total:g}, not 1")
+        return self
+
+
+class SplitConfig(Section):
+    method: Literal["hash", "balanced"] = "hash"
+    """hash: role by hash(seed, group), stable as data grows. balanced: greedy by size and label, for few groups."""
+    fractions: FractionsConfig = FractionsConfig()
+    seed: int = 0
+    allow_leakage: bool = False
+    """Go on where the same or a near-identical image stands in two given roles; the run is then marked uncertified."""
+
+
+class BackboneConfig(Section):
+    name: str = "embedded"
+    """`embedded` (efficientnet-lite0, ImageNet), or any timm model name."""
+    pooling: Literal["cls", "mean", "cls+mean", "pool"] = "pool"
+    """How a feature vector is made of the last feature map or tokens; pool = the model's own."""
+    weights: str | None = None
+    """File or directory with weights; None: the package (embedded) or the hub's cache."""
+    random_weights: bool = False
+    """Untrained weights from the seed: for tests of the machinery only, never for a product."""
+    input_size: Annotated[int, Field(ge=32, le=1024)] | None = None
+    """Input side in pixels; None: what the model was made for."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of extraction in torch; float16 is not offered, it breaks DINOv3."""
+
+
+class FeaturesConfig(Section):
+    engine: Literal["auto", "onnx", "torch"] = "auto"
+    """Engine for training roles; auto measures both on a few batches. Evaluation roles always use the shipped engine."""
+    store: str | None = None
+    """Folder of the feature store; None: `features/` in the run directory. A shared store saves work between runs."""
+    shard_size: PositiveInt = 512
+    """Images per shard: what a kill can cost at most."""
+    max_batch_size: PositiveInt = 64
+    """Largest batch; halved when memory runs out."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Decoding threads; 0: one per core."""
+
+
+class HeadConfig(Section):
+    kind: Literal["linear", "mlp"] = "linear"
+    hidden: PositiveInt = 256
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Only for kind mlp."""
+
+
+class TrainConfig(Section):
+    epochs: PositiveInt = 60
+    batch_size: PositiveInt = 64
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are added up before a step."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup: Share = 0.05
+    """Share of all steps with a linearly rising learning rate; then cosine to zero."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    class_weights: Literal["none", "balanced"] = "balanced"
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    """Exponential moving average of the weights, with warm-up min(decay, (1+t)/(10+t)); 0 turns it off."""
+    select_by: Literal["nll", "accuracy", "augrc"] = "nll"
+    """Metric on val_select that chooses the epoch, and between raw and EMA weights."""
+    patience: PositiveInt = 15
+    """Epochs without improvement before training stops."""
+    checkpoint_every: PositiveInt = 1
+    """Epochs between checkpoints."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra: track)."""
+
+
+class ExportConfig(Section):
+    parity_tolerance: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Largest difference of a logit, trained model against exported model, on real val_select images."""
+    parity_images: PositiveInt = 64
+    reuse_features: bool = False
+    """Score with cached features of the same graph and engine instead of the whole model from bytes (checked on a sample)."""
+
+
+class PolicyConfig(Section):
+    name: Literal["softmax", "gate", "scrc"] = "softmax"
+    """The one exit policy of the run."""
+
+
+class EvaluationConfig(Section):
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    """Bootstrap resamples for the intervals of the report."""
+    level: Rate = 0.95
+
+
+class RunConfig(Section):
+    """Everything that decides a run. `stage1 config schema` prints this as JSON Schema."""
+
+    name: str = "run"
+    """A label for reports."""
+    seed: int = 0
+    """Seed of training and of the one-image-per-group draw; sub-seeds are derived per purpose."""
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    policy: PolicyConfig = PolicyConfig()
+    risks: dict[str, Rate] = {"fnr": 0.02, "false_exit_rate": 0.05}
+    """Target: every named risk at most this, jointly at `confidence`."""
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    """1 - delta: the chance, over calibration sets, that all risks hold."""
+    allow_one_sided: bool = False
+    """Permit a target that constrains one side only ("always exit positive" satisfies fnr <= 0)."""
+    assume_iid: bool = False
+    """Certify on images although they come in groups; the certificate then says so in its sentence."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("risks")
+    @classmethod
+    def _known_risks(cls, risks: dict[str, float]) -> dict[str, float]:
+        known = ("fnr", "fpr", "miss_rate", "false_exit_rate", "error")
+        for name in risks:
+            if name not in known:
+                raise ValueError(f"unknown risk {name!r}{_nearest(name, known)}; risks are {', '.join(known)}")
+        if not risks:
+            raise ValueError("at least one risk is needed, e.g. risks.fnr=0.02")
+        return risks
+
+
+# ---- loading -----------------------------------------------------------------------------------------------------
+
+PHASES = {
+    0: "data", 1: "baseline", 2: "selective-metrics", 3: "gate", 4: "explora", 5: "risk-training", 6: "continuous-learning",
+}  # fmt: skip
+# In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
+_WHOLE = ("risks",)
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("stage1").joinpath("recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe. Raises ConfigError naming the nearest one."""
+    if name not in recipes():
+        raise ConfigError(f"recipe {name!r} is not there{_nearest(name, recipes())}; recipes: {', '.join(recipes())}")
+    return resources.files("stage1").joinpath(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+
+
+def phase_recipe(phase: int) -> str:
+    """The recipe that `--phase` stands for. Raises ConfigError where there is none yet."""
+    if phase not in PHASES:
+        raise ConfigError(f"--phase {phase}: phases are 0 to 6")
+    if PHASES[phase] not in recipes():
+        raise ConfigError(f"--phase {phase}: its recipe {PHASES[phase]!r} is not built yet; recipes: {', '.join(recipes())}")
+    return PHASES[phase]
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> tuple[RunConfig, dict[str, str]]:
+    """Defaults < recipe < file < environment (STAGE1_A__B=value) < overrides (a.b=value).
+
+    Returns the config and the origin of every leaf ("default", "recipe demo", "file run.yaml", "env STAGE1_SEED", "command line").
+    Raises MissingError (no such file) and ConfigError (one line: where, key, value, what is allowed).
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    if recipe is not None:
+        _merge(values, _yaml(recipe_text(recipe), f"recipe {recipe}"), origin, f"recipe {recipe}")
+    if path is not None:
+        if not Path(path).is_file():
+            raise MissingError(f"{path}: no such config file; for a recipe use --recipe NAME ({', '.join(recipes())})")
+        _merge(values, _yaml(Path(path).read_text(encoding="utf-8"), str(path)), origin, f"file {path}")
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith("STAGE1_"):
+            _put(values, name.removeprefix("STAGE1_").lower().replace("__", "."), text, origin, f"env {name}")
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise ConfigError(f"{override!r}: overrides look like a.b=value")
+        _put(values, key.strip(), text, origin, "command line")
+    config = validated(values)
+    return config, {key: origin.get(key, _prefix_origin(key, origin)) for key, _ in leaves(config.model_dump(mode="json"))}
+
+
+def validated(values: Mapping[str, Any]) -> RunConfig:
+    """RunConfig from nested values; pydantic's report becomes one line. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "config"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}: unknown key{_nearest(where, known_keys())}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+        raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}{given}") from error
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the config."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested values; an empty mapping is a leaf."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole config as YAML, in the order of its definition."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Lines "key: old -> new" of every leaf that differs."""
+    before, after = (dict(leaves(config.model_dump(mode="json"))) for config in (old, new))
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in [*before, *(k for k in after if k not in before)]
+            if before.get(key) != after.get(key)]  # fmt: skip
+
+
+def _yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())[:160]})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a mapping of keys is expected at the top")
+    return values
+
+
+def _merge(values: dict[str, Any], new: Mapping[str, Any], origin: dict[str, str], source: str, prefix: str = "") -> None:
+    for key, value in new.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted not in _WHOLE:
+            inner = values.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{dotted}: a mapping here, a single value before ({source})")
+            _merge(inner, value, origin, source, f"{dotted}.")
+        else:
+            values[key] = value
+            origin[dotted] = source
+
+
+def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str], source: str) -> None:
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{dotted}: {text!r} is not a valid value ({source})") from error
+    *path, last = dotted.split(".")
+    known = known_keys()
+    if dotted not in known and not (path and path[0] in (*_WHOLE, "data") and ".".join(path) in known):
+        raise ConfigError(f"{dotted}: unknown key{_nearest(dotted, known)} ({source})")
+    if path == ["risks"]:  # one risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away
+        values.setdefault("risks", dict(RunConfig.model_fields["risks"].default))
+    place = values
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"{dotted}: {part!r} is a single value, not a section ({source})")
+    if path == ["risks"] and value is None:
+        place.pop(last, None)
+    else:
+        place[last] = value
+    origin[dotted] = source
+
+
+def _prefix_origin(key: str, origin: Mapping[str, str]) -> str:
+    parts = key.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if found := origin.get(".".join(parts[:end])):
+            return found
+    return "default"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:
+        tail = name.rsplit(".", 1)[-1]
+        close = [key for key in known if key.rsplit(".", 1)[-1] == tail][:1] or [
+            key for key in known if difflib.get_close_matches(tail, [key.rsplit(".", 1)[-1]], n=1, cutoff=0.7)
+        ][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""
