@@ -222,7 +222,9 @@ def phase_recipe(phase: int) -> str:
     if phase not in PHASES:
         raise ConfigError(f"--phase {phase}: phases are 0 to 6")
     if PHASES[phase] not in recipes():
-        raise ConfigError(f"--phase {phase}: its recipe {PHASES[phase]!r} is not built yet; recipes: {', '.join(recipes())}")
+        raise ConfigError(
+            f"--phase {phase}: its recipe {PHASES[phase]!r} is not built yet; recipes: {', '.join(recipes())}"
+        )
     return PHASES[phase]
 
 
@@ -255,7 +257,9 @@ def load_config(
             raise ConfigError(f"{override!r}: overrides look like a.b=value")
         _put(values, key.strip(), text, origin, "command line")
     config = validated(values)
-    return config, {key: origin.get(key, _prefix_origin(key, origin)) for key, _ in leaves(config.model_dump(mode="json"))}
+    return config, {
+        key: origin.get(key, _prefix_origin(key, origin)) for key, _ in leaves(config.model_dump(mode="json"))
+    }
 
 
 def validated(values: Mapping[str, Any]) -> RunConfig:
@@ -315,7 +319,9 @@ def _yaml(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _merge(values: dict[str, Any], new: Mapping[str, Any], origin: dict[str, str], source: str, prefix: str = "") -> None:
+def _merge(
+    values: dict[str, Any], new: Mapping[str, Any], origin: dict[str, str], source: str, prefix: str = ""
+) -> None:
     for key, value in new.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, Mapping) and dotted not in _WHOLE:
@@ -337,7 +343,9 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
     known = known_keys()
     if dotted not in known and not (path and path[0] in (*_WHOLE, "data") and ".".join(path) in known):
         raise ConfigError(f"{dotted}: unknown key{_nearest(dotted, known)} ({source})")
-    if path == ["risks"]:  # one risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away
+    if path == [
+        "risks"
+    ]:  # one risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away
         values.setdefault("risks", dict(RunConfig.model_fields["risks"].default))
     place = values
     for part in path:

@@ -27,7 +27,9 @@ def schema(kind: str) -> dict[str, Any]:
 def schema_kinds() -> list[str]:
     """All document kinds that have a schema."""
     folder = resources.files("stage1").joinpath("schemas")
-    return sorted(item.name.removesuffix(".schema.json") for item in folder.iterdir() if item.name.endswith(".schema.json"))
+    return sorted(
+        item.name.removesuffix(".schema.json") for item in folder.iterdir() if item.name.endswith(".schema.json")
+    )
 
 
 def validate(document: Any, kind: str, where: str) -> None:
@@ -46,7 +48,9 @@ def validate(document: Any, kind: str, where: str) -> None:
     problem = best_match(Draft202012Validator(schema(kind)).iter_errors(document))
     if problem is not None:
         field = ".".join(str(part) for part in problem.absolute_path) or "document"
-        raise IntegrityError(f"{where}: {field}: {problem.message[:200]} (schema {kind}); rewrite it with the stage that makes it")
+        raise IntegrityError(
+            f"{where}: {field}: {problem.message[:200]} (schema {kind}); rewrite it with the stage that makes it"
+        )
 
 
 def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind: str) -> None:

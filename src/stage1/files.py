@@ -103,7 +103,9 @@ def write_through(path: str | os.PathLike[str], save: Callable[[str], None]) -> 
 def write_error(path: Path, error: OSError) -> Stage1Error:
     """The one-line error for a failed write: which file, why, what to do."""
     why = error.strerror or str(error)
-    return Stage1Error(f"{path}: cannot be written ({why}); free space or choose another --output. Nothing was replaced.")
+    return Stage1Error(
+        f"{path}: cannot be written ({why}); free space or choose another --output. Nothing was replaced."
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -139,7 +139,9 @@ def _labels(values: ArrayLike, n: int, k: int) -> NDArray[np.int64]:
     if raw.dtype.kind == "b":
         raw = raw.astype(np.int64)
     if raw.ndim != 1 or raw.dtype.kind not in "iuf" or (raw.dtype.kind == "f" and (raw != np.floor(raw)).any()):
-        raise DataError(f"labels: must be whole numbers 0..{k - 1}, shape [N]; got dtype {raw.dtype}, shape {raw.shape}")
+        raise DataError(
+            f"labels: must be whole numbers 0..{k - 1}, shape [N]; got dtype {raw.dtype}, shape {raw.shape}"
+        )
     _same_length(raw, n, "labels")
     array = raw.astype(np.int64)
     outside = (array < 0) | (array >= k)
@@ -184,7 +186,9 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
     columns |= {f"logit_{index}": scores.logits[:, index] for index in range(scores.n_classes)}
     import pyarrow as pa
 
-    table = pa.table({name: pa.array(values.tolist() if values.dtype.kind == "U" else values) for name, values in columns.items()})
+    table = pa.table(
+        {name: pa.array(values.tolist() if values.dtype.kind == "U" else values) for name, values in columns.items()}
+    )
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -277,7 +281,9 @@ def _no_nulls(path: Path, name: str) -> list[Any]:
     raise DataError(f"{path}: column {name!r} has empty cells; fill them or drop these rows")
 
 
-def _score_matrix(raw: Mapping[str, NDArray[Any]], names: Mapping[str, str], values: Values, path: Path) -> NDArray[np.float64]:
+def _score_matrix(
+    raw: Mapping[str, NDArray[Any]], names: Mapping[str, str], values: Values, path: Path
+) -> NDArray[np.float64]:
     stem = "logit" if values == "logits" else "prob"
     whole = names.get("scores") or ("logits" if values == "logits" else "probabilities")
     if whole in raw:
@@ -331,7 +337,9 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
     try:
         import torch
     except ImportError as error:
-        raise MissingError("torch: needed to read .pt scores; install stage1-pro[train] or use --scores FILE.parquet") from error
+        raise MissingError(
+            "torch: needed to read .pt scores; install stage1-pro[train] or use --scores FILE.parquet"
+        ) from error
 
     folder = Path(folder)
 
@@ -342,7 +350,9 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
         try:
             return np.asarray(torch.load(path, weights_only=True, map_location="cpu").numpy())
         except Exception as error:  # torch raises a handful of unrelated types for a damaged file
-            raise IntegrityError(f"{path}: cannot be read ({str(error).splitlines()[0]}); run `stage1 score` again") from error
+            raise IntegrityError(
+                f"{path}: cannot be read ({str(error).splitlines()[0]}); run `stage1 score` again"
+            ) from error
 
     logits = tensor("logits")
     names = folder / f"{role}_ids.json"

@@ -1,0 +1,197 @@
+"""The certificate: what is claimed, on what evidence, under which assumptions; as data and as an English sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stage1.documents import read_document, write_document
+
+
+@dataclass(frozen=True, slots=True)
+class RiskBound:
+    """One certified (or refused) risk.
+
+    target: claimed upper limit. errors wrong among n counted units; observed = errors / n, None where n = 0.
+    bound: exact one-sided upper bound at confidence 1 - delta. needed: smallest n that can certify with 0 errors.
+    by_construction: the wrong answer is never given (that side never exits), so the risk is 0 whatever the data.
+    """
+
+    name: str
+    target: float
+    observed: float | None
+    bound: float
+    n: int
+    errors: int
+    delta: float
+    needed: int
+    by_construction: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.bound <= self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Exits among n units of val_calib: the observed share, over all and per class. No bound: read val_test for that."""
+
+    value: float
+    n: int
+    exits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The guarantee of one policy, or the reason why there is none.
+
+    certified is True only if every risk's exact bound is at most its target, jointly at `confidence`, and images exit.
+    unit: "image" or "group" (one image of each group, drawn by hash). reason, needed: why nothing, or one side, can exit
+    and what that takes; None where both sides exit.
+    """
+
+    certified: bool
+    statement: str
+    policy: str
+    method: str
+    confidence: float
+    delta: float
+    unit: str
+    assume_iid: bool
+    risks: dict[str, RiskBound]
+    coverage: Coverage
+    per_class: dict[str, Coverage]
+    classes: tuple[str, ...]
+    n_images: int
+    n_units: int
+    calib_digest: str
+    seed: int
+    attempt: int
+    assumptions: tuple[str, ...]
+    void_if: tuple[str, ...]
+    reason: str | None = None
+    needed: str | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values for certificate.json."""
+        document: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        document["risks"] = {
+            name: {field: getattr(risk, field) for field in RiskBound.__slots__ if field != "name"}
+            for name, risk in self.risks.items()
+        }
+        document["coverage"] = _plain(self.coverage)
+        document["per_class"] = {name: _plain(coverage) for name, coverage in self.per_class.items()}
+        for name in ("classes", "assumptions", "void_if"):
+            document[name] = list(document[name])
+        return document
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Certificate:
+        """The inverse of to_document."""
+        values = {name: document[name] for name in cls.__slots__}
+        values["risks"] = {name: RiskBound(name=name, **fields) for name, fields in document["risks"].items()}
+        values["coverage"] = Coverage(**document["coverage"])
+        values["per_class"] = {name: Coverage(**fields) for name, fields in document["per_class"].items()}
+        for name in ("classes", "assumptions", "void_if"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write certificate.json, whole or not at all."""
+        write_document(path, self.to_document(), "certificate")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Certificate:
+        """Read certificate.json. Raises MissingError or IntegrityError."""
+        return cls.from_document(read_document(path, "certificate"))
+
+
+def _plain(coverage: Coverage) -> dict[str, Any]:
+    return {"value": coverage.value, "n": coverage.n, "exits": coverage.exits}
+
+
+def percent(share: float) -> str:
+    """0.05 -> "5 %", 0.955 -> "95.5 %"."""
+    return f"{100 * share:.4g} %"
+
+
+# ---- words -------------------------------------------------------------------------------------------------------
+
+
+def claim(name: str, target: float, classes: Sequence[str]) -> str:
+    """One risk limit in words, e.g. "among roadwork images that exit, at most 2 % are called 'none'"."""
+    negative, positive = classes[0], classes[1]
+    at_most = f"at most {percent(target)}"
+    return {
+        "fnr": f"among {positive} images that exit, {at_most} are called '{negative}'",
+        "fpr": f"among {negative} images that exit, {at_most} are called '{positive}'",
+        "miss_rate": f"{at_most} of all {positive} images exit as '{negative}'",
+        "false_exit_rate": f"{at_most} of all {negative} images exit as '{positive}'",
+    }[name]
+
+
+def certified_statement(
+    targets: Mapping[str, float],
+    classes: Sequence[str],
+    confidence: float,
+    coverage: float,
+    unit: str,
+    *,
+    assume_iid: bool,
+    attempt: int,
+    closed: str | None,
+) -> str:
+    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits."""
+    claims = ", and ".join(claim(name, target, classes) for name, target in targets.items())
+    sentence = f"With confidence {percent(confidence)}, {claims}; {percent(round(coverage, 3))} of the calibration {unit}s exit."
+    if closed is not None:
+        sentence += (
+            f" No image exits as '{closed}': there are too few calibration {unit}s for that side, so it always defers."
+        )
+    if unit == "group":
+        sentence += " An image here is a random image of a random group (one image of each group was counted)."
+    if assume_iid:
+        sentence += (
+            " This holds only if images are independent of each other although they come in groups (assume_iid)."
+        )
+    if attempt > 1:
+        sentence += (
+            f" This is attempt {attempt} on the same calibration images: the confidence is that of one target fixed in advance, "
+            "not of the best of several."
+        )
+    return sentence
+
+
+def refused_statement(targets: Mapping[str, float], classes: Sequence[str], confidence: float, reason: str) -> str:
+    """The sentence of a certificate that certifies nothing."""
+    claims = ", and ".join(claim(name, target, classes) for name, target in targets.items())
+    return f"Not certifiable at confidence {percent(confidence)}: {claims}. {reason} Every image defers."
+
+
+def assumptions(unit: str, assume_iid: bool) -> tuple[str, ...]:
+    """What must be true for the sentence to be true."""
+    drawn = {
+        "image": "The calibration images are an independent random sample of the images that the bundle will see, class by class.",
+        "group": "The calibration groups are an independent random sample of the groups that the bundle will see, class by class.",
+    }[unit]
+    listed = [
+        drawn,
+        "No calibration image was used for training, for choosing the model, or for choosing the target.",
+        "The labels of the calibration images are right.",
+        "The share of each class may differ from that of the calibration data: the risks are per class.",
+    ]
+    if assume_iid:
+        listed.insert(
+            1,
+            "assume_iid: images of the same group are treated as if they were independent. If they are not, the bound is too small.",
+        )
+    return tuple(listed)
+
+
+VOID_IF = (
+    "model.onnx, the preprocessing or a threshold is changed, quantised or re-exported",
+    "the images come from another kind of source (camera, place, season, compression) than the calibration images",
+    "the calibration images are used again to try other targets or models until one passes",
+)

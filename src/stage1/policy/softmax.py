@@ -1,0 +1,134 @@
+"""Softmax policy: two thresholds on the raw binary score s = logit_1 - logit_0; exit as 0 iff s < lo, as 1 iff s > hi.
+
+| target | method | proof |
+|---|---|---|
+| fnr, false_exit_rate | two-sided walk | ALGORITHMS 2.4: hi from the negatives alone, then lo walks up the positives |
+| fpr, miss_rate | its mirror | the same with the classes exchanged and the score negated |
+| miss_rate, false_exit_rate | two order statistics | Tong, Feng and Li 2018 on each class |
+| miss_rate or false_exit_rate alone | one order statistic; the other side always defers | the same |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.documents import write_document
+from stage1.policy.certificate import Certificate
+from stage1.policy.decision import Decision
+from stage1.risk import order_statistic_rank, walk_length
+from stage1.scores import Scores
+
+METHODS: dict[frozenset[str], str] = {
+    frozenset({"fnr", "false_exit_rate"}): "two-sided walk, exact binomial",
+    frozenset({"fpr", "miss_rate"}): "two-sided walk mirrored, exact binomial",
+    frozenset({"miss_rate", "false_exit_rate"}): "order statistic of each class, exact binomial",
+    frozenset({"miss_rate"}): "order statistic of the positive class, exact binomial",
+    frozenset({"false_exit_rate"}): "order statistic of the negative class, exact binomial",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """lo, hi: exit as 0 iff s < lo, as 1 iff s > hi; None: that side never exits. lo <= hi where both are set."""
+
+    lo: float | None
+    hi: float | None
+
+    def exits(self, score: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(exits as 0, exits as 1), bool [N] each."""
+        never = np.zeros(len(score), dtype=np.bool_)
+        return (never if self.lo is None else score < self.lo, never if self.hi is None else score > self.hi)
+
+    def mirrored(self) -> Thresholds:
+        """The same rule for the negated score with the classes exchanged."""
+        return Thresholds(None if self.hi is None else -self.hi, None if self.lo is None else -self.lo)
+
+
+def two_sided_walk(
+    negatives: NDArray[np.float64], positives: NDArray[np.float64], fnr: float, false_exit_rate: float, delta: float
+) -> Thresholds:
+    """Thresholds with P(fnr > its target) <= delta and, independently, P(false_exit_rate > its target) <= delta.
+
+    negatives, positives: scores of each class in val_calib, any order. Ties at a threshold defer as a block.
+    """
+    rank = order_statistic_rank(len(negatives), false_exit_rate, delta)
+    if rank == 0:
+        return Thresholds(None, None)
+    # hi comes from the negatives alone, so given the counts it is fixed for the positives: that independence is what
+    # lets both tests spend delta' = 1 - sqrt(1 - delta).
+    hi = float(np.sort(negatives)[-rank])
+    ascending = np.sort(positives)
+    right = int((positives > hi).sum())
+    length = walk_length(right, len(positives) - right, fnr, delta)
+    return Thresholds(None if length == 0 else min(float(ascending[length - 1]), hi), hi)
+
+
+def order_statistics(
+    negatives: NDArray[np.float64],
+    positives: NDArray[np.float64],
+    miss_rate: float | None,
+    false_exit_rate: float | None,
+    delta: float,
+) -> Thresholds:
+    """Thresholds with each given risk above its target with probability <= delta, independently; None: never exits."""
+    lo = hi = None
+    if miss_rate is not None and (rank := order_statistic_rank(len(positives), miss_rate, delta)):
+        lo = float(np.sort(positives)[rank - 1])
+    if false_exit_rate is not None and (rank := order_statistic_rank(len(negatives), false_exit_rate, delta)):
+        hi = float(np.sort(negatives)[-rank])
+    if lo is not None and hi is not None:
+        # Classes that do not overlap: between hi and lo both answers are allowed; a smaller lo never adds a miss.
+        lo = min(lo, hi)
+    return Thresholds(lo, hi)
+
+
+def choose_thresholds(
+    score: NDArray[np.float64], labels: NDArray[np.int64], targets: Mapping[str, float], delta: float
+) -> Thresholds:
+    """Thresholds by the method of METHODS for this set of targets; delta is that of each risk."""
+    negatives, positives = score[labels == 0], score[labels == 1]
+    if set(targets) == {"fnr", "false_exit_rate"}:
+        return two_sided_walk(negatives, positives, targets["fnr"], targets["false_exit_rate"], delta)
+    if set(targets) == {"fpr", "miss_rate"}:
+        return two_sided_walk(-positives, -negatives, targets["fpr"], targets["miss_rate"], delta).mirrored()
+    return order_statistics(negatives, positives, targets.get("miss_rate"), targets.get("false_exit_rate"), delta)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxPolicy:
+    """A fitted policy. certificate is None only for thresholds that were loaded without one."""
+
+    lo: float | None
+    hi: float | None
+    classes: tuple[str, ...]
+    certified: bool
+    certificate: Certificate | None = None
+
+    name = "softmax"
+
+    def decide(self, scores: Scores) -> Decision:
+        """Exit, label and P(class 1) of every row. Raises DataError where scores have more than two classes."""
+        margin = scores.margin
+        as_negative, as_positive = Thresholds(self.lo, self.hi).exits(margin)
+        label = np.where(as_negative, 0, np.where(as_positive, 1, margin > 0)).astype(np.int64)
+        return Decision(exit=as_negative | as_positive, label=label, probability=scores.probabilities[:, 1])
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values for thresholds.json."""
+        return {
+            "policy": self.name,
+            "lo": self.lo,
+            "hi": self.hi,
+            "classes": list(self.classes),
+            "certified": self.certified,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write thresholds.json, whole or not at all (the certificate is a document of its own)."""
+        write_document(path, self.to_document(), "thresholds")

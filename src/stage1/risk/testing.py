@@ -1,0 +1,66 @@
+"""How many samples a claim needs, and the two sequential rules that choose thresholds (ALGORITHMS 2.1, 2.4)."""
+
+from __future__ import annotations
+
+from stage1.errors import DataError
+from stage1.risk.bounds import binomial_pvalue
+
+
+def minimum_samples(level: float, delta: float, errors: int = 0) -> int:
+    """Smallest n for which `errors` wrong answers among n certify risk <= level at confidence 1 - delta.
+
+    level, delta in (0, 1); errors >= 0. Example: minimum_samples(0.02, 0.05) == 149.
+    Raises DataError (through binomial_pvalue) for values out of range.
+    """
+    if errors < 0:
+        raise DataError(f"errors: must be >= 0, got {errors}")
+    low, high = errors, max(2 * errors, 8)
+    while float(binomial_pvalue(errors, high, level)) > delta:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if float(binomial_pvalue(errors, middle, level)) <= delta:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def max_errors(trials: int, level: float, delta: float) -> int:
+    """Largest number of errors among `trials` that still certifies risk <= level at 1 - delta; -1 where even 0 does not."""
+    return order_statistic_rank(trials, level, delta) - 1
+
+
+def order_statistic_rank(n: int, level: float, delta: float) -> int:
+    """k = max{k : P(Bin(n, level) <= k - 1) <= delta}, 0 where there is none.
+
+    Threshold at the k-th most extreme score of one class with n members: the share of that class beyond it exceeds
+    `level` with probability at most delta, exactly P(Bin(n, level) <= k - 1) for continuous scores.
+    Source: Tong, Feng and Li 2018 (Neyman-Pearson umbrella); ALGORITHMS 2.4.
+    """
+    low, high = 0, n + 1  # F(low - 1) <= delta < F(high - 1); F(n) = 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if float(binomial_pvalue(middle - 1, n, level)) <= delta:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def walk_length(right: int, available: int, level: float, delta: float) -> int:
+    """j of the walk: one more than the misses allowed among `right` answers known to be right plus these misses.
+
+    j = 0; while j <= available and P(Bin(j + right, level) <= j) <= delta: j += 1. `available`: members of the class that
+    do not exit on the right side. j = 0 means that not even zero misses certify; else j - 1 misses are allowed.
+    Source: ALGORITHMS 2.4 (two-sided walk, step b).
+    """
+    # P(Bin(j + right, level) <= j) rises with j, so the first failure can be found by halving.
+    low, high = 0, available + 1 if right > 0 else 0
+    while low < high:
+        middle = (low + high) // 2
+        if float(binomial_pvalue(middle, middle + right, level)) <= delta:
+            low = middle + 1
+        else:
+            high = middle
+    return low
