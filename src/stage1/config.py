@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,8 +144,6 @@ class ExportConfig(Section):
     parity_tolerance: Annotated[float, Field(gt=0.0)] = 1e-3
     """Largest difference of a logit, trained model against exported model, on real val_select images."""
     parity_images: PositiveInt = 64
-    reuse_features: bool = False
-    """Score with cached features of the same graph and engine instead of the whole model from bytes (checked on a sample)."""
 
 
 class PolicyConfig(Section):
@@ -231,16 +230,17 @@ def phase_recipe(phase: int) -> str:
 def load_config(
     path: str | os.PathLike[str] | None = None,
     *,
+    values: Mapping[str, Any] | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> tuple[RunConfig, dict[str, str]]:
-    """Defaults < recipe < file < environment (STAGE1_A__B=value) < overrides (a.b=value).
+    """Defaults < values (of a run directory) < recipe < file < environment (STAGE1_A__B=value) < overrides (a.b=value).
 
     Returns the config and the origin of every leaf ("default", "recipe demo", "file run.yaml", "env STAGE1_SEED", "command line").
     Raises MissingError (no such file) and ConfigError (one line: where, key, value, what is allowed).
     """
-    values: dict[str, Any] = {}
+    values = {} if values is None else copy.deepcopy(dict(values))
     origin: dict[str, str] = {}
     if recipe is not None:
         _merge(values, _yaml(recipe_text(recipe), f"recipe {recipe}"), origin, f"recipe {recipe}")

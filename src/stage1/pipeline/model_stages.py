@@ -1,0 +1,204 @@
+"""extract, train, export, score: the stages that need torch, up to the scores of the exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.documents import read_document, write_document
+from stage1.errors import IntegrityError, Stage1Error
+from stage1.files import digest_file, write_text
+from stage1.images import Preprocessing
+from stage1.pipeline.rundir import RunDir
+from stage1.scores import Scores, write_role
+
+if TYPE_CHECKING:
+    from stage1.data.table import SampleTable
+    from stage1.pipeline.runner import Context
+
+TRAINING_ROLES = ("train", "val_select")
+SCORED_ROLES = ("val_select", "val_calib", "val_test")
+
+
+def extract(run: RunDir, context: Context) -> list[Path]:
+    """Features of train and val_select by the frozen backbone; backbone.onnx, exported once."""
+    from stage1.data.table import SampleTable
+    from stage1.features import FeatureStore, extract_features
+    from stage1.model.backbone import load_backbone
+    from stage1.model.export import export_backbone
+
+    config = run.config
+    table = SampleTable.read(run / "samples.parquet")
+    rows = np.concatenate([table.rows(role) for role in TRAINING_ROLES])
+    backbone = load_backbone(config.backbone, config.seed)
+    onnx = run / "backbone.onnx"
+    if not (onnx.is_file() and _made_of(run, backbone.fingerprint, onnx)):
+        export_backbone(backbone, onnx)
+    store = FeatureStore(config.features.store or run / "features")
+    with context.progress.bar("images", len(rows)) as advance:
+        done = extract_features(
+            table.ids[rows], table.items(rows), backbone, onnx, store, config.features, config.features.engine, advance
+        )
+    if done.failures:
+        name, error = next(iter(done.failures.items()))
+        raise Stage1Error(f"{name}: could be read at the split and cannot now ({error}); restore it, or split again")
+    context.progress.say(
+        f"  {len(rows)} images, {done.images_per_second:.0f} img/s by {done.engine}, {done.waiting_share:.0%} of the time waiting for decode"
+    )
+    write_document(run / "features.json", {
+        "backbone": backbone.name, "pooling": backbone.pooling, "fingerprint": backbone.fingerprint, "licence": backbone.licence,
+        "weights": backbone.weights_name, "dim": backbone.dim, "preprocessing": backbone.preprocessing.to_json(),
+        "backbone_onnx": digest_file(onnx), "engine": done.engine, "key": done.key, "store": config.features.store,
+        "seed": config.seed,
+    }, "features")  # fmt: skip
+    return [onnx, run / "features.json"]
+
+
+def _made_of(run: RunDir, fingerprint: str, onnx: Path) -> bool:
+    path = run / "features.json"
+    if not path.is_file():
+        return False
+    document = read_document(path, "features")
+    return bool(document["fingerprint"] == fingerprint and document["backbone_onnx"] == digest_file(onnx))
+
+
+def train(run: RunDir, context: Context) -> list[Path]:
+    """The head, on cached features of train; epoch and EMA are chosen on val_select."""
+    from stage1.data.table import SampleTable
+    from stage1.training import train_head
+
+    config, document = run.config, read_document(run / "features.json", "features")
+    table = SampleTable.read(run / "samples.parquet")
+    features, labels = zip(*(_features(run, document, table, role) for role in TRAINING_ROLES), strict=True)
+    inputs = run / "checkpoints" / "inputs"
+    digest = (
+        digest_file(run / "features.json")
+        + digest_file(run / "samples.parquet")
+        + str((config.head, config.train, config.seed))
+    )
+    fresh = not inputs.is_file() or inputs.read_text(encoding="utf-8") != digest
+    if fresh:
+        for name in ("checkpoints/last.safetensors", "model_best.pth"):
+            (run / name).unlink(missing_ok=True)
+        write_text(inputs, digest)
+    with context.progress.bar("epochs", config.train.epochs) as advance, context.stop.deferred():
+        result = train_head(
+            features[0], labels[0], features[1], labels[1], config=config.train, head=config.head, n_classes=len(table.classes),
+            seed=config.seed, folder=run.path, stop=context.stop, fresh=fresh,
+            progress=lambda row: advance(1, f"val_select nll {row['select_nll']:.4f}"),
+        )  # fmt: skip
+    kind = "EMA" if result.used_ema else "raw"
+    context.progress.say(
+        f"  best epoch {result.best_epoch} of {result.epochs_run} ({kind} weights): "
+        f"{config.train.select_by} {result.best_metric:.4f} on val_select"
+    )
+    write_document(run / "train.json", {
+        "best_epoch": result.best_epoch, "best_metric": result.best_metric, "select_by": config.train.select_by,
+        "used_ema": result.used_ema, "epochs_run": result.epochs_run, "metrics": dict(result.metrics),
+    }, "train")  # fmt: skip
+    return [run / "model_best.pth", run / "metrics.csv", run / "train.json"]
+
+
+def _features(
+    run: RunDir, document: dict[str, Any], table: SampleTable, role: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    from stage1.features import FeatureStore
+
+    rows = table.rows(role)
+    store = FeatureStore(document["store"] or run / "features")
+    return store.read(table.ids[rows], document["key"]), table.labels[rows]
+
+
+def export(run: RunDir, context: Context) -> list[Path]:
+    """model.onnx, and the parity gate: trained and exported model on the same real images, through the full path."""
+    from stage1.data.table import SampleTable
+    from stage1.inference import Predictor
+    from stage1.model.backbone import load_backbone
+    from stage1.model.export import export_model
+    from stage1.training import load_head
+
+    config, document = run.config, read_document(run / "features.json", "features")
+    table = SampleTable.read(run / "samples.parquet")
+    backbone = load_backbone(config.backbone, config.seed)
+    if backbone.fingerprint != document["fingerprint"]:
+        raise IntegrityError(
+            f"{run / 'features.json'}: made by another backbone than the one loaded now; run `stage1 extract` again"
+        )
+    head = load_head(run / "model_best.pth", config.head, backbone.dim, len(table.classes))
+    export_model(run / "backbone.onnx", head, run / "model.onnx")
+    rows = table.rows("val_select")
+    # Spread over the role: neighbouring rows may be frames of one video.
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), config.export.parity_images)).astype(int))]
+    items = table.items(rows)
+    _, exported, failures = Predictor(run / "model.onnx", backbone.preprocessing, table.classes).logits(items)
+    if failures:
+        raise Stage1Error(
+            f"{table.paths[rows[failures[0][0]]]}: cannot be read any more ({failures[0][1]}); restore it, or split again"
+        )
+    trained = _trained_logits(backbone, head, items)
+    difference = float(np.abs(exported - trained).max())
+    passed = bool(difference <= config.export.parity_tolerance and (exported.argmax(1) == trained.argmax(1)).all())
+    write_document(run / "parity.json", {
+        "images": len(rows), "tolerance": config.export.parity_tolerance, "largest_difference": difference,
+        "same_class": int((exported.argmax(1) == trained.argmax(1)).sum()), "passed": passed,
+        "model": digest_file(run / "model.onnx"), "weights": digest_file(run / "model_best.pth"),
+    }, "parity")  # fmt: skip
+    if not passed:
+        raise IntegrityError(
+            f"{run / 'model.onnx'}: logits differ from the trained model's by up to {difference:.3g} on {len(rows)} images "
+            f"(allowed: {config.export.parity_tolerance:g}); see parity.json"
+        )
+    context.progress.say(
+        f"  parity: largest difference {difference:.2g} on {len(rows)} images (allowed {config.export.parity_tolerance:g})"
+    )
+    return [run / "model.onnx", run / "parity.json"]
+
+
+def _trained_logits(backbone: Any, head: Any, items: list[Any]) -> NDArray[np.float32]:
+    import torch
+
+    from stage1.images import load_tensor
+
+    logits = []
+    with torch.inference_mode():
+        for start in range(0, len(items), 16):
+            batch = np.stack([load_tensor(item(), backbone.preprocessing) for item in items[start : start + 16]])
+            logits.append(head(torch.from_numpy(backbone.features(batch))).numpy())
+    return np.concatenate(logits)
+
+
+def score(run: RunDir, context: Context) -> list[Path]:
+    """Scores of the evaluation roles, from image bytes, by the exported model and the predictor that users run."""
+    from stage1.data.table import SampleTable
+    from stage1.inference import Predictor
+
+    document = read_document(run / "features.json", "features")
+    parity = read_document(run / "parity.json", "parity")
+    if not parity["passed"] or parity["model"] != digest_file(run / "model.onnx"):
+        raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
+    table = SampleTable.read(run / "samples.parquet")
+    predictor = Predictor(run / "model.onnx", Preprocessing.from_json(document["preprocessing"]), table.classes)
+    written: list[Path] = []
+    for role in SCORED_ROLES:
+        rows = table.rows(role)
+        logits = _scored(predictor, table, rows, role, context)
+        scores = Scores(logits=logits, labels=table.labels[rows], groups=table.groups[rows], ids=table.ids[rows])
+        written += write_role(run.path, role, scores)
+    return written
+
+
+def _scored(
+    predictor: Any, table: SampleTable, rows: NDArray[np.int64], role: str, context: Context
+) -> NDArray[np.float32]:
+    answered, logits, failures = predictor.logits(table.items(rows))
+    if failures:
+        place, error = failures[0]
+        raise Stage1Error(
+            f"{table.paths[rows[place]]}: could be read at the split and cannot now ({error}); restore it, or split again"
+        )
+    assert (answered == np.arange(len(rows))).all(), "scores out of order"
+    context.progress.say(f"  {role}: {len(rows)} images")
+    return np.asarray(logits)

@@ -1,0 +1,148 @@
+"""The run directory: its config, its lock, and what each stage has made from what."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stage1 import __version__
+from stage1.config import RunConfig, differences, to_yaml, validated
+from stage1.documents import read_document, write_document
+from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
+from stage1.files import digest_bytes, digest_file, locked, write_text
+
+CONFIG_FILE = "config.yaml"
+STATE_FILE = "stages.json"
+
+
+@dataclass
+class RunDir:
+    """One run directory. `state` says per finished stage: the digest of its inputs and the fingerprint of its outputs."""
+
+    path: Path
+    config: RunConfig
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def save_state(self) -> None:
+        write_document(self / STATE_FILE, {"stage1_version": __version__, "stages": self.state}, "stages")
+
+    def record(self, stage: str, inputs: str, outputs: Iterator[Path], seconds: float) -> None:
+        """Remember that `stage` made `outputs` from inputs with this digest."""
+        self.state[stage] = {
+            "inputs": inputs,
+            "outputs": {str(path.relative_to(self.path)): _stamp(path) for path in sorted(outputs)},
+            "seconds": round(seconds, 3),
+        }
+        self.save_state()
+
+    def forget(self, stage: str) -> None:
+        """Before a stage runs: what it made so far no longer counts, should it be interrupted half-way."""
+        if self.state.pop(stage, None) is not None:
+            self.save_state()
+
+    def is_current(self, stage: str, inputs: str) -> bool:
+        """True where `stage` ran on these inputs and its outputs are as it left them."""
+        entry = self.state.get(stage)
+        return bool(entry) and entry["inputs"] == inputs and all(
+            _unchanged(self / name, stamp) for name, stamp in entry["outputs"].items()
+        )  # fmt: skip
+
+    def digest_of(self, name: str) -> str:
+        """sha256 of a file of this run: from the state where the file is as its stage left it, else read anew."""
+        path = self / name
+        for entry in self.state.values():
+            stamp = entry["outputs"].get(name)
+            if stamp is not None and _same_stat(path, stamp):
+                return str(stamp["sha256"])
+        if not path.is_file():
+            raise MissingError(f"{path}: no such file; run the stages before this one (`stage1 run` does all)")
+        return digest_file(path)
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"sha256": digest_file(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _same_stat(path: Path, stamp: Mapping[str, Any]) -> bool:
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    return bool(stat.st_size == stamp["size"] and stat.st_mtime_ns == stamp["mtime_ns"])
+
+
+def _unchanged(path: Path, stamp: Mapping[str, Any]) -> bool:
+    # The time stamp alone decides nothing: a copied run directory has new ones and the same bytes.
+    return _same_stat(path, stamp) or (path.is_file() and digest_file(path) == stamp["sha256"])
+
+
+def config_digest(config: RunConfig, keys: tuple[str, ...]) -> str:
+    """Digest of the named sections of a config."""
+    values = config.model_dump(mode="json")
+    return digest_bytes(json.dumps({key: values[key] for key in keys}, sort_keys=True).encode())
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_change: bool = False) -> Iterator[RunDir]:
+    """The run directory under its lock; created with `config` where it is new.
+
+    config None: the one stored there. Raises ConfigError where the stored config differs and allow_change is not set,
+    MissingError where there is none to read, Stage1Error where another process holds the lock.
+    """
+    folder = Path(path)
+    if config is None and not (folder / CONFIG_FILE).is_file():
+        raise MissingError(
+            f"{folder}: not a run directory (no {CONFIG_FILE}); `stage1 run --output {folder}` starts one"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; a run directory is needed")
+    with locked(folder):
+        stored = stored_config(folder)
+        if config is None:
+            assert stored is not None
+            config = stored
+        elif stored is not None and (changes := differences(stored, config)):
+            if not allow_change:
+                raise ConfigError(
+                    f"{folder}: made with another config ({'; '.join(changes[:3])}{' ..' if len(changes) > 3 else ''}); "
+                    "use another --output, or --allow-change to redo what depends on it"
+                )
+        if stored != config:
+            write_text(folder / CONFIG_FILE, to_yaml(config))
+        yield RunDir(folder, config, read_state(folder))
+
+
+def stored_config(folder: Path) -> RunConfig | None:
+    """The config of a run directory, or None where there is none. Raises IntegrityError where it cannot be read."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        return validated(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        raise IntegrityError(f"{path}: cannot be used ({' '.join(str(error).split())[:160]}); restore it") from error
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What each stage has made, as stages.json says; empty for a new run directory or another version."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return {}
+    document = read_document(path, "stages")
+    if document["stage1_version"] != __version__:
+        return {}  # another version may compute something else from the same inputs
+    stages = document["stages"]
+    if not isinstance(stages, dict):
+        raise DataError(f"{path}: stages must be a mapping")
+    return stages

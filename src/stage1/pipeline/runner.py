@@ -1,0 +1,207 @@
+"""The one way a run goes: stages in order, each skipped where its inputs are unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stage1.config import RunConfig, load_config
+from stage1.errors import Checkpointed, ConfigError, NotCertifiable, Stage1Error
+from stage1.files import digest_bytes
+from stage1.pipeline.progress import Progress
+from stage1.pipeline.rundir import RunDir, config_digest, opened
+from stage1.policy import Certificate
+
+
+class Stop:
+    """Set by SIGTERM. A stage with checkpoints asks it; between stages the run ends by itself."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.immediate = True
+
+    def __call__(self) -> bool:
+        return self.wanted
+
+    def on_signal(self, number: int, frame: object) -> None:
+        self.wanted = True
+        if self.immediate:
+            raise Checkpointed("stopped by SIGTERM; run the same command to go on")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, SIGTERM only sets `wanted`: the stage writes its checkpoint first."""
+        self.immediate = False
+        try:
+            yield
+        finally:
+            self.immediate = True
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets beside the run directory."""
+
+    progress: Progress
+    stop: Stop
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: which sections of the config and which files it depends on, and the function that does it.
+
+    external: a digest of what it reads outside the run directory. work returns the files it wrote.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    reads: tuple[str, ...]
+    work: Callable[[RunDir, Context], list[Path]]
+    external: Callable[[RunDir], str] | None = None
+
+    def inputs(self, run: RunDir) -> str:
+        """Digest of everything the result depends on. Raises MissingError where an input file is not there yet."""
+        parts = {
+            "config": config_digest(run.config, self.sections),
+            "external": self.external(run) if self.external else "",
+            "files": {name: run.digest_of(name) for name in self.reads},
+        }
+        return digest_bytes(json.dumps(parts, sort_keys=True).encode())
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run ended: its folder, what it certified, its bundle (None where nothing was certified), stages done anew."""
+
+    folder: Path
+    certificate: Certificate | None
+    bundle: Path | None
+    done: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    seconds: float = 0.0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    config: RunConfig | str | os.PathLike[str] | None = None,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    output: str | os.PathLike[str] | None = None,
+    allow_change: bool = False,
+    quiet: bool = True,
+) -> RunResult:
+    """Run every stage, from images to a bundle, in the run directory `output` (default runs/<config name>).
+
+    config: a RunConfig, a YAML file, or None with a recipe. Stages whose inputs are unchanged are skipped.
+    Raises NotCertifiable after the report is written where nothing can be certified; other Stage1Error kinds as they come.
+    Example: run(recipe="demo", output="runs/demo").bundle
+    """
+    if not isinstance(config, RunConfig):
+        config, _ = load_config(config, recipe=recipe, overrides=overrides)
+    with opened(output or Path("runs") / config.name, config, allow_change=allow_change) as directory:
+        return execute(directory, Progress(quiet=quiet))
+
+
+def execute(run: RunDir, progress: Progress, *, force: bool = False) -> RunResult:
+    """All stages of an opened run directory, in order."""
+    from stage1.pipeline.stages import STAGES
+
+    began = time.monotonic()
+    done, skipped = [], []
+    with _terminable() as stop:
+        for stage in STAGES:
+            if stage.name == "bundle" and not _certificate(run).certified:
+                continue
+            (done if _do(stage, run, Context(progress, stop), force) else skipped).append(stage.name)
+    certificate = _certificate(run)
+    if not certificate.certified:
+        leftover = " bundle/ is of an earlier state of this run." if (run / "bundle").exists() else ""
+        raise NotCertifiable(
+            f"{certificate.reason} Needed: {certificate.needed or 'see the reason.'} Report: {run / 'report.html'}.{leftover}"
+        )
+    return RunResult(run.path, certificate, run / "bundle", tuple(done), tuple(skipped), time.monotonic() - began)
+
+
+def execute_one(run: RunDir, name: str, progress: Progress, *, force: bool = False) -> bool:
+    """One stage alone. Returns False where it was skipped as unchanged.
+
+    Raises ConfigError where an earlier stage is out of date under the present config, so that no stage ever works on
+    what another config made.
+    """
+    from stage1.pipeline.stages import STAGES
+
+    position = [stage.name for stage in STAGES].index(name)
+    for stage in STAGES[:position]:
+        if not run.is_current(stage.name, stage.inputs(run)):
+            raise ConfigError(
+                f"{run.path}: stage {stage.name!r} is not done or out of date; run `stage1 {stage.name} {run.path}` (or `stage1 run`) first"
+            )
+    with _terminable() as stop:
+        return _do(STAGES[position], run, Context(progress, stop), force)
+
+
+def outlook(run: RunDir) -> list[dict[str, Any]]:
+    """For --dry-run: per stage its inputs, their digest where known, and whether it would be skipped."""
+    from stage1.pipeline.stages import STAGES
+
+    rows: list[dict[str, Any]] = []
+    stale = False
+    for stage in STAGES:
+        try:
+            digest = None if stale else stage.inputs(run)
+        except Stage1Error:
+            digest = None
+        skip = digest is not None and run.is_current(stage.name, digest)
+        stale = stale or not skip
+        rows.append(
+            {
+                "stage": stage.name,
+                "config": list(stage.sections),
+                "reads": list(stage.reads),
+                "inputs_digest": digest,
+                "skip": skip,
+            }
+        )
+    return rows
+
+
+def _do(stage: Stage, run: RunDir, context: Context, force: bool) -> bool:
+    if context.stop():
+        raise Checkpointed(f"stopped by SIGTERM before {stage.name}; run the same command to go on")
+    inputs = stage.inputs(run)
+    if not force and run.is_current(stage.name, inputs):
+        context.progress.say(f"{stage.name:<10} unchanged")
+        return False
+    run.forget(stage.name)
+    context.progress.say(f"{stage.name:<10} ...")
+    began = time.monotonic()
+    written = stage.work(run, context)
+    run.record(stage.name, inputs, iter(written), time.monotonic() - began)
+    context.progress.say(f"{stage.name:<10} done in {time.monotonic() - began:.1f} s")
+    return True
+
+
+def _certificate(run: RunDir) -> Certificate:
+    return Certificate.load(run / "certificate.json")
+
+
+@contextmanager
+def _terminable() -> Iterator[Stop]:
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals belong to the main thread; a caller in another one stops the run in its own way
+        return
+    before = signal.signal(signal.SIGTERM, stop.on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,53 @@
+"""The table of stages: name, config sections, files read, and the function that does it."""
+
+from __future__ import annotations
+
+from stage1.pipeline.certify_stages import bundle, calibrate, evaluate
+from stage1.pipeline.data_stage import split, source_state
+from stage1.pipeline.model_stages import export, extract, score, train
+from stage1.pipeline.runner import Stage
+
+ROLE_FILES = {
+    role: (f"{role}_logits.pt", f"{role}_labels.pt", f"{role}_ids.json") for role in ("val_select", "val_calib", "val_test")
+}  # fmt: skip
+
+STAGES = (
+    Stage("split", ("data", "split"), (), split, source_state),
+    Stage("extract", ("backbone", "features", "seed"), ("samples.parquet",), extract),
+    Stage("train", ("head", "train", "seed"), ("samples.parquet", "features.json"), train),
+    Stage("export", ("export", "head"), ("model_best.pth", "backbone.onnx", "features.json"), export),
+    Stage("score", (), ("model.onnx", "parity.json", "samples.parquet", "features.json"), score),
+    Stage(
+        "calibrate",
+        ("policy", "risks", "confidence", "allow_one_sided", "assume_iid", "seed"),
+        (*ROLE_FILES["val_select"], *ROLE_FILES["val_calib"], "samples.parquet", "splits.json", "model.onnx"),
+        calibrate,
+    ),
+    Stage(
+        "evaluate",
+        ("evaluation", "name", "seed"),
+        (
+            *ROLE_FILES["val_test"],
+            "thresholds.json",
+            "certificate.json",
+            "samples.parquet",
+            "splits.json",
+            "features.json",
+        ),
+        evaluate,
+    ),
+    Stage(
+        "bundle",
+        ("name",),
+        (
+            "model.onnx",
+            "thresholds.json",
+            "certificate.json",
+            "evaluation.json",
+            "features.json",
+            "samples.parquet",
+            *ROLE_FILES["val_calib"],
+        ),
+        bundle,
+    ),
+)
