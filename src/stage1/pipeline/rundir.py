@@ -112,12 +112,11 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
         if config is None:
             assert stored is not None
             config = stored
-        elif stored is not None and (changes := differences(stored, config)):
-            if not allow_change:
-                raise ConfigError(
-                    f"{folder}: made with another config ({'; '.join(changes[:3])}{' ..' if len(changes) > 3 else ''}); "
-                    "use another --output, or --allow-change to redo what depends on it"
-                )
+        elif stored is not None and not allow_change and (changes := differences(stored, config)):
+            raise ConfigError(
+                f"{folder}: made with another config ({'; '.join(changes[:3])}{' ..' if len(changes) > 3 else ''}); "
+                "use another --output, or --allow-change to redo what depends on it"
+            )
         if stored != config:
             write_text(folder / CONFIG_FILE, to_yaml(config))
         yield RunDir(folder, config, read_state(folder))

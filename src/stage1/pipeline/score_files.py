@@ -74,7 +74,9 @@ def hashed_roles(scores: Scores, shares: tuple[float, float, float], seed: int) 
         units = scores.ids
     else:
         units = np.arange(len(scores)).astype(np.str_)
-    places = np.array([int.from_bytes(hashlib.sha256(f"{seed}|{unit}".encode()).digest()[:8]) / 2**64 for unit in units.tolist()])
+    places = np.array(
+        [int.from_bytes(hashlib.sha256(f"{seed}|{unit}".encode()).digest()[:8]) / 2**64 for unit in units.tolist()]
+    )
     return np.array(_SPLIT_ROLES)[np.searchsorted(np.cumsum(shares)[:2], places, side="right")]
 
 

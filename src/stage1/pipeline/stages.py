@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stage1.pipeline.certify_stages import bundle, calibrate, evaluate
-from stage1.pipeline.data_stage import split, source_state
+from stage1.pipeline.data_stage import source_state, split
 from stage1.pipeline.model_stages import export, extract, score, train
 from stage1.pipeline.runner import Stage
 

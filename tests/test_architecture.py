@@ -1,0 +1,119 @@
+"""The import rule of DESIGN.md, the weight of imports, and the names that must not appear."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "stage1"
+CORE = {"errors", "files", "documents", "scores", "images", "engine", "config"}
+# Each room may import the rooms named; rooms to the left in DESIGN.md's arrow.
+NUMPY = {
+    **dict.fromkeys(CORE, CORE),
+    "risk": CORE,
+    "policy": CORE | {"risk"},
+    "evaluation": CORE | {"risk"},
+}
+NUMPY |= {
+    "bundle": CORE | {"risk", "policy", "evaluation"},
+    "inference": CORE | {"risk", "policy", "evaluation", "bundle"},
+    "report": CORE | {"risk", "policy", "evaluation"},
+}
+TORCH = {
+    "data": CORE | {"evaluation"},
+    "model": CORE | {"evaluation", "data"},
+    "features": CORE | {"evaluation", "data", "model"},
+    "training": CORE | {"evaluation", "data", "model", "features"},
+}
+RULE = {**NUMPY, **TORCH}
+RULE["pipeline"] = set(RULE)
+RULE["cli"] = set(RULE)
+HEAVY = {"torch", "torchvision", "timm", "sklearn", "pandas"}
+LATE = {"matplotlib", "jinja2", "datasets", "onnx"}
+
+
+def modules():
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, *, only_at_import: bool) -> set[str]:
+    """Dotted names imported, without those under `if TYPE_CHECKING`; only_at_import: not those inside functions."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if only_at_import and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path):
+    own = room(path)
+    if own == "__init__":
+        return  # the public API: everything in it is lazy, which test_light_imports shows
+    for name in imports(path, only_at_import=False):
+        parts = name.split(".")
+        if parts[0] == "stage1" and len(parts) > 1 and parts[1] not in ("__version__", own):
+            assert parts[1] in RULE[own], f"{own} may not import {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_numpy_half_and_data_never_import_torch(path):
+    if room(path) in (set(NUMPY) | {"data", "cli", "__init__"}) - {"scores"}:
+        roots = {name.split(".")[0] for name in imports(path, only_at_import=False)}
+        assert not roots & HEAVY, path
+    roots = {name.split(".")[0] for name in imports(path, only_at_import=True)}
+    if room(path) not in TORCH or room(path) == "data":
+        assert not roots & (HEAVY | LATE), path
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["import stage1", "import stage1.cli", "from stage1 import Scores, fit_policy, load_policy, load_bundle, run"],
+)
+def test_light_imports(what):
+    code = f"{what}\nimport sys\nprint([name for name in {sorted(HEAVY | {'matplotlib', 'jinja2'})!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_no_rooms_for_leftovers():
+    names = {part.removesuffix(".py") for path in modules() for part in path.relative_to(SOURCE).parts}
+    assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_no_pickle_and_no_remote_code():
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        for forbidden in (
+            "import pickle",
+            "weights_only=False",
+            "allow_pickle=True",
+            "trust_remote_code=True",
+            "yaml.load(",
+        ):
+            assert forbidden not in text, f"{path}: {forbidden}"
+
+
+def test_every_module_says_what_it_is():
+    for path in modules():
+        if path.name != "__init__.py" or path.read_text(encoding="utf-8").strip():
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

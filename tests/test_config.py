@@ -1,0 +1,107 @@
+"""Config: sources and their order, unknown keys, one-line errors."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from stage1.config import PHASES, differences, known_keys, load_config, phase_recipe, recipes, to_yaml, validated
+from stage1.errors import ConfigError, MissingError
+
+
+def test_later_sources_win_and_say_where_they_came_from(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 1\ntrain: {epochs: 11, batch_size: 8}\n")
+    config, origin = load_config(
+        file,
+        recipe="baseline",
+        overrides=["train.batch_size=16"],
+        environment={"STAGE1_SEED": "2", "STAGE1_TRAIN__PATIENCE": "3", "OTHER": "x"},
+    )
+    assert (config.seed, config.train.epochs, config.train.batch_size, config.train.patience) == (2, 11, 16, 3)
+    assert origin["seed"] == "env STAGE1_SEED"
+    assert origin["train.epochs"] == f"file {file}"
+    assert origin["train.batch_size"] == "command line"
+    assert origin["backbone.name"] == "recipe baseline"
+    assert origin["split.seed"] == "default"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("trian.epochs=3", "did you mean 'train.epochs'"),
+        ("data.tabel=x", "did you mean 'data.table'"),
+        ("risks.fnrr=0.1", "did you mean 'fnr'"),
+        ("epochs=3", "did you mean 'train.epochs'"),
+        ("train.epochs=three", "train.epochs: .*three"),
+        ("train.epochs=0", "train.epochs"),
+        ("confidence=1", "confidence: .*less than 1"),
+        ("risks.fnr=0", "risks.fnr: .*greater than 0"),
+        ("risks.fnr=1", "risks.fnr: .*less than 1"),
+        ("risks.fnr=-0.1", "risks.fnr"),
+        ("risks={}", "at least one risk"),
+        ("split.fractions.train=0.9", "sum to 1.5"),
+        ("policy.name=sofmax", "policy.name"),
+        ("backbone.dtype=float16", "backbone.dtype"),
+        ("train.epochs", "look like a.b=value"),
+        ("seed.x=3", "unknown key"),
+        ("data.table={", "not a valid value"),
+    ],
+)
+def test_bad_values_are_one_line_naming_the_key(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(overrides=[override], environment={})
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_keys_in_files_name_the_nearest(tmp_path):
+    (tmp_path / "run.yaml").write_text("train: {epoch: 3}\n")
+    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key; did you mean 'train.epochs'"):
+        load_config(tmp_path / "run.yaml", environment={})
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just words"])
+def test_files_that_are_no_config(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="run.yaml"):
+        load_config(tmp_path / "run.yaml", environment={})
+
+
+def test_missing_file_and_recipe(tmp_path):
+    with pytest.raises(MissingError, match="no such config file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="did you mean 'baseline'"):
+        load_config(recipe="basline")
+
+
+def test_one_risk_alone_changes_the_target_and_a_mapping_replaces_it():
+    assert load_config(overrides=["risks.fnr=0.1"], environment={})[0].risks == {"fnr": 0.1, "false_exit_rate": 0.05}
+    assert load_config(overrides=["risks.fnr=null"], environment={})[0].risks == {"false_exit_rate": 0.05}
+    replaced = load_config(overrides=["risks={miss_rate: 0.1, false_exit_rate: 0.2}"], environment={})[0]
+    assert replaced.risks == {"miss_rate": 0.1, "false_exit_rate": 0.2}
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_is_valid_and_round_trips(name):
+    config, _ = load_config(recipe=name, environment={})
+    assert validated(yaml.safe_load(to_yaml(config))) == config
+    assert differences(config, config) == []
+
+
+def test_phases_without_a_recipe_say_so():
+    assert phase_recipe(1) == "baseline"
+    for phase in PHASES:
+        if PHASES[phase] not in recipes():
+            with pytest.raises(ConfigError, match="not built yet"):
+                phase_recipe(phase)
+    with pytest.raises(ConfigError, match="0 to 6"):
+        phase_recipe(7)
+
+
+def test_known_keys_reach_into_sections():
+    assert {"risks", "train.ema_decay", "data.roadscenes.videos", "split.fractions.val_calib"} <= set(known_keys())
+
+
+def test_differences_name_key_and_values():
+    old, new = load_config(environment={})[0], load_config(overrides=["seed=4"], environment={})[0]
+    assert differences(old, new) == ["seed: 0 -> 4"]

@@ -1,0 +1,143 @@
+"""Scores: validation, files, tensors of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest import approx
+from scipy import special
+
+from stage1.errors import DataError, IntegrityError, MissingError
+from stage1.scores import Scores, from_probabilities, read_role, read_scores, write_role, write_scores
+
+
+def example(k=2):
+    rng = np.random.default_rng(0)
+    return Scores(
+        logits=rng.normal(size=(7, k)),
+        labels=rng.integers(0, k, 7),
+        gate=rng.normal(size=7),
+        groups=list("aabbccd"),
+        ids=[f"id{row}" for row in range(7)],
+    )
+
+
+def same(a: Scores, b: Scores) -> bool:
+    return all(
+        (getattr(a, name) is None and getattr(b, name) is None) or np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("logits", "labels", "gate", "groups", "ids")
+    )
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"logits": [[0.0, np.nan]]}, "logits: row 0"),
+        ({"logits": [[0.0, np.inf]]}, "logits: row 0"),
+        ({"logits": [0.0, 1.0]}, "logits: 1 dimension"),
+        ({"logits": [[0.0]]}, "1 column"),
+        ({"logits": [["a", "b"]]}, "not numbers"),
+        ({"logits": np.zeros((2, 2)), "labels": [0]}, "labels: 1 values for 2 rows"),
+        ({"logits": np.zeros((2, 2)), "labels": [0, 2]}, "labels: row 1 is 2, outside 0..1"),
+        ({"logits": np.zeros((2, 2)), "labels": [0, -1]}, "labels: row 1 is -1"),
+        ({"logits": np.zeros((2, 2)), "labels": [0.5, 1]}, "whole numbers"),
+        ({"logits": np.zeros((2, 2)), "labels": ["none", "roadwork"]}, "whole numbers"),
+        ({"logits": np.zeros((2, 2)), "ids": ["a", "a"]}, "'a' occurs 2 times"),
+        ({"logits": np.zeros((2, 2)), "groups": ["a"]}, "groups: 1 values"),
+        ({"logits": np.zeros((2, 2)), "gate": [0.0, np.nan]}, "gate: row 1"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(DataError, match=message):
+        Scores(**fields)
+
+
+def test_margin_and_probabilities():
+    scores = example()
+    assert scores.margin == approx(scores.logits[:, 1] - scores.logits[:, 0])
+    assert scores.probabilities == approx(special.softmax(scores.logits, axis=1))
+    with pytest.raises(DataError, match="3 classes"):
+        _ = example(3).margin
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=50))
+def test_binary_probabilities_keep_their_order_and_ties(values):
+    p = np.array(values)
+    margin = from_probabilities(p).margin
+    assert np.isfinite(margin).all()
+    for i in range(len(p) - 1):
+        if p[i] == p[i + 1]:
+            assert margin[i] == margin[i + 1]
+        elif 1 - p[i] != 1 - p[i + 1]:  # floats this close to 0 have the same complement
+            assert (margin[i] < margin[i + 1]) == (p[i] < p[i + 1])
+
+
+@pytest.mark.parametrize("values", [[1.2], [-0.1], [np.nan], [[0.5, 0.6]], [[[0.5]]]])
+def test_probabilities_that_are_none(values):
+    with pytest.raises(DataError, match="probabilities"):
+        from_probabilities(values)
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet", "csv"])
+@pytest.mark.parametrize("k", [2, 3])
+def test_files_round_trip(tmp_path, ending, k):
+    path = tmp_path / f"scores.{ending}"
+    roles = ["val_select"] * 3 + ["val_calib"] * 4
+    write_scores(path, example(k), roles)
+    scores, back = read_scores(path)
+    assert same(scores, example(k))
+    assert back.tolist() == roles
+
+
+def test_probability_columns_are_read_only_where_said(tmp_path):
+    (tmp_path / "p.csv").write_text("label,prob_0,prob_1\n0,0.9,0.1\n1,0.2,0.8\n")
+    scores, roles = read_scores(tmp_path / "p.csv", values="probabilities")
+    assert roles is None
+    assert scores.probabilities[:, 1] == approx([0.1, 0.8])
+    with pytest.raises(DataError, match="no logits found"):
+        read_scores(tmp_path / "p.csv")
+
+
+def test_foreign_names_and_one_column(tmp_path):
+    np.savez(tmp_path / "x.npz", prob=np.array([0.1, 1.0, 1.0]), truth=np.array([0, 1, 1]))
+    scores, _ = read_scores(tmp_path / "x.npz", values="probabilities", columns={"scores": "prob", "label": "truth"})
+    assert scores.labels.tolist() == [0, 1, 1]
+    assert scores.margin[1] == scores.margin[2] > 100
+    with pytest.raises(DataError, match="no column 'lable'"):
+        read_scores(tmp_path / "x.npz", values="probabilities", columns={"scores": "prob", "label": "lable"})
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.csv", "label,logit_0,logit_1\n0,1,nan\n", "NaN|empty|logits"),
+        ("b.csv", "label,logit_0,logit_1\n0,1,\n", "empty cells"),
+        ("c.csv", "label,logit_0,logit_1,role\n0,1,2,tset\n", "role 'tset'"),
+        ("d.txt", "x", "unknown ending"),
+        ("e.npz", "x", "cannot be read as .npz"),
+        ("f.parquet", "x", "cannot be read as .parquet"),
+        ("g.csv", "", "cannot be read as .csv"),
+        ("h.csv", "id,label,logit_0,logit_1\na,0,1,2\na,0,1,2\n", "occurs 2 times"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_scores(tmp_path / name)
+    assert name in str(caught.value)
+    with pytest.raises(MissingError):
+        read_scores(tmp_path / "nothing.csv")
+
+
+def test_tensors_of_a_run_round_trip(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    write_role(tmp_path, "val_calib", example())
+    assert same(read_role(tmp_path, "val_calib"), example())
+    assert torch.load(tmp_path / "val_calib_logits.pt", weights_only=True).shape == (7, 2)
+    with pytest.raises(MissingError, match="val_test"):
+        read_role(tmp_path, "val_test")
+    (tmp_path / "val_calib_logits.pt").write_bytes(b"broken")
+    with pytest.raises(IntegrityError, match="val_calib_logits.pt"):
+        read_role(tmp_path, "val_calib")
