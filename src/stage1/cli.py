@@ -173,12 +173,10 @@ def split(
             f"{run}: has a config already; change it with overrides a.b=value, or use another run directory"
         )
     _stage("split", run, overrides, force, quiet, as_json)
-    from stage1.documents import read_document
-    from stage1.pipeline.data_stage import split_lines
+    if not as_json:
+        from stage1.pipeline.data_stage import split_report
 
-    config = stored_config(run)
-    if not as_json and config is not None:
-        typer.echo("\n".join(split_lines(read_document(run / "splits.json", "splits"), config)))
+        typer.echo("\n".join(split_report(run)))
 
 
 @app.command(rich_help_panel=STAGES)

@@ -136,11 +136,19 @@ def _write_report(
         for item in evaluation["worst"]
     ]  # fmt: skip
     split = read_document(run / "splits.json", "splits")
-    split["roles"]["val_calib"]["can_certify"] = "; ".join(
-        f"{name}: {text}" for name, text in can_certify(split, run.config).items()
-    )
-    # The mapping of thousands of groups to roles is for the machine.
-    shown = {key: value for key, value in split.items() if key != "groups"}
+    certifiable = "; ".join(f"{name}: {text}" for name, text in can_certify(table, run.config).items())
+    shown = {
+        "roles": {
+            role: {
+                "counts": counts,
+                "n_groups": split["group_counts"][role],
+                "can_certify": certifiable if role == "val_calib" else None,
+            }
+            for role, counts in split["counts"].items()
+        },
+        # The mapping of thousands of groups to roles is for the machine.
+        **{key: split[key] for key in ("method", "seed", "fractions", "near_duplicates", "leakage")},
+    }
     features = read_document(run / "features.json", "features")
     config = run.config
     facts = {

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stage1.config import DataConfig, RunConfig
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError
-from stage1.pipeline.rundir import RunDir
+from stage1.pipeline.rundir import RunDir, stored_config
+from stage1.policy.units import choose_unit, one_per_group
 from stage1.risk.planning import SIDES, shared_delta
 from stage1.risk.testing import max_errors, minimum_samples
+from stage1.scores import Scores
 
 if TYPE_CHECKING:
+    from stage1.data.table import SampleTable
     from stage1.pipeline.runner import Context
 
 
@@ -27,30 +32,26 @@ def source_state(run: RunDir) -> str:
 
 def split(run: RunDir, context: Context) -> list[Path]:
     """Read, check and split the sources. Writes quarantine.csv even where too much had to be quarantined."""
-    from stage1.data.sources import QuarantineError, read_source, write_quarantine
+    from stage1.data.quarantine import QuarantineError, write_quarantine
+    from stage1.data.sources import read_source
     from stage1.data.splits import split_table
 
     config = run.config
-    source = _with_generated_images(run, context) if config.data.source == "roadscenes" else config.data
-    if source.table is None and not source.role_tables:
+    if config.data.source == "roadscenes":
+        config = config.model_copy(update={"data": _with_generated_images(run, context)})
+    elif config.data.table is None and not config.data.role_tables:
         raise ConfigError("data.table: not set; name a table, a folder of class folders, or a saved data set")
-    previous = _previous_roles(run)
     quarantine_file = run / "quarantine.csv"
     try:
-        ingest = read_source(source)
+        ingest = read_source(config.data)
     except QuarantineError as error:
         write_quarantine(quarantine_file, error.quarantine)
         raise
-    result = split_table(
-        ingest,
-        config.split,
-        previous,
-        near_duplicate_distance=source.near_duplicate_distance if source.near_duplicates else None,
-    )
+    result = split_table(ingest, config, _previous(run))
     write_quarantine(quarantine_file, [*ingest.quarantine, *result.quarantine])
     result.table.write(run / "samples.parquet")
     write_document(run / "splits.json", result.document, "splits")
-    for line in split_lines(result.document, config):
+    for line in split_lines(result.document, result.table, config):
         context.progress.say(f"  {line}")
     return [run / "samples.parquet", run / "splits.json", quarantine_file]
 
@@ -68,56 +69,73 @@ def _with_generated_images(run: RunDir, context: Context) -> DataConfig:
     )
 
 
-def _previous_roles(run: RunDir) -> dict[str, str] | None:
-    """Roles of the groups of an earlier split of this run directory: old groups stay where they are."""
+def _previous(run: RunDir) -> dict[str, Any] | None:
+    """The earlier split of this run directory, by the same method: its groups stay where they are."""
     path = run / "splits.json"
     if not path.is_file():
         return None
-    document = read_document(path, "splits")
-    same = document["method"] == run.config.split.method and document["seed"] == run.config.split.seed
-    same = same and document["fractions"] == run.config.split.fractions.model_dump()
-    return dict(document["groups"]) if same else None
+    document, config = read_document(path, "splits"), run.config.split
+    same = (document["method"], document["seed"], document["fractions"]) == (
+        config.method,
+        config.seed,
+        config.fractions.model_dump(),
+    )
+    return document if same else None
 
 
-def split_lines(document: Mapping[str, Any], config: RunConfig) -> list[str]:
+def split_lines(document: Mapping[str, Any], table: SampleTable, config: RunConfig) -> list[str]:
     """The table that `stage1 split` prints: role x class counts, groups, and what val_calib can certify."""
     classes = document["classes"]
     lines = [f"{'role':<11}" + "".join(f"{name:>12}" for name in classes) + f"{'groups':>10}"]
-    for role, row in document["roles"].items():
+    for role, counts in document["counts"].items():
         lines.append(
-            f"{role:<11}" + "".join(f"{row['counts'].get(name, 0):>12}" for name in classes) + f"{row['n_groups']:>10}"
+            f"{role:<11}" + "".join(f"{counts[name]:>12}" for name in classes) + f"{document['group_counts'][role]:>10}"
         )
-    lines += [f"{name}: {text}" for name, text in can_certify(document, config).items()]
-    return lines
+    if document["leakage"]:
+        lines.append(
+            f"WARNING {document['leaks']} pairs of images stand in two roles (allowed): nothing can be certified"
+        )
+    return lines + [f"{name}: {text}" for name, text in can_certify(table, config).items()]
 
 
-def can_certify(document: Mapping[str, Any], config: RunConfig) -> dict[str, str]:
+def split_report(folder: Path) -> list[str]:
+    """split_lines of a run directory that has been split."""
+    from stage1.data.table import SampleTable
+
+    config = stored_config(folder)
+    assert config is not None, "a run directory that was just split has a config"
+    return split_lines(
+        read_document(folder / "splits.json", "splits"), SampleTable.read(folder / "samples.parquet"), config
+    )
+
+
+def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
     """Per risk of the target: what the units of val_calib can certify at best; a shortfall is said as arithmetic.
 
-    The unit is the image, or the group where groups repeat and assume_iid is not set. A ratio among exits is counted as if
-    every unit of the class exited: the most that can be hoped for.
+    The units are the ones that `calibrate` will count: images, or one image of each group where groups repeat and
+    assume_iid is not set. A ratio among exits is counted as if every unit of the class exited: the most to be hoped for.
     """
-    if len(document["classes"]) != 2:
+    if len(table.classes) != 2:
         return {}
-    row = document["roles"]["val_calib"]
-    grouped = sum(row["counts"].values()) > row["n_groups"] and not config.assume_iid
-    counts = row["group_counts"] if grouped else row["counts"]
-    unit = "group" if grouped else "image"
+    calib = table.take(table.rows("val_calib"))
+    scores = Scores(logits=np.zeros((len(calib), 2)), labels=calib.labels, groups=calib.groups, ids=calib.ids)
+    unit = choose_unit(scores, "auto", config.assume_iid)
+    labels = scores.known_labels[one_per_group(scores, config.seed)] if unit == "group" else scores.known_labels
     delta = shared_delta(config.confidence, len(config.risks))
     lines = {}
     for name, target in config.risks.items():
         if name not in SIDES:
             continue
         side, only_exits = SIDES[name]
-        class_name = document["classes"][1 if side == "positive" else 0]
-        n, needed = int(counts.get(class_name, 0)), minimum_samples(target, delta)
-        units = f"{n} {class_name} {unit}s in val_calib"
+        index = 1 if side == "positive" else 0
+        n, needed = int((labels == index).sum()), minimum_samples(target, delta)
+        units = f"{n} {table.classes[index]} {unit}s in val_calib"
         if n < needed:
             lines[name] = (
                 f"WARNING {units} cannot certify <= {target:g} ({needed} needed with 0 errors, {needed - n} short)"
             )
         else:
-            exits = " if all exit" if only_exits else ""
+            exits = " if all of them exit" if only_exits else ""
             lines[name] = (
                 f"{units} certify <= {target:g} with up to {max_errors(n, target, delta)} errors{exits} ({needed} needed with 0)"
             )

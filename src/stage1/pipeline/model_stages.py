@@ -44,7 +44,9 @@ def extract(run: RunDir, context: Context) -> list[Path]:
 
         def report(state: Any) -> None:
             nonlocal seen
-            advance(state.done - seen, f"{state.images_per_second:.0f} img/s, {state.waiting_share:.0%} waiting for decode")
+            advance(
+                state.done - seen, f"{state.images_per_second:.0f} img/s, {state.waiting_share:.0%} waiting for decode"
+            )
             seen = state.done
 
         done = extract_features(

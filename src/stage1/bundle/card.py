@@ -1,0 +1,297 @@
+"""The model card of a bundle: README.md, every number of it taken from the documents of the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from stage1.policy import Certificate
+
+# Licences that the hub knows by name; any other is "other" with its own name beside.
+_HUB_LICENCES = (
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0",
+    "gpl-3.0", "mpl-2.0", "unlicense", "openrail",
+)  # fmt: skip
+_METRICS = {
+    "accuracy": "accuracy", "mcc": "Matthews correlation", "auroc_f": "AUROC of right against wrong", "aurc": "AURC",
+    "e_aurc": "excess AURC", "augrc": "AUGRC", "e_augrc": "excess AUGRC",
+    "nll": "negative log-likelihood", "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+}  # fmt: skip
+
+
+def model_card(manifest: Mapping[str, Any], certificate: Certificate, evaluation: Mapping[str, Any] | None) -> str:
+    """README.md: the YAML header of the hub, then guarantee, intended use, data, evaluation, how to verify, limits.
+
+    manifest: bundle.json, complete up to `files` and `digest` (which cannot stand in a file that they cover).
+    evaluation: the evaluation document of val_test, or None: the card then says that there was none.
+    """
+    sections = (
+        f"# {_line(manifest['name'])}",
+        _summary(manifest, certificate),
+        "## Guarantee", _guarantee(certificate, manifest),
+        "## Intended use", _intended_use(manifest, certificate),
+        "## Data", _data(manifest["data"]),
+        "## Evaluation", _evaluation(evaluation),
+        "## How to verify", _how_to_verify(),
+        "## Limits", _limits(manifest, certificate),
+    )  # fmt: skip
+    return f"---\n{_header(manifest, evaluation)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _header(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    backbone = manifest["backbone"]
+    licence = backbone["licence"].lower()
+    header: dict[str, Any] = {"license": licence if licence in _HUB_LICENCES else "other"}
+    if licence not in _HUB_LICENCES:
+        header["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence).strip("-")
+        header["license_link"] = "LICENSES"
+    header |= {
+        "library_name": "stage1-pro",
+        "pipeline_tag": "image-classification",
+        "tags": [
+            "selective-classification",
+            "cascade",
+            "onnx",
+            "certified" if manifest["certified"] else "not-certified",
+        ],
+    }
+    if backbone["base_model"]:
+        header["base_model"] = _line(backbone["base_model"])
+    if source := manifest["data"].get("source"):
+        header["datasets"] = [_line(source)]
+    if evaluation is not None:
+        header["metrics"] = sorted(name for name, value in evaluation["metrics"].items() if value["value"] is not None)
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+
+
+def _summary(manifest: Mapping[str, Any], certificate: Certificate) -> str:
+    head = "**Certified.**" if certificate.certified else "**Not certified: every image defers.**"
+    classes = ", ".join(f"`{_line(name)}`" for name in manifest["classes"])
+    backbone = manifest["backbone"]
+    return (
+        f"{head} {_line(certificate.statement)}\n\n"
+        "The first stage of an image classifier in two or more stages: it answers (`exit`) or passes the image on "
+        "(`defer`).\n\n"
+        + _bullets(
+            {
+                "classes": classes
+                + (f", positive: `{_line(manifest['positive_class'])}`" if manifest["positive_class"] else ""),
+                "backbone": f"{_line(backbone['name'])} (licence: {_line(backbone['licence'])}, texts in `LICENSES/`)",
+                "policy": f"{manifest['policy']} (`{manifest['policy_file']}`)",
+                "input": _input(manifest["preprocessing"]),
+                "made by": f"stage1-pro {manifest['stage1_version']}, config {manifest['created_from']['config'][:12]}",
+                "model": f"sha256 `{manifest['created_from']['model']}`",
+            }
+        )
+    )
+
+
+def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
+    rows = [
+        [f"`{name}`", f"<= {risk.target:g}", _number(risk.observed),
+         "0 (never answered)" if risk.by_construction else f"{risk.bound:.6g}",
+         str(risk.errors), str(risk.n), f"{risk.delta:.6g}", str(risk.needed)]
+        for name, risk in certificate.risks.items()
+    ]  # fmt: skip
+    coverage = certificate.coverage
+    units = "images" if certificate.unit == "image" else "groups (one image of each, drawn by hash)"
+    facts = {
+        "confidence": f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together",
+        "method": certificate.method,
+        "unit": f"{certificate.n_units} {units}, of {certificate.n_images} calibration images",
+        "exits": f"{coverage.exits} of {coverage.n} calibration {certificate.unit}s ({_percent(coverage.value)}); "
+        + ", ".join(f"{_line(name)} {item.exits} of {item.n}" for name, item in certificate.per_class.items()),
+        "calibration ids": f"sha256 `{certificate.calib_digest}`",
+    }
+    parts = [
+        f"> {_line(certificate.statement)}",
+        _table(
+            ["risk", "target", "observed", "exact upper bound", "errors", "n", "delta", "n needed with 0 errors"], rows
+        ),
+        _bullets(facts),
+    ]
+    if not certificate.certified:
+        parts.append(
+            _bullets(
+                {
+                    "why not": _line(certificate.reason or ""),
+                    "needed": _line(certificate.needed or "nothing more can be said"),
+                }
+            )
+        )
+    parts += [
+        "It rests on these assumptions:\n\n" + _list(certificate.assumptions),
+        "It is void if:\n\n" + _list(certificate.void_if),
+        "The guarantee is about the images that the model will see as a whole, and its confidence is over the draw of the "
+        "calibration images; it says nothing about a single image.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _intended_use(manifest: Mapping[str, Any], certificate: Certificate) -> str:
+    kinds = " or ".join(f"`{_line(name)}`" for name in manifest["classes"])
+    return (
+        f"Telling {kinds} in images of the kind described under Data, as the first stage of a cascade: images that exit "
+        "are answered here, images that defer belong to the next stage or to a person."
+        + (
+            ""
+            if certificate.certified
+            else " As nothing is certified, every image defers; the label is a suggestion, not an answer."
+        )
+        + "\n\n```\nstage1 predict . photos/ --json\n```\n\n"
+        '```python\nfrom stage1 import load_bundle\n\nfor row in load_bundle(".").predict(["photo.jpg"]):\n'
+        "    print(row.path, row.decision, row.label, row.probability)\n```"
+    )
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    lines = {
+        str(name): _line(value) for name, value in data.items() if name != "roles" and not isinstance(value, Mapping)
+    }
+    parts = [_bullets(lines)] if lines else []
+    for name, mapping in data.items():
+        if not isinstance(mapping, Mapping) or not mapping:
+            continue
+        inner = [value for value in mapping.values() if isinstance(value, Mapping)]
+        if len(inner) == len(mapping):
+            columns = list(dict.fromkeys(column for value in inner for column in value))
+            rows = [
+                [_line(key), *(_line(value.get(column, "")) for column in columns)] for key, value in mapping.items()
+            ]
+            parts.append(_table([name.removesuffix("s"), *map(_line, columns)], rows))
+        else:
+            parts.append(f"{_line(name)}:\n\n" + _bullets({str(key): _line(value) for key, value in mapping.items()}))
+    parts.append(
+        "`calibration.parquet` holds, for every calibration image, the sha256 of its file, its group, its label and its "
+        "logits, and no picture. Group names are kept as they were given, because they decide which image of a group is "
+        "counted: if they say something private (a person, a plate, a place), give neutral names to the groups before you "
+        "publish a bundle."
+    )
+    return "\n\n".join(parts)
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return (
+            "No held-out evaluation was made. The guarantee above does not need one; "
+            "everything else about quality is unknown."
+        )
+    grouped = evaluation["unit"] == "group"
+    level = f"{_percent(evaluation['level'])} interval"
+    text = (
+        f"On {evaluation['n']} images of `{evaluation['role']}`"
+        + (f" in {evaluation['n_groups']} groups" if grouped else "")
+        + ", not used for training, selection or the certificate. "
+    )
+    if grouped:
+        text += f"Intervals: bootstrap over groups ({evaluation['resamples']} resamples)."
+    else:
+        text += (
+            f"Intervals: bootstrap ({evaluation['resamples']} resamples) for the metrics, exact (Clopper and Pearson) "
+            "for the risks and coverage."
+        )
+    metrics = [
+        [_METRICS.get(name, name), _number(value["value"]), _interval(value)]
+        for name, value in evaluation["metrics"].items()
+        if name != "coverage" and value["value"] is not None
+    ]
+    risks = [
+        [f"`{name}`", _number(risk["observed"]), _interval(risk, grouped), f"{risk['errors']} of {risk['n']}",
+         "" if risk["target"] is None else f"<= {risk['target']:g}"]
+        for name, risk in evaluation["risks"].items()
+    ]  # fmt: skip
+    shares = {"all images": evaluation["coverage"]["overall"], **evaluation["coverage"]["per_class"]}
+    coverage = [
+        [_line(name), _number(share["value"]), _interval(share, grouped), f"{share['exits']} of {share['n']}"]
+        for name, share in shares.items()
+    ]
+    confusion = evaluation["exit_confusion"]
+    counts = [[_line(name), *map(str, row)] for name, row in zip(confusion["rows"], confusion["counts"], strict=True)]
+    return "\n\n".join(
+        [
+            text,
+            _table(["metric", "value", level], metrics),
+            _table(["risk", "observed", level, "errors", "target"], risks),
+            _table(["coverage", "value", level, "exits"], coverage),
+            _table(["true class", *map(_line, confusion["columns"])], counts),
+        ]
+    )
+
+
+def _how_to_verify() -> str:
+    return (
+        "```\nstage1 verify .               # every byte is as it was written, the documents agree\n"
+        "stage1 verify . --recompute   # and the certificate follows from calibration.parquet\n```\n\n"
+        "The identity of this bundle is the field `digest` of `bundle.json`; `verify` prints it. Compare it with the digest "
+        "that the maker of the bundle published: a folder that was rewritten as a whole verifies too, under another digest."
+    )
+
+
+def _limits(manifest: Mapping[str, Any], certificate: Certificate) -> str:
+    limits = [
+        "The labels of the calibration images are taken as the truth; the guarantee is about agreement with them.",
+        "Images from another kind of source than the calibration images are outside the guarantee; nothing detects them.",
+        "A broken or unreadable image is reported and never answered.",
+        "A quantised, fused or otherwise re-exported model is another model and needs its own certificate.",
+    ]
+    if certificate.assume_iid:
+        limits.insert(
+            0,
+            "Images of one group were treated as independent (assume_iid); where they are not, the bound is too small.",
+        )
+    if certificate.attempt > 1:
+        limits.insert(0, f"The calibration images were used for {certificate.attempt} targets, this one included.")
+    if len(manifest["classes"]) == 2 and certificate.certified and len(certificate.risks) == 1:
+        limits.insert(0, f"Only `{next(iter(certificate.risks))}` is bounded; the other side never exits.")
+    return _list(limits)
+
+
+# ---- markdown ----------------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def _bullets(values: Mapping[str, str]) -> str:
+    return "\n".join(f"- {_line(name)}: {value}" for name, value in values.items())
+
+
+def _list(values: Sequence[str]) -> str:
+    return "\n".join(f"- {_line(value)}" for value in values)
+
+
+def _line(value: Any) -> str:
+    """One line of text: a name with a line break in it must not open a heading of its own."""
+    return " ".join(str(part) for part in _flat(value))
+
+
+def _flat(value: Any) -> Iterator[str]:
+    if isinstance(value, (list, tuple)):
+        yield ", ".join(_line(item) for item in value)
+    else:
+        yield from str(value).split()
+
+
+def _input(preprocessing: Mapping[str, Any]) -> str:
+    return "{size} x {size} px, {fit}, {interpolation}; at most {max_pixels} pixels a file".format(**preprocessing)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def _interval(value: Mapping[str, Any], grouped: bool = False) -> str:
+    low, high = (value["group_low"], value["group_high"]) if grouped else (value["low"], value["high"])
+    return "undefined" if low is None or high is None else f"{low:.4g} to {high:.4g}"

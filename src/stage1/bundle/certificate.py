@@ -1,0 +1,77 @@
+"""Making the certificate of a bundle again, from the scores that travel in it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stage1.bundle.manifest import CERTIFICATE, read_calibration, read_manifest
+from stage1.errors import Stage1Error
+from stage1.policy import fit_policy, load_policy
+
+# Binomial tails differ in the last digits between versions of scipy; a threshold is a score that was read, and exact.
+_RELATIVE = 1e-9
+# Wording may improve from version to version; the numbers may not change.
+_WORDS = ("statement", "method", "assumptions", "void_if", "reason", "needed")
+
+
+def recompute(folder: str | os.PathLike[str]) -> list[str]:
+    """Fit the policy anew on calibration.parquet and compare thresholds and certificate value by value.
+
+    Target, confidence, unit, flags and seed are those that the certificate states. Texts are compared only where the
+    same version of stage1 wrote them.
+    Returns one line per difference (file, field, what it says, what comes out); none: the certificate follows from the
+    data. Raises Stage1Error kinds where the bundle cannot be read; whether its bytes are the original ones is for
+    `verify_bundle` to say.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    policy_file = manifest["policy_file"]
+    policy = load_policy(folder / policy_file)
+    stated = policy.certificate
+    if stated is None:
+        return [f"{CERTIFICATE}: missing; restore the bundle"]
+    calibration = read_calibration(folder)
+    try:
+        again = fit_policy(
+            stated.policy,
+            calib=calibration,
+            risks={name: risk.target for name, risk in stated.risks.items()},
+            confidence=stated.confidence,
+            unit=stated.unit,
+            assume_iid=stated.assume_iid,
+            allow_one_sided=True,  # whether one side may stay open was settled by the run; the sentence names the risks
+            classes=stated.classes,
+            seed=stated.seed,
+            attempt=stated.attempt,
+            # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
+            uncertified_because=stated.reason if not stated.certified and stated.needed is None else None,
+        )
+    except Stage1Error as error:
+        return [f"{CERTIFICATE}: cannot be made again from the calibration data ({error})"]
+    if again.certificate is None:
+        return [f"{CERTIFICATE}: the policy {stated.policy!r} gave none"]
+    before, after = stated.to_document(), again.certificate.to_document()
+    if manifest["stage1_version"] != metadata.version("stage1-pro"):
+        before, after = (
+            {name: value for name, value in document.items() if name not in _WORDS} for document in (before, after)
+        )
+    return [
+        *(f"{policy_file}: {line}" for line in _differences(policy.to_document(), again.to_document())),
+        *(f"{CERTIFICATE}: {line}" for line in _differences(before, after)),
+    ]
+
+
+def _differences(stated: Any, again: Any, where: str = "") -> Iterator[str]:
+    if isinstance(stated, dict) and isinstance(again, dict):
+        for name in [*stated, *(name for name in again if name not in stated)]:
+            yield from _differences(stated.get(name), again.get(name), f"{where}.{name}" if where else name)
+    elif isinstance(stated, float) and isinstance(again, float):
+        if not math.isclose(stated, again, rel_tol=_RELATIVE, abs_tol=1e-300):
+            yield f"{where} is {stated!r}, recomputed {again!r}; do not rely on this bundle"
+    elif stated != again:
+        yield f"{where} is {stated!r}, recomputed {again!r}; do not rely on this bundle"

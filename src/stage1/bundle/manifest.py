@@ -1,0 +1,215 @@
+"""bundle.json: what a bundle holds, the digest of every byte of it, and the check that it is still so."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stage1.documents import read_document
+from stage1.errors import IntegrityError, MissingError, Stage1Error
+from stage1.files import digest_bytes, digest_file
+from stage1.images import Preprocessing
+from stage1.policy import POLICY_FILES, load_policy
+from stage1.policy.fit import calibration_digest
+from stage1.scores import Scores, read_scores
+
+MANIFEST = "bundle.json"
+MODEL = "model.onnx"
+CERTIFICATE = "certificate.json"
+CALIBRATION = "calibration.parquet"
+CARD = "README.md"
+LICENCES = "LICENSES"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify_bundle` found.
+
+    digest: the identity of the bundle, None where bundle.json cannot be trusted. files: how many files were digested.
+    problems: one line each, the file first; empty means that every byte is as it was written.
+    """
+
+    folder: Path
+    digest: str | None
+    files: int
+    problems: tuple[str, ...]
+    recomputed: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def require(self) -> None:
+        """Raises IntegrityError (one line: the first problem, and how many more there are) unless `ok`."""
+        if self.problems:
+            more = (
+                f" (and {len(self.problems) - 1} more: `stage1 verify {self.folder}`)" if len(self.problems) > 1 else ""
+            )
+            raise IntegrityError(f"{self.folder}: {self.problems[0]}{more}")
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with its `digest` field, in last place: sha256 of all the other fields, as they are written."""
+    content = {name: value for name, value in document.items() if name != "digest"}
+    return {**content, "digest": digest_bytes(_written(content))}
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """bundle.json, checked against its schema and against its own digest.
+
+    The file must be byte for byte what `write_bundle` writes for its content: a changed value breaks the digest, and a
+    change that JSON does not see (white space, escapes, order or repetition of keys) breaks the equality of the bytes.
+    Raises MissingError (no such folder, or not a bundle), IntegrityError (damaged, edited, or a newer schema_version).
+    """
+    path = Path(folder) / MANIFEST
+    if not path.parent.is_dir():
+        raise MissingError(f"{folder}: no such bundle folder; give the folder that `stage1 bundle` wrote")
+    if not path.is_file():
+        raise MissingError(f"{folder}: not a bundle (it has no {MANIFEST}); give the folder that `stage1 bundle` wrote")
+    document = read_document(path, "bundle")
+    if path.read_bytes() != _written(sealed(document)):
+        raise IntegrityError(f"{path}: was changed after it was written (its digest does not fit); restore the bundle")
+    return document
+
+
+def _written(document: Mapping[str, Any]) -> bytes:
+    # The form of `documents.write_document`; packing verifies what it wrote, so the two cannot drift apart unseen.
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+# ---- verification ------------------------------------------------------------------------------------------------
+
+
+def verify_bundle(folder: str | os.PathLike[str], *, recompute: bool = False) -> VerifyReport:
+    """Check that a bundle is byte for byte what was written, and that its documents agree with each other.
+
+    Finds changed, missing, extra and renamed files, empty folders, links, a second policy file, and any change of
+    bundle.json itself. With `recompute` the certificate is made again from calibration.parquet and compared.
+    It writes nothing. Raises MissingError where there is no such folder; all else is in the report.
+
+    A digest proves that nothing changed by accident or in ignorance. Who rewrites every file *and* bundle.json makes
+    another bundle, with another `digest`: compare that one with the digest you were given.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingError(f"{folder}: no such bundle folder; give the folder that `stage1 bundle` wrote")
+    found = dict(_entries(folder))
+    problems = [
+        f"{name}: {kind}; a bundle holds plain files only, remove it" for name, kind in found.items() if kind != "file"
+    ]
+    files = [name for name, kind in found.items() if kind == "file"]
+    try:
+        manifest = read_manifest(folder)
+    except MissingError:
+        problems.append(f"{MANIFEST}: missing; restore the bundle")
+        return VerifyReport(folder, None, 0, tuple(problems))
+    except Stage1Error as error:
+        problems.append(_inside(folder, error))
+        return VerifyReport(folder, None, 0, tuple(problems))
+    listed: dict[str, dict[str, Any]] = manifest["files"]
+    problems += [f"{name}: missing; restore the bundle" for name in listed if name not in found]
+    problems += [f"{name}: not in {MANIFEST}; remove it" for name in files if name not in listed and name != MANIFEST]
+    problems += _policy_problems(manifest, files)
+    for name in listed:
+        if found.get(name) == "file" and (problem := _changed(folder / name, listed[name])):
+            problems.append(f"{name}: {problem}")
+    # Documents are compared with each other only when each is known to be what was written: one cause, one line.
+    if not problems:
+        problems += _disagreements(folder, manifest)
+    if recompute and not problems:
+        from stage1.bundle.certificate import recompute as recomputed
+
+        problems += recomputed(folder)
+    return VerifyReport(folder, manifest["digest"], len(listed), tuple(problems), recompute)
+
+
+def _entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(path below the bundle, kind) of everything in it: files, and what has no place in a bundle."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda item: item.name)
+    except OSError as error:
+        yield prefix.rstrip("/") or ".", f"cannot be read ({error.strerror})"
+        return
+    for entry in entries:
+        name = prefix + os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+        if entry.is_symlink():
+            yield name, "is a link"
+        elif entry.is_dir():
+            inside = list(_entries(Path(entry.path), f"{name}/"))
+            yield from inside or [(name, "is an empty folder")]
+        else:
+            yield name, "file" if entry.is_file() else "is neither a file nor a folder"
+
+
+def _changed(path: Path, listed: Mapping[str, Any]) -> str | None:
+    try:
+        size, digest = path.stat().st_size, digest_file(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror}); check its permissions, or restore the bundle"
+    if size != listed["size"]:
+        return f"{size} bytes, {listed['size']} were written; restore the bundle"
+    if digest != listed["sha256"]:
+        return f"changed (sha256 {digest[:12]}, {listed['sha256'][:12]} was written); restore the bundle"
+    return None
+
+
+def _policy_problems(manifest: Mapping[str, Any], files: list[str]) -> list[str]:
+    expected = POLICY_FILES[manifest["policy"]]
+    problems = []
+    if manifest["policy_file"] != expected or expected not in manifest["files"]:
+        problems.append(
+            f"{MANIFEST}: policy {manifest['policy']!r} with policy file {manifest['policy_file']!r}; bundle it anew"
+        )
+    listed = [name for name in POLICY_FILES.values() if name in manifest["files"] or name in files]
+    if len(listed) > 1:
+        problems.append(f"{' and '.join(listed)}: a bundle has exactly one exit policy; bundle it anew with one")
+    return problems
+
+
+def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Whether policy, certificate, calibration and manifest speak of the same thing."""
+    try:
+        Preprocessing.from_json(manifest["preprocessing"])
+        policy = load_policy(folder / manifest["policy_file"])
+        calibration = read_calibration(folder)
+    except Stage1Error as error:
+        return [_inside(folder, error)]
+    certificate = policy.certificate
+    if certificate is None:
+        return [f"{CERTIFICATE}: missing; bundle it anew"]
+    problems = []
+    for name, classes in ((manifest["policy_file"], policy.classes), (CERTIFICATE, certificate.classes)):
+        if list(classes) != manifest["classes"]:
+            problems.append(f"{name}: classes {', '.join(classes)}; {MANIFEST} says {', '.join(manifest['classes'])}")
+    if certificate.policy != manifest["policy"]:
+        problems.append(f"{CERTIFICATE}: made for policy {certificate.policy!r}, the bundle has {manifest['policy']!r}")
+    if certificate.certified != manifest["certified"]:
+        problems.append(f"{MANIFEST}: certified is {manifest['certified']}, {CERTIFICATE} says {certificate.certified}")
+    if calibration.n_classes != len(manifest["classes"]):
+        problems.append(f"{CALIBRATION}: {calibration.n_classes} logits a row for {len(manifest['classes'])} classes")
+    elif not certificate.certified and bool(policy.decide(calibration).exit.any()):
+        problems.append(f"{manifest['policy_file']}: images exit although nothing is certified")
+    if calibration_digest(calibration) != certificate.calib_digest:
+        problems.append(
+            f"{CALIBRATION}: its {len(calibration)} ids are not the {certificate.n_images} of {CERTIFICATE}"
+        )
+    return [f"{problem}; bundle it anew" for problem in problems]
+
+
+def read_calibration(folder: str | os.PathLike[str]) -> Scores:
+    """The scores in calibration.parquet, labels and ids included. Raises MissingError, DataError, IntegrityError."""
+    path = Path(folder) / CALIBRATION
+    scores, _ = read_scores(path)
+    if scores.ids is None or scores.labels is None:
+        raise IntegrityError(f"{path}: no column {'id' if scores.ids is None else 'label'!r}; bundle it anew")
+    return scores
+
+
+def _inside(folder: Path, error: Stage1Error) -> str:
+    """The error's line, with paths relative to the bundle: the folder stands once, at the head of the report."""
+    return str(error).replace(f"{folder}{os.sep}", "")

@@ -1,0 +1,221 @@
+"""Writing a bundle: everything into a folder beside, checked there, then renamed whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from stage1.bundle.card import model_card
+from stage1.bundle.manifest import (
+    CALIBRATION,
+    CARD,
+    CERTIFICATE,
+    LICENCES,
+    MANIFEST,
+    MODEL,
+    sealed,
+    verify_bundle,
+)  # fmt: skip
+from stage1.documents import SCHEMA_VERSION, write_document
+from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
+from stage1.files import atomic_writer, digest_bytes, digest_file, write_error, write_text
+from stage1.images import Preprocessing
+from stage1.policy import POLICY_FILES, Certificate
+from stage1.policy import policy_file as the_one_policy_file
+from stage1.scores import Scores, write_scores
+
+_LICENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Facts(TypedDict):
+    """What the manifest and the card say about where a bundle comes from. No times of day, no paths of the machine."""
+
+    name: str
+    backbone: str
+    backbone_licence: str
+    """As an SPDX identifier where there is one ("Apache-2.0"); the bundle is under it too."""
+    base_model: str | None
+    """Name on the Hugging Face hub, or None."""
+    config_digest: str
+    data: dict[str, Any]
+    """Summary: "source": str, "roles": {role: {class: count}}, and any other {name: value} lines for the card."""
+    versions: dict[str, str]
+
+
+def write_bundle(
+    folder: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    policy_file: str | os.PathLike[str],
+    certificate_file: str | os.PathLike[str],
+    calibration: Scores,
+    facts: Facts,
+    licences: Mapping[str, str],
+    evaluation: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the bundle folder, whole or not at all; an existing bundle is replaced once the new one is complete.
+
+    calibration: scores of val_calib with labels, ids and (where there are any) groups: what the certificate is made of.
+    licences: {name: full text}, written to LICENSES/NAME.txt. evaluation: the evaluation document, for the card.
+    The same inputs give the same bytes. Before it is renamed into place the new bundle is verified like any other, and
+    its model answers one blank image with one logit per class.
+    Raises MissingError (a file is not there), IntegrityError (a second policy file beside the given one; documents that
+    disagree; a model that does not fit), DataError (calibration without labels or ids), ConfigError (the folder holds
+    something that is no bundle), Stage1Error (cannot be written). In each case what stood at `folder` still stands.
+    """
+    # A link to a bundle stays a link: what it points to is replaced.
+    folder = Path(os.path.realpath(folder))
+    if calibration.ids is None or calibration.labels is None:
+        raise DataError("calibration: a bundle needs the ids and labels of val_calib, so that anyone can recompute it")
+    for path, stage in ((model, "export"), (policy_file, "calibrate"), (certificate_file, "calibrate")):
+        if not Path(path).is_file():
+            raise MissingError(f"{path}: no such file; run `stage1 {stage}`")
+    if Path(policy_file).name not in POLICY_FILES.values():
+        raise ConfigError(f"{policy_file}: not a policy file; it is one of {', '.join(POLICY_FILES.values())}")
+    the_one_policy_file(Path(policy_file).parent)
+    try:
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
+            raise ConfigError(f"{folder}: is there and is not a bundle; it is not overwritten: choose another --output")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    except OSError as error:
+        raise write_error(folder, error) from error
+    try:
+        _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, facts,
+              licences, evaluation)  # fmt: skip
+        verify_bundle(fresh).require()
+        _answers(fresh / MODEL, preprocessing, classes)
+        _publish(fresh, folder)
+    except IntegrityError as error:
+        raise IntegrityError(str(error).replace(str(fresh), str(folder))) from error
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # it is gone already where all went well
+    return folder
+
+
+def _fill(
+    fresh: Path,
+    model: Path,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    policy_file: Path,
+    certificate_file: Path,
+    calibration: Scores,
+    facts: Facts,
+    licences: Mapping[str, str],
+    evaluation: Mapping[str, Any] | None,
+) -> None:
+    _copy(model, fresh / MODEL)
+    # Weights of more than 2 GB stand in a file of their own, which the graph names.
+    if (weights := model.with_name(f"{model.name}.data")).is_file():
+        _copy(weights, fresh / weights.name)
+    _copy(policy_file, fresh / policy_file.name)
+    _copy(certificate_file, fresh / CERTIFICATE)
+    certificate = Certificate.load(fresh / CERTIFICATE)
+    write_scores(fresh / CALIBRATION, calibration)
+    if not licences:
+        raise DataError("licences: none given; a bundle carries the licence text of its backbone")
+    for name, text in licences.items():
+        if not _LICENCE_NAME.fullmatch(name):
+            raise DataError(f"licences: {name!r} cannot be a file name; use letters, digits, '.', '-', '+' and '_'")
+        write_text(fresh / LICENCES / (name if name.endswith(".txt") else f"{name}.txt"), text)
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": facts["name"],
+        "stage1_version": metadata.version("stage1-pro"),
+        "classes": list(classes),
+        "positive_class": classes[1] if len(classes) == 2 else None,
+        "preprocessing": preprocessing.to_json(),
+        "policy": next(policy for policy, name in POLICY_FILES.items() if name == policy_file.name),
+        "policy_file": policy_file.name,
+        "certified": certificate.certified,
+        "backbone": {
+            "name": facts["backbone"],
+            "licence": facts["backbone_licence"],
+            "base_model": facts["base_model"],
+        },
+        "data": facts["data"],
+        "created_from": {
+            "config": facts["config_digest"],
+            "model": digest_file(fresh / MODEL),
+            "policy": digest_file(fresh / policy_file.name),
+            "certificate": digest_file(fresh / CERTIFICATE),
+            "calibration_ids": certificate.calib_digest,
+            "evaluation": None if evaluation is None else digest_bytes(json.dumps(evaluation, sort_keys=True).encode()),
+            "versions": facts["versions"],
+        },
+    }
+    write_text(fresh / CARD, model_card(document, certificate, evaluation))
+    document["files"] = {
+        path.relative_to(fresh).as_posix(): {"sha256": digest_file(path), "size": path.stat().st_size}
+        for path in sorted(fresh.rglob("*"))
+        if path.is_file()
+    }
+    write_document(fresh / MANIFEST, sealed(document), "bundle")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left beside `folder`. Writing takes seconds: after an hour nobody is at it."""
+    for entry in folder.parent.iterdir():
+        if entry.name.startswith(f".{folder.name}.") and entry.suffix in (".tmp", ".old") and entry.is_dir():
+            with suppress(OSError):
+                if time.time() - entry.stat().st_mtime > 3600:
+                    shutil.rmtree(entry)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as reading, atomic_writer(target) as writing:
+        shutil.copyfileobj(reading, writing, 1 << 20)
+
+
+def _answers(model: Path, preprocessing: Preprocessing, classes: Sequence[str]) -> None:
+    from stage1.engine import Engine
+
+    engine = Engine(model, threads=1)
+    if "logits" not in engine.output_names:
+        raise IntegrityError(f"{model}: no output `logits` (it has {', '.join(engine.output_names)}); export it anew")
+    side = preprocessing.size
+    try:
+        outputs = engine.run(np.zeros((1, 3, side, side), dtype=np.float32))
+    except DataError as error:
+        raise IntegrityError(f"{model}: does not fit its preprocessing ({error}); export it anew") from error
+    logits = outputs[engine.output_names.index("logits")]
+    if logits.shape != (1, len(classes)):
+        raise IntegrityError(
+            f"{model}: gives logits {list(logits.shape)} for one image and {len(classes)} classes; export it anew"
+        )
+
+
+def _publish(fresh: Path, folder: Path) -> None:
+    os.chmod(fresh, 0o755)  # mkdtemp makes folders that only the owner may enter
+    if not folder.exists():
+        os.rename(fresh, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    os.rename(folder, aside)  # an empty folder may be renamed over, a full one may not
+    try:
+        os.rename(fresh, folder)
+    except BaseException:
+        os.rename(aside, folder)
+        raise
+    for inside, _, _ in os.walk(aside):
+        os.chmod(
+            inside, 0o755
+        )  # a bundle that was made read-only can be replaced, its folders must let go of their files
+    shutil.rmtree(aside)

@@ -1,0 +1,21 @@
+"""From images on disk to a table with roles."""
+
+from stage1.data.leakage import near_duplicates
+from stage1.data.quarantine import Quarantined, QuarantineError, write_quarantine
+from stage1.data.sources import Ingest, read_source, source_digest
+from stage1.data.splits import SplitResult, assign_roles, split_table
+from stage1.data.table import SampleTable
+
+__all__ = [
+    "Ingest",
+    "QuarantineError",
+    "Quarantined",
+    "SampleTable",
+    "SplitResult",
+    "assign_roles",
+    "near_duplicates",
+    "read_source",
+    "source_digest",
+    "split_table",
+    "write_quarantine",
+]

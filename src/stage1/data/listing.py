@@ -1,0 +1,455 @@
+"""What a source says about its images before one is opened: folder, CSV/TSV/Parquet, Hugging Face dataset, tar."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stage1.config import DataConfig
+from stage1.data.quarantine import Quarantined
+from stage1.data.table import IMAGE_COLUMNS, image_column, tar_members
+from stage1.errors import ConfigError, DataError, MissingError
+from stage1.scores import ROLES
+
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
+)  # fmt: skip
+# Written by file managers into every folder; nobody means them as images.
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+ROLE_COLUMNS = ("role", "split")
+
+
+@dataclass(slots=True)
+class Listing:
+    """Columns of one source, row by row, as given. `where` and `numbers` name a row in messages."""
+
+    where: str
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    timestamps: list[str] = field(default_factory=list)
+    roles: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
+    class_names: tuple[str, ...] | None = None
+    quarantine: list[Quarantined] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """Files whose bytes or state decide the listing (the table itself, the tar, the shards), for the light digest."""
+
+    def add(
+        self,
+        path: str,
+        label: str,
+        number: str,
+        *,
+        group: str = "",
+        source: str = "",
+        timestamp: str = "",
+        role: str = "",
+    ) -> None:
+        self.paths.append(path)
+        self.labels.append(label)
+        self.numbers.append(number)
+        self.groups.append(group)
+        self.sources.append(source)
+        self.timestamps.append(timestamp)
+        self.roles.append(role)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def list_sources(config: DataConfig, base: Path | None = None) -> list[Listing]:
+    """The listing of `config.table`, or one per role of `config.role_tables`. No image is opened.
+
+    base: the folder that relative paths of the config resolve against (default: the working directory).
+    Raises ConfigError (nothing to read), MissingError (not there, or an extra is missing), DataError (unreadable, a
+    column or a label that makes no sense, no rows).
+    """
+    if config.role_tables:
+        if config.table is not None:
+            raise ConfigError("data.table and data.role_tables are both given; give one of them")
+        listings = []
+        for role in ROLES:
+            if role in config.role_tables:
+                listing = _list_one(config, config.role_tables[role], base)
+                if other := sorted(set(listing.roles) - {"", role}):
+                    raise DataError(f"{listing.where}: given as {role}, but its role column says {other[0]!r}")
+                listing.roles = [role] * len(listing)
+                listings.append(listing)
+        return listings
+    if config.table is None:
+        raise ConfigError("data.table is not set; name a folder, a CSV/TSV/Parquet file, a dataset or a .tar")
+    return [_list_one(config, config.table, base)]
+
+
+def _list_one(config: DataConfig, given: str, base: Path | None) -> Listing:
+    kind = "hf" if config.source == "auto" and given.startswith("hf:") else config.source
+    if kind == "hf" and given.startswith("hf:"):
+        listing = _list_hub(given.removeprefix("hf:"))
+    else:
+        path = Path(os.path.abspath((base or Path()) / Path(given).expanduser()))
+        if not path.exists():
+            raise MissingError(f"{given}: no such file or folder (looked for {path}); set data.table")
+        listing = _READERS[_kind(path) if kind in ("auto", "roadscenes") else kind](path)
+    if not listing.paths and not listing.quarantine:
+        raise DataError(f"{given}: holds no images; is it the right file or folder?")
+    return listing
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+        return "hf" if saved else "folder"
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        return "table"
+    if path.suffix.lower() == ".tar":
+        return "webdataset"
+    raise DataError(f"{path}: unknown kind of source; use a folder, .csv, .tsv, .parquet, .tar, or set data.source")
+
+
+# ---- folder ------------------------------------------------------------------------------------------------------
+
+
+def list_folder(root: Path) -> Listing:
+    """root/class/**/image. Every visible file below a class counts as an image; what is none is quarantined later.
+
+    Hidden files and folders are skipped. An image directly in the root has no class: quarantined.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: not a folder; for a table use data.source=table")
+    listing = Listing(str(root))
+    entries = _visible(root)
+    for entry in entries:
+        if entry.is_dir():
+            for path in _walk(entry.path, set()):
+                listing.add(path, entry.name, os.path.relpath(path, root), source="")
+        elif entry.name.lower().endswith(IMAGE_ENDINGS):
+            listing.quarantine.append(Quarantined(entry.path, "no class folder", "it lies beside the class folders"))
+    if not listing.paths:
+        tables = [entry.name for entry in entries if entry.name.lower().endswith((".csv", ".tsv", ".parquet"))]
+        hint = f"give the table: data.table={root / tables[0]}" if tables else "root/class/image is expected"
+        raise DataError(f"{root}: no class folder with images in it; {hint}")
+    return listing
+
+
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            visible = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _SYSTEM_FILES]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
+    state = os.stat(folder)
+    if (state.st_dev, state.st_ino) in above:  # a link back to a folder above: following it would never end
+        return
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _walk(entry.path, {*above, (state.st_dev, state.st_ino)})
+        else:
+            yield entry.path
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def list_table(path: Path) -> Listing:
+    """CSV, TSV (with a header line, UTF-8) or Parquet; columns as in `_from_columns`."""
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise DataError(f"{path}: not a file; for a folder of images use data.source=folder")
+    if suffix in (".csv", ".tsv"):
+        return _list_csv(path, "\t" if suffix == ".tsv" else ",")
+    if suffix == ".parquet":
+        return _list_parquet(path)
+    raise DataError(f"{path}: unknown ending for a table; use .csv, .tsv or .parquet")
+
+
+def _list_csv(path: Path, delimiter: str) -> Listing:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=delimiter)
+            header = next(reader, [])
+            rows, numbers = [], []
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{path}: line {reader.line_num} has {len(row)} cells, the header {len(header)}; "
+                        f"quote cells that hold {'a tab' if delimiter != ',' else 'a comma'}"
+                    )
+                rows.append(row)
+                numbers.append(f"line {reader.line_num}")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (csv.Error, OSError) as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix} ({error})") from error
+    names = [name.strip() for name in header]
+    if len(set(names)) != len(names):
+        raise DataError(f"{path}: column {max(names, key=names.count)!r} occurs twice in the header; rename one")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
+    name = image_column(columns, str(path))
+    images = [_beside(path, cell) for cell in columns[name]]
+    return _from_columns(path, columns, images, numbers, None)
+
+
+def _list_parquet(path: Path) -> Listing:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        name = image_column(schema.names, str(path))
+        kind = schema.field(name).type
+        embedded = pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        wanted = [
+            column for column in ("label", "group", "source", "timestamp", *ROLE_COLUMNS) if column in schema.names
+        ]
+        # The image bytes stay on disk: only the small columns are read here.
+        inner = [f"{name}.path"] if pa.types.is_struct(kind) and "path" in {item.name for item in kind} else []
+        table = pq.read_table(path, columns=wanted + (inner if embedded else [name]))
+        columns = {column: table[column].to_pylist() for column in wanted}
+        metadata = schema.metadata or {}
+        outer = [None] * table.num_rows
+        if not embedded:
+            outer = table[name].to_pylist()
+        elif inner:
+            outer = [None if cell is None else cell.get("path") for cell in table[name].to_pylist()]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from error
+    n = table.num_rows
+    if embedded:
+        has_bytes = _has_bytes(path, name, kind) if any(outer) else [True] * n
+        images = [
+            f"{path}::{row}" if has_bytes[row] or not outer[row] else _beside(path, outer[row]) for row in range(n)
+        ]
+    else:
+        images = [_beside(path, cell) for cell in outer]
+    return _from_columns(path, columns, images, [f"row {row}" for row in range(n)], _hf_classes(metadata))
+
+
+def _has_bytes(path: Path, name: str, kind: Any) -> list[bool]:
+    """Per row, whether the struct holds bytes. Read by row group, so that one group is in memory at a time."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if "bytes" not in {item.name for item in kind}:
+        return [False] * pq.read_metadata(path).num_rows
+    file = pq.ParquetFile(path)
+    found: list[bool] = []
+    for group in range(file.num_row_groups):
+        column = file.read_row_group(group, columns=[f"{name}.bytes"])[name]
+        found += pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
+    return found
+
+
+def _hf_classes(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
+    """Names of a ClassLabel column that the `datasets` library left in the file."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _beside(table: Path, cell: Any) -> str:
+    text = str(cell or "").strip()
+    return os.path.abspath(os.path.join(table.parent, os.path.expanduser(text))) if text else ""
+
+
+def _from_columns(
+    where: Path | str, columns: Any, images: list[str], numbers: list[str], classes: tuple[str, ...] | None
+) -> Listing:
+    """Columns label (needed), group, source, timestamp, role or split -> a listing."""
+    if "label" not in columns:
+        have = ", ".join(columns) or "none"
+        raise DataError(f"{where}: no column 'label'; it has {have}. Rename the column that holds the class")
+    listing = Listing(str(where), paths=images, numbers=numbers, class_names=classes, files=[str(where)])
+    n = len(images)
+    listing.labels = [label_text(value) for value in columns["label"]]
+    for name, target in (("group", "groups"), ("source", "sources"), ("timestamp", "timestamps")):
+        setattr(listing, target, [label_text(value) for value in columns[name]] if name in columns else [""] * n)
+    given = [name for name in ROLE_COLUMNS if name in columns]
+    listing.roles = [label_text(value) for value in columns[given[0]]] if given else [""] * n
+    for row, role in enumerate(listing.roles):
+        if role not in ("", *ROLES):
+            raise DataError(
+                f"{where}: {numbers[row]}: {given[0]} is {role!r}; use {', '.join(ROLES)}, "
+                f"or rename the column to let stage1 split by group"
+            )
+    return listing
+
+
+def label_text(value: Any) -> str:
+    """A cell as text: None and NaN are "", whole numbers lose their ".0", true and false become 1 and 0."""
+    if value is None or value != value:  # NaN is the one value that differs from itself
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else str(value).strip()
+
+
+# ---- Hugging Face ------------------------------------------------------------------------------------------------
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingError("Hugging Face datasets need the extra: pip install stage1-pro[hf]") from error
+    return datasets
+
+
+def _list_hub(name: str) -> Listing:
+    datasets = _datasets()
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # network, cache, name, licence gate: the library raises its own kinds for each
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise MissingError(f"hf:{name}: cannot be loaded ({why}); check the name and the network") from error
+    return _from_dataset(f"hf:{name}", loaded)
+
+
+def list_saved(path: Path) -> Listing:
+    """A directory made by `Dataset.save_to_disk`: columns image and label (and those of a table)."""
+    datasets = _datasets()
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # a damaged directory may fail anywhere in the library
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise DataError(f"{path}: not a whole saved dataset ({why})") from error
+    return _from_dataset(str(path), loaded)
+
+
+def _from_dataset(where: str, loaded: Any) -> Listing:
+    """Rows of a Dataset or of every split of a DatasetDict. Splits named like our roles are roles; other names become
+    the source of the row, and the split is made anew."""
+    parts = dict(loaded) if hasattr(loaded, "keys") else {"": loaded}
+    total = Listing(where)
+    for name, part in parts.items():
+        if getattr(part, "_indices", None) is not None:
+            part = part.flatten_indices()  # a selection or a shuffle: rows would no longer stand as in the files
+        image = image_column(part.column_names, where)
+        label = part.features.get("label")
+        classes = tuple(label.names) if label is not None and hasattr(label, "names") else None
+        if total.paths and classes != total.class_names:
+            raise DataError(f"{where}: split {name!r} has other class names than the splits before it")
+        total.class_names = classes
+        locators = _dataset_locators(where, part, image)
+        small = [c for c in ("label", "group", "source", "timestamp", *ROLE_COLUMNS) if c in part.column_names]
+        columns = {column: part.data.column(column).to_pylist() for column in small}
+        prefix = f"{name} row" if name else "row"
+        one = _from_columns(where, columns, locators, [f"{prefix} {row}" for row in range(len(locators))], classes)
+        if name in ROLES:
+            one.roles = [name] * len(one)
+        elif name and "source" not in columns:
+            one.sources = [name] * len(one)
+        for column in ("paths", "labels", "groups", "sources", "timestamps", "roles", "numbers"):
+            getattr(total, column).extend(getattr(one, column))
+        total.files += [file["filename"] for file in part.cache_files]
+    return total
+
+
+def _dataset_locators(where: str, part: Any, image: str) -> list[str]:
+    """ "shard.arrow::row" for each row, or the path where the dataset only points to a file."""
+    column = part.data.column(image)
+    cells = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+    if str(cells.type) == "string":
+        return [os.path.abspath(cell) if cell else "" for cell in cells.to_pylist()]
+    fields = (
+        {item.name for item in cells.type} if hasattr(cells.type, "num_fields") and cells.type.num_fields else set()
+    )
+    if "bytes" not in fields:
+        raise DataError(f"{where}: column {image!r} is {cells.type}; an image column with bytes or paths is expected")
+    import pyarrow.compute as pc
+    import pyarrow.ipc
+
+    has_bytes = pc.is_valid(pc.struct_field(column, "bytes")).to_pylist()
+    outer = pc.struct_field(column, "path").to_pylist() if "path" in fields else [None] * len(has_bytes)
+    shards: list[str] = []
+    for file in part.cache_files:
+        with pyarrow.memory_map(file["filename"]) as source, pyarrow.ipc.open_stream(source) as reader:
+            shards += [f"{file['filename']}::{row}" for row in range(sum(batch.num_rows for batch in reader))]
+    if len(shards) != len(has_bytes):
+        raise DataError(f"{where}: {len(has_bytes)} rows, {len(shards)} in its files; save it again with save_to_disk")
+    return [shards[row] if has_bytes[row] or not outer[row] else str(outer[row]) for row in range(len(shards))]
+
+
+# ---- WebDataset --------------------------------------------------------------------------------------------------
+
+_LABEL_ENDINGS = (".cls", ".txt", ".json")
+
+
+def list_tar(path: Path) -> Listing:
+    """key.jpg + key.cls | key.txt | key.json, in the order of the archive.
+
+    A .json may hold label, group, source, timestamp, role or split. Two images under one key: DataError.
+    """
+    if path.suffix.lower() != ".tar":
+        raise DataError(f"{path}: an uncompressed .tar is expected; unpack or re-pack it")
+    try:
+        members = tar_members(str(path), os.stat(path).st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"{error}; pack it again with tar -cf") from error
+    listing = Listing(str(path), files=[str(path)])
+    images: dict[str, str] = {}
+    notes: dict[str, dict[str, Any]] = {}
+    with open(path, "rb") as stream:
+        for name, (offset, size) in members.items():
+            inner = PurePosixPath(name)
+            if inner.name.startswith("."):
+                continue
+            # WebDataset cuts at the first dot of the file name: the key is what several files share.
+            stem, dot, ending = inner.name.partition(".")
+            key, ending = str(inner.parent / stem), (dot + ending).lower()
+            if ending in IMAGE_ENDINGS:
+                if key in images:
+                    raise DataError(f"{path}: {images[key]!r} and {name!r} share the key {key!r}; one image per key")
+                images[key] = name
+            elif ending in _LABEL_ENDINGS:
+                notes.setdefault(key, {}).update(_tar_note(path, name, ending, os.pread(stream.fileno(), size, offset)))
+    for key, name in images.items():
+        note = {column: label_text(value) for column, value in notes.get(key, {}).items()}
+        role = note.get("role") or note.get("split") or ""
+        if role not in ("", *ROLES):
+            raise DataError(f"{path}: {name}: role is {role!r}; use {', '.join(ROLES)}")
+        listing.add(
+            f"{path}::{name}", note.get("label", ""), name,
+            group=note.get("group", ""), source=note.get("source", ""), timestamp=note.get("timestamp", ""), role=role,
+        )  # fmt: skip
+    for key in notes:
+        if key not in images:
+            listing.quarantine.append(Quarantined(f"{path}::{key}", "missing file", "a label without an image"))
+    return listing
+
+
+def _tar_note(path: Path, name: str, ending: str, data: bytes) -> dict[str, Any]:
+    try:
+        text = data.decode("utf-8").strip()
+        if ending != ".json":
+            return {"label": text}
+        note = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: {name} is no readable {ending} ({error}); pack it again") from error
+    if not isinstance(note, dict):
+        return {"label": note}
+    return {
+        key: value for key, value in note.items() if key in ("label", "group", "source", "timestamp", *ROLE_COLUMNS)
+    }
+
+
+_READERS: dict[str, Callable[[Path], Listing]] = {
+    "folder": list_folder, "table": list_table, "hf": list_saved, "webdataset": list_tar,
+}  # fmt: skip
+__all__ = ["IMAGE_COLUMNS", "IMAGE_ENDINGS", "Listing", "list_sources"]

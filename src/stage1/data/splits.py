@@ -1,0 +1,347 @@
+"""Four roles by group: hash, balanced or given; near-duplicates join groups; old groups stay where they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.config import RunConfig, SplitConfig
+from stage1.data.leakage import Pairs, clusters, near_duplicates
+from stage1.data.quarantine import Quarantined
+from stage1.data.sources import Ingest
+from stage1.data.table import SampleTable
+from stage1.errors import DataError
+from stage1.scores import ROLES
+
+Texts = NDArray[np.str_]
+BRIDGE = "bridges two roles"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    """table: every row with its role, groups joined. quarantine: what the split left out, to be added to the list of the
+    ingest. document: splits.json (kind "splits"). leakage: given roles share images and that was allowed: nothing may
+    be certified."""
+
+    table: SampleTable
+    quarantine: list[Quarantined]
+    document: dict[str, Any]
+    leakage: bool
+
+
+def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] | None = None) -> SplitResult:
+    """Give every image of `ingest` a role.
+
+    previous: the splits.json of an earlier split of this run, or None. Groups it knows keep their role whatever was added
+    since; an image that would join two of them with different roles is quarantined.
+
+    Given roles are checked and kept: the same image (bytes or near-duplicate) or the same group in two roles is a
+    DataError that lists the pairs, unless `split.allow_leakage`, which marks the result.
+    Raises DataError also for fewer groups than roles, an empty role, or a role without one of the classes.
+    """
+    table = ingest.table
+    distance = config.data.near_duplicate_distance if config.data.near_duplicates else None
+    pairs = (
+        near_duplicates(ingest.hashes, ingest.grays, distance) if distance is not None else np.empty((0, 2), np.int64)
+    )
+    given = bool((table.roles != "").all()) and len(table) > 0
+    known: dict[str, str] = {} if given or previous is None else dict(previous["groups"])
+    out = np.zeros(len(table), dtype=np.bool_)
+    bridges: list[str] = []
+    quarantine: list[Quarantined] = []
+    leaks = 0
+    if given:
+        leaks = _check_given(table, pairs, config.split)
+        pairs = pairs[table.roles[pairs[:, 0]] == table.roles[pairs[:, 1]]]
+    elif known:
+        assert previous is not None
+        out, quarantine = _bridging(table, pairs, ingest.links, known, frozenset(previous["bridges"]))
+        bridges = sorted({*previous["bridges"], *table.ids[out].tolist()})
+    keep = np.flatnonzero(~out)
+    position = np.cumsum(~out) - 1
+    pairs = position[pairs[~(out[pairs[:, 0]] | out[pairs[:, 1]])]]
+    links = [(int(position[row]), group) for row, group in ingest.links if not out[row]]
+    table = table.take(keep)
+    groups = join_groups(table.groups, pairs, known, table.roles if given else None, links)
+    fixed = {
+        group: known[name] for name, group in zip(table.groups.tolist(), groups.tolist(), strict=True) if name in known
+    }
+    roles = assign_roles(groups, table.labels, table.roles if given else None, config.split, fixed)
+    _require_classes(table, roles, config.split, given)
+    # Joined names stay known too: a later image of the group that was absorbed must find its role.
+    mapping = {**known, **_mapping(table.groups, roles), **_mapping(groups, roles)}
+    document = {
+        "method": "given" if given else config.split.method,
+        "seed": config.split.seed,
+        "fractions": config.split.fractions.model_dump(),
+        "classes": list(table.classes),
+        "counts": {role: _counts(table, roles == role) for role in ROLES},
+        "group_counts": {role: len(np.unique(groups[roles == role])) for role in ROLES},
+        "n_groups": len(np.unique(groups)),
+        "groups": dict(sorted(mapping.items())),
+        "near_duplicates": {
+            "distance": distance,
+            "pairs": len(pairs),
+            **_cluster_counts(len(table), pairs),
+            "joined_groups": len(np.unique(table.groups)) - len(np.unique(groups)) if not given else 0,
+        },
+        "bridges": bridges,
+        "leakage": leaks > 0,
+        "leaks": leaks,
+    }
+    return SplitResult(replace(table, groups=groups, roles=roles), quarantine, document, leaks > 0)
+
+
+def _mapping(groups: Texts, roles: Texts) -> dict[str, str]:
+    return dict(zip(groups.tolist(), roles.tolist(), strict=True))
+
+
+def _counts(table: SampleTable, rows: NDArray[np.bool_]) -> dict[str, int]:
+    counts = np.bincount(table.labels[rows], minlength=len(table.classes))
+    return {name: int(count) for name, count in zip(table.classes, counts, strict=True)}
+
+
+def _cluster_counts(n: int, pairs: Pairs) -> dict[str, int]:
+    _, sizes = np.unique(clusters(n, pairs), return_counts=True)
+    return {"clusters": int((sizes > 1).sum()), "images": int(sizes[sizes > 1].sum())}
+
+
+# ---- groups ------------------------------------------------------------------------------------------------------
+
+
+def join_groups(
+    groups: Texts,
+    pairs: Pairs,
+    known: Mapping[str, str] | None = None,
+    roles: Texts | None = None,
+    links: Sequence[tuple[int, str]] = (),
+) -> Texts:
+    """Groups that share a near-duplicate, or (links: row, other group) the same bytes, become one, str [N].
+
+    The joined group carries the smallest name that `known` (old groups) holds, else the smallest name of all; so a name
+    stays while the data grow. With `roles` (given ones) groups of the same name in two roles are kept apart.
+    """
+    units: list[tuple[str, str]] = list(
+        zip(roles.tolist() if roles is not None else [""] * len(groups), groups.tolist(), strict=True)
+    )
+    others = [(units[row][0], group) for row, group in links]
+    names = sorted({*units, *others})
+    number = {unit: position for position, unit in enumerate(names)}
+    index = np.array([number[unit] for unit in units], dtype=np.int64)
+    edges = [
+        index[pairs],
+        np.array(
+            [(index[row], number[other]) for (row, _), other in zip(links, others, strict=True)], dtype=np.int64
+        ).reshape(-1, 2),
+    ]
+    component = clusters(len(names), np.concatenate(edges))
+    best: dict[int, tuple[bool, str]] = {}
+    for part, (_, name) in zip(component.tolist(), names, strict=True):
+        rank = (name not in (known or {}), name)
+        best[part] = min(best.get(part, rank), rank)
+    return np.array([best[part][1] for part in component[index].tolist()], dtype=np.str_)
+
+
+def _bridging(
+    table: SampleTable,
+    pairs: Pairs,
+    links: Sequence[tuple[int, str]],
+    known: Mapping[str, str],
+    before: frozenset[str],
+) -> tuple[NDArray[np.bool_], list[Quarantined]]:
+    """Images to leave out so that no joined group holds two old roles: bool [N], and their quarantine rows.
+
+    Links (the same bytes in two groups) come first, then pairs in row order. Where one would join two roles, the image
+    of a new group goes (of two, the later row); of two old groups the one in train goes, else the later row: no
+    evaluation image is lost for it, and none moves. An image linked to groups of two roles goes itself.
+    """
+    names = sorted({*table.groups.tolist(), *(group for _, group in links)})
+    number = {name: position for position, name in enumerate(names)}
+    index = [number[name] for name in table.groups.tolist()]
+    edges = [(row, row, index[row], number[group]) for row, group in links]
+    edges += [(a, b, index[a], index[b]) for a, b in pairs.tolist()]
+    roles = [known.get(name, "") for name in names]
+    out = np.isin(table.ids, list(before)) if before else np.zeros(len(table), dtype=np.bool_)
+    reasons = {int(row): "left out before: it joins groups of two roles" for row in np.flatnonzero(out)}
+    while True:
+        parent = list(range(len(names)))
+        role = list(roles)
+
+        def root(unit: int, parent: list[int] = parent) -> int:
+            while parent[unit] != unit:
+                parent[unit] = parent[parent[unit]]
+                unit = parent[unit]
+            return unit
+
+        stuck = False
+        for a, b, unit_a, unit_b in edges:
+            if out[a] or out[b]:
+                continue
+            left, right = root(unit_a), root(unit_b)
+            if left == right:
+                continue
+            if role[left] and role[right] and role[left] != role[right]:
+                gone, stays = _leaves(a, b, roles[unit_a], roles[unit_b])
+                out[gone] = stuck = True
+                cause = f"nearly the same as {table.paths[stays]}" if a != b else f"also in group {names[unit_b]}"
+                reasons[gone] = f"{cause}; its groups are in {role[left]} and {role[right]}"
+                continue
+            parent[right] = left
+            role[left] = role[left] or role[right]
+        if not stuck:
+            break
+    return out, [Quarantined(str(table.paths[row]), BRIDGE, reasons[row]) for row in np.flatnonzero(out).tolist()]
+
+
+def _leaves(a: int, b: int, role_a: str, role_b: str) -> tuple[int, int]:
+    """(the row that goes, the row that stays)"""
+    rank_a, rank_b = (({"": 2, "train": 1}.get(role, 0), row) for role, row in ((role_a, a), (role_b, b)))
+    return (a, b) if rank_a > rank_b else (b, a)
+
+
+# ---- given roles -------------------------------------------------------------------------------------------------
+
+
+def _check_given(table: SampleTable, pairs: Pairs, config: SplitConfig) -> int:
+    """Number of pairs across given roles. Raises DataError listing the first ten, unless leakage is allowed."""
+    near = pairs[table.roles[pairs[:, 0]] != table.roles[pairs[:, 1]]]
+    found = [("same bytes", a, b) for a, b in _first_across(table.ids, table.roles)]
+    exact = {(a, b) for _, a, b in found}
+    found += [("near-duplicates", a, b) for a, b in near.tolist() if (a, b) not in exact]
+    found += [(f"group {table.groups[a]}", a, b) for a, b in _first_across(table.groups, table.roles)]
+    if found and not config.allow_leakage:
+        listed = "; ".join(
+            f"{what}: {table.paths[a]} ({table.roles[a]}) and {table.paths[b]} ({table.roles[b]})"
+            for what, a, b in found[:10]
+        )
+        raise DataError(
+            f"given roles share images: {len(found)} pairs: {listed}{'; ...' if len(found) > 10 else ''}. Move or drop "
+            f"one of each, or set split.allow_leakage=true, which leaves the run uncertified"
+        )
+    return len(found)
+
+
+def _first_across(keys: Texts, roles: Texts) -> list[tuple[int, int]]:
+    """For each key in several roles: its first row, paired with its first row in each other role."""
+    first: dict[str, dict[str, int]] = {}
+    for row, (key, role) in enumerate(zip(keys.tolist(), roles.tolist(), strict=True)):
+        first.setdefault(key, {}).setdefault(role, row)
+    return [(rows[0], other) for rows in (list(found.values()) for found in first.values()) for other in rows[1:]]
+
+
+# ---- roles -------------------------------------------------------------------------------------------------------
+
+
+def assign_roles(
+    groups: Texts,
+    labels: NDArray[np.int64],
+    given: Texts | None,
+    config: SplitConfig,
+    previous: Mapping[str, str] | None = None,
+) -> Texts:
+    """Role of each image, str [N]; a group is never in two roles.
+
+    groups: str [N]. labels: int64 [N]. given: str [N] roles that are returned as they are, or None.
+    previous: role of old groups; they stay.
+    hash: the role where sha256("seed|group"), as a number in [0, 1), falls among the cumulated fractions; it depends on
+    the group alone, so adding data moves nothing. balanced: big groups first, each to the role that it brings nearest to
+    its share of every class, deterministic; then groups move, smallest first, to roles that lack a class.
+    Raises DataError for fewer groups than roles (of a fraction above 0).
+    """
+    if given is not None:
+        return given
+    names, index = np.unique(groups, return_inverse=True)
+    index = index.reshape(len(groups))
+    fractions = np.array([getattr(config.fractions, role) for role in ROLES])
+    needed = int((fractions > 0).sum())
+    if len(names) < needed:
+        raise DataError(
+            f"{len(names)} group(s) for {needed} roles: a group stays in one role; add groups, give a finer group column, "
+            f"or set a fraction to 0"
+        )
+    fixed = {name: ROLES.index(previous[name]) for name in names.tolist() if name in previous} if previous else {}
+    if config.method == "hash":
+        edges = np.cumsum(fractions)
+        edges[-1] = 1.0
+        chosen = [
+            fixed[name]
+            if name in fixed
+            else int(np.searchsorted(edges, unit_interval(config.seed, name), side="right"))
+            for name in names.tolist()
+        ]
+    else:
+        k = int(labels.max()) + 1
+        content = np.zeros((len(names), k))
+        np.add.at(content, (index, labels), 1)
+        chosen = _balanced(names.tolist(), content, fractions, fixed, config.seed)
+    return np.array([ROLES[role] for role in chosen], dtype=np.str_)[index]
+
+
+def unit_interval(seed: int, group: str) -> float:
+    """sha256("seed|group"), first 52 bits, as a number in [0, 1): exact in a double, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}|{group}".encode("utf-8", "surrogateescape")).digest()
+    return int(int.from_bytes(digest[:8]) >> 12) / float(1 << 52)
+
+
+def _balanced(
+    names: list[str], content: NDArray[np.float64], fractions: NDArray[np.float64], fixed: Mapping[str, int], seed: int
+) -> list[int]:
+    """content: images per group and class [G, K]. Returns the role index of each group."""
+    shares = content / np.maximum(content.sum(axis=0), 1)
+    # excess[role, class]: share of the class there, minus the target; the sum of squares is what is made small
+    excess = -np.repeat(fractions[:, None], content.shape[1], axis=1)
+    chosen = [-1] * len(names)
+    for unit, name in enumerate(names):
+        if name in fixed:
+            chosen[unit] = fixed[name]
+            excess[fixed[name]] += shares[unit]
+    # The draw breaks ties between equal groups, so that sorted names (dates, cameras) do not fill the roles in turn.
+    order = sorted(range(len(names)), key=lambda unit: (-shares[unit].sum(), unit_interval(seed, names[unit])))
+    open_roles = np.flatnonzero(fractions > 0)
+    for unit in order:
+        if chosen[unit] < 0:
+            cost = ((2 * excess[open_roles] + shares[unit]) * shares[unit]).sum(axis=1)
+            chosen[unit] = int(open_roles[np.argmin(cost)])
+            excess[chosen[unit]] += shares[unit]
+    movable = [unit for unit in reversed(order) if names[unit] not in fixed]
+    _fill_gaps(chosen, content, open_roles.tolist(), movable)
+    return chosen
+
+
+def _fill_gaps(chosen: list[int], content: NDArray[np.float64], roles: list[int], movable: list[int]) -> None:
+    """Move small groups to roles that lack a class, from roles that keep all of theirs."""
+    has = np.asarray(content > 0)
+    for role in roles:
+        for label in range(content.shape[1]):
+            if any(chosen[unit] == role and has[unit, label] for unit in range(len(chosen))):
+                continue
+            for unit in movable:
+                donor = chosen[unit]
+                if donor == role or not has[unit, label]:
+                    continue
+                left = [other for other in range(len(chosen)) if chosen[other] == donor and other != unit]
+                if left and (has[left].any(axis=0) | ~has[unit]).all():
+                    chosen[unit] = role
+                    break
+
+
+def _require_classes(table: SampleTable, roles: Texts, config: SplitConfig, given: bool) -> None:
+    way_out = (
+        "give it rows" if given
+        else "add groups, change split.seed or split.fractions" + ("" if config.method == "balanced" else ", or set split.method=balanced")
+    )  # fmt: skip
+    for role in ROLES:
+        if not given and getattr(config.fractions, role) == 0:
+            continue
+        counts = _counts(table, roles == role)
+        if sum(counts.values()) == 0:
+            raise DataError(f"role {role} is empty ({len(np.unique(table.groups))} groups in all); {way_out}")
+        if empty := [name for name, count in counts.items() if count == 0]:
+            raise DataError(
+                f"role {role} has no image of class {empty[0]!r} ({sum(counts.values())} in all); {way_out}"
+            )

@@ -1,0 +1,257 @@
+"""SampleTable: one row per image, from the source to the certificate; and the locators that lead back to its bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stage1.errors import DataError, IntegrityError, MissingError
+from stage1.files import digest_bytes, write_through
+from stage1.scores import ROLES
+
+_TEXTS = ("ids", "paths", "groups", "sources", "timestamps", "roles")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTable:
+    """Parallel columns of N images.
+
+    ids:        str [N], sha256 of the image's bytes; unique within a role.
+    paths:      str [N], absolute path, or a locator "archive.tar::member", "file.parquet::row", "file.arrow::row".
+    labels:     int64 [N], index into `classes`. Class 1 is the positive class of a binary problem.
+    groups:     str [N], unit of dependence (video, camera, site); an image without one is its own group (its id).
+    sources:    str [N], where the image came from, "" unknown.
+    timestamps: str [N], as given, "" unknown.
+    roles:      str [N], one of train, val_select, val_calib, val_test; "" until split.
+    classes:    names in order.
+    Raises DataError naming the column for a wrong length, a label outside the classes, an unknown role, a duplicate id.
+    """
+
+    ids: NDArray[np.str_]
+    paths: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_]
+    sources: NDArray[np.str_]
+    timestamps: NDArray[np.str_]
+    roles: NDArray[np.str_]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        for name in _TEXTS:
+            column = np.asarray(getattr(self, name)).astype(np.str_)
+            if column.shape != (n,):
+                raise DataError(f"{name}: shape {column.shape}; one value for each of the {n} ids is expected")
+            object.__setattr__(self, name, column)
+        labels = np.asarray(self.labels)
+        if labels.shape != (n,) or (n and labels.dtype.kind not in "iu"):
+            raise DataError(f"labels: {labels.dtype} of shape {labels.shape}; one whole number per id is expected")
+        labels = labels.astype(np.int64)
+        object.__setattr__(self, "labels", labels)
+        classes = tuple(str(name) for name in self.classes)
+        object.__setattr__(self, "classes", classes)
+        if len(set(classes)) != len(classes):
+            raise DataError(f"classes: {', '.join(classes)}; names must differ")
+        if n and (labels.min() < 0 or labels.max() >= len(classes)):
+            row = int(((labels < 0) | (labels >= len(classes))).argmax())
+            raise DataError(f"labels: row {row} is {labels[row]}, outside 0..{len(classes) - 1} (classes)")
+        if unknown := sorted(set(np.unique(self.roles).tolist()) - {"", *ROLES}):
+            raise DataError(f"roles: {unknown[0]!r} is unknown; roles are {', '.join(ROLES)}")
+        pairs, counts = np.unique(np.char.add(np.char.add(self.ids, " "), self.roles), return_counts=True)
+        if (counts > 1).any():
+            raise DataError(f"ids: {str(pairs[counts > 1][0]).strip()} occurs {counts.max()} times; ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, role: str) -> NDArray[np.int64]:
+        """Rows of a role, int64, in table order. Raises DataError for an unknown role."""
+        if role not in ROLES:
+            raise DataError(f"role {role!r} is unknown; roles are {', '.join(ROLES)}")
+        return np.flatnonzero(self.roles == role).astype(np.int64)
+
+    def take(self, rows: ArrayLike) -> SampleTable:
+        """The rows given by an index or boolean array, in that order."""
+        index = np.asarray(rows)
+        if index.size == 0:
+            index = index.astype(np.int64)
+        return replace(self, labels=self.labels[index], **{name: getattr(self, name)[index] for name in _TEXTS})
+
+    def read_bytes(self, row: int) -> bytes:
+        """The bytes of one image, checked against its id.
+
+        Raises OSError (FileNotFoundError, ...) where they cannot be read, IntegrityError where they have changed.
+        """
+        path = str(self.paths[row])
+        data = read_locator(path)
+        if digest_bytes(data) != self.ids[row]:
+            raise IntegrityError(f"{path}: its bytes have changed since the split; run `stage1 split` again")
+        return data
+
+    def items(self, rows: Iterable[int]) -> list[Callable[[], bytes]]:
+        """One reader per row, for `stage1.engine.stream`."""
+        return [partial(self.read_bytes, int(row)) for row in rows]
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write samples.parquet, whole or not at all: columns id, path, label, group, source, timestamp, role."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {name.removesuffix("s"): pa.array(getattr(self, name).tolist(), pa.string()) for name in _TEXTS}
+        columns["label"] = pa.array(self.labels)
+        table = pa.table({name: columns[name] for name in _COLUMNS})
+        table = table.replace_schema_metadata({"stage1": json.dumps({"schema_version": 1, "classes": self.classes})})
+        write_through(path, lambda temporary: pq.write_table(table, temporary))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> SampleTable:
+        """Read what `write` wrote. Raises MissingError (not there), IntegrityError (damaged, or not a sample table)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not Path(path).is_file():
+            raise MissingError(f"{path}: no such file; run `stage1 split`")
+        try:
+            table = pq.read_table(path)
+            document = json.loads((table.schema.metadata or {})[b"stage1"])
+            version, classes = int(document["schema_version"]), tuple(document["classes"])
+            columns: dict[str, Any] = {name: table[name].to_pylist() for name in _COLUMNS}
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+            raise IntegrityError(f"{path}: not a whole sample table ({error}); run `stage1 split` again") from error
+        if version > 1:
+            raise IntegrityError(f"{path}: schema_version {version} is newer than this stage1 reads (1); upgrade it")
+        texts = {name: np.array(columns[name.removesuffix("s")], dtype=np.str_) for name in _TEXTS}
+        try:
+            return cls(labels=np.array(columns["label"], dtype=np.int64), classes=classes, **texts)
+        except (DataError, TypeError, ValueError) as error:
+            raise IntegrityError(f"{path}: {error}; run `stage1 split` again") from error
+
+
+_COLUMNS = tuple(field.name.removesuffix("s") for field in fields(SampleTable) if field.name != "classes")
+
+
+# ---- locators ----------------------------------------------------------------------------------------------------
+
+CONTAINERS = (".tar", ".parquet", ".arrow")
+
+
+def split_locator(path: str) -> tuple[str, str] | None:
+    """("archive.tar", "member") of "archive.tar::member"; None where `path` is a plain file."""
+    for suffix in CONTAINERS:
+        container, sign, inner = path.partition(f"{suffix}::")
+        if sign:
+            return container + suffix, inner
+    return None
+
+
+def read_locator(path: str) -> bytes:
+    """The bytes behind a path or a locator. Thread-safe. Raises OSError with the reason."""
+    parts = split_locator(path)
+    if parts is None:
+        with open(path, "rb") as stream:
+            return stream.read()
+    container, inner = parts
+    changed = os.stat(container).st_mtime_ns
+    if container.endswith(".tar"):
+        place = tar_members(container, changed).get(inner)
+        if place is None:
+            raise FileNotFoundError(f"{container} has no member {inner!r}")
+        with open(container, "rb") as stream:
+            data = os.pread(stream.fileno(), place[1], place[0])
+        if len(data) != place[1]:
+            raise OSError(f"{container} ends inside member {inner!r}")
+        return data
+    embedded = _embedded(container, changed, int(inner))
+    if embedded is None:
+        raise FileNotFoundError(f"{container} row {inner} holds no image bytes")
+    return embedded
+
+
+@lru_cache(maxsize=64)
+def tar_members(path: str, changed: int) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, size) of the regular files in an uncompressed tar; `changed` (mtime) keys the cache.
+
+    A tar that ends inside a member keeps the members before it and the cut one, whose bytes then fail to read.
+    Raises OSError where it is no tar.
+    """
+    members = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    members[member.name] = (member.offset_data, member.size)
+    except tarfile.ReadError as error:
+        # An empty archive is a valid one for tar and "empty header" for tarfile when it has 0 bytes.
+        if not members:
+            raise OSError(f"{path} is no readable uncompressed tar ({error})") from error
+    return members
+
+
+def _embedded(path: str, changed: int, row: int) -> bytes | None:
+    starts = embedded_starts(path, changed)
+    piece = int(np.searchsorted(starts, row, side="right")) - 1
+    value = _embedded_piece(path, changed, piece)[row - int(starts[piece])].as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return value if value is None or isinstance(value, bytes) else None
+
+
+@lru_cache(maxsize=64)
+def embedded_starts(path: str, changed: int) -> NDArray[np.int64]:
+    """First row of each row group (Parquet) or record batch (Arrow), and the number of rows as last entry."""
+    if path.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        meta = pq.ParquetFile(path).metadata
+        sizes = [meta.row_group(index).num_rows for index in range(meta.num_row_groups)]
+    else:
+        sizes = [batch.num_rows for batch in _arrow_batches(path, changed)]
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+@lru_cache(maxsize=8)
+def _embedded_piece(path: str, changed: int, piece: int) -> Any:
+    """The image column of one row group or record batch; a few are kept, as rows are read in order."""
+    if path.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(path)
+        name = image_column(file.schema_arrow.names, path)
+        return file.read_row_group(piece, columns=[name])[name].combine_chunks()
+    batch = _arrow_batches(path, changed)[piece]
+    return batch.column(image_column(batch.schema.names, path))
+
+
+@lru_cache(maxsize=64)
+def _arrow_batches(path: str, changed: int) -> list[Any]:
+    """Record batches of an Arrow stream (Hugging Face's format), memory-mapped: nothing is copied before it is read."""
+    import pyarrow as pa
+
+    try:
+        with pa.ipc.open_stream(pa.memory_map(path)) as reader:
+            return list(reader)
+    except pa.ArrowException as error:
+        raise OSError(f"{path} is no readable Arrow stream ({error})") from error
+
+
+IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
+
+
+def image_column(names: Iterable[str], where: str) -> str:
+    """The column that holds the image or its path, by the first alias present. Raises DataError naming those there."""
+    known = list(names)
+    for alias in IMAGE_COLUMNS:
+        if alias in known:
+            return alias
+    raise DataError(
+        f"{where}: no image column (one of {', '.join(IMAGE_COLUMNS)}); it has {', '.join(known) or 'none'}"
+    )

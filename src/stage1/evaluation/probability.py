@@ -1,0 +1,276 @@
+"""Probabilities and predictions against labels: NLL, Brier, calibration error, MCC, accuracy.
+
+`probabilities`: float [N], P(class 1) of a binary problem, or [N, K] with rows that sum to 1 (within 1e-3). [N, 2] is
+the same problem as [N] and gives the same numbers: everything binary is measured on P(class 1), not on the larger of
+the two. `labels`: int [N] in 0..K-1. `weights` [N] >= 0: a row of weight 2 counts as two rows.
+Every function raises DataError (one line) for NaN, a value outside [0, 1], a label outside the classes, or unequal
+lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stage1.errors import DataError
+from stage1.evaluation.ranking import FloatArray, checked_weights, weighted_mean
+
+Binning = Literal["equal_mass", "equal_width"]
+Norm = Literal["l1", "l2"]
+
+
+def nll(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Mean negative log-likelihood in nats; inf (not clipped) where a true class was given probability 0."""
+    probs, truth, row_weights = _checked(probabilities, labels, weights)
+    with np.errstate(divide="ignore"):
+        loss = -np.log(probs[np.arange(len(truth)), truth])
+    there = row_weights > 0  # 0 x inf is not a number
+    return weighted_mean(loss[there], row_weights[there])
+
+
+def brier(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Brier score. Binary: mean (P(class 1) - y)^2, in [0, 1]. K > 2: the squares summed over classes, in [0, 2].
+
+    >>> round(brier([0.1, 0.4, 0.8], [0, 1, 1]), 6)
+    0.136667
+    """
+    probs, truth, row_weights = _checked(probabilities, labels, weights)
+    return weighted_mean(brier_rows(probs, truth), row_weights)
+
+
+def brier_rows(probabilities: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
+    """The Brier loss of each row, float [N]; arguments [N, K] and [N], already checked."""
+    squares = (probabilities - np.eye(probabilities.shape[1])[labels]) ** 2
+    return squares[:, 1] if probabilities.shape[1] == 2 else np.asarray(squares.sum(axis=1))
+
+
+def ece(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    n_bins: int = 15,
+    weights: ArrayLike | None = None,
+    *,
+    binning: Binning = "equal_mass",
+    norm: Norm = "l1",
+) -> float:
+    """Expected calibration error, in [0, 1]: per bin |mean probability - observed rate|, averaged by mass.
+
+    Binary: on P(class 1) against y = 1. K > 2: top label, the largest probability against "it is right".
+    equal_mass: bins of N / n_bins rows; equal probabilities stay in one bin (that of their middle row).
+    equal_width: bins [i / n_bins, (i + 1) / n_bins). norm "l2": root of the mean square instead.
+    Biased upwards by about the mean over bins of sqrt(p (1 - p) / rows in the bin): compare at equal N, and choose
+    calibrators by `nll` or `brier`.
+    """
+    probs, truth, row_weights = _checked(probabilities, labels, weights)
+    return Calibration(probs, truth).error(row_weights, _checked_bins(n_bins), binning, norm)
+
+
+def squared_ce_debiased(
+    probabilities: ArrayLike, labels: ArrayLike, n_bins: int = 15, *, binning: Binning = "equal_mass"
+) -> float:
+    """Squared calibration error without the bias of `ece(norm="l2")`^2; may be negative (Kumar et al. 2019).
+
+    Per bin of n_b rows, (mean probability - rate)^2 - rate (1 - rate) / (n_b - 1), averaged by mass. Raises DataError
+    where a bin holds a single row.
+    """
+    rows = reliability(probabilities, labels, n_bins, binning=binning)
+    if any(row.count < 2 for row in rows):
+        raise DataError(f"n_bins: {n_bins} leaves a bin with a single row; use fewer bins")
+    total = sum(row.count for row in rows)
+
+    def squared_gap(row: ReliabilityBin) -> float:
+        noise = row.observed_rate * (1 - row.observed_rate) / (row.count - 1)
+        return (row.mean_probability - row.observed_rate) ** 2 - noise
+
+    return sum(row.count / total * squared_gap(row) for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """One bin: its range of probabilities, its weight of rows, the mean probability and the observed rate in it."""
+
+    low: float
+    high: float
+    count: float
+    mean_probability: float
+    observed_rate: float
+
+
+def reliability(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    n_bins: int = 15,
+    weights: ArrayLike | None = None,
+    *,
+    binning: Binning = "equal_mass",
+) -> list[ReliabilityBin]:
+    """The bins behind `ece`, lowest first, without empty ones; low, high: edges (equal_width) or extremes."""
+    probs, truth, row_weights = _checked(probabilities, labels, weights)
+    return Calibration(probs, truth).bins(row_weights, _checked_bins(n_bins), binning)
+
+
+class Calibration:
+    """Event probabilities sorted once, ties in blocks; then the calibration error for any weights costs O(N).
+
+    probabilities: float [N, K], labels: int [N], checked. The bootstrap keeps one for all replicates.
+    """
+
+    def __init__(self, probabilities: FloatArray, labels: NDArray[np.int64]) -> None:
+        if probabilities.shape[1] == 2:
+            event, happened = probabilities[:, 1], labels == 1
+        else:
+            event, happened = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        self._order = np.argsort(event, kind="stable")
+        self._event = event[self._order]
+        self._happened = happened[self._order].astype(np.float64)
+        self._gap = self._event - self._happened
+        ends = np.append(np.flatnonzero(self._event[1:] != self._event[:-1]), len(event) - 1)
+        self._ends = None if len(ends) == len(event) else ends
+        self._levels = self._event[ends]
+
+    def error(self, weights: FloatArray, n_bins: int, binning: Binning = "equal_mass", norm: Norm = "l1") -> float:
+        """The calibration error at `weights` float [N] (input order, positive sum)."""
+        ordered = weights[self._order]
+        mass, gaps = self._running(ordered), self._running(ordered * self._gap)
+        cuts = self._cuts(mass, n_bins, binning)
+        bin_gaps, bin_mass = np.diff(gaps[cuts]), np.diff(mass[cuts])
+        if norm == "l1":
+            return float(np.abs(bin_gaps).sum() / mass[-1])
+        if norm == "l2":
+            there = bin_mass > 0
+            return float(np.sqrt((bin_gaps[there] ** 2 / bin_mass[there]).sum() / mass[-1]))
+        raise DataError(f"norm: {norm!r}; use l1 or l2")
+
+    def bins(self, weights: FloatArray, n_bins: int, binning: Binning = "equal_mass") -> list[ReliabilityBin]:
+        """The bins that hold any weight, lowest first."""
+        ordered = weights[self._order]
+        mass = self._running(ordered)
+        expected, happened = self._running(ordered * self._event), self._running(ordered * self._happened)
+        rows = []
+        cuts = self._cuts(mass, n_bins, binning)
+        for index, (first, last) in enumerate(pairwise(cuts)):
+            count = float(mass[last] - mass[first])
+            if count <= 0:
+                continue
+            edges = (index / n_bins, (index + 1) / n_bins)
+            if binning == "equal_mass":
+                held = self._levels[first:last][np.diff(mass[first : last + 1]) > 0]
+                edges = (float(held[0]), float(held[-1]))
+            rows.append(
+                ReliabilityBin(
+                    *edges, count, float((expected[last] - expected[first]) / count),
+                    float((happened[last] - happened[first]) / count),
+                )
+            )  # fmt: skip
+        return rows
+
+    def _running(self, ordered: FloatArray) -> FloatArray:
+        """Sums up to the end of each block of ties, with 0 in front: float [blocks + 1]."""
+        sums = np.empty(len(ordered) + 1)
+        sums[0] = 0.0
+        np.cumsum(ordered, out=sums[1:])
+        return sums if self._ends is None else np.append(0.0, sums[1:][self._ends])
+
+    def _cuts(self, mass: FloatArray, n_bins: int, binning: Binning) -> NDArray[np.intp]:
+        """n_bins + 1 indices into `mass` (cumulative, with 0 in front): bin i is cuts[i] .. cuts[i + 1]."""
+        inner = np.arange(1, n_bins)
+        if binning == "equal_mass":
+            # A block lies in the bin of its middle, so ties stay together and the input's order does not matter.
+            middle = (mass[1:] + mass[:-1]) / 2
+            cuts = np.searchsorted(middle * n_bins, inner * mass[-1], side="left")
+        elif binning == "equal_width":
+            cuts = np.searchsorted(self._levels, inner / n_bins, side="left")
+        else:
+            raise DataError(f"binning: {binning!r}; use equal_mass or equal_width")
+        return np.concatenate([[0], cuts, [len(mass) - 1]])
+
+
+# ---- predictions -------------------------------------------------------------------------------------------------
+
+
+def accuracy(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Share of rows where prediction = label, in [0, 1]. predictions, labels: int [N]."""
+    guess, truth, row_weights = _checked_predictions(predictions, labels, weights)
+    return weighted_mean(guess == truth, row_weights)
+
+
+def mcc(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Matthews correlation coefficient, in [-1, 1]; K classes: Gorodkin 2004. predictions, labels: int [N].
+
+    NaN where predictions or labels are all of one class: it is not defined there (scikit-learn says 0).
+    """
+    guess, truth, row_weights = _checked_predictions(predictions, labels, weights)
+    return mcc_of_counts(confusion(guess, truth, row_weights, int(max(guess.max(), truth.max())) + 1))
+
+
+def confusion(
+    predictions: NDArray[np.int64], labels: NDArray[np.int64], weights: FloatArray, n_classes: int
+) -> FloatArray:
+    """Weight of each (label, prediction), float [K, K]; arguments already checked."""
+    cells = np.bincount(labels * n_classes + predictions, weights=weights, minlength=n_classes**2)
+    return np.asarray(cells, dtype=np.float64).reshape(n_classes, n_classes)
+
+
+def mcc_of_counts(counts: FloatArray) -> float:
+    """MCC of a confusion matrix [label, prediction]; NaN where it is not defined."""
+    shares = counts / counts.sum()
+    truth, guess = shares.sum(axis=1), shares.sum(axis=0)
+    spread = (1 - truth @ truth) * (1 - guess @ guess)
+    # One class alone leaves 1 - 1 up to rounding
+    if spread <= 1e-15 or (truth > 0).sum() < 2 or (guess > 0).sum() < 2:
+        return float("nan")
+    return float(np.clip((np.trace(shares) - truth @ guess) / np.sqrt(spread), -1.0, 1.0))
+
+
+# ---- input -------------------------------------------------------------------------------------------------------
+
+
+def _checked(
+    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[FloatArray, NDArray[np.int64], FloatArray]:
+    try:
+        probs = np.asarray(probabilities, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"probabilities: not numbers ({error})") from error
+    if probs.ndim not in (1, 2) or not len(probs) or (probs.ndim == 2 and probs.shape[1] < 2):
+        raise DataError(f"probabilities: shape {probs.shape}; give [N] (P(class 1)) or [N, K], at least one row")
+    bad = ~((probs >= 0) & (probs <= 1))
+    if bad.any():
+        raise DataError(f"probabilities: row {int(np.argwhere(bad)[0][0])} is {probs[bad][0]}, outside [0, 1]")
+    if probs.ndim == 1:
+        probs = np.stack([1.0 - probs, probs], axis=1)
+    elif (off := np.abs(probs.sum(axis=1) - 1.0)).max() > 1e-3:
+        raise DataError(f"probabilities: row {int(off.argmax())} sums to {probs[off.argmax()].sum():.4g}, not 1")
+    truth = _classes(labels, "labels", len(probs))
+    if truth.max() >= probs.shape[1]:
+        raise DataError(f"labels: {truth.max()} is outside 0..{probs.shape[1] - 1} (classes)")
+    return probs, truth, checked_weights(weights, len(probs))
+
+
+def _checked_predictions(
+    predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
+    guess = _classes(predictions, "predictions", None)
+    truth = _classes(labels, "labels", len(guess))
+    return guess, truth, checked_weights(weights, len(guess))
+
+
+def _classes(values: ArrayLike, name: str, n: int | None) -> NDArray[np.int64]:
+    raw = np.asarray(values)
+    if raw.ndim != 1 or raw.dtype.kind not in "biuf" or not len(raw):
+        raise DataError(f"{name}: dtype {raw.dtype}, shape {raw.shape}; whole numbers 0..K-1, one per row")
+    if n is not None and len(raw) != n:
+        raise DataError(f"{name}: {len(raw)} values for {n} rows")
+    if not np.isfinite(raw).all() or (raw != np.floor(raw)).any() or (raw < 0).any():
+        raise DataError(f"{name}: must be whole numbers 0..K-1, no NaN")
+    return raw.astype(np.int64)
+
+
+def _checked_bins(n_bins: int) -> int:
+    if n_bins < 1:
+        raise DataError(f"n_bins: {n_bins}; give 1 or more")
+    return n_bins

@@ -1,0 +1,117 @@
+"""Risks and coverage of an exit rule, as counts with exact intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stage1.errors import ConfigError, DataError
+
+Mask = NDArray[np.bool_]
+
+
+class Share(NamedTuple):
+    """A rate as two masks over the rows: `hits` among `base` (hits is a part of base)."""
+
+    hits: Mask
+    base: Mask
+
+
+def clopper_pearson(errors: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact two-sided interval of a binomial rate: (low, high), (0, 1) where trials == 0.
+
+    Each side is missed with probability at most (1 - level) / 2. Valid for independent trials only.
+    Raises ConfigError for a level outside (0, 1), DataError for counts that cannot be. Source: Clopper, Pearson 1934.
+    """
+    if not 0.0 < level < 1.0:
+        raise ConfigError(f"level: {level}; give a confidence level between 0 and 1, for example 0.95")
+    # scipy comes with it, and training needs this room only for its curves
+    from stage1.risk import binomial_lower, binomial_upper
+
+    tail = (1.0 - level) / 2
+    return float(binomial_lower(errors, trials, tail)), float(binomial_upper(errors, trials, tail))
+
+
+def exit_shares(
+    decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, classes: Sequence[str]
+) -> tuple[dict[str, Share], Share, dict[str, Share]]:
+    """(risks, overall coverage, coverage of each class) of an exit rule as masks; see `exit_rates`."""
+    leaves, answer, truth = _checked(decision_exit, decision_label, labels, len(classes))
+    wrong = leaves & (answer != truth)
+    risks: dict[str, Share] = {}
+    if len(classes) == 2:
+        positive, negative = truth == 1, truth == 0
+        risks["fnr"] = Share(wrong & positive, leaves & positive)
+        risks["fpr"] = Share(wrong & negative, leaves & negative)
+        risks["miss_rate"] = Share(wrong & positive, positive)
+        risks["false_exit_rate"] = Share(wrong & negative, negative)
+    else:
+        for index, name in enumerate(classes):
+            risks[f"fnr.{name}"] = Share(wrong & (truth == index), leaves & (truth == index))
+    risks["error"] = Share(wrong, leaves)
+    per_class = {name: Share(leaves & (truth == index), truth == index) for index, name in enumerate(classes)}
+    return risks, Share(leaves, np.ones_like(leaves)), per_class
+
+
+def exit_rates(
+    decision_exit: ArrayLike,
+    decision_label: ArrayLike,
+    labels: ArrayLike,
+    *,
+    classes: Sequence[str] | None = None,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """The risks of an exit rule and its coverage, with exact two-sided intervals (Clopper-Pearson).
+
+    decision_exit: bool [N]; decision_label: int [N], the answer (ignored where the row defers); labels: int [N].
+    classes: names in the order of the labels; None: "0", "1", ... as many as occur, at least two.
+    Two classes, 1 = positive: `fnr` P(answer 0 | y=1, exit), `fpr` P(answer 1 | y=0, exit), `miss_rate`
+    P(exit as 0 | y=1), `false_exit_rate` P(exit as 1 | y=0), `error` P(wrong | exit). More classes: `fnr.<class>`
+    P(wrong | y=class, exit), `error`. Each {observed (None if n == 0), errors, n, low, high}.
+    `coverage`: {"overall": {value, exits, n, low, high}, "per_class": {class: the same}}.
+    The intervals hold for independent images; where images share a video or a site they are too short.
+    Raises DataError for unequal lengths or a label outside the classes.
+
+    >>> exit_rates([True, True, False], [0, 1, 0], [1, 1, 0])["fnr"]["observed"]
+    0.5
+    """
+    if classes is None:
+        top = max((int(np.max(values)) for values in (decision_label, labels) if np.size(values)), default=1)
+        classes = [str(index) for index in range(max(2, top + 1))]
+    risks, overall, per_class = exit_shares(decision_exit, decision_label, labels, classes)
+
+    def counted(share: Share, rate: str, count: str) -> dict[str, Any]:
+        hits, n = int(share.hits.sum()), int(share.base.sum())
+        low, high = clopper_pearson(hits, n, level)
+        return {rate: hits / n if n else None, count: hits, "n": n, "low": low, "high": high}
+
+    found = {name: counted(share, "observed", "errors") for name, share in risks.items()}
+    found["coverage"] = {
+        "overall": counted(overall, "value", "exits"),
+        "per_class": {name: counted(share, "value", "exits") for name, share in per_class.items()},
+    }
+    return found
+
+
+def _checked(
+    decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, k: int
+) -> tuple[Mask, NDArray[np.int64], NDArray[np.int64]]:
+    leaves = np.asarray(decision_exit)
+    if leaves.ndim != 1 or leaves.dtype.kind != "b" or not len(leaves):
+        raise DataError(f"exit: dtype {leaves.dtype}, shape {leaves.shape}; give one boolean per row, at least one row")
+    columns = []
+    for name, values in (("decision label", decision_label), ("labels", labels)):
+        column = np.asarray(values)
+        if column.shape != leaves.shape or column.dtype.kind not in "biu":
+            raise DataError(
+                f"{name}: dtype {column.dtype}, shape {column.shape}; one whole number for each of {len(leaves)} rows"
+            )
+        column = column.astype(np.int64)
+        used = column if name == "labels" else column[leaves]
+        if len(used) and (used.min() < 0 or used.max() >= k):
+            raise DataError(f"{name}: {used.min()}..{used.max()} is not within 0..{k - 1} (classes)")
+        columns.append(column)
+    return leaves, columns[0], columns[1]

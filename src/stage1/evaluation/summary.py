@@ -1,0 +1,284 @@
+"""evaluation.json: everything that the report says about one role's scores under one exit policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stage1.documents import finite_or_none
+from stage1.errors import ConfigError, DataError
+from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
+from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, reliability
+from stage1.evaluation.ranking import FloatArray, weighted_mean
+from stage1.evaluation.rates import Share, exit_rates, exit_shares
+from stage1.evaluation.selective import risk_coverage
+from stage1.scores import Scores
+
+_ECE_BINS = 15
+_CURVE_POINTS = 400
+_HISTOGRAM_BINS = 50
+_WORST = 24
+
+
+def evaluate(
+    scores: Scores,
+    exit: ArrayLike,
+    label: ArrayLike,
+    *,
+    lo: float | None,
+    hi: float | None,
+    classes: Sequence[str],
+    targets: Mapping[str, float],
+    policy: str,
+    certified: bool,
+    paths: Sequence[str] | None = None,
+    role: str = "val_test",
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The document of kind "evaluation" (schemas/evaluation.schema.json), without schema_version.
+
+    scores: N images with labels; groups where images depend on each other. exit: bool [N] and label: int [N], the
+    policy's decision. lo, hi: its thresholds on the raw score, None where that side never exits. classes: K names.
+    targets: risk -> target, of those in `exit_rates`. paths: [N], for the worst errors.
+
+    Selective metrics rank by the raw score's confidence (K = 2: |margin|; in general the logit of the largest
+    probability, which does not saturate) with residual = the largest logit is not the label's.
+    `metrics` have bootstrap intervals: stratified by label; groups as the unit where they repeat (`unit`). `risks` and
+    `coverage` have exact binomial intervals (low, high). Those hold for independent images only, so where groups repeat
+    `intervals` says "image-level, groups ignored" and group_low, group_high are bootstrapped over groups (null where
+    the count is 0 or n: a bootstrap knows nothing there).
+    Undefined numbers are null. Raises DataError (no labels, unequal lengths) or ConfigError (unknown target).
+    """
+    truth = scores.known_labels
+    leaves, answer = np.asarray(exit), np.asarray(label)
+    names = list(classes)
+    n, k = scores.logits.shape
+    if len(names) != k or len(set(names)) != k:
+        raise DataError(f"classes: {names} for {k} columns of logits; give one distinct name per class, in their order")
+    if paths is not None and len(paths) != n:
+        raise DataError(f"paths: {len(paths)} for {n} images")
+    rates = exit_rates(leaves, answer, truth, classes=names, level=level)
+    coverage = rates.pop("coverage")
+    if unknown := sorted(set(targets) - set(rates)):
+        raise ConfigError(f"risks: {unknown[0]!r} is not evaluated here; use {', '.join(rates)}")
+
+    n_groups = n if scores.groups is None else len(np.unique(scores.groups))
+    repeated = n_groups < n
+    wrong = scores.logits.argmax(axis=1) != truth
+    confidence = confidence_of(scores)
+    shares = exit_shares(leaves, answer, truth, names)
+    metrics = _metrics(scores, shares[1]) | (_share_metrics(*shares) if repeated else {})
+    found = bootstrap(
+        metrics, confidence=confidence, residuals=wrong, labels=truth, groups=scores.groups if repeated else None,
+        n_resamples=resamples, level=level, seed=seed,
+    )  # fmt: skip
+    _add_group_intervals(rates, coverage, found, repeated)
+    for name, rate in rates.items():
+        rate["target"] = float(targets[name]) if name in targets else None
+    error = rates["error"]
+    return {
+        "role": role,
+        "n": n,
+        "n_groups": n_groups,
+        "unit": "group" if repeated else "image",
+        "intervals": "image-level, groups ignored" if repeated else "groups = images",
+        "classes": names,
+        "policy": policy,
+        "certified": bool(certified),
+        "metrics": {name: _numbers(interval) for name, interval in found.items() if "/" not in name},
+        "level": float(level),
+        "resamples": int(resamples),
+        "risks": rates,
+        "coverage": coverage,
+        "exit_confusion": _exit_confusion(leaves, answer, truth, names),
+        "curve": _curve(confidence, wrong),
+        "operating_point": {"coverage": coverage["overall"]["value"], "selective_risk": error["observed"]},
+        "reliability": _reliability(scores),
+        "histogram": _histogram(scores.margin if k == 2 else confidence, truth, names),
+        "lo": None if lo is None else finite_or_none(lo),
+        "hi": None if hi is None else finite_or_none(hi),
+        "worst": _worst(scores, leaves, answer, wrong, names, paths),
+    }
+
+
+def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of eval_metrics.csv: metric, value, low, high, n, errors (None = undefined or not a count).
+
+    Metrics first, then risks, `coverage` (exact interval; `errors` holds nothing) and `coverage.<class>`. Where groups
+    repeat, low and high of risks and coverage are those over groups.
+    """
+    low, high = ("group_low", "group_high") if document["unit"] == "group" else ("low", "high")
+    rows = [
+        {"metric": name, **numbers, "n": document["n"], "errors": None}
+        for name, numbers in document["metrics"].items()
+        if name != "coverage"  # stands below, with its interval as a count
+    ]
+    for name, risk in document["risks"].items():
+        rows.append({"metric": name, "value": risk["observed"], "low": risk[low], "high": risk[high],
+                     "n": risk["n"], "errors": risk["errors"]})  # fmt: skip
+    covered = {"coverage": document["coverage"]["overall"]}
+    covered |= {f"coverage.{name}": share for name, share in document["coverage"]["per_class"].items()}
+    for name, share in covered.items():
+        rows.append({"metric": name, "value": share["value"], "low": share[low], "high": share[high],
+                     "n": share["n"], "errors": None})  # fmt: skip
+    return rows
+
+
+def confidence_of(scores: Scores) -> FloatArray:
+    """Logit of the largest softmax probability, float [N]: its ranking, without saturating at 1. K = 2: |margin|."""
+    top = np.sort(scores.logits, axis=1)
+    gaps = top[:, :-1] - top[:, -1:]
+    # log sum exp of the others, relative to the largest logit
+    second = gaps[:, -1]
+    return np.asarray(-(second + np.log(np.exp(gaps - second[:, None]).sum(axis=1))))
+
+
+def _nll_rows(scores: Scores) -> FloatArray:
+    """Negative log-likelihood of each row from its logits: finite even where the probability rounds to 0."""
+    shifted = scores.logits - scores.logits.max(axis=1, keepdims=True)
+    rows = np.arange(len(scores))
+    return np.asarray(np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, scores.known_labels])
+
+
+# ---- metrics with bootstrap intervals ----------------------------------------------------------------------------
+
+
+def _metrics(scores: Scores, covered: Share) -> dict[str, Metric | str]:
+    truth, probabilities = scores.known_labels, scores.probabilities
+    guess = scores.logits.argmax(axis=1)
+    calibration = Calibration(probabilities, truth)
+    k = scores.n_classes
+    return {
+        "aurc": "aurc",
+        "e_aurc": "e_aurc",
+        "augrc": "augrc",
+        "e_augrc": "e_augrc",
+        "auroc_f": "auroc_failure",
+        "accuracy": "accuracy",
+        "mcc": lambda c, r, w: mcc_of_counts(confusion(guess, truth, w, k)),
+        "nll": _mean_of(_nll_rows(scores)),
+        "brier": _mean_of(brier_rows(probabilities, truth)),
+        "ece": lambda c, r, w: calibration.error(w, _ECE_BINS),
+        "coverage": _ratio_of(covered),
+    }
+
+
+def _share_metrics(
+    risks: Mapping[str, Share], overall: Share, per_class: Mapping[str, Share]
+) -> dict[str, Metric | str]:
+    # The slash keeps these names apart from the metrics' own.
+    named = {f"risks/{name}": share for name, share in risks.items()}
+    named |= {"coverage/overall": overall} | {f"coverage/per_class/{name}": share for name, share in per_class.items()}
+    return {name: _ratio_of(share) for name, share in named.items()}
+
+
+def _add_group_intervals(
+    rates: dict[str, Any], coverage: dict[str, Any], found: Mapping[str, Interval], repeated: bool
+) -> None:
+    entries = {f"risks/{name}": (rate, "errors") for name, rate in rates.items()}
+    entries["coverage/overall"] = (coverage["overall"], "exits")
+    entries |= {f"coverage/per_class/{name}": (share, "exits") for name, share in coverage["per_class"].items()}
+    for name, (entry, count) in entries.items():
+        known = repeated and 0 < entry[count] < entry["n"]
+        entry["group_low"] = finite_or_none(found[name].low) if known else None
+        entry["group_high"] = finite_or_none(found[name].high) if known else None
+
+
+def _mean_of(values: FloatArray) -> Metric:
+    return lambda c, r, w: weighted_mean(values, w)
+
+
+def _ratio_of(share: Share) -> Metric:
+    hits, base = share.hits.astype(np.float64), share.base.astype(np.float64)
+
+    def ratio(confidence: FloatArray, residuals: FloatArray, weights: FloatArray) -> float:
+        there = weights * base
+        return weighted_mean(hits, there) if there.any() else float("nan")
+
+    return ratio
+
+
+def _numbers(interval: Interval) -> dict[str, float | None]:
+    return {
+        "value": finite_or_none(interval.value),
+        "low": finite_or_none(interval.low),
+        "high": finite_or_none(interval.high),
+    }
+
+
+# ---- what the figures draw ---------------------------------------------------------------------------------------
+
+
+def _exit_confusion(
+    leaves: NDArray[np.bool_], answer: NDArray[np.int64], truth: NDArray[np.int64], names: list[str]
+) -> dict[str, Any]:
+    exits = [f"exit as {name}" for name in names]
+    place = 1 if len(names) == 2 else len(names)  # two classes: defer lies between the two, as on the score's axis
+    counts = [
+        [int((leaves & (answer == given) & (truth == row)).sum()) for given in range(len(names))]
+        for row in range(len(names))
+    ]
+    for row, cells in enumerate(counts):
+        cells.insert(place, int((~leaves & (truth == row)).sum()))
+    return {"rows": names, "columns": [*exits[:place], "defer", *exits[place:]], "counts": counts}
+
+
+def _curve(confidence: FloatArray, wrong: NDArray[np.bool_]) -> dict[str, list[float]]:
+    """The risk-coverage curve, coverage 1 first, thinned evenly to at most 400 points; both ends stay."""
+    curve = risk_coverage(confidence, wrong)
+    points = len(curve.coverage)
+    keep = np.unique(np.linspace(0, points - 1, min(points, _CURVE_POINTS)).round().astype(int))
+    return {
+        "coverage": curve.coverage[keep].tolist(),
+        "selective_risk": curve.selective_risk[keep].tolist(),
+        "generalised_risk": curve.generalised_risk[keep].tolist(),
+    }
+
+
+def _reliability(scores: Scores) -> list[dict[str, float]]:
+    return [
+        {
+            "low": row.low, "high": row.high, "count": int(row.count),
+            "mean_probability": row.mean_probability, "observed_rate": row.observed_rate,
+        }
+        for row in reliability(scores.probabilities, scores.known_labels, _ECE_BINS)
+    ]  # fmt: skip
+
+
+def _histogram(raw: FloatArray, truth: NDArray[np.int64], names: list[str]) -> dict[str, Any]:
+    edges = np.histogram_bin_edges(raw, bins=_HISTOGRAM_BINS)
+    counts = {name: np.histogram(raw[truth == index], edges)[0].tolist() for index, name in enumerate(names)}
+    return {"edges": edges.tolist(), "counts": counts}
+
+
+def _worst(
+    scores: Scores,
+    leaves: NDArray[np.bool_],
+    answer: NDArray[np.int64],
+    wrong: NDArray[np.bool_],
+    names: list[str],
+    paths: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """Up to 24 errors: wrong exits first, then wrong but deferred; in each, least probability for the truth first."""
+    truth, loss = scores.known_labels, _nll_rows(scores)
+    tie_break = scores.ids if scores.ids is not None else np.arange(len(scores))
+    order = np.lexsort((tie_break, -loss))
+    wrong_exit = leaves & (answer != truth)
+    rows = [*order[wrong_exit[order]], *order[(wrong & ~leaves)[order]]][:_WORST]
+    probabilities = scores.probabilities
+    shown = probabilities[:, 1] if scores.n_classes == 2 else probabilities.max(axis=1)
+    return [
+        {
+            "id": None if scores.ids is None else str(scores.ids[row]),
+            "path": None if paths is None else str(paths[row]),
+            "label": names[truth[row]],
+            "probability": float(shown[row]),
+            "decision": f"exit as {names[answer[row]]}" if leaves[row] else "defer",
+        }
+        for row in rows
+    ]

@@ -1,0 +1,326 @@
+"""The one way from image bytes to an array: safe decode, then the preprocessing spec; every stage goes through it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from stage1.errors import DataError
+
+try:
+    import simplejpeg
+except ImportError:  # the extra `fast-io`: the same pixels, a little faster
+    simplejpeg = None
+
+MAX_PIXELS = 64_000_000
+# Readers that only parse pixels. Left out on purpose: EPS (runs an interpreter), PSD and ICNS (documents, not photos).
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_ORIENTATION_TAG = 0x0112
+# What decode() does beyond size and normalisation. It is part of the spec: a bundle made by another decoder is refused.
+DECODE = {
+    "orientation": "EXIF applied",
+    "alpha": "over white",
+    "depth": "16-bit gray / 257, 16-bit colour high byte",
+    "colour": "RGB, ICC profile ignored",
+    "resize": "Pillow, antialiased",
+}
+
+
+class ImageError(DataError):
+    """Bytes that are no usable image. `reason` is one of REASONS; the message is one line.
+
+    reason: "empty", "truncated", "corrupt", "not an image", "too large", "animated" (several frames or pages) or
+    "unsupported mode" (no agreed way to 8-bit RGB, e.g. floating point).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+REASONS = ("empty", "truncated", "corrupt", "not an image", "too large", "animated", "unsupported mode")
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Image bytes -> RGB pixels, uint8 [H, W, 3], C-contiguous.
+
+    Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF (where Pillow has it), told by their content, never by a name.
+    - EXIF orientation is applied. ICC profiles are ignored: the numbers in the file are taken as sRGB.
+    - Transparency of any kind (RGBA, LA, palette, tRNS) is laid over white. Palette and 1-bit become RGB.
+    - CMYK and YCCK JPEGs become RGB by Pillow's formula. 16-bit gray is scaled, round(v / 257), not clipped;
+      of 16-bit colour the high byte counts.
+    - A GIF, WebP, PNG or TIFF with one frame is an image; with several it is refused ("animated"), as none of them is
+      the picture. Of a multi-picture JPEG (MPO, from phones) the first picture counts: it is the photo.
+    - The size is checked before a pixel is decoded: above `max_pixels` (width x height) "too large". Pillow's own bomb
+      limit, 179 million pixels, holds above that.
+    - Truncated is an error, always: also where only the end marker is missing. Bytes after the end are ignored.
+
+    JPEGs in RGB or gray take simplejpeg where it is installed: identical pixels (tested), and wherever it complains
+    Pillow decides, so that the verdict on a file never depends on an extra. What neither notices: bits flipped inside
+    the compressed data of a JPEG; they give wrong pixels without an error.
+
+    Raises ImageError with `.reason`.
+    """
+    if len(data) == 0:
+        raise ImageError("empty", "0 bytes; fetch the file again")
+    image = _open(data, max_pixels)
+    _require_one_frame(image)
+    _require_end(data, image.format)
+    pixels = _fast_jpeg(data, image)
+    if pixels is None:
+        try:
+            image.load()
+            # Read after load(): TIFF applies and removes it there.
+            orientation = _orientation(image)
+            pixels = np.asarray(_to_rgb(image))
+        except ImageError:
+            raise
+        except Exception as error:  # a reader fed with arbitrary bytes may raise anything; all of it means: broken file
+            raise _read_error(error) from error
+    else:
+        orientation = _orientation(image)
+    return np.ascontiguousarray(_oriented(pixels, orientation))
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    Image.init()
+    try:
+        image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = _png_size(data)
+        what = f"{size[0]} x {size[1]} px" if size else str(error).split(",")[0]
+        raise ImageError("too large", f"{what}, more than max_pixels={max_pixels}; shrink it") from error
+    except UnidentifiedImageError as error:
+        if reason := _known_start(data):
+            raise ImageError(reason, f"{len(data)} bytes with the start of an image but no readable header") from error
+        raise ImageError(
+            "not an image", f"the content is {_looks_like(data)}; give JPEG, PNG, WebP, BMP or TIFF"
+        ) from error
+    except Exception as error:
+        raise _read_error(error) from error
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            "too large", f"{image.width} x {image.height} px, more than max_pixels={max_pixels}; shrink it"
+        )
+    return image
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        return None
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def _known_start(data: bytes) -> str | None:
+    """Broken header or a file cut off inside it: told apart from what never was an image."""
+    starts = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+    if data.startswith(starts) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or data[4:12] == b"ftypavif":
+        return "truncated" if len(data) < 4096 else "corrupt"
+    return None
+
+
+def _looks_like(data: bytes) -> str:
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in head:
+        return "SVG (a drawing, no pixels)"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if head.startswith(b"%pdf"):
+        return "a PDF document"
+    if not data.strip(b"\0"):
+        return "zeros only"
+    try:
+        data[:1024].decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < 1000:
+            return "no known image format"
+    return "text" if b"\0" not in data[:1024] else "no known image format"
+
+
+def _require_one_frame(image: Image.Image) -> None:
+    try:
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
+    except Exception as error:  # the property of a GIF or TIFF looks for the second frame in arbitrary bytes
+        raise _read_error(error) from error
+    if several:
+        what = "pages" if image.format == "TIFF" else "frames"
+        raise ImageError("animated", f"{image.format} with several {what}; save the one that counts as its own file")
+
+
+def _require_end(data: bytes, kind: str | None) -> None:
+    # Pillow stops at the last pixel: a file cut off right behind it passes there. The end marker settles it.
+    end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(kind or "")
+    if end is not None and data.rfind(end) < 0:
+        raise ImageError("truncated", f"{kind} without its end marker, {len(data)} bytes; fetch the file again")
+
+
+def _read_error(error: Exception) -> ImageError:
+    text = " ".join(str(error).split())[:160] or type(error).__name__
+    if "truncated" in text.lower() or "premature" in text.lower() or isinstance(error, EOFError):
+        return ImageError("truncated", f"{text}; fetch the file again")
+    if isinstance(error, MemoryError):
+        return ImageError("too large", "no memory for its pixels; shrink it")
+    return ImageError("corrupt", f"{text}; fetch the file again")
+
+
+def _fast_jpeg(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
+    """Pixels by simplejpeg [H, W, 3], or None where Pillow has to read or to judge the file."""
+    if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (image.height, image.width, 3) else None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+        # round(v / 257) maps 0..65535 onto 0..255 exactly; convert("L") would clip at 255.
+        gray = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return Image.fromarray(np.minimum(gray, 255).astype(np.uint8)).convert("RGB")
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or ("transparency" in image.info and mode in ("1", "L", "P", "RGB")):
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if mode in ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBX"):
+        return image.convert("RGB")
+    raise ImageError(
+        "unsupported mode", f"pixels of mode {mode} have no agreed range; save as 8-bit RGB or 16-bit gray"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block: the pixels are whole, and viewers show them as stored
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _oriented(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """EXIF orientations 1..8: bit by bit, 5..8 swap the axes, then the rest are mirrors."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+# ---- the preprocessing spec --------------------------------------------------------------------------------------
+
+_INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Everything between image bytes and the model's input tensor; travels in the bundle.
+
+    size: side of the square input, pixels, 1..4096.
+    fit: "squash" resizes the whole image to size x size; "center_crop" resizes the shorter side to size, then cuts
+        the centre square (what lies outside is never seen).
+    interpolation: Pillow's kernel, antialiased; other libraries' kernels differ by up to 116 levels.
+    mean, std: per channel, for pixels in [0, 1]: (v / 255 - mean) / std.
+    max_pixels: images above this are refused unread.
+    Raises DataError naming the field.
+    """
+
+    size: int = 224
+    fit: Literal["squash", "center_crop"] = "squash"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        for name, high in (("size", 4096), ("max_pixels", 2**40)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+                raise DataError(f"preprocessing: {name} is {value!r}; a whole number 1..{high} is needed")
+        for name, allowed in (("fit", ("squash", "center_crop")), ("interpolation", tuple(_INTERPOLATIONS))):
+            if getattr(self, name) not in allowed:
+                raise DataError(f"preprocessing: {name} is {getattr(self, name)!r}; use {' or '.join(allowed)}")
+        for name in ("mean", "std"):
+            try:
+                values = tuple(float(value) for value in getattr(self, name))
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"preprocessing: {name} is {getattr(self, name)!r}; three numbers are needed"
+                ) from error
+            if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+                raise DataError(f"preprocessing: {name} is {values}; three finite numbers are needed, std above 0")
+            object.__setattr__(self, name, values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as plain JSON values, with what `decode` does under "decode"."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "decode": dict(DECODE)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_json`. Raises DataError for an unknown field, a bad value, or another way of decoding."""
+        if not isinstance(document, dict):
+            raise DataError(f"preprocessing: {type(document).__name__}; a mapping is expected")
+        values = dict(document)
+        if values.pop("decode", DECODE) != DECODE:
+            raise DataError("preprocessing: made for another way of decoding images; use the stage1-pro that made it")
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise DataError(f"preprocessing: unknown field {unknown[0]!r}; known are {', '.join(known)}")
+        return cls(**values)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the spec: equal exactly where every image gives the same tensor or the same refusal."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def to_tensor(rgb: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
+    """RGB pixels uint8 [H, W, 3] -> float32 [3, size, size], resized and normalised by `spec`.
+
+    Raises DataError for another shape or dtype.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
+        raise DataError(f"image: {rgb.dtype} of shape {rgb.shape}; uint8 [H, W, 3] is expected")
+    image = Image.fromarray(rgb)
+    kernel, size = _INTERPOLATIONS[spec.interpolation], spec.size
+    if spec.fit == "center_crop":
+        short = min(image.size)
+        # As torchvision's Resize(size) and CenterCrop(size): the longer side rounds down, the offset rounds to even.
+        width, height = (size if side == short else int(size * side / short) for side in image.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        image = _resized(image, (width, height), kernel).crop((left, top, left + size, top + size))
+    else:
+        image = _resized(image, (size, size), kernel)
+    tensor = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
+    mean, std = (np.asarray(values, dtype=np.float64)[:, None, None] for values in (spec.mean, spec.std))
+    tensor *= (1.0 / (255.0 * std)).astype(np.float32)
+    tensor -= (mean / std).astype(np.float32)
+    return tensor
+
+
+def _resized(image: Image.Image, size: tuple[int, int], kernel: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, kernel)
+
+
+def load_tensor(data: bytes, spec: Preprocessing) -> NDArray[np.float32]:
+    """Image bytes -> float32 [3, size, size]: `decode`, then `to_tensor`. Raises ImageError."""
+    return to_tensor(decode(data, max_pixels=spec.max_pixels), spec)
+
+
+def thumbnail(data: bytes, side: int) -> bytes:
+    """A JPEG (bytes) of the image, oriented, longer side at most `side` pixels; for the report. Raises ImageError."""
+    image = Image.fromarray(decode(data))
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return stream.getvalue()

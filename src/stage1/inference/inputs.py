@@ -1,0 +1,150 @@
+"""What `predict` is given: files, folders, tables, lists and stdin, as one stream of named images."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stage1.engine import Item
+from stage1.errors import DataError, MissingError
+
+TABLES = (".csv", ".tsv", ".parquet")
+IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+# Rows of a Parquet file with embedded bytes that are in memory at once, before the stream takes them.
+_PARQUET_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One image to answer: the name it is reported under, and a path, bytes, or a function that gives the bytes."""
+
+    name: str
+    item: Item
+
+
+def iterate_inputs(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None = None) -> Iterator[Input]:
+    """Every image that `sources` name, in order, lazily.
+
+    A source is
+    - a folder: its image files (by ending), recursively, sorted; hidden files and linked folders are left out;
+    - a .csv, .tsv or .parquet table with a column `image` (or path, file_name, filepath, image_path); its paths are
+      relative to the table. Parquet may hold the images themselves: bytes, or structs {bytes, path};
+    - a .txt list, one path a line, relative to the list;
+    - "-": such a list on `stdin`, relative to the working directory;
+    - any other path: one image.
+    A path that is not there is an input all the same: it fails when it is read, and is reported with the others.
+    Raises MissingError (no such table), DataError (a folder without images, a table without such a column or damaged).
+    """
+    for source in sources:
+        path = Path(source)
+        if os.fspath(source) == "-":
+            if stdin is None:
+                raise DataError("-: there is no stdin to read paths from")
+            yield from _lines(stdin, Path())
+        elif path.is_dir():
+            yield from _folder(path)
+        elif path.suffix.lower() in (*TABLES, ".txt"):
+            if not path.is_file():
+                raise MissingError(f"{path}: no such table or list; give a file that is there")
+            yield from _file(path)
+        else:
+            yield Input(os.fspath(source), path)
+
+
+def _file(path: Path) -> Iterator[Input]:
+    kind = path.suffix.lower()
+    try:
+        if kind == ".txt":
+            with open(path, "rb") as stream:
+                yield from _lines(stream, path.parent)
+        elif kind == ".parquet":
+            yield from _parquet(path)
+        else:
+            yield from _csv(path, "\t" if kind == ".tsv" else ",")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
+
+
+def _lines(stream: BinaryIO, base: Path) -> Iterator[Input]:
+    for line in stream:
+        # File names are bytes: they need not be valid UTF-8.
+        name = os.fsdecode(line.rstrip(b"\r\n"))
+        if name:
+            yield Input(os.fspath(base / name), base / name)
+
+
+def _folder(folder: Path) -> Iterator[Input]:
+    unreadable: list[OSError] = []
+    found = False
+    for inside, folders, files in os.walk(folder, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
+                found = True
+                yield Input(os.path.join(inside, name), Path(inside) / name)
+    for error in unreadable:
+        yield Input(os.fsdecode(error.filename), _raising(error))
+    if not found and not unreadable:
+        raise DataError(f"{folder}: no image in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+
+
+def _csv(path: Path, delimiter: str) -> Iterator[Input]:
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        try:
+            reader = csv.reader(stream, delimiter=delimiter)
+            head = next(reader, [])
+            column = head.index(_image_column(path, head))
+            for cells in reader:
+                if cells:
+                    yield _cell(path, cells[column].strip() if column < len(cells) else "", f"line {reader.line_num}")
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not a table in UTF-8 ({error}); save it again") from error
+
+
+def _parquet(path: Path) -> Iterator[Input]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            column = _image_column(path, file.schema_arrow.names)
+            row = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield _cell(path, value, f"row {row}", f"{path}::{row}")
+                    row += 1
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from error
+
+
+def _image_column(path: Path, columns: Sequence[str]) -> str:
+    for alias in IMAGE_COLUMNS:
+        for name in columns:
+            if name.strip().lower() == alias:
+                return name
+    raise DataError(
+        f"{path}: no image column ({', '.join(IMAGE_COLUMNS)}); it has {', '.join(columns) or 'no columns'}"
+    )
+
+
+def _cell(path: Path, value: Any, where: str, locator: str | None = None) -> Input:
+    if isinstance(value, dict):  # {bytes, path}, as Hugging Face writes images
+        value = value.get("bytes") or value.get("path")
+    name = locator or f"{path}::{where}"
+    if isinstance(value, bytes):
+        return Input(name, value)
+    if isinstance(value, str) and value.strip():
+        return Input(os.fspath(path.parent / value), path.parent / value)
+    return Input(name, _raising(DataError(f"{where}: no image in this cell; fill it or drop the row")))
+
+
+def _raising(error: Exception) -> Callable[[], bytes]:
+    def read() -> bytes:
+        raise error
+
+    return read

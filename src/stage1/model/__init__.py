@@ -1,0 +1,1 @@
+"""The torch half's models. Import the modules by name: this file stays empty, so that nothing loads torch unasked."""

