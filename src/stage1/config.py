@@ -152,7 +152,7 @@ class PolicyConfig(Section):
 
 
 class EvaluationConfig(Section):
-    resamples: Annotated[int, Field(ge=0)] = 1000
+    resamples: Annotated[int, Field(ge=1)] = 1000
     """Bootstrap resamples for the intervals of the report."""
     level: Rate = 0.95
 

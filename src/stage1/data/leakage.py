@@ -19,7 +19,7 @@ Pairs = NDArray[np.int64]
 MAX_GRAY_DIFFERENCE = 4.0
 # A picture needs this many of the 64 comparisons to differ by 2 gray levels or more. Below, noise decides the bits
 # (black frames, fog, blank sky), and all such pictures would look alike: they take no part in the search.
-MIN_CLEAR_BITS = 16
+MIN_CLEAR_BITS = 24
 # Above this many images with one and the same hash (a fixed camera), those that also agree within 1 gray level are
 # joined to the first of them, and only that one is compared on.
 _CROWD = 64

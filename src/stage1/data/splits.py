@@ -51,6 +51,10 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     )
     given = bool((table.roles != "").all()) and len(table) > 0
     known: dict[str, str] = {} if given or previous is None else dict(previous["groups"])
+    all_links = list(ingest.links)
+    # An image that once was its own group and now stands under a named one takes its old role there with it.
+    ids, named = table.ids.tolist(), table.groups.tolist()
+    all_links += [(row, name) for row, name in enumerate(ids) if name in known and name != named[row]]
     out = np.zeros(len(table), dtype=np.bool_)
     bridges: list[str] = []
     quarantine: list[Quarantined] = []
@@ -60,12 +64,12 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
         pairs = pairs[table.roles[pairs[:, 0]] == table.roles[pairs[:, 1]]]
     elif known:
         assert previous is not None
-        out, quarantine = _bridging(table, pairs, ingest.links, known, frozenset(previous["bridges"]))
+        out, quarantine = _bridging(table, pairs, all_links, known, frozenset(previous["bridges"]))
         bridges = sorted({*previous["bridges"], *table.ids[out].tolist()})
     keep = np.flatnonzero(~out)
     position = np.cumsum(~out) - 1
     pairs = position[pairs[~(out[pairs[:, 0]] | out[pairs[:, 1]])]]
-    links = [(int(position[row]), group) for row, group in ingest.links if not out[row]]
+    links = [(int(position[row]), group) for row, group in all_links if not out[row]]
     table = table.take(keep)
     groups = join_groups(table.groups, pairs, known, table.roles if given else None, links)
     fixed = {

@@ -12,7 +12,7 @@ from stage1.documents import finite_or_none
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
 from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, reliability
-from stage1.evaluation.ranking import FloatArray, weighted_mean
+from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, weighted_mean
 from stage1.evaluation.rates import Share, exit_rates, exit_shares
 from stage1.evaluation.selective import risk_coverage
 from stage1.scores import Scores
@@ -153,7 +153,13 @@ def _metrics(scores: Scores, covered: Share) -> dict[str, Metric | str]:
     guess = scores.logits.argmax(axis=1)
     calibration = Calibration(probabilities, truth)
     k = scores.n_classes
+    separation: dict[str, Metric | str] = {}
+    if k == 2:
+        # Positives above negatives on the raw score is right above wrong with "negative" in the place of "wrong".
+        by_score = Ranking(scores.margin, (truth == 0).astype(np.float64))
+        separation["auroc"] = lambda c, r, w: float(STATISTICS["auroc_failure"](by_score.accept(w)))
     return {
+        **separation,
         "aurc": "aurc",
         "e_aurc": "e_aurc",
         "augrc": "augrc",

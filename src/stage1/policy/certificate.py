@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor
 from typing import Any
 
 from stage1.documents import read_document, write_document
@@ -145,7 +146,7 @@ def certified_statement(
 ) -> str:
     """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits."""
     claims = ", and ".join(claim(name, target, classes) for name, target in targets.items())
-    sentence = f"With confidence {percent(confidence)}, {claims}; {percent(round(coverage, 3))} of the calibration {unit}s exit."
+    sentence = f"With confidence {percent(confidence)}, {claims}; {percent(floor(1000 * coverage) / 1000)} of the calibration {unit}s exit."
     if closed is not None:
         sentence += (
             f" No image exits as '{closed}': there are too few calibration {unit}s for that side, so it always defers."

@@ -30,6 +30,7 @@ RISK_MEANINGS = {
     "error": "of all images that exit, the share answered wrongly",
 }
 METRIC_MEANINGS = {
+    "auroc": "how well the score ranks positives above negatives; higher is better",
     "aurc": "area under the risk-coverage curve; lower is better",
     "e_aurc": "AURC above that of the best possible order; lower is better",
     "e_augrc": "AUGRC above that of the best possible order; lower is better",

@@ -121,13 +121,13 @@ def look_alikes(rng: Rng, half: float, walk: float) -> list[Thing]:
     """Orange, yellow and red-white things, signs and people that are not roadwork, mostly at the kerb."""
     makers = (_bin, _striped_pole, _plain_sign, _person, _parasol, _box, _hydrant)
     things = []
-    for _ in range(int(rng.poisson(2.6))):
+    for _ in range(int(rng.poisson(3.6))):
         sign = int(rng.choice([-1, 1]))
         x = sign * (half + float(rng.uniform(0.15, max(0.8, walk * 0.8))))
-        z = float(np.exp(rng.uniform(math.log(5.0), math.log(38.0))))
+        z = float(np.exp(rng.uniform(math.log(4.5), math.log(30.0))))
         things.append(makers[int(rng.choice(len(makers), p=[0.16, 0.18, 0.25, 0.18, 0.08, 0.1, 0.05]))](rng, x, z))
-    if rng.random() < 0.2:
-        things.append(car(rng, float(rng.uniform(-0.7, 0.9)) * half, float(rng.uniform(8, 40)), front=rng.random() < 0.3, colour=pick(rng, LOUD[:5])))
+    if rng.random() < 0.3:
+        things.append(car(rng, float(rng.uniform(-0.7, 0.9)) * half, float(rng.uniform(7, 32)), front=rng.random() < 0.3, colour=pick(rng, LOUD[:5])))
     return things
 
 

@@ -57,12 +57,15 @@ def describe_video(seed: int, index: int) -> Video:
     return Video(index, label, frames, group, tuple(f"images/{group}-{number}.jpg" for number in range(frames)), times)
 
 
-def video_frames(seed: int, index: int, size: int, *, roadwork: bool | None = None) -> tuple[str, list[Picture]]:
+def video_frames(
+    seed: int, index: int, size: int, *, roadwork: bool | None = None, frames: int | None = None
+) -> tuple[str, list[Picture]]:
     """Draw video `index`: its label ("none" or "roadwork") and 1 to 5 frames, each uint8 [size, size, 3].
 
     size: side in pixels, 64 to 2048; what is seen does not depend on it. roadwork: None draws what the label says; True
     or False draws the same video with or without a site whatever its label (the label returned is what was drawn), so
-    that the two pictures differ by the site alone. Raises ConfigError for a size out of range.
+    that the two pictures differ by the site alone. frames: draw only the first so many.
+    Raises ConfigError for a size out of range.
 
     Example: label, frames = video_frames(seed=0, index=7, size=320)
     """
@@ -76,16 +79,16 @@ def video_frames(seed: int, index: int, size: int, *, roadwork: bool | None = No
     # Drawn at twice the size and halved, against jagged edges; beyond 1024 px the edges are fine as they are.
     views, worlds = _drive(_stream(seed, index, "drive"), street, video.frames, size * (2 if size <= 1024 else 1))
     site = place_site(_stream(seed, index, "site"), views, worlds, street) if label == CLASSES[1] else []
-    frames = []
-    for number, (view, world) in enumerate(zip(views, worlds, strict=True)):
+    drawn = []
+    for number, (view, world) in enumerate(zip(views[:frames], worlds[:frames], strict=True)):
         things = sorted([*world, *site], key=lambda thing: -thing.z)
         canvas = Canvas(view, light, backdrop(street, view, light, things, clouds))
         for paint in street.sides:
             paint(canvas)
         for thing in things:
             thing.paint(canvas, thing.z)
-        frames.append(expose(canvas, lens, size, _stream(seed, index, f"frame {number}")))
-    return label, frames
+        drawn.append(expose(canvas, lens, size, _stream(seed, index, f"frame {number}")))
+    return label, drawn
 
 
 def _drive(rng: Rng, street: Street, frames: int, side: int) -> tuple[list[View], list[list[Thing]]]:
