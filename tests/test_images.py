@@ -18,7 +18,7 @@ from stage1 import images
 from stage1.errors import DataError
 from stage1.images import ImageError, Preprocessing, decode, load_tensor, thumbnail, to_tensor
 
-simplejpeg = pytest.importorskip("simplejpeg") if images.simplejpeg else None
+simplejpeg = images.simplejpeg
 needs_simplejpeg = pytest.mark.skipif(simplejpeg is None, reason="extra fast-io is not installed")
 
 
@@ -59,6 +59,7 @@ def png_header(width: int, height: int) -> bytes:
 SIZES = [(1, 1), (1, 9), (7, 13), (16, 16), (33, 65), (101, 47), (240, 321)]
 
 
+@needs_simplejpeg
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_fast_path_equals_pillow(subsampling: int, progressive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,7 @@ def test_fast_path_is_taken_and_only_for_rgb_and_gray(monkeypatch: pytest.Monkey
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("fast", [pytest.param(True, marks=needs_simplejpeg), False])
 @pytest.mark.parametrize("progressive", [True, False])
 def test_truncated_jpeg_is_an_error_at_every_length(
     progressive: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
@@ -108,6 +109,7 @@ def test_truncated_jpeg_is_an_error_at_every_length(
         assert reason(data[:length]) in (("truncated",) if length > 700 else ("truncated", "corrupt", "not an image"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "kind, options",
     [("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("GIF", {}), ("PPM", {}),
@@ -130,6 +132,7 @@ def test_bytes_after_the_end_are_ignored() -> None:
             np.testing.assert_array_equal(decode(data + tail), decode(data))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on broken TIFF directories
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), st.integers(0, 400))
 def test_arbitrary_bytes_give_an_array_or_an_image_error(noise: bytes, kind: str, at: int) -> None:

@@ -126,7 +126,8 @@ class TrainConfig(Section):
     warmup: Share = 0.05
     """Share of all steps with a linearly rising learning rate; then cosine to zero."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    class_weights: Literal["none", "balanced"] = "balanced"
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class counts the same in the loss; probabilities are then those of balanced data."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     """Exponential moving average of the weights, with warm-up min(decay, (1+t)/(10+t)); 0 turns it off."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_frames_of_one_video_are_neighbours() -> None:
         for number, frame in enumerate(video_frames(2, index, 96)[1][:2]):
             small[index, number] = np.asarray(Image.fromarray(frame).resize((24, 24)), dtype=float)
     within = [np.abs(small[index, 0] - small[index, 1]).mean() for index in videos]
-    across = [np.abs(small[a, 0] - small[b, 0]).mean() for a, b in zip(videos, videos[1:], strict=False)]
+    across = [np.abs(small[a, 0] - small[b, 0]).mean() for a, b in pairwise(videos)]
     assert min(within) > 0.0
     assert np.median(within) < 0.5 * np.median(across)
 

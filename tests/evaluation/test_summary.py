@@ -209,7 +209,7 @@ def test_any_small_input_gives_a_valid_document(rows, lo, hi):
     made = document(scores, lo=lo, hi=hi, resamples=5)
     validate({"schema_version": 1} | made, "evaluation", "test")
     json.dumps(made, allow_nan=False)
-    assert len(metrics_rows(made)) == 10 + 5 + 3
+    assert len(metrics_rows(made)) == 11 + 5 + 3
 
 
 def test_order_of_rows_does_not_matter():

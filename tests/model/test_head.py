@@ -18,12 +18,17 @@ def features(n: int = 50, dim: int = 4) -> np.ndarray:
     return np.random.default_rng(1).normal(5.0, 2.0, size=(n, dim)).astype(np.float32)
 
 
+def half_way(x: np.ndarray) -> np.ndarray:
+    spread = x.std(axis=0, dtype=np.float64)
+    return np.sqrt(spread * np.sqrt((spread**2).mean()))
+
+
 def test_linear_head_is_a_matrix_on_standardised_features() -> None:
     x = features()
     head = build_head(LINEAR, 4, 3, seed=0).eval()
     head.standardise(*feature_statistics(x))
     weight, bias = (p.detach().numpy().astype(np.float64) for p in head.parameters())
-    expected = (x - x.mean(axis=0)) / x.std(axis=0) @ weight.T + bias
+    expected = (x - x.mean(axis=0)) / half_way(x) @ weight.T + bias
     np.testing.assert_allclose(head(torch.tensor(x)).detach().numpy(), expected, atol=1e-6)
 
 
@@ -49,16 +54,16 @@ def test_weights_follow_from_the_seed_and_the_global_generator_is_untouched(conf
 def test_the_normalisation_is_fixed_not_learned() -> None:
     head = build_head(LINEAR, 4, 2, seed=0)
     assert {name for name, _ in head.named_parameters()} == {"layers.0.weight", "layers.0.bias"}
-    assert set(head.state_dict()) == {"mean", "std", "layers.0.weight", "layers.0.bias"}
+    assert set(head.state_dict()) == {"mean", "scale", "layers.0.weight", "layers.0.bias"}
 
 
 def test_statistics_equal_numpy_also_far_from_zero_and_from_a_memory_map(tmp_path: Path) -> None:
     x = (np.random.default_rng(2).normal(size=(9000, 3)) * [1.0, 0.5, 20.0] + [1000.0, 0.0, -3.0]).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
-    mean, std = feature_statistics(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    mean, scale = feature_statistics(np.load(tmp_path / "x.npy", mmap_mode="r"))
     np.testing.assert_allclose(mean, x.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(std, x.std(axis=0, dtype=np.float64), rtol=1e-6)
-    assert mean.dtype == std.dtype == np.float32
+    np.testing.assert_allclose(scale, half_way(x), rtol=1e-6)
+    assert mean.dtype == scale.dtype == np.float32
 
 
 def test_dead_features_are_centred_and_not_amplified() -> None:
@@ -66,10 +71,19 @@ def test_dead_features_are_centred_and_not_amplified() -> None:
     x[:, 0] = 0.0
     x[:, 1] = 123.456
     x[0, 1] += 1e-5  # one rounding step: noise, not signal
-    mean, std = feature_statistics(x)
-    assert std[0] == std[1] == 1.0
-    assert std[2] > 1.0
+    mean, scale = feature_statistics(x)
+    common = np.sqrt((x[:, 2:].std(axis=0, dtype=np.float64) ** 2).sum() / 4)
+    np.testing.assert_allclose(scale[:2], common, rtol=1e-6)
     assert mean[0] == 0.0
+    assert (feature_statistics(np.full((5, 3), 7.0, dtype=np.float32))[1] == 1.0).all()
+
+
+def test_the_first_probabilities_are_the_class_frequencies() -> None:
+    head = build_head(LINEAR, 4, 3, seed=0).eval()
+    head.start_at(np.array([1.0, 2.0, 5.0]))
+    with torch.no_grad():
+        probabilities = head(torch.zeros(1, 4)).softmax(dim=1).numpy()
+    np.testing.assert_allclose(probabilities, [[0.125, 0.25, 0.625]], atol=1e-6)
 
 
 @pytest.mark.parametrize("dim, classes", [(0, 2), (4, 1)])

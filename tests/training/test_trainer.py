@@ -39,7 +39,7 @@ def test_reaches_the_accuracy_of_logistic_regression(n_classes: int, tmp_path: P
     linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is the oracle")
     train, select, test = (make_blobs(n, 20, n_classes, seed) for n, seed in ((1500, 0), (500, 1), (4000, 2)))
     result = train_head(
-        *train, *select, config=TrainConfig(epochs=25, learning_rate=5e-3, class_weights="none"), head=HeadConfig(),
+        *train, *select, config=TrainConfig(epochs=120, learning_rate=5e-3, patience=120, class_weights="none"), head=HeadConfig(),
         n_classes=n_classes, seed=0, folder=tmp_path,
     )  # fmt: skip
     ours = result.head(torch.tensor(test[0])).argmax(dim=1).numpy() == test[1]
@@ -54,12 +54,12 @@ def test_reaches_the_accuracy_of_logistic_regression(n_classes: int, tmp_path: P
 
 def test_mlp_learns_what_a_line_cannot(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(1200, 2)).astype(np.float32)
+    x = rng.normal(size=(4000, 2)).astype(np.float32)
     y = (x[:, 0] * x[:, 1] > 0).astype(np.int64)
     accuracy = {}
     for kind in ("linear", "mlp"):
         result = train_head(
-            x[:800], y[:800], x[800:], y[800:], config=TrainConfig(epochs=30, learning_rate=1e-2),
+            x[:2000], y[:2000], x[2000:], y[2000:], config=TrainConfig(epochs=30, learning_rate=1e-2),
             head=HeadConfig(kind=kind, hidden=32), n_classes=2, seed=0, folder=tmp_path / kind,  # type: ignore[arg-type]
         )  # fmt: skip
         accuracy[kind] = result.metrics["accuracy"]
@@ -103,6 +103,7 @@ def test_first_step_is_adamw_by_hand_and_clipping_rescales_the_gradient(fit: Fit
 
     head = build_head(HeadConfig(), 6, 2, sub_seed(3, "head"))
     head.standardise(*feature_statistics(features))
+    head.start_at(np.bincount(labels) / len(labels))
     torch.nn.functional.cross_entropy(head(torch.tensor(features)), torch.tensor(labels)).backward()
     parameters = dict(head.named_parameters())
     norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters.values()))

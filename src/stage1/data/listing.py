@@ -12,7 +12,7 @@ from typing import Any
 
 from stage1.config import DataConfig
 from stage1.data.quarantine import Quarantined
-from stage1.data.table import IMAGE_COLUMNS, image_column, tar_members
+from stage1.data.table import image_column, tar_members
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.scores import ROLES
 
@@ -127,8 +127,8 @@ def list_folder(root: Path) -> Listing:
     entries = _visible(root)
     for entry in entries:
         if entry.is_dir():
-            for path in _walk(entry.path, set()):
-                listing.add(path, entry.name, os.path.relpath(path, root), source="")
+            for path in _walk(entry.path, {_identity(root)}):
+                listing.add(path, entry.name, os.path.relpath(path, root))
         elif entry.name.lower().endswith(IMAGE_ENDINGS):
             listing.quarantine.append(Quarantined(entry.path, "no class folder", "it lies beside the class folders"))
     if not listing.paths:
@@ -148,14 +148,19 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
-    state = os.stat(folder)
-    if (state.st_dev, state.st_ino) in above:  # a link back to a folder above: following it would never end
+    here = _identity(folder)
+    if here in above:  # a link back to a folder above: following it would never end
         return
     for entry in _visible(folder):
         if entry.is_dir():
-            yield from _walk(entry.path, {*above, (state.st_dev, state.st_ino)})
+            yield from _walk(entry.path, {*above, here})
         else:
             yield entry.path
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    state = os.stat(folder)
+    return state.st_dev, state.st_ino
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -216,7 +221,7 @@ def _list_parquet(path: Path) -> Listing:
         ]
         # The image bytes stay on disk: only the small columns are read here.
         inner = [f"{name}.path"] if pa.types.is_struct(kind) and "path" in {item.name for item in kind} else []
-        table = pq.read_table(path, columns=wanted + (inner if embedded else [name]))
+        table = pq.ParquetFile(path).read(columns=wanted + (inner if embedded else [name]))
         columns = {column: table[column].to_pylist() for column in wanted}
         metadata = schema.metadata or {}
         outer = [None] * table.num_rows
@@ -333,9 +338,13 @@ def list_saved(path: Path) -> Listing:
 
 
 def _from_dataset(where: str, loaded: Any) -> Listing:
-    """Rows of a Dataset or of every split of a DatasetDict. Splits named like our roles are roles; other names become
-    the source of the row, and the split is made anew."""
+    """Rows of a Dataset, or of every split of a DatasetDict.
+
+    Several splits that all carry names of our roles are roles. With other names (train and test, as is common: they
+    leave nothing to calibrate on) the rows are pooled for a new split by group, and the name becomes their source.
+    """
     parts = dict(loaded) if hasattr(loaded, "keys") else {"": loaded}
+    are_roles = len(parts) > 1 and set(parts) <= set(ROLES)
     total = Listing(where)
     for name, part in parts.items():
         if getattr(part, "_indices", None) is not None:
@@ -351,7 +360,7 @@ def _from_dataset(where: str, loaded: Any) -> Listing:
         columns = {column: part.data.column(column).to_pylist() for column in small}
         prefix = f"{name} row" if name else "row"
         one = _from_columns(where, columns, locators, [f"{prefix} {row}" for row in range(len(locators))], classes)
-        if name in ROLES:
+        if are_roles:
             one.roles = [name] * len(one)
         elif name and "source" not in columns:
             one.sources = [name] * len(one)
@@ -452,4 +461,3 @@ def _tar_note(path: Path, name: str, ending: str, data: bytes) -> dict[str, Any]
 _READERS: dict[str, Callable[[Path], Listing]] = {
     "folder": list_folder, "table": list_table, "hf": list_saved, "webdataset": list_tar,
 }  # fmt: skip
-__all__ = ["IMAGE_COLUMNS", "IMAGE_ENDINGS", "Listing", "list_sources"]

@@ -215,9 +215,9 @@ def _check_given(table: SampleTable, pairs: Pairs, config: SplitConfig) -> int:
     """Number of pairs across given roles. Raises DataError listing the first ten, unless leakage is allowed."""
     near = pairs[table.roles[pairs[:, 0]] != table.roles[pairs[:, 1]]]
     found = [("same bytes", a, b) for a, b in _first_across(table.ids, table.roles)]
-    exact = {(a, b) for _, a, b in found}
-    found += [("near-duplicates", a, b) for a, b in near.tolist() if (a, b) not in exact]
-    found += [(f"group {table.groups[a]}", a, b) for a, b in _first_across(table.groups, table.roles)]
+    for what, more in (("near-duplicates", near.tolist()), ("same group", _first_across(table.groups, table.roles))):
+        listed_before = {(a, b) for _, a, b in found}
+        found += [(what, a, b) for a, b in more if (a, b) not in listed_before]
     if found and not config.allow_leakage:
         listed = "; ".join(
             f"{what}: {table.paths[a]} ({table.roles[a]}) and {table.paths[b]} ({table.roles[b]})"

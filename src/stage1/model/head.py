@@ -24,16 +24,16 @@ _DEAD = 1e-5
 
 
 class Head(nn.Module):
-    """Logits = layers((features - mean) / std).
+    """Logits = layers((features - mean) / scale).
 
-    mean, std: float32 [D] buffers, the statistics of the train features: they travel with the weights and into the
-    exported graph, so raw backbone features go in everywhere.
+    mean, scale: float32 [D] buffers, the statistics of the train features: they travel with the weights and into
+    the exported graph, so raw backbone features go in everywhere.
     """
 
     def __init__(self, config: HeadConfig, dim: int, n_classes: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
-        self.register_buffer("std", torch.ones(dim, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float32))
         # skip_init: nn.Linear would draw from the global generator; `build_head` fills the weights from its own.
         if config.kind == "linear":
             self.layers = nn.Sequential(_linear(dim, n_classes))
@@ -44,12 +44,24 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features: float32 [N, D] as the backbone gives them. Returns logits, float32 [N, K]."""
-        return self.layers((features - self.mean) / self.std)
+        return self.layers((features - self.mean) / self.scale)
 
-    def standardise(self, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
-        """Set the fixed normalisation, float32 [D] each; `std` must be positive."""
+    @torch.no_grad()
+    def standardise(self, mean: NDArray[np.float32], scale: NDArray[np.float32]) -> None:
+        """Set the fixed normalisation, float32 [D] each; `scale` must be positive."""
         self.mean.copy_(torch.tensor(mean, dtype=torch.float32))
-        self.std.copy_(torch.tensor(std, dtype=torch.float32))
+        self.scale.copy_(torch.tensor(scale, dtype=torch.float32))
+
+    @torch.no_grad()
+    def start_at(self, frequencies: NDArray[np.float64]) -> None:
+        """Set the bias of the last layer to the log of these class frequencies [K], all > 0.
+
+        From zero, a bias moves by about the learning rate a step: a rare class then costs the first epochs, and early
+        stopping ends before the probabilities are those of the data.
+        """
+        bias = np.log(frequencies / frequencies.sum())
+        last = [layer for layer in self.layers if isinstance(layer, nn.Linear)][-1]
+        last.bias.copy_(torch.tensor(bias - bias.mean(), dtype=torch.float32))
 
 
 def build_head(config: HeadConfig, dim: int, n_classes: int, seed: int) -> Head:
@@ -74,9 +86,13 @@ def build_head(config: HeadConfig, dim: int, n_classes: int, seed: int) -> Head:
 
 
 def feature_statistics(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation per column of finite [N, D] features, N >= 1 (memory maps too: read in pieces).
+    """Mean and scale per column of finite [N, D] features, N >= 1 (memory maps too: read in pieces); float32 [D] each.
 
-    Summed in float64, returned as float32 [D]. A column that does not vary gets std 1: it is centred and adds nothing.
+    scale_j = sqrt(std_j * r), r = root mean square of all std_j: half-way between one common scale and a scale per column.
+    Columns that hardly vary are mostly noise, and dividing each by its own spread blows them up to the size of the others
+    (potholes, frozen CNN features, logistic regression: AUROC .816 so, .842 half-way, .841 with a common scale); a common
+    scale alone learns slowly where spreads differ by orders of magnitude. A column that does not vary gets r.
+    Summed in float64.
     """
     n, dim = features.shape
     # Deviations from the first row: a large common offset would otherwise swallow the spread in the sum of squares.
@@ -89,8 +105,10 @@ def feature_statistics(features: NDArray[np.float32]) -> tuple[NDArray[np.float3
     shift = total / n
     mean = origin + shift
     std = np.sqrt(np.maximum(squares / n - np.square(shift), 0.0))
-    std[std <= _DEAD * np.maximum(np.abs(mean), _DEAD)] = 1.0
-    return mean.astype(np.float32), std.astype(np.float32)
+    std[std <= _DEAD * np.maximum(np.abs(mean), _DEAD)] = 0.0
+    common = float(np.sqrt(np.mean(np.square(std)))) or 1.0
+    scale = np.where(std > 0, np.sqrt(std * common), common)
+    return mean.astype(np.float32), scale.astype(np.float32)
 
 
 def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> None:

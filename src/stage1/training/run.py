@@ -94,6 +94,7 @@ class Run:
         self.data = data_digest(train.features, train.labels, select.features, select.labels)
         self.head: Head = build_head(head, dim, n_classes, sub_seed(seed, "head"))
         self.head.standardise(*feature_statistics(train.features))
+        self.head.start_at(np.bincount(train.labels, minlength=n_classes) * self.weights.numpy().astype(np.float64))
         self.ema = Ema(self.head, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = _adamw(self.head, config)
         self.steps = steps_per_epoch(len(train.labels), config.batch_size, config.accumulate)

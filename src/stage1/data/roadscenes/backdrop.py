@@ -29,7 +29,9 @@ def _sky(light: Light, view: View, offset: float) -> Image.Image:
     sky = low + (top - low) * height**0.8
     texture = noise_texture(11, 256, 1.45)
     shift = int(offset * 256)
-    rows = (np.arange(side) * (0.6 + 1.4 * np.linspace(0, 1, side)) + shift).astype(int) % 256  # clouds flatten low down
+    rows = (np.arange(side) * (0.6 + 1.4 * np.linspace(0, 1, side)) + shift).astype(
+        int
+    ) % 256  # clouds flatten low down
     cover = texture[rows][:, (np.arange(side) + 3 * shift) % 256]
     white = np.array([250, 250, 250], np.float32) * np.float32(min(1.0, sum(light.ambient) / 2.8))
     white = 0.6 * white + 0.4 * low if light.hour == "dusk" else white
@@ -48,7 +50,10 @@ def _skyline(image: Image.Image, street: Street, light: Light, view: View) -> No
     for x, wide, high, dark in street.skyline:
         left, top = (x + view.bend * 60) * side, view.horizon - high * side
         base = (96.0, 104.0, 90.0) if street.place in ("country", "highway") else (120.0, 120.0, 126.0)
-        fill = tuple(int(b * gain * dark * far + h * (1 - far)) for b, gain, h in zip(base, light.ambient, light.haze, strict=True))
+        fill = tuple(
+            int(b * gain * dark * far + h * (1 - far))
+            for b, gain, h in zip(base, light.ambient, light.haze, strict=True)
+        )
         if street.place in ("country", "highway"):
             draw.ellipse((left - wide * side, top, left + 2 * wide * side, view.horizon + 3 * high * side), fill)
         else:
@@ -79,15 +84,18 @@ def _ground(street: Street, view: View, light: Light, horizon: int, shadows: Ima
     grit, patches = sampled(28.0, noise_texture(21, 256, 0.55)), sampled(7.0, noise_texture(22, 256, 1.15))
     shade = 1.0 + grit * (grit_amplitude * fade)[:, None] + patches * (patch_amplitude * (0.4 + 0.6 * fade))[:, None]
     shade *= np.asarray(shadows.crop((0, horizon, view.side, view.side)), dtype=np.float32) * np.float32(1 / 255)
-    if light.rain > 0:
-        shade *= 1.0 - 0.3 * light.rain
-    beam = light.night * 0.75 * np.exp(-depth / 24.0)[:, None] * np.exp(-((across[None, :] * 2.2) ** 2))
     clear = np.exp(-light.fog * depth)
+    shade *= (clear * np.float32(1.0 - 0.3 * light.rain))[:, None]  # wet asphalt is darker
+    beam: Floats | None = None
+    if light.night > 0:
+        beam = light.night * 0.75 * np.exp(-depth / 24.0)[:, None] * np.exp(-((across[None, :] * 2.2) ** 2))
     result = np.empty(colour.shape, dtype=np.uint8)
     for channel in range(3):
-        lit = colour[..., channel] * shade * (np.float32(light.ambient[channel]) + beam)
-        lit = lit * clear[:, None] + (light.haze[channel] * (1 - clear))[:, None]
-        result[..., channel] = np.clip(lit, 0, 255)
+        gain = np.float32(light.ambient[channel])
+        lit = shade * (gain if beam is None else beam + gain)
+        lit *= colour[..., channel]
+        lit += (np.float32(light.haze[channel]) * (1 - clear))[:, None]
+        result[..., channel] = np.clip(lit, 0, 255, out=lit)
     return result
 
 
@@ -96,17 +104,18 @@ def _shadow_mask(view: View, light: Light, things: list[Thing]) -> Image.Image:
     factor = 4 if view.side >= 256 else 1
     small = Image.new("L", (view.side // factor, view.side // factor), 255)
     draw = ImageDraw.Draw(small)
-    depth = int(255 * (1 - 0.55 * light.sun))
     for thing in sorted(things, key=lambda item: -item.z):
         if not thing.shadow or thing.z - view.z < 1.0:
             continue
+        # a trestle lets through what a block keeps
+        depth, under = int(255 * (1 - 0.6 * light.sun * thing.opaque**0.5)), int(255 * (1 - 0.55 * thing.opaque))
         left, right, far = thing.x - thing.width / 2, thing.x + thing.width / 2, thing.z + max(0.6, thing.width * 0.9)
         if light.sun > 0.25:
             cast = -math.copysign(0.4 + 0.9 * abs(light.sun_side), light.sun_side) * thing.height
             corners = [(left, thing.z), (right, thing.z), (right + cast, far + 0.3), (left + cast, far + 0.3)]
             draw.polygon([_scaled(view.project(x, 0, z), factor) for x, z in corners], fill=depth)
         contact = [(left, thing.z - 0.15), (right, thing.z - 0.15), (right, far), (left, far)]
-        draw.polygon([_scaled(view.project(x, 0, z), factor) for x, z in contact], fill=min(depth, 120))
+        draw.polygon([_scaled(view.project(x, 0, z), factor) for x, z in contact], fill=min(depth, under))
     blurred = small.filter(ImageFilter.BoxBlur(small.width / 200))
     return blurred.resize((view.side, view.side), Image.Resampling.BILINEAR)
 

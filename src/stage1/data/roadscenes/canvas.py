@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 Colour = tuple[float, float, float]
 Point = tuple[float, float, float]
@@ -139,11 +139,16 @@ class Canvas:
         clear = math.exp(-light.fog * depth)
         beam = light.night * 0.75 * math.exp(-depth / 24.0)
         throw = glow * max(light.night, 0.15)
-        red, green, blue = (
-            int(min(255.0, part * ((gain + beam) * shade * (1.0 - throw) + throw) * clear + haze * (1.0 - clear)))
-            for part, gain, haze in zip(colour, light.ambient, light.haze, strict=True)
+        (r, g, b), (gain_r, gain_g, gain_b), (haze_r, haze_g, haze_b) = colour, light.ambient, light.haze
+        # written out: this runs for every polygon
+        shade *= clear * (1.0 - throw)
+        throw *= clear
+        veil = 1.0 - clear
+        return (
+            int(min(255.0, r * ((gain_r + beam) * shade + throw) + haze_r * veil)),
+            int(min(255.0, g * ((gain_g + beam) * shade + throw) + haze_g * veil)),
+            int(min(255.0, b * ((gain_b + beam) * shade + throw) + haze_b * veil)),
         )
-        return red, green, blue
 
     def side_shade(self, normal: float) -> float:
         """Brightness of a wall that looks to +x (normal 1) or -x (normal -1)."""
@@ -159,7 +164,15 @@ class Canvas:
         self.draw.polygon([project(*point) for point in points], self.tone(colour, self.view.z + middle, shade, glow))
 
     def panel(
-        self, x0: float, x1: float, y0: float, y1: float, z: float, colour: Colour, shade: float = 1.0, glow: float = 0.0
+        self,
+        x0: float,
+        x1: float,
+        y0: float,
+        y1: float,
+        z: float,
+        colour: Colour,
+        shade: float = 1.0,
+        glow: float = 0.0,
     ) -> None:
         """An upright rectangle that faces the camera."""
         if z - self.view.z < NEAR:
@@ -185,7 +198,16 @@ class Canvas:
         self.panel(x0, x1, y0, y1, z0, colour, shade * 0.88)
 
     def column(
-        self, x: float, z: float, y0: float, y1: float, r0: float, r1: float, colour: Colour, shade: float = 1.0, glow: float = 0.0
+        self,
+        x: float,
+        z: float,
+        y0: float,
+        y1: float,
+        r0: float,
+        r1: float,
+        colour: Colour,
+        shade: float = 1.0,
+        glow: float = 0.0,
     ) -> None:
         """A round body (radius r0 below, r1 above) in upright strips, brighter towards the light."""
         if z - self.view.z < NEAR:
@@ -200,10 +222,17 @@ class Canvas:
             u0, u1 = 2 * strip / strips - 1, 2 * (strip + 1) / strips - 1
             middle = 0.5 * (u0 + u1)
             lit = shade * (0.72 + 0.26 * math.sqrt(1 - middle * middle) + 0.22 * lean * middle)
-            corners = [(base + wide * u0, bottom), (base + wide * u1, bottom), (base + narrow * u1, top), (base + narrow * u0, top)]
+            corners = [
+                (base + wide * u0, bottom),
+                (base + wide * u1, bottom),
+                (base + narrow * u1, top),
+                (base + narrow * u0, top),
+            ]
             self.draw.polygon(corners, self.tone(colour, z, lit, glow))
 
-    def disc(self, x: float, y: float, z: float, radius: float, colour: Colour, shade: float = 1.0, glow: float = 0.0) -> None:
+    def disc(
+        self, x: float, y: float, z: float, radius: float, colour: Colour, shade: float = 1.0, glow: float = 0.0
+    ) -> None:
         if z - self.view.z < NEAR:
             return
         column, row = self.view.project(x, y, z)
@@ -228,9 +257,13 @@ class Canvas:
         column, row = self.view.project(x, y, z)
         if column + wide < 0 or column - wide > self.view.side:
             return
-        size = (wide, high)
-        tinted = ImageOps.colorize(bright.resize(size), self.tone(colour, z, 0.25), self.tone(colour, z, 1.35))
-        self.image.paste(tinted, (int(column - wide / 2), int(row - high / 2)), cover.resize(size))
+        size, filtering = (wide, high), Image.Resampling.BILINEAR
+        tinted = Image.composite(
+            Image.new("RGB", size, self.tone(colour, z, 1.35)),
+            Image.new("RGB", size, self.tone(colour, z, 0.25)),
+            bright.resize(size, filtering),
+        )
+        self.image.paste(tinted, (int(column - wide / 2), int(row - high / 2)), cover.resize(size, filtering))
 
     def lamp(self, x: float, y: float, z: float, radius: float, colour: Colour) -> None:
         """A light source: a halo of `radius` metres, shown by the night share of the light."""
@@ -257,14 +290,3 @@ class Thing:
     opaque: float = 1.0  # share of its outline that hides what is behind
     shadow: bool = True
     clue: float = 1.0  # for roadwork: how much its visible area counts, 0 where it could be anything
-
-
-def vary(rng: Rng, colour: Colour, spread: float = 0.1) -> Colour:
-    """The same colour, a little lighter or darker and a little off."""
-    factor = math.exp(rng.normal(0, spread))
-    red, green, blue = (min(255.0, max(0.0, part * factor + rng.normal(0, 6))) for part in colour)
-    return red, green, blue
-
-
-def pick(rng: Rng, colours: list[Colour], spread: float = 0.1) -> Colour:
-    return vary(rng, colours[int(rng.integers(len(colours)))], spread)

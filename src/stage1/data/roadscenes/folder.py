@@ -27,7 +27,13 @@ _COLUMNS = ("image", "label", "group", "source", "timestamp")
 
 
 def write_roadscenes(
-    folder: str | os.PathLike[str], *, videos: int, size: int, seed: int, workers: int = 0, progress: Callable[[int, int], None] | None = None
+    folder: str | os.PathLike[str],
+    *,
+    videos: int,
+    size: int,
+    seed: int,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write `videos` videos of size x size frames below `folder` and return the path of labels.csv.
 
@@ -45,7 +51,10 @@ def write_roadscenes(
     folder = Path(folder)
     _check(videos=videos, size=size, workers=workers)
     plan = [describe_video(seed, index) for index in range(videos)]
-    table, parameters = folder / "labels.csv", {"generator": GENERATOR, "videos": videos, "size": size, "seed": seed, "quality": QUALITY}
+    table, parameters = (
+        folder / "labels.csv",
+        {"generator": GENERATOR, "videos": videos, "size": size, "seed": seed, "quality": QUALITY},
+    )
     _claim(folder, parameters)
     there = set(os.listdir(folder / "images")) if (folder / "images").is_dir() else set()
     missing = [video for video in plan if not all(os.path.basename(name) in there for name in video.images)]
@@ -82,7 +91,9 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     found = read_document(note, "roadscenes")
     for key, value in parameters.items():
         if found[key] != value:
-            raise ConfigError(f"{folder}: holds road scenes with {key}={found[key]}, not {value}; remove it or choose another folder")
+            raise ConfigError(
+                f"{folder}: holds road scenes with {key}={found[key]}, not {value}; remove it or choose another folder"
+            )
 
 
 def _labels(plan: list[Video]) -> str:
@@ -120,6 +131,8 @@ def _mapper(workers: int, tasks: int) -> Iterator[Callable[[Callable[[int], int]
     try:
         yield partial(pool.map, chunksize=4)
     except BrokenProcessPool as error:
-        raise Stage1Error("roadscenes: a drawing process died (memory, or no main guard in the script); use workers=1") from error
+        raise Stage1Error(
+            "roadscenes: a drawing process died (memory, or no main guard in the script); use workers=1"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

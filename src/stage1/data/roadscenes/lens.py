@@ -31,9 +31,14 @@ class Lens:
         balance = np.exp(rng.normal(0, [0.055, 0.025, 0.065]))
         drops: list[tuple[float, float, float]] = []
         if light.rain > 0 and rng.random() < 0.6:
-            drops = [(rng.uniform(0.02, 0.98), rng.uniform(0.02, 0.98), rng.uniform(0.006, 0.03)) for _ in range(rng.integers(4, 22))]
+            drops = [
+                (rng.uniform(0.02, 0.98), rng.uniform(0.02, 0.98), rng.uniform(0.006, 0.03))
+                for _ in range(rng.integers(4, 22))
+            ]
         return cls(
-            blur=float(rng.choice([0.0, rng.uniform(0.0008, 0.0022), rng.uniform(0.0022, 0.0045)], p=[0.5, 0.37, 0.13])),
+            blur=float(
+                rng.choice([0.0, rng.uniform(0.0008, 0.0022), rng.uniform(0.0022, 0.0045)], p=[0.5, 0.37, 0.13])
+            ),
             smear=float(rng.uniform(0.004, 0.014)) if rng.random() < 0.1 else 0.0,
             vignette=float(rng.uniform(0.0, 0.4)),
             balance=(float(balance[0]), float(balance[1]), float(balance[2])),
@@ -65,18 +70,21 @@ def expose(canvas: Canvas, lens: Lens, side: int, rng: Rng) -> Picture:
         image = image.filter(ImageFilter.BoxBlur((lens.smear * side / 2, 0)))
     if lens.blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(lens.blur * side))
-    pixels = np.asarray(image, dtype=np.float32)
-    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    pixels = grey[..., None] + lens.saturation * (pixels - grey[..., None])
-    gain = np.array(lens.balance, dtype=np.float32) * np.float32(lens.exposure * np.exp(rng.normal(0, 0.02)))
+    pixels = np.array(image, dtype=np.float32)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)
+    pixels *= np.float32(lens.saturation)
+    pixels += (grey * np.float32(1.0 - lens.saturation))[..., None]
     ramp = np.linspace(-1, 1, side, dtype=np.float32) ** 2
     fall = 1.0 - np.float32(lens.vignette * 0.5) * (ramp[:, None] + ramp[None, :])
+    exposure = lens.exposure * float(np.exp(rng.normal(0, 0.02)))
+    gain = np.array(lens.balance, dtype=np.float32) * np.float32(exposure * lens.contrast)
     pixels *= fall[..., None] * gain
-    pixels = 128.0 + np.float32(lens.contrast) * (pixels - 128.0)
     # Shot noise grows with the root of the brightness, read noise does not.
-    deviation = np.float32(lens.noise) * np.sqrt(0.25 + np.maximum(grey, 0.0) / 255.0)
-    pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * deviation[..., None]
-    stored: Picture = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    noise = rng.standard_normal(pixels.shape, dtype=np.float32)
+    noise *= (np.float32(lens.noise) * np.sqrt(0.25 + grey / 255.0))[..., None]
+    pixels += noise
+    pixels += np.float32(128.5 - 128.0 * lens.contrast)  # contrast about mid grey; half a level rounds
+    stored: Picture = np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
     if lens.quality is not None:
         buffer = io.BytesIO()
         Image.fromarray(stored).save(buffer, "JPEG", quality=lens.quality)
@@ -111,7 +119,12 @@ def _drop(image: Image.Image, x: float, y: float, radius: float) -> None:
     if wide < 2 or high < 2:
         return
     side = image.width
-    reach = (max(0, int(x - 3 * radius)), max(0, int(y - 3 * radius)), min(side, int(x + 3 * radius)), min(side, int(y + 3 * radius)))
+    reach = (
+        max(0, int(x - 3 * radius)),
+        max(0, int(y - 3 * radius)),
+        min(side, int(x + 3 * radius)),
+        min(side, int(y + 3 * radius)),
+    )
     seen = ImageOps.flip(image.crop(reach).resize((wide, high), Image.Resampling.BOX))
     mask = Image.new("L", (wide, high), 0)
     ImageDraw.Draw(mask).ellipse((0, 0, wide - 1, high - 1), fill=190)

@@ -16,7 +16,7 @@ import numpy as np
 from stage1.data.roadscenes.backdrop import backdrop
 from stage1.data.roadscenes.canvas import Canvas, Light, Picture, Rng, Thing, View
 from stage1.data.roadscenes.lens import Lens, expose
-from stage1.data.roadscenes.roadwork import place_site
+from stage1.data.roadscenes.site import place_site
 from stage1.data.roadscenes.street import Street
 from stage1.errors import ConfigError
 
@@ -53,7 +53,9 @@ def describe_video(seed: int, index: int) -> Video:
     group = f"s{seed}-v{index:06d}"
     first, last = _HOURS[Light.sample(_stream(seed, index, "light")).hour]
     start = datetime(2024, 1, 1) + timedelta(days=int(rng.integers(366)), seconds=int(rng.uniform(first, last) * 3600))
-    times = tuple((start + timedelta(seconds=0.25 * number)).isoformat(timespec="milliseconds") for number in range(frames))
+    times = tuple(
+        (start + timedelta(seconds=0.25 * number)).isoformat(timespec="milliseconds") for number in range(frames)
+    )
     return Video(index, label, frames, group, tuple(f"images/{group}-{number}.jpg" for number in range(frames)), times)
 
 
@@ -95,12 +97,27 @@ def _drive(rng: Rng, street: Street, frames: int, side: int) -> tuple[list[View]
     """Frame by frame, the camera and where everything is: we roll forward, others move at their own speed."""
     focal, height = float(rng.uniform(0.72, 1.15)), float(rng.uniform(1.15, 1.9))
     horizon, centre = float(rng.uniform(0.4, 0.58)), float(rng.normal(0.5, 0.05))
-    x, step, pause = street.lane_centre + float(rng.normal(0, 0.25)), float(rng.uniform(0.15, 1.6)), float(rng.uniform(0.1, 0.35))
+    x, step, pause = (
+        street.lane_centre + float(rng.normal(0, 0.25)),
+        float(rng.uniform(0.15, 1.6)),
+        float(rng.uniform(0.1, 0.35)),
+    )
     views, worlds = [], []
     for number in range(frames):
         tilt, turn, sway = rng.normal(0, [0.006, 0.006, 0.05]) * (number > 0)
         views.append(
-            View(side, focal * side, (centre + turn) * side, (horizon + tilt) * side, height, x + sway, step * number, street.bend)
+            View(
+                side,
+                focal * side,
+                (centre + turn) * side,
+                (horizon + tilt) * side,
+                height,
+                x + sway,
+                step * number,
+                street.bend,
+            )
         )
-        worlds.append([replace(thing, z=thing.z + (thing.speed * pause + thing.pace * step) * number) for thing in street.things])
+        worlds.append(
+            [replace(thing, z=thing.z + (thing.speed * pause + thing.pace * step) * number) for thing in street.things]
+        )
     return views, worlds
