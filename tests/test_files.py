@@ -29,9 +29,14 @@ def test_digests(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "x.bin"
     write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), atomic_writer(path) as stream:
-        stream.write(b"half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with atomic_writer(path) as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.bin"]
 

@@ -261,6 +261,21 @@ def test_a_full_disk_is_one_line_and_leaves_no_table(tmp_path: Path, monkeypatch
     assert not list((tmp_path / "images").glob(".*.tmp"))
 
 
+def test_a_dead_drawing_process_is_named(tmp_path: Path) -> None:
+    # a script without a main guard: every spawned process runs it again and dies
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import sys\nfrom stage1.data.roadscenes import write_roadscenes\n"
+        "write_roadscenes(sys.argv[1], videos=24, size=64, seed=0, workers=2)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, script, tmp_path / "out"], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1].endswith("use workers=1")
+    assert not (tmp_path / "out" / "labels.csv").exists()
+
+
 def test_the_generator_needs_numpy_and_pillow_only() -> None:
     script = "import sys, stage1.data.roadscenes as r; r.video_frames(0, 0, 64); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
