@@ -177,8 +177,9 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
         role: {name: int((table.labels[table.rows(role)] == index).sum()) for index, name in enumerate(table.classes)}
         for role in ("train", "val_select", "val_calib", "val_test")
     }
-    folder = write_bundle(
-        run / "bundle",
+    folder = run / "bundle"
+    write_bundle(
+        folder,
         model=run / "model.onnx",
         preprocessing=Preprocessing.from_json(features["preprocessing"]),
         classes=table.classes,

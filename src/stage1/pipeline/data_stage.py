@@ -57,12 +57,20 @@ def split(run: RunDir, context: Context) -> list[Path]:
 
 
 def _with_generated_images(run: RunDir, context: Context) -> DataConfig:
-    from stage1.data.roadscenes import write_roadscenes
+    from stage1.data.roadscenes import describe_video, write_roadscenes
 
     scenes = run.config.data.roadscenes
-    with context.progress.bar("roadscenes videos", scenes.videos) as advance:
+    frames = sum(describe_video(scenes.seed, index).frames for index in range(scenes.videos))
+    with context.progress.bar("roadscenes images", frames) as advance:
+        drawn = 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal drawn
+            advance(done - drawn)
+            drawn = done
+
         table = write_roadscenes(
-            run / "roadscenes", videos=scenes.videos, size=scenes.size, seed=scenes.seed, progress=advance
+            run / "roadscenes", videos=scenes.videos, size=scenes.size, seed=scenes.seed, progress=report
         )
     return run.config.data.model_copy(
         update={"source": "table", "table": str(table), "classes": run.config.data.classes or ["none", "roadwork"]}

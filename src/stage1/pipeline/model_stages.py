@@ -194,7 +194,9 @@ def score(run: RunDir, context: Context) -> list[Path]:
     for role in SCORED_ROLES:
         rows = table.rows(role)
         logits = _scored(predictor, table, rows, role, context)
-        scores = Scores(logits=logits, labels=table.labels[rows], groups=table.groups[rows], ids=table.ids[rows])
+        scores = Scores(
+            logits=logits.astype(np.float64), labels=table.labels[rows], groups=table.groups[rows], ids=table.ids[rows]
+        )
         written += write_role(run.path, role, scores)
     return written
 

@@ -53,7 +53,7 @@ class RunDir:
     def is_current(self, stage: str, inputs: str) -> bool:
         """True where `stage` ran on these inputs and its outputs are as it left them."""
         entry = self.state.get(stage)
-        return bool(entry) and entry["inputs"] == inputs and all(
+        return entry is not None and entry["inputs"] == inputs and all(
             _unchanged(self / name, stamp) for name, stamp in entry["outputs"].items()
         )  # fmt: skip
 

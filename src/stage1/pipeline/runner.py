@@ -116,7 +116,8 @@ def execute(run: RunDir, progress: Progress, *, force: bool = False) -> RunResul
     from stage1.pipeline.stages import STAGES
 
     began = time.monotonic()
-    done, skipped = [], []
+    done: list[str] = []
+    skipped: list[str] = []
     with _terminable() as stop:
         for stage in STAGES:
             if stage.name == "bundle" and not _certificate(run).certified:

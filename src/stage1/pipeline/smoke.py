@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,7 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
         "bundle/bundle.json": "bundle",
     }  # fmt: skip
     for name, kind in kinds.items():
-        yield (
-            f"{name} fits its schema",
-            lambda name=name, kind=kind: f"schema_version {read_document(folder / name, kind)['schema_version']}",
-        )
+        yield f"{name} fits its schema", partial(_fits, folder / name, kind)
     yield "one policy", lambda: policy_file(folder).name
     yield "certificate certifies", lambda: _certifies(folder)
     yield "certificate is of these val_calib scores", lambda: _same_calibration(folder)
@@ -84,6 +82,10 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "ids agree with samples.parquet", lambda: _same_ids(folder)
     yield "bundle is whole, certificate recomputed", lambda: _verified(folder)
     yield "predict answers from the bundle", lambda: _predicts(folder)
+
+
+def _fits(path: Path, kind: str) -> str:
+    return f"schema_version {read_document(path, kind)['schema_version']}"
 
 
 def _all_there(folder: Path) -> str:
