@@ -75,8 +75,13 @@ def test_certificate_of_a_case_done_by_hand():
     assert certificate.coverage.value == approx(799 / 800)  # the score that equals hi defers
     assert certificate.statement.startswith(
         "With confidence 95 %, among roadwork images that exit, at most 2 % are called 'none', "
-        "and at most 5 % of all none images exit as 'roadwork'; 99.9 % of the calibration images exit."
+        "and at most 5 % of all none images exit as 'roadwork'; 99.8 % of the calibration images exit."
     )
+
+
+def test_a_class_that_is_named_by_a_number_reads_as_a_sentence():
+    statement = fit_policy("softmax", calib=separable(400, 400), risks=BOTH).certificate.statement
+    assert "among images of class '1' that exit, at most 2 % are called '0'" in statement
 
 
 # ---- properties

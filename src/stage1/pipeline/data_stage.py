@@ -12,6 +12,7 @@ from stage1.config import DataConfig, RunConfig
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError
 from stage1.pipeline.rundir import RunDir, stored_config
+from stage1.policy.certificate import images
 from stage1.policy.units import choose_unit, one_per_group
 from stage1.risk.planning import SIDES, shared_delta
 from stage1.risk.testing import max_errors, minimum_samples
@@ -137,7 +138,7 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
         side, only_exits = SIDES[name]
         index = 1 if side == "positive" else 0
         n, needed = int((labels == index).sum()), minimum_samples(target, delta)
-        units = f"{n} {table.classes[index]} {unit}s in val_calib"
+        units = f"{n} {images(table.classes[index], unit)} in val_calib"
         if n < needed:
             lines[name] = (
                 f"WARNING {units} cannot certify <= {target:g} ({needed} needed with 0 errors, {needed - n} short)"

@@ -126,11 +126,16 @@ def claim(name: str, target: float, classes: Sequence[str]) -> str:
     negative, positive = classes[0], classes[1]
     at_most = f"at most {percent(target)}"
     return {
-        "fnr": f"among {positive} images that exit, {at_most} are called '{negative}'",
-        "fpr": f"among {negative} images that exit, {at_most} are called '{positive}'",
-        "miss_rate": f"{at_most} of all {positive} images exit as '{negative}'",
-        "false_exit_rate": f"{at_most} of all {negative} images exit as '{positive}'",
+        "fnr": f"among {images(positive)} that exit, {at_most} are called '{negative}'",
+        "fpr": f"among {images(negative)} that exit, {at_most} are called '{positive}'",
+        "miss_rate": f"{at_most} of all {images(positive)} exit as '{negative}'",
+        "false_exit_rate": f"{at_most} of all {images(negative)} exit as '{positive}'",
     }[name]
+
+
+def images(class_name: str, unit: str = "image") -> str:
+    """ "roadwork images"; of a class that is named by a number, "images of class '1'"."""
+    return f"{unit}s of class '{class_name}'" if class_name.isdigit() else f"{class_name} {unit}s"
 
 
 def certified_statement(

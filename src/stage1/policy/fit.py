@@ -18,6 +18,7 @@ from stage1.policy.certificate import (
     RiskBound,
     assumptions,
     certified_statement,
+    images,
     percent,
     refused_statement,
 )
@@ -257,25 +258,22 @@ def _shortfall(
     for name, bound in bounds.items():
         side, only_exits = SIDES[name]
         class_name = classes[1 if side == "positive" else 0]
+        units = images(class_name, unit)
         goal = f"{name} <= {bound.target:g} at {percent(confidence)}"
         if not only_exits and bound.n < bound.needed:
-            reasons.append(
-                f"{bound.n} {class_name} {unit}s cannot certify {goal} ({bound.needed} needed with 0 errors)."
-            )
-            needs.append(
-                f"{bound.needed - bound.n} more labelled {class_name} {unit}s in val_calib, or a larger risks.{name}"
-            )
+            reasons.append(f"{bound.n} {units} cannot certify {goal} ({bound.needed} needed with 0 errors).")
+            needs.append(f"{bound.needed - bound.n} more labelled {units} in val_calib, or a larger risks.{name}")
         elif only_exits and bound.n < bound.needed and not first_short:
             members = int((labels == (1 if side == "positive" else 0)).sum())
             share = bound.n / members if members else 0.0
             reasons.append(
-                f"{bound.n} of {members} {class_name} {unit}s exit as '{class_name}'; {goal} takes {bound.needed} with 0 errors."
+                f"{bound.n} of {members} {units} exit as '{class_name}'; {goal} takes {bound.needed} with 0 errors."
             )
             needs.append(
-                f"about {int(np.ceil(bound.needed / share))} {class_name} {unit}s in val_calib at this exit share ({percent(round(share, 3))}), "
-                f"better scores, or a larger risks.{name}"
+                f"about {int(np.ceil(bound.needed / share))} {units} in val_calib at this exit share "
+                f"({percent(round(share, 3))}), better scores, or a larger risks.{name}"
                 if share
-                else f"scores that put {class_name} {unit}s beyond the threshold, or larger targets"
+                else f"scores that put {units} beyond the threshold, or larger targets"
             )
     if not certified and not reasons:
         reasons.append(
