@@ -33,8 +33,11 @@ def desk(tmp_path_factory, finished, photos) -> Path:  # noqa: F811
     """A working folder as the documents assume it: a finished run in runs/demo, scores in mine.parquet, photos/."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(finished.folder, folder / "runs" / "demo")
-    shutil.copytree(photos.parent / "images", folder / "photos")
+    shutil.copytree(photos.parent / "images", folder / "images")
     shutil.copy(photos, folder / "photos.csv")
+    (folder / "photos").mkdir()
+    for image in sorted((folder / "images").iterdir())[:6]:
+        shutil.copy(image, folder / "photos")
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 900)
     logits = np.stack([np.zeros(1800), rng.normal(0, 1.2, 1800) + 5 * labels - 2.5], axis=1)

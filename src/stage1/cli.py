@@ -287,7 +287,7 @@ def evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """What is true on val_test: metrics with intervals, figures, report; of a run, or of scores of any model.
+    """What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any model.
 
     Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine
     """

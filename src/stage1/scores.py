@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.files import atomic_writer, write_text, write_through
+from stage1.files import atomic_writer, write_bytes, write_text, write_through
 
 ROLES = ("train", "val_select", "val_calib", "val_test")
 Values = Literal["logits", "probabilities"]
@@ -320,8 +321,10 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
         if values is None:
             path.unlink(missing_ok=True)
             continue
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        write_through(path, lambda temporary, tensor=tensor: torch.save(tensor, temporary))  # type: ignore[misc]
+        # Through memory: torch writes a file's name into it, and reports a full disk as a RuntimeError.
+        stream = io.BytesIO()
+        torch.save(torch.from_numpy(np.ascontiguousarray(values)), stream)
+        write_bytes(path, stream.getvalue())
         written.append(path)
     path = folder / f"{role}_ids.json"
     write_text(path, json.dumps({

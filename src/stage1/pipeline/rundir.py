@@ -108,6 +108,7 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; a run directory is needed")
     with locked(folder):
+        _sweep(folder)
         stored = stored_config(folder)
         if config is None:
             assert stored is not None
@@ -120,6 +121,13 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
         if stored != config:
             write_text(folder / CONFIG_FILE, to_yaml(config))
         yield RunDir(folder, config, read_state(folder))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written; under the lock nobody else can be writing here."""
+    for leftover in [*folder.glob(".*.tmp*"), *folder.glob("figures/.*.tmp*")]:
+        if leftover.is_file():
+            leftover.unlink()
 
 
 def stored_config(folder: Path) -> RunConfig | None:
