@@ -1,6 +1,7 @@
 """What can be proved: exact bounds, tests and minimum sample sizes. Pure functions of counts and arrays."""
 
 from stage1.risk.bounds import binomial_lower, binomial_pvalue, binomial_upper, hoeffding_bentkus_pvalue
+from stage1.risk.conformal import crc_threshold
 from stage1.risk.planning import ClassNeed, plan
 from stage1.risk.testing import max_errors, minimum_samples, order_statistic_rank, walk_length
 
@@ -9,6 +10,7 @@ __all__ = [
     "binomial_lower",
     "binomial_pvalue",
     "binomial_upper",
+    "crc_threshold",
     "hoeffding_bentkus_pvalue",
     "max_errors",
     "minimum_samples",
