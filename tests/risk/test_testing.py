@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,16 @@ def test_minimum_samples_is_the_turning_point(errors, level, delta):
 def test_order_statistic_rank_equals_table(n, level, delta, k):
     assert order_statistic_rank(n, level, delta) == k
     assert max_errors(n, level, delta) == k - 1
+
+
+@pytest.mark.parametrize("n, level, delta, violation", [(300, 0.05, 0.1, 0.06497), (59, 0.05, 0.05, 0.04849)])
+def test_violation_of_the_order_statistic_is_the_exact_tail(n, level, delta, violation):
+    """m of the k-th smallest of n uniform scores is Beta(k, n + 1 - k): P(m > level) by formula and by simulation."""
+    k = order_statistic_rank(n, level, delta)
+    assert stats.beta.sf(level, k, n + 1 - k) == pytest.approx(violation, abs=1e-5)
+    draws = 20_000
+    m = np.sort(np.random.default_rng(1).random((draws, n)), axis=1)[:, k - 1]
+    assert abs((m > level).mean() - violation) <= 3 * np.sqrt(violation * (1 - violation) / draws)
 
 
 @pytest.mark.parametrize(
