@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stage1.documents import read_document, write_document
 from stage1.errors import IntegrityError, MissingError
@@ -90,11 +94,17 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
     scores = read_role(run.path, "val_test")
     policy = load_policy(run.path)
     written, document = write_evaluation(
-        run.path, scores, policy, targets=dict(config.risks), paths=[str(path) for path in table.paths[rows]],
+        run.path, scores, policy, targets=dict(config.risks), paths=_shown_paths(table, rows),
         resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed,
     )  # fmt: skip
     written += _write_report(run, table, scores, policy, document)
     return written
+
+
+def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
+    """Paths below the folder that all images share: where a run stands must not change its documents."""
+    root = os.path.commonpath([os.path.dirname(path) for path in table.paths.tolist()])
+    return [os.path.relpath(path, root) for path in table.paths[rows].tolist()]
 
 
 def write_evaluation(
