@@ -39,20 +39,28 @@ def digest_ids(ids: Iterable[str]) -> str:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary stream whose content replaces `path` only when the block ends without an error.
 
-    The bytes go to a temporary file in the same folder, are synced, and are renamed over `path`; on an error the
-    temporary file is removed and `path` is as it was. Raises Stage1Error (one line, with the path) where the disk is
-    full or the folder cannot be written to.
+    Raises Stage1Error (one line, with the path) where the disk is full or the folder cannot be written to.
     """
-    path = Path(path)
+    with _replacing(Path(path)) as temporary, open(temporary, "wb") as stream:
+        yield stream
+        stream.flush()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """The name of an empty temporary file in the same folder; after the block it is synced and renamed over `path`.
+
+    On an error it is removed and `path` is as it was; OSError becomes Stage1Error.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
     except OSError as error:
         raise write_error(path, error) from error
     try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
+        yield temporary
+        with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -78,26 +86,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_through(path: str | os.PathLike[str], save: Callable[[str], None]) -> None:
     """For libraries that only write to a path: `save(temporary)`, then sync and rename over `path`."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise write_error(path, error) from error
-    try:
+    with _replacing(Path(path)) as temporary:
         save(temporary)
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise write_error(path, error) from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_error(path: Path, error: OSError) -> Stage1Error:
@@ -118,8 +108,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the exclusive lock of a run directory; a second process gets a one-line error at once.
+def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Hold the exclusive lock of a folder; wait: until it is free, else a second process gets a one-line error at once.
 
     The lock is the kernel's (flock), so it goes with the process, however that ends.
     """
@@ -131,7 +121,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise write_error(path, error) from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
             raise Stage1Error(

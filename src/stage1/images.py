@@ -20,6 +20,9 @@ try:
 except ImportError:  # the extra `fast-io`: the same pixels, a little faster
     simplejpeg = None
 
+# What a column of images may be called in a table, in this order, and how the name of an image file ends.
+IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 MAX_PIXELS = 64_000_000
 # Readers that only parse pixels. Left out on purpose: EPS (runs an interpreter), PSD and ICNS (documents, not photos).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.files import digest_bytes, write_through
+from stage1.images import IMAGE_COLUMNS
 from stage1.scores import ROLES
 
 _TEXTS = ("ids", "paths", "groups", "sources", "timestamps", "roles")
@@ -241,9 +242,6 @@ def _arrow_batches(path: str, changed: int) -> list[Any]:
             return list(reader)
     except pa.ArrowException as error:
         raise OSError(f"{path} is no readable Arrow stream ({error})") from error
-
-
-IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
 
 
 def image_column(names: Iterable[str], where: str) -> str:

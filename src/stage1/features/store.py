@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.engine import Item
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.files import atomic_writer, write_error, write_through
+from stage1.files import atomic_writer, locked, write_through
 
 log = logging.getLogger("stage1")
 
@@ -180,7 +178,7 @@ class FeatureStore:
 
     def _merge(self) -> None:
         """Take the rows of finished shards into the index, drop those of shards that are gone, and remember all places."""
-        with _waiting_lock(self.folder):
+        with locked(self.folder, wait=True):
             index = self.folder / _INDEX
             lists = sorted(path for path in self.folder.glob("*-*.parquet") if not path.name.startswith("."))
             tables = [_read_table(path) for path in ([index] if index.is_file() else []) + lists]
@@ -252,19 +250,3 @@ def _read_table(path: Path) -> dict[str, list[Any]]:
         why = " ".join(str(error).split())[:120]
         raise IntegrityError(f"{path}: no readable index ({why}); delete the store and run extract") from error
     return {name: table[name].to_pylist() for name in _COLUMNS}
-
-
-@contextmanager
-def _waiting_lock(folder: Path) -> Iterator[None]:
-    """Hold the store's lock; unlike that of a run directory it waits, as it is held for moments only."""
-    path = folder / ".index.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise write_error(path, error) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

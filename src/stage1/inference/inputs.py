@@ -11,10 +11,9 @@ from typing import Any, BinaryIO
 
 from stage1.engine import Item
 from stage1.errors import DataError, MissingError
+from stage1.images import IMAGE_COLUMNS, IMAGE_SUFFIXES
 
 TABLES = (".csv", ".tsv", ".parquet")
-IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 # Rows of a Parquet file with embedded bytes that are in memory at once, before the stream takes them.
 _PARQUET_ROWS = 64
 

@@ -12,6 +12,7 @@ from stage1.config import load_config
 from stage1.documents import read_document
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.files import digest_file, write_through
+from stage1.images import IMAGE_COLUMNS
 from stage1.policy import POLICY_FILES, Certificate, policy_file
 from stage1.policy.fit import calibration_digest
 from stage1.scores import read_role
@@ -163,8 +164,6 @@ def _first_rows(data: Path, target: Path) -> Path:
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
-
-    from stage1.inference.inputs import IMAGE_COLUMNS
 
     if not data.is_file():
         raise MissingError(f"{data}: no such table")
