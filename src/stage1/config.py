@@ -177,6 +177,12 @@ class RunConfig(Section):
     """Target: every named risk at most this, jointly at `confidence`."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     """1 - delta: the chance, over calibration sets, that all risks hold."""
+    coverage: Rate | None = None
+    """Floor on the share of images that exit, certified with the risks."""
+    class_coverage: dict[str, Rate] = {}
+    """Floors on the share of a class that exits, by class name."""
+    target_prior: Rate | None = None
+    """Share of positives where the bundle will work; `error` and `coverage` are certified for it. None: as in val_calib."""
     allow_one_sided: bool = False
     """Permit a target that constrains one side only ("always exit positive" satisfies fnr <= 0)."""
     assume_iid: bool = False
@@ -201,7 +207,7 @@ PHASES = {
     0: "data", 1: "baseline", 2: "selective-metrics", 3: "gate", 4: "explora", 5: "risk-training", 6: "continuous-learning",
 }  # fmt: skip
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
-_WHOLE = ("risks",)
+_WHOLE = ("risks", "class_coverage")
 
 
 def recipes() -> list[str]:

@@ -149,7 +149,9 @@ def test_too_few_negatives_says_how_many():
         policy.certificate.reason
         == "60 none images cannot certify false_exit_rate <= 0.05 at 95 % (72 needed with 0 errors)."
     )
-    assert policy.certificate.needed == "12 more labelled none images in val_calib, or a larger risks.false_exit_rate."
+    assert policy.certificate.needed == (
+        "12 more labelled none images in val_calib, or risks.false_exit_rate >= 0.06, the least that 60 can certify."
+    )
     assert not policy.decide(separable(5, 5)).exit.any()
     assert fit_policy("softmax", calib=separable(72, 500), risks=BOTH).certified
 
@@ -199,10 +201,11 @@ def test_seventy_percent_saturated_ties_move_as_a_block():
 @pytest.mark.parametrize(
     "risks, message",
     [
-        ({"fnr": 0.02}, "allow_one_sided|no method"),
+        ({"fnr": 0.02}, "allow_one_sided"),
         ({"miss_rate": 0.02}, "allow_one_sided"),
-        ({"fnr": 0.02, "fpr": 0.02}, "no method yet for fnr \\+ fpr"),
-        ({"error": 0.02}, "no method yet for error"),
+        ({"fnr": 0.02, "miss_rate": 0.02}, "one side only"),
+        ({"fnr": 0.02, "fpr": 0.02}, "fnr \\+ fpr needs labelled scores of val_select"),
+        ({"error": 0.02}, "error needs labelled scores of val_select"),
         ({}, "empty target"),
         ({"fnr": 0.0, "false_exit_rate": 0.05}, "risks.fnr"),
         ({"fnr": 1.0, "false_exit_rate": 0.05}, "risks.fnr"),
@@ -210,7 +213,7 @@ def test_seventy_percent_saturated_ties_move_as_a_block():
         ({"fnrr": 0.1}, "'fnrr' is unknown"),
     ],
 )
-def test_targets_without_a_method_are_refused_by_name(risks, message):
+def test_targets_that_cannot_be_met_as_asked_are_refused_by_name(risks, message):
     with pytest.raises(ConfigError, match=message):
         fit_policy("softmax", calib=separable(300, 300), risks=risks)
 
@@ -219,8 +222,19 @@ def test_one_sided_targets_need_the_flag_and_leave_the_other_side_closed():
     policy = fit_policy("softmax", calib=separable(300, 300), risks={"miss_rate": 0.02}, allow_one_sided=True)
     assert policy.certified
     assert policy.hi is None
-    with pytest.raises(ConfigError, match="no method"):
-        fit_policy("softmax", calib=separable(300, 300), risks={"fnr": 0.02}, allow_one_sided=True)
+
+
+def test_a_ratio_alone_answers_every_image():
+    """fnr alone, with the flag: then the ratio is a share of the class and one order statistic bounds it."""
+    scores = beta_scores(np.random.default_rng(2), 2000, 0.5)
+    policy = fit_policy("softmax", calib=scores, risks={"fnr": 0.02}, allow_one_sided=True)
+    assert policy.lo == policy.hi
+    assert policy.decide(scores).coverage == 1.0
+    risk = policy.certificate.risks["fnr"]
+    assert risk.n == int(scores.labels.sum())
+    assert risk.errors == max(k for k in range(200) if stats.binom.cdf(k, risk.n, 0.02) <= 0.05)
+    mirrored = binary(-scores.margin, 1 - scores.labels)
+    assert fit_policy("softmax", calib=mirrored, risks={"fpr": 0.02}, allow_one_sided=True).lo == -policy.lo
 
 
 @pytest.mark.parametrize("name", ["gate", "scrc", "softmaxx"])

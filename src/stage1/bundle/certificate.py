@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stage1.bundle.manifest import CERTIFICATE, read_calibration, read_manifest
+from stage1.bundle.manifest import CERTIFICATE, read_calibration, read_manifest, read_selection
 from stage1.errors import Stage1Error
 from stage1.policy import fit_policy, load_policy
 
@@ -40,6 +40,10 @@ def recompute(folder: str | os.PathLike[str]) -> list[str]:
         again = fit_policy(
             stated.policy,
             calib=calibration,
+            select=read_selection(folder),
+            coverage=stated.coverage.floor,
+            class_coverage={name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
+            target_prior=stated.target_prior,
             risks={name: risk.target for name, risk in stated.risks.items()},
             confidence=stated.confidence,
             unit=stated.unit,

@@ -14,13 +14,14 @@ from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.files import digest_bytes, digest_file
 from stage1.images import Preprocessing
 from stage1.policy import POLICY_FILES, load_policy
-from stage1.policy.fit import calibration_digest
+from stage1.policy.certify import calibration_digest
 from stage1.scores import Scores, read_scores
 
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
 CERTIFICATE = "certificate.json"
 CALIBRATION = "calibration.parquet"
+SELECTION = "selection.parquet"
 CARD = "README.md"
 LICENCES = "LICENSES"
 
@@ -203,7 +204,16 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def read_calibration(folder: str | os.PathLike[str]) -> Scores:
     """The scores in calibration.parquet, labels and ids included. Raises MissingError, DataError, IntegrityError."""
-    path = Path(folder) / CALIBRATION
+    return _labelled(Path(folder) / CALIBRATION)
+
+
+def read_selection(folder: str | os.PathLike[str]) -> Scores | None:
+    """The scores in selection.parquet (val_select), None where the bundle has none. Raises DataError, IntegrityError."""
+    path = Path(folder) / SELECTION
+    return _labelled(path) if path.exists() else None
+
+
+def _labelled(path: Path) -> Scores:
     scores, _ = read_scores(path)
     if scores.ids is None or scores.labels is None:
         raise IntegrityError(f"{path}: no column {'id' if scores.ids is None else 'label'!r}; bundle it anew")

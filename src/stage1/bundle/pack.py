@@ -24,6 +24,7 @@ from stage1.bundle.manifest import (
     LICENCES,
     MANIFEST,
     MODEL,
+    SELECTION,
     sealed,
     verify_bundle,
 )  # fmt: skip
@@ -62,6 +63,7 @@ def write_bundle(
     policy_file: str | os.PathLike[str],
     certificate_file: str | os.PathLike[str],
     calibration: Scores,
+    selection: Scores | None = None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None = None,
@@ -69,6 +71,7 @@ def write_bundle(
     """Write the bundle folder, whole or not at all; an existing bundle is replaced once the new one is complete.
 
     calibration: scores of val_calib with labels, ids and (where there are any) groups: what the certificate is made of.
+    selection: the same of val_select, where the thresholds were ordered on it.
     licences: {name: full text}, written to LICENSES/NAME.txt. evaluation: the evaluation document, for the card.
     The same inputs give the same bytes. Before it is renamed into place the new bundle is verified like any other, and
     its model answers one blank image with one logit per class.
@@ -95,7 +98,7 @@ def write_bundle(
     except OSError as error:
         raise write_error(folder, error) from error
     try:
-        _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, facts,
+        _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, selection, facts,
               licences, evaluation)  # fmt: skip
         verify_bundle(fresh).require()
         _answers(fresh / MODEL, preprocessing, classes)
@@ -117,6 +120,7 @@ def _fill(
     policy_file: Path,
     certificate_file: Path,
     calibration: Scores,
+    selection: Scores | None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None,
@@ -129,6 +133,8 @@ def _fill(
     _copy(certificate_file, fresh / CERTIFICATE)
     certificate = Certificate.load(fresh / CERTIFICATE)
     write_scores(fresh / CALIBRATION, calibration)
+    if selection is not None:
+        write_scores(fresh / SELECTION, selection)
     if not licences:
         raise DataError("licences: none given; a bundle carries the licence text of its backbone")
     for name, text in licences.items():

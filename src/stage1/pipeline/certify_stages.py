@@ -19,7 +19,7 @@ from stage1.images import Preprocessing, thumbnail
 from stage1.pipeline.data_stage import can_certify
 from stage1.pipeline.rundir import RunDir
 from stage1.policy import POLICY_FILES, SoftmaxPolicy, fit_policy, load_policy
-from stage1.policy.fit import calibration_digest
+from stage1.policy.certify import calibration_digest
 from stage1.scores import Scores, read_role
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     attempt = _attempt(run, calib)
     policy = fit_policy(
         config.policy.name, select=select, calib=calib, risks=config.risks, confidence=config.confidence, assume_iid=config.assume_iid,
-        allow_one_sided=config.allow_one_sided, classes=read_document(run / "splits.json", "splits")["classes"], seed=config.seed,
+        allow_one_sided=config.allow_one_sided, coverage=config.coverage, class_coverage=config.class_coverage, target_prior=config.target_prior, classes=read_document(run / "splits.json", "splits")["classes"], seed=config.seed,
         attempt=attempt, uncertified_because=LEAKAGE if read_document(run / "splits.json", "splits")["leakage"] else None,
     )  # fmt: skip
     return [*save_policy(run.path, policy), run / "attempts.json"]
@@ -77,6 +77,7 @@ def _attempt(run: RunDir, calib: Scores) -> int:
     present: dict[str, Any] = {
         "calib_digest": calibration_digest(calib), "model": digest_file(run / "model.onnx"), "policy": config.policy.name,
         "risks": dict(config.risks), "confidence": config.confidence, "assume_iid": config.assume_iid,
+        "coverage": config.coverage, "class_coverage": dict(config.class_coverage), "target_prior": config.target_prior,
     }  # fmt: skip
     if present not in attempts:
         attempts.append(present)
@@ -196,6 +197,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
         policy_file=run / "thresholds.json",
         certificate_file=run / "certificate.json",
         calibration=read_role(run.path, "val_calib"),
+        selection=read_role(run.path, "val_select"),
         facts={
             "name": config.name,
             "backbone": features["backbone"],

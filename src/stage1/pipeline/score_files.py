@@ -35,7 +35,7 @@ def calibrate_scores(
         raise DataError(f"{path}: no row has the role val_calib; the certificate is made of these")
     policy = fit_policy(
         config.policy.name, select=scores.take(roles == "val_select"), calib=scores.take(roles == "val_calib"), risks=config.risks,
-        confidence=config.confidence, assume_iid=config.assume_iid, allow_one_sided=config.allow_one_sided,
+        confidence=config.confidence, assume_iid=config.assume_iid, allow_one_sided=config.allow_one_sided, coverage=config.coverage, class_coverage=config.class_coverage, target_prior=config.target_prior,
         classes=config.data.classes or ("negative", "positive"), seed=config.seed,
     )  # fmt: skip
     with locked(folder):

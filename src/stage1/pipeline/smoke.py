@@ -14,7 +14,7 @@ from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.files import digest_file, write_through
 from stage1.images import IMAGE_COLUMNS
 from stage1.policy import POLICY_FILES, Certificate, policy_file
-from stage1.policy.fit import calibration_digest
+from stage1.policy.certify import calibration_digest
 from stage1.scores import read_role
 
 Check = dict[str, Any]

@@ -19,7 +19,17 @@ STAGES = (
     Stage("score", (), ("model.onnx", "parity.json", "samples.parquet", "features.json"), score),
     Stage(
         "calibrate",
-        ("policy", "risks", "confidence", "allow_one_sided", "assume_iid", "seed"),
+        (
+            "policy",
+            "risks",
+            "coverage",
+            "class_coverage",
+            "target_prior",
+            "confidence",
+            "allow_one_sided",
+            "assume_iid",
+            "seed",
+        ),
         (*ROLE_FILES["val_select"], *ROLE_FILES["val_calib"], "samples.parquet", "splits.json", "model.onnx"),
         calibrate,
     ),

@@ -9,6 +9,7 @@ from math import floor
 from typing import Any
 
 from stage1.documents import read_document, write_document
+from stage1.policy.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,17 @@ class RiskBound:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Exits among n units of val_calib: the observed share, over all and per class. No bound: read val_test for that."""
+    """Exits among n units of val_calib: the observed share, over all or of a class.
+
+    floor, bound: where a floor was asked for, it and the exact lower bound that reaches it; else None (no claim is made:
+    read val_test for what to expect).
+    """
 
     value: float
     n: int
     exits: int
+    floor: float | None = None
+    bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Certificate:
     calib_digest: str
     seed: int
     attempt: int
+    target_prior: float | None
     assumptions: tuple[str, ...]
     void_if: tuple[str, ...]
     reason: str | None = None
@@ -110,7 +118,7 @@ class Certificate:
 
 
 def _plain(coverage: Coverage) -> dict[str, Any]:
-    return {"value": coverage.value, "n": coverage.n, "exits": coverage.exits}
+    return {name: getattr(coverage, name) for name in Coverage.__slots__}
 
 
 def percent(share: float) -> str:
@@ -121,7 +129,7 @@ def percent(share: float) -> str:
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
-def claim(name: str, target: float, classes: Sequence[str]) -> str:
+def claim(name: str, target: float, classes: Sequence[str], prior: float | None = None) -> str:
     """One risk limit in words, e.g. "among roadwork images that exit, at most 2 % are called 'none'"."""
     negative, positive = classes[0], classes[1]
     at_most = f"at most {percent(target)}"
@@ -130,7 +138,25 @@ def claim(name: str, target: float, classes: Sequence[str]) -> str:
         "fpr": f"among {images(negative)} that exit, {at_most} are called '{positive}'",
         "miss_rate": f"{at_most} of all {images(positive)} exit as '{negative}'",
         "false_exit_rate": f"{at_most} of all {images(negative)} exit as '{positive}'",
+        "error": f"among images that exit, {at_most} are answered wrongly{_where(prior, positive)}",
     }[name]
+
+
+def _where(prior: float | None, positive: str) -> str:
+    if prior is None:
+        return " (at the class balance of the calibration data)"
+    return f" (where {percent(prior)} of the images are {positive})"
+
+
+def claims(request: Request) -> str:
+    """All limits and floors of a target in words, joined."""
+    parts = [claim(name, target, request.classes, request.target_prior) for name, target in request.targets.items()]
+    if request.coverage is not None:
+        parts.append(
+            f"at least {percent(request.coverage)} of images exit{_where(request.target_prior, request.classes[1])}"
+        )
+    parts += [f"at least {percent(floor)} of {images(name)} exit" for name, floor in request.class_coverage.items()]
+    return ", and ".join(parts)
 
 
 def images(class_name: str, unit: str = "image") -> str:
@@ -139,19 +165,14 @@ def images(class_name: str, unit: str = "image") -> str:
 
 
 def certified_statement(
-    targets: Mapping[str, float],
-    classes: Sequence[str],
-    confidence: float,
-    coverage: float,
-    unit: str,
-    *,
-    assume_iid: bool,
-    attempt: int,
-    closed: str | None,
+    request: Request, coverage: float, unit: str, *, assume_iid: bool, attempt: int, closed: str | None
 ) -> str:
     """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits."""
-    claims = ", and ".join(claim(name, target, classes) for name, target in targets.items())
-    sentence = f"With confidence {percent(confidence)}, {claims}; {percent(floor(1000 * coverage) / 1000)} of the calibration {unit}s exit."
+    # Rounded down: "100 %" is said of all, not of almost all.
+    shown = percent(floor(1000 * coverage) / 1000)
+    sentence = (
+        f"With confidence {percent(request.confidence)}, {claims(request)}; {shown} of the calibration {unit}s exit."
+    )
     if closed is not None:
         sentence += (
             f" No image exits as '{closed}': there are too few calibration {unit}s for that side, so it always defers."
@@ -170,14 +191,21 @@ def certified_statement(
     return sentence
 
 
-def refused_statement(targets: Mapping[str, float], classes: Sequence[str], confidence: float, reason: str) -> str:
+def refused_statement(request: Request, reason: str) -> str:
     """The sentence of a certificate that certifies nothing."""
-    claims = ", and ".join(claim(name, target, classes) for name, target in targets.items())
-    return f"Not certifiable at confidence {percent(confidence)}: {claims}. {reason} Every image defers."
+    return (
+        f"Not certifiable at confidence {percent(request.confidence)}: {claims(request)}. {reason} Every image defers."
+    )
 
 
-def assumptions(unit: str, assume_iid: bool) -> tuple[str, ...]:
+def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...]:
     """What must be true for the sentence to be true."""
+    if "error" not in request.risks and request.coverage is None:
+        class_balance = "The share of each class may differ from that of the calibration data: the risks are per class."
+    elif request.target_prior is None:
+        class_balance = "The share of each class is that of the calibration data: error and coverage move with it."
+    else:
+        class_balance = f"The share of {request.classes[1]} is {percent(request.target_prior)}: error and coverage are stated for it."
     drawn = {
         "image": "The calibration images are an independent random sample of the images that the bundle will see, class by class.",
         "group": "The calibration groups are an independent random sample of the groups that the bundle will see, class by class.",
@@ -186,7 +214,7 @@ def assumptions(unit: str, assume_iid: bool) -> tuple[str, ...]:
         drawn,
         "No calibration image was used for training, for choosing the model, or for choosing the target.",
         "The labels of the calibration images are right.",
-        "The share of each class may differ from that of the calibration data: the risks are per class.",
+        class_balance,
     ]
     if assume_iid:
         listed.insert(

@@ -1,0 +1,128 @@
+"""Choose thresholds on a score by the sharpest valid method for a target set.
+
+| target | method | why |
+|---|---|---|
+| one ratio or share of each class that the walk knows | order statistics, walks (softmax.METHODS) | exact, no select data needed |
+| miss_rate or false_exit_rate alone (flag) | one order statistic; the other side defers | the same |
+| fnr or fpr alone (flag) | one order statistic; every image exits | then the ratio is a share of the class |
+| anything else: both ratios, error, floors on coverage | fixed sequence along the calibrated path, union null | ALGORITHMS 2.4, 2.5 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.errors import ConfigError
+from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_lower
+from stage1.policy.path import Goal, Path, calibrated_path
+from stage1.policy.request import Request
+from stage1.policy.softmax import METHODS, Thresholds, choose_thresholds
+from stage1.risk import order_statistic_rank
+from stage1.risk.planning import shared_delta
+from stage1.risk.sequence import fixed_sequence
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+Rule = Callable[[Floats, Labels], "Choice"]
+
+PATH_METHOD = "fixed sequence along the calibrated path, exact binomial, union null"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """thresholds: chosen pair, both None where nothing passed. delta: what each risk's bound may spend.
+
+    floor_delta: the same for floors on coverage. tried: the first pair tested, where it failed.
+    """
+
+    thresholds: Thresholds
+    method: str
+    delta: float
+    floor_delta: float
+    tried: Thresholds | None = None
+
+
+def choose(
+    score: Floats, labels: Labels, request: Request, select_score: Floats | None, select_labels: Labels | None
+) -> Choice:
+    """Thresholds for `request` from the counted units of val_calib, float [N] and int [N]; select: val_select, for the path.
+
+    Raises ConfigError where the target set needs val_select and it is missing or too small (10 of each class).
+    """
+    return rule(request, len(score), select_score, select_labels)(score, labels)
+
+
+def rule(request: Request, n: int, select_score: Floats | None, select_labels: Labels | None) -> Rule:
+    """The method for `request` as a function of the calibration units alone: everything val_select decides is done here."""
+    targets, chosen = request.targets, frozenset(request.targets)
+    delta = 1.0 - request.confidence
+    if chosen in METHODS and not request.has_floor:
+        spent = shared_delta(request.confidence, len(targets))
+        return lambda score, labels: Choice(
+            choose_thresholds(score, labels, targets, spent), METHODS[chosen], spent, delta
+        )
+    if chosen in ({"fnr"}, {"fpr"}) and not request.has_floor:
+        method = f"order statistic of one class, every image exits ({next(iter(chosen))})"
+        return lambda score, labels: Choice(_everything_exits(score, labels, targets, delta), method, delta, delta)
+    if select_score is None or select_labels is None:
+        raise ConfigError(
+            f"select: {' + '.join(targets)} needs labelled scores of val_select to order the thresholds; give them"
+        )
+    spent = delta / 2 if request.has_floor else delta
+    goal = Goal(targets, n, spent, request.target_prior)
+    path = calibrated_path(select_score, select_labels, goal)
+    if path is None:
+        raise ConfigError(
+            "select: val_select has fewer than 10 images of a class; this target needs them to order the thresholds"
+        )
+    return lambda score, labels: _along(path, score, labels, request, spent)
+
+
+def _along(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
+    """Test from the path's start towards more risk; with floors, also from the riskiest pair towards safety (2.5)."""
+    exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
+    place = fixed_sequence(certifies(exits, request.targets, delta, request.target_prior), path.start)
+    tried = _pair(path, path.start)
+    if place is not None and request.has_floor:
+        # Coverage rises along the path, risk too: two sequences from the two ends, delta / 2 each; a pair in both holds both.
+        lowest = fixed_sequence(floors_hold(exits, request, delta)[::-1])
+        if lowest is None or place < len(path.lo) - 1 - lowest:
+            tried, place = _pair(path, place), None
+    if place is None:
+        return Choice(Thresholds(None, None), PATH_METHOD, delta, delta, tried)
+    return Choice(_pair(path, place), PATH_METHOD, delta, delta)
+
+
+def floors_hold(exits: Exits, request: Request, delta: float) -> NDArray[np.bool_]:
+    """Which pairs reach every floor at delta, bool [T] (union null again: all floors of one pair at the full delta)."""
+    held = np.ones(len(exits.miss), dtype=np.bool_)
+    if request.coverage is not None:
+        held &= coverage_lower(exits, request.target_prior, delta) >= request.coverage
+    for name, floor in request.class_coverage.items():
+        held &= class_coverage_lower(exits, request.classes.index(name), delta) >= floor
+    return held
+
+
+def _pair(path: Path, place: int) -> Thresholds:
+    lo, hi = float(path.lo[place]), float(path.hi[place])
+    return Thresholds(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None)
+
+
+def _everything_exits(score: Floats, labels: Labels, targets: dict[str, float], delta: float) -> Thresholds:
+    """fnr (or fpr) alone: with every image answered it is the share of the class beyond one threshold."""
+    ((name, target),) = targets.items()
+    sign = 1.0 if name == "fnr" else -1.0
+    own = np.sort(sign * score[labels == (1 if name == "fnr" else 0)])
+    rank = order_statistic_rank(len(own), target, delta)
+    if rank == 0:
+        return Thresholds(None, None)
+    # Strictly between the rank-th score of the class and whatever lies below it, so that no image sits on the threshold.
+    below = sign * score
+    below = below[below < own[rank - 1]]
+    cut = float((own[rank - 1] + below.max()) / 2) if len(below) else float(own[rank - 1] - 1.0)
+    return Thresholds(sign * cut, sign * cut)

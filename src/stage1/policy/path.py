@@ -1,0 +1,312 @@
+"""The calibrated path: a sequence of threshold pairs from safe to risky, made on val_select alone (ALGORITHMS 2.4).
+
+A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its scores it gives both class distributions, so that
+no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these risks.
+Three maps each give a path, and every pair is judged under all three: where to start, and which path to walk. Validity
+rests on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Floats = NDArray[np.float64]
+
+# Far beyond the targets: where the maps see too much risk in the tails, testing itself says where to stop.
+_SHARES = np.geomspace(0.1, 40.0, 120)
+_SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot tell from 0 or 1
+_KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
+_EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
+_PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way: it has no freedom of its own
+_MINIMUM = 10  # of each class in val_select, for a map with three parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is to be certified on a calibration sample of n units at delta: risks, and the prior that `error` is for."""
+
+    targets: Mapping[str, float]
+    n: int
+    delta: float
+    prior: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """lo, hi: float [T], from the safest pair to the riskiest; start: where testing begins. expected: predicted coverage."""
+
+    lo: Floats
+    hi: Floats
+    start: int
+    expected: float
+    map_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassModel:
+    """Modelled distribution of both classes over a grid of scores.
+
+    below1, below0: float [G + 1], mass of each class strictly below cut g (cut g lies under grid[g]); prior: P(y = 1).
+    """
+
+    below1: Floats
+    below0: Floats
+    posterior: Floats
+    prior: float
+
+
+def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Path | None:
+    """The best path that val_select suggests for `goal`; None where val_select has fewer than 10 of a class.
+
+    score: float [N] raw scores of val_select; labels: int [N] in {0, 1}. Source: ALGORITHMS 2.4, "several maps".
+    """
+    if min((labels == 0).sum(), (labels == 1).sum()) < _MINIMUM:
+        return None
+    grid = _smoothed(score)
+    models = {name: _class_model(p) for name, p in _maps(score, labels, grid).items()}
+    cuts = np.concatenate([[-np.inf], (grid[1:] + grid[:-1]) / 2, [np.inf]])
+    pairs = {name: _sequence(model, goal) for name, model in models.items()}
+    trust = _trust(score, labels, grid, models)
+    paths = []
+    for name, pair in pairs.items():
+        low, high = pair.T
+        chance = np.einsum("m,mt->t", trust, [_chance(model, goal, low, high) for model in models.values()])
+        cover = np.einsum("m,mt->t", trust, [_coverage(model, low, high) for model in models.values()])
+        start = int(np.argmax(chance))
+        reached = np.minimum.accumulate(chance[start:])
+        gain = np.diff(np.concatenate([[0.0], np.maximum.accumulate(cover[start:])]))
+        paths.append(Path(cuts[low], cuts[high], start, float(np.einsum("t,t->", reached, gain)), name))
+    return max(paths, key=lambda path: path.expected)
+
+
+def _trust(score: Floats, labels: NDArray[np.int64], grid: Floats, models: Mapping[str, ClassModel]) -> Floats:
+    """Weight of each map, float [M], sum 1: posterior model probabilities by BIC, and an even share for every map.
+
+    The even share stays since the likelihood hardly sees the tails, and the tails are what is certified.
+    """
+    value = []
+    for name, model in models.items():
+        p = np.clip(np.interp(score, grid, model.posterior), 1e-12, 1 - 1e-12)
+        value.append(float(np.log(np.where(labels == 1, p, 1 - p)).sum()) - _PARAMETERS[name] / 2 * np.log(len(score)))
+    weights = np.exp(np.array(value) - max(value))
+    return np.asarray((1 - _EVEN) * weights / weights.sum() + _EVEN / len(weights))
+
+
+# ---- maps --------------------------------------------------------------------------------------------------------
+
+
+def _smoothed(score: Floats) -> Floats:
+    """Sorted grid of scores: each distinct one spread by a Gaussian kernel, tied ones kept as they are. float [G]."""
+    values, counts = np.unique(score, return_counts=True)
+    single = values[counts == 1]
+    tied = np.repeat(values[counts > 1], counts[counts > 1] * len(_KERNEL))
+    if len(single) < 2:
+        return np.repeat(np.sort(score), len(_KERNEL))
+    # The core of the distribution sets the bandwidth: a saturated tail must not widen it.
+    low, high = np.quantile(single, [0.25, 0.75])
+    width = 0.9 * min(float(single.std()), float(high - low) / 1.349) * len(single) ** -0.2
+    return np.sort(np.concatenate([(single[:, None] + width * _KERNEL[None, :]).ravel(), tied]))
+
+
+def _maps(score: Floats, labels: NDArray[np.int64], grid: Floats) -> dict[str, Floats]:
+    """P(y = 1) on the grid under each map: Platt on the score, logistic on normal scores of ranks, mean of the logits."""
+
+    def platt(s: Floats) -> Floats:
+        return np.clip(s, -_SATURATED, _SATURATED)[:, None]
+
+    ordered = np.sort(score)
+
+    def ranks(s: Floats) -> Floats:
+        # Mid-ranks: a tied block gets the normal score of its middle.
+        place = (np.searchsorted(ordered, s, side="left") + np.searchsorted(ordered, s, side="right")) / 2
+        z = special.ndtri(np.clip(place / len(ordered), 0.5 / len(ordered), 1 - 0.5 / len(ordered)))
+        return np.stack([z, np.maximum(z, 0.0), z**3], axis=1)
+
+    logits = [fit_logistic(features(score), labels)(features(grid)) for features in (platt, ranks)]
+    return {
+        "Platt": special.expit(logits[0]),
+        "ranks": special.expit(logits[1]),
+        "mean": special.expit((logits[0] + logits[1]) / 2),
+    }
+
+
+class _Linear:
+    """x -> x w + b on standardised columns."""
+
+    def __init__(self, mean: Floats, scale: Floats, weights: Floats) -> None:
+        self._mean, self._scale, self._weights = mean, scale, weights
+
+    def __call__(self, x: Floats) -> Floats:
+        return np.asarray((x - self._mean) / self._scale @ self._weights[1:] + self._weights[0])
+
+
+def fit_logistic(x: Floats, labels: NDArray[np.int64], ridge: float = 1e-3) -> _Linear:
+    """Logistic regression by Newton's method, x float [N, D] standardised, ridge on the slopes (separable data stay finite).
+
+    Returns a function from [M, D] to logits [M].
+    """
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    design = np.column_stack([np.ones(len(x)), (x - mean) / scale])
+    penalty = np.concatenate([[0.0], np.full(x.shape[1], ridge * len(x))])
+    weights = np.zeros(design.shape[1])
+
+    def loss(w: Floats) -> float:
+        z = design @ w
+        return float(np.logaddexp(0.0, z).sum() - z @ labels + 0.5 * (penalty * w) @ w)
+
+    value = loss(weights)
+    for _ in range(100):
+        p = special.expit(design @ weights)
+        gradient = design.T @ (p - labels) + penalty * weights
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty + 1e-9)
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while size > 1e-6 and loss(weights - size * step) > value:
+            size /= 2
+        weights = weights - size * step
+        before, value = value, loss(weights)
+        if before - value <= 1e-10 * max(abs(before), 1.0):
+            break
+    return _Linear(mean, scale, weights)
+
+
+def _class_model(p: Floats) -> ClassModel:
+    def below(mass: Floats) -> Floats:
+        return np.minimum(np.concatenate([[0.0], np.cumsum(mass)[:-1] / mass.sum(), [1.0]]), 1.0)
+
+    return ClassModel(below(p), below(1 - p), p, float(p.mean()))
+
+
+def _sequence(model: ClassModel, goal: Goal) -> NDArray[np.int64]:
+    """Cuts (low, high) for rising shares of the targets, int [T, 2], up to the first pair that answers every image."""
+    pairs: list[tuple[int, int]] = []
+    for share in _SHARES:
+        pair = _solve(model, goal, share)
+        if not pairs or pair != pairs[-1]:
+            pairs.append(pair)
+        if pair[0] >= pair[1]:
+            break
+    return np.array(pairs)
+
+
+# ---- one pair ----------------------------------------------------------------------------------------------------
+
+
+def _solve(model: ClassModel, goal: Goal, share: float) -> tuple[int, int]:
+    """Cuts (low, high) with every modelled risk at most share x target, and as many exits as that allows."""
+    limits = {name: min(share * target, 0.999) for name, target in goal.targets.items()}
+    last = len(model.below1) - 1
+    if "error" not in limits:
+        return _class_cuts(model, limits, last, 0)
+    prior = model.prior if goal.prior is None else goal.prior
+    # At another prior the odds move by a constant factor.
+    odds = prior / (1 - prior) * (1 - model.prior) / model.prior
+    posterior = model.posterior * odds / (model.posterior * odds + 1 - model.posterior)
+
+    def cuts(bar: float) -> tuple[int, int]:
+        # Of all pairs with one error rate, the one with most exits leaves out where the likelier answer is least likely.
+        return _class_cuts(model, limits, int(np.argmax(np.append(posterior > bar, True))),
+                           last - int(np.argmax(np.append(posterior[::-1] < 1 - bar, True))))  # fmt: skip
+
+    low, high = 0.0, 0.5
+    for _ in range(12):
+        bar = (low + high) / 2
+        if _error(model, prior, *cuts(bar)) <= limits["error"]:
+            low = bar
+        else:
+            high = bar
+    return cuts(low)
+
+
+def _class_cuts(model: ClassModel, limits: Mapping[str, float], low_cap: int, high_cap: int) -> tuple[int, int]:
+    """Greatest fixed point: start from everything that the caps allow, and shrink until every class risk is kept."""
+    low, high = low_cap, high_cap
+    bound_low, bound_high = {"fnr", "miss_rate"} & set(limits), {"fpr", "false_exit_rate"} & set(limits)
+    for _ in range(200):
+        before = (low, high)
+        right1, right0 = 1 - model.below1[high], model.below0[low]
+        if "miss_rate" in limits:
+            low = min(low, _largest(model.below1, limits["miss_rate"]))
+        if "fnr" in limits:
+            low = min(low, _largest(model.below1, limits["fnr"] / (1 - limits["fnr"]) * right1))
+        if "false_exit_rate" in limits:
+            high = max(high, _smallest(model.below0, limits["false_exit_rate"]))
+        if "fpr" in limits:
+            high = max(high, _smallest(model.below0, limits["fpr"] / (1 - limits["fpr"]) * right0))
+        if not bound_low and "error" not in limits:
+            low = high
+        if not bound_high and "error" not in limits:
+            high = low
+        if (low, high) == before:
+            break
+    # Between overlapping cuts both answers keep every risk: any point there will do.
+    return (low, high) if low <= high else ((low + high) // 2, (low + high) // 2)
+
+
+def _largest(below: Floats, limit: float) -> int:
+    """Largest cut with at most `limit` of the class under it."""
+    return int(np.searchsorted(below, limit, side="right")) - 1
+
+
+def _smallest(below: Floats, limit: float) -> int:
+    """Smallest cut with at most `limit` of the class above it."""
+    return int(np.searchsorted(below, 1 - limit, side="left"))
+
+
+def _error(model: ClassModel, prior: float, low: int, high: int) -> float:
+    wrong = prior * model.below1[low] + (1 - prior) * (1 - model.below0[high])
+    right = prior * (1 - model.below1[high]) + (1 - prior) * model.below0[low]
+    return float(wrong / (wrong + right)) if wrong + right > 0 else 0.0
+
+
+# ---- prediction --------------------------------------------------------------------------------------------------
+
+
+def _coverage(model: ClassModel, low: NDArray[np.int64], high: NDArray[np.int64]) -> Floats:
+    positive = model.below1[low] + 1 - model.below1[high]
+    negative = model.below0[low] + 1 - model.below0[high]
+    return np.asarray(model.prior * positive + (1 - model.prior) * negative)
+
+
+def _chance(model: ClassModel, goal: Goal, low: NDArray[np.int64], high: NDArray[np.int64]) -> Floats:
+    """Predicted chance of each pair to pass every test on n units, float [T]: binomial at the expected counts."""
+    n1, n0 = goal.n * model.prior, goal.n * (1 - model.prior)
+    miss, right1 = model.below1[low], 1 - model.below1[high]
+    false, right0 = 1 - model.below0[high], model.below0[low]
+    trials = {
+        "fnr": (n1 * miss, n1 * (miss + right1)),
+        "fpr": (n0 * false, n0 * (false + right0)),
+        "miss_rate": (n1 * miss, np.full_like(miss, n1)),
+        "false_exit_rate": (n0 * false, np.full_like(false, n0)),
+        "error": (n1 * miss + n0 * false, n1 * (miss + right1) + n0 * (false + right0)),
+    }
+    chance = np.ones(len(low))
+    for name, target in goal.targets.items():
+        errors, expected = trials[name]
+        n = np.round(expected)
+        rate = np.divide(errors, expected, out=np.ones_like(expected), where=expected > 0)
+        allowed = _max_errors(n, target, goal.delta)
+        chance *= np.where(
+            allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), np.clip(rate, 0.0, 1.0)), 0.0
+        )
+    return chance
+
+
+def _max_errors(n: Floats, target: float, delta: float) -> Floats:
+    """`risk.max_errors` of each n [T]: the largest count with exact tail <= delta, -1 where there is none."""
+    size = np.maximum(n, 1)
+    guess = np.floor(np.nan_to_num(special.bdtrik(delta, size, target), nan=-1.0))
+    for offset in (1, 0, -1):
+        count = guess + offset
+        fits = (count >= 0) & (count <= size) & (special.bdtr(np.clip(count, 0, size), size, target) <= delta)
+        if offset == 1:
+            best = np.where(fits, count, -1.0)
+        else:
+            best = np.where((best < 0) & fits, count, best)
+    return np.where(n > 0, best, -1.0)
