@@ -15,13 +15,14 @@ CORE = {"errors", "files", "documents", "scores", "images", "engine", "config"}
 NUMPY = {
     **dict.fromkeys(CORE, CORE),
     "risk": CORE,
-    "policy": CORE | {"risk"},
-    "evaluation": CORE | {"risk"},
+    "calibration": CORE,
+    "policy": CORE | {"risk", "calibration"},
+    "evaluation": CORE | {"risk", "calibration"},
 }
 NUMPY |= {
-    "bundle": CORE | {"risk", "policy", "evaluation"},
-    "inference": CORE | {"risk", "policy", "evaluation", "bundle"},
-    "report": CORE | {"risk", "policy", "evaluation"},
+    "bundle": CORE | {"risk", "calibration", "policy", "evaluation"},
+    "inference": CORE | {"risk", "calibration", "policy", "evaluation", "bundle"},
+    "report": CORE | {"risk", "calibration", "policy", "evaluation"},
 }
 TORCH = {
     "data": CORE | {"evaluation"},

@@ -259,13 +259,14 @@ def calibrate(
 
     folder = output or Path("runs") / scores.stem
     policy = calibrate_scores(
-        scores, folder, config=_config(None, None, None, given), values=values, columns=_pairs(columns), shares=shares
+        scores, folder, config=_config(None, None, None, given), values=values, columns=_pairs(columns), shares=shares,
+        say=lambda text: typer.echo(text, err=True),
     )  # fmt: skip
     assert policy.certificate is not None
     show(
         policy.certificate.to_document(),
         as_json,
-        lambda document: [document["statement"], f"{folder}/thresholds.json, certificate.json, scores.parquet"],
+        lambda document: [document["statement"], f"{folder}: policy file, certificate.json, scores.parquet"],
     )
     _exit_by_certificate(folder)
 
@@ -278,7 +279,7 @@ def evaluate(
     ] = None,
     scores: ScoresFile = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="With --scores: folder with thresholds.json and certificate.json.")
+        Path | None, typer.Option("--policy", help="With --scores: folder with a policy file and certificate.json.")
     ] = None,
     values: Values = "logits",
     columns: Columns = None,

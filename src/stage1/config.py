@@ -150,6 +150,8 @@ class ExportConfig(Section):
 class PolicyConfig(Section):
     name: Literal["softmax", "gate", "scrc"] = "softmax"
     """The one exit policy of the run."""
+    variant: Literal["I", "T"] = "I"
+    """Only for scrc: I holds with the stated confidence, T in expectation."""
 
 
 class EvaluationConfig(Section):

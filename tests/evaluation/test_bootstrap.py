@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 
 from stage1.errors import ConfigError, DataError
-from stage1.evaluation import accuracy, augrc, aurc, auroc_failure, bootstrap, e_augrc, e_aurc, nll
-from stage1.evaluation.bootstrap import _replicates, _units
+from stage1.evaluation import (
+    accuracy,
+    augrc,
+    aurc,
+    aurc_achievable,
+    auroc_failure,
+    bootstrap,
+    e_augrc,
+    e_aurc,
+    naurc,
+    nll,
+)
 from stage1.evaluation.ranking import STATISTICS
+from stage1.evaluation.resampling import _poisson, _poisson_table, deletions, draws, multinomial, units
 
 
 def sample(n=400, seed=0, ties=True):
@@ -30,24 +42,27 @@ def plain(metric):
 
 @pytest.mark.parametrize("ties", [True, False])
 @pytest.mark.parametrize("binary", [True, False])
-def test_fast_path_equals_the_plain_functions(ties, binary):
+@pytest.mark.parametrize("weighted", [True, False])
+def test_fast_path_equals_the_plain_functions(ties, binary, weighted):
     confidence, residuals, labels = sample(60, ties=ties)
     if not binary:
         residuals = np.round(residuals + np.random.default_rng(3).random(60), 1)
-    metrics = {"aurc": aurc, "augrc": augrc, "e_aurc": e_aurc, "e_augrc": e_augrc}
+    metrics = {
+        "aurc": aurc, "augrc": augrc, "e_aurc": e_aurc, "e_augrc": e_augrc, "naurc": naurc,
+        "aurc_achievable": aurc_achievable,
+    }  # fmt: skip
     if binary:
         metrics["auroc_failure"] = auroc_failure
-    options = {
-        "confidence": confidence, "residuals": residuals, "labels": labels, "n_resamples": 50,
-        "weights": np.random.default_rng(4).integers(0, 3, 60),
-    }  # fmt: skip
+    options = {"confidence": confidence, "residuals": residuals, "labels": labels, "n_resamples": 50}
+    if weighted:  # without weights, counts stay small whole numbers all the way: another path
+        options["weights"] = np.random.default_rng(4).integers(0, 3, 60)
     fast = bootstrap(metrics, **options)
     slow = bootstrap({name: plain(metric) for name, metric in metrics.items()}, **options)
     named = bootstrap({name: name for name in metrics}, **options)
     for name in metrics:
         assert fast[name] == named[name]
         for part in ("value", "low", "high"):
-            assert getattr(fast[name], part) == pytest.approx(getattr(slow[name], part), abs=1e-12)
+            assert getattr(fast[name], part) == pytest.approx(getattr(slow[name], part), abs=1e-9)
 
 
 def test_value_is_the_statistic_of_the_data():
@@ -119,7 +134,8 @@ def test_one_group_has_no_interval():
 
 
 def drawn(n, labels=None, groups=None, n_resamples=200):
-    return np.concatenate(list(_replicates(_units(n, labels, groups), np.ones(n), n_resamples, 0)))
+    plan = units(n, labels, groups)
+    return np.concatenate([plan.rows(counts) for counts in draws(plan, n, n_resamples, 0)])
 
 
 def test_rows_are_drawn_within_labels():
@@ -147,7 +163,7 @@ def test_rows_of_a_group_come_and_go_together():
 def test_a_group_belongs_to_the_label_of_most_of_its_rows():
     groups = np.array(["a", "a", "a", "b", "b", "c", "d", "d"])
     labels = np.array([1, 1, 0, 0, 1, 0, 1, 1])
-    strata = [stratum.tolist() for stratum in _units(8, labels, groups).strata]
+    strata = [stratum.tolist() for stratum in units(8, labels, groups).strata]
     assert strata == [[1, 2], [0, 3]]  # b is a tie: the lower label
 
 
@@ -161,12 +177,201 @@ def test_a_group_belongs_to_the_label_of_most_of_its_rows():
     ],
 )
 def test_units_alone_in_their_label_are_pooled(labels, strata):
-    assert [stratum.tolist() for stratum in _units(len(labels), labels, None).strata] == strata
+    assert [stratum.tolist() for stratum in units(len(labels), labels, None).strata] == strata
 
 
 def test_batches_are_an_implementation_detail_of_every_size():
     for n in (1, 7, 1000, 200_000):
-        assert sum(len(batch) for batch in _replicates(_units(n, None, None), np.ones(n), 11, 0)) == 11
+        assert sum(len(batch) for batch in draws(units(n, None, None), n, 11, 0)) == 11
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 17, 40, 300])
+def test_counts_are_multinomial(size):
+    """Below 17 boxes ball by ball, above it most of it by Poisson counts: the same law."""
+    rng = np.random.default_rng(0)
+    rows = 20_000
+    counts = multinomial(rng, rows, size).astype(int)
+    assert (counts.sum(axis=1) == size).all()
+    peer = np.random.default_rng(1).multinomial(size, [1 / size] * size, size=rows)
+    # one box is binomial(size, 1 / size); the largest and the number of empty boxes look at all of them together
+    for statistic in (lambda c: c[:, 0], lambda c: c.max(axis=1), lambda c: (c == 0).sum(axis=1)):
+        ours, theirs = statistic(counts), statistic(peer)
+        values = np.unique(np.concatenate([ours, theirs]))
+        table = np.array([[(side == value).sum() for value in values] for side in (ours, theirs)])
+        table = table[:, table.min(axis=0) > 20]
+        expected = table.sum(axis=0) / 2
+        chi_square = float(((table - expected) ** 2 / expected).sum())
+        freedom = table.shape[1] - 1
+        assert chi_square <= freedom + 5 * math.sqrt(2 * freedom) + 5
+
+
+def test_poisson_counts_have_the_law_of_16_bits_and_more():
+    """2 million counts against the probabilities: a table of 16 bits alone would be off by up to 2^-16 at each step."""
+    from scipy.stats import poisson
+
+    rng = np.random.default_rng(3)
+    rate = 0.97
+    n = 2_000_000
+    observed = np.bincount(_poisson(rng, rate, (20, 100_000)).reshape(-1), minlength=8)[:7]
+    expected = n * poisson(rate).pmf(np.arange(7))
+    assert (np.abs(observed - expected) <= 4.5 * np.sqrt(expected)).all()
+    table, _ = _poisson_table(rate)
+    assert 5 <= (table == 255).sum() <= 12  # values of the 16 bits that leave the count open
+
+
+def test_a_replicate_has_the_spread_of_resampled_rows():
+    """The law of the statistic itself: percentiles as from rows drawn one by one."""
+    confidence, residuals, labels = sample(500, seed=2)
+    rng = np.random.default_rng(0)
+    members = [np.flatnonzero(labels == label) for label in (0, 1)]
+    plain_draws = []
+    for _ in range(3000):
+        rows = np.concatenate([rng.choice(m, len(m)) for m in members])
+        plain_draws.append(augrc(confidence[rows], residuals[rows]))
+    found = bootstrap(
+        {"a": "augrc"}, confidence=confidence, residuals=residuals, labels=labels, n_resamples=3000, level=0.8
+    )["a"]
+    spread = np.std(plain_draws)
+    # se of a 10 % quantile of 3,000: 1.7 % of a sigma / .175 density = .031 sigma; two of them
+    assert found.low == pytest.approx(np.quantile(plain_draws, 0.1), abs=0.13 * spread)
+    assert found.high == pytest.approx(np.quantile(plain_draws, 0.9), abs=0.13 * spread)
+
+
+# ---- bca ---------------------------------------------------------------------------------------------------------
+
+
+def recorded(metric):
+    """The metric, and the values that it gave: the data's first, then the replicates', then the jackknife's."""
+    values = []
+
+    def spy(confidence, residuals, weights):
+        values.append(metric(confidence, residuals, weights))
+        return values[-1]
+
+    return spy, values
+
+
+def scipy_bca(samples, statistic, replicates, level):
+    """SciPy's BCa interval of given replicates."""
+    from scipy.stats import bootstrap as peer
+    from scipy.stats._resampling import BootstrapResult, ConfidenceInterval
+
+    before = BootstrapResult(ConfidenceInterval(0.0, 0.0), np.array(replicates), 0.0)
+    return peer(
+        samples, statistic, n_resamples=0, bootstrap_result=before, method="BCa", confidence_level=level,
+        vectorized=False, paired=len(samples) == 1,
+    ).confidence_interval  # fmt: skip
+
+
+def between_neighbours(found, expected, replicates):
+    """SciPy interpolates between replicates, we go outwards to one."""
+    ordered = np.sort(replicates)
+    assert found.low <= expected.low + 1e-12
+    assert found.high >= expected.high - 1e-12
+    first = ordered[np.searchsorted(ordered, found.low + 1e-12)]
+    last = ordered[np.searchsorted(ordered, found.high - 1e-12) - 1]
+    assert first >= expected.low - 1e-12
+    assert last <= expected.high + 1e-12
+
+
+@pytest.mark.parametrize("seed, level", [(0, 0.95), (1, 0.9), (2, 0.8)])
+def test_bca_equals_scipy_for_one_sample(seed, level):
+    losses = np.random.default_rng(seed).lognormal(size=40)  # skewed: the correction matters
+
+    def mean(confidence, residuals, weights):
+        return float(weights @ residuals / weights.sum())
+
+    spy, values = recorded(mean)
+    options = {"confidence": np.zeros(40), "residuals": losses, "n_resamples": 999, "level": level}
+    found = bootstrap({"m": spy}, method="bca", **options)["m"]
+    replicates = values[1:1000]
+    assert len(values) == 1 + 999 + 40
+    between_neighbours(found, scipy_bca((losses,), np.mean, replicates, level), replicates)
+    plain_interval = bootstrap({"m": mean}, **options)["m"]
+    assert (found.method, plain_interval.method) == ("bca", "percentile")
+    assert found.high > plain_interval.high
+
+
+def test_bca_equals_scipy_for_strata():
+    """Two labels are two independent samples: SciPy's statistic takes both."""
+    rng = np.random.default_rng(5)
+    first, second = rng.lognormal(size=30), rng.exponential(size=20)
+
+    def ratio(confidence, residuals, weights):
+        means = [float(np.average(residuals[part], weights=weights[part])) for part in (slice(0, 30), slice(30, 50))]
+        return means[0] / means[1]
+
+    spy, values = recorded(ratio)
+    found = bootstrap(
+        {"m": spy}, confidence=np.zeros(50), residuals=np.concatenate([first, second]),
+        labels=np.repeat([0, 1], [30, 20]), n_resamples=999, method="bca",
+    )["m"]  # fmt: skip
+    replicates = values[1:1000]
+    expected = scipy_bca((first, second), lambda x, y: np.mean(x) / np.mean(y), replicates, 0.95)
+    between_neighbours(found, expected, replicates)
+
+
+def test_blocks_give_the_acceleration_of_single_rows(monkeypatch):
+    rng = np.random.default_rng(7)
+    confidence = rng.random(900)
+    residuals = (rng.random(900) < 0.3 * (1 - confidence) ** 2).astype(float)
+    options = {"confidence": confidence, "residuals": residuals, "n_resamples": 2000, "method": "bca"}
+    single = bootstrap({"a": "aurc", "f": "auroc_failure"}, **options)
+    module = sys.modules[bootstrap.__module__]  # the function hides its module
+    monkeypatch.setattr(module, "_JACKKNIFE_UNITS", 899)
+    monkeypatch.setattr(module, "_JACKKNIFE_BLOCKS", 300)
+    blocks = bootstrap({"a": "aurc", "f": "auroc_failure"}, **options)
+    percentile = bootstrap({"a": "aurc", "f": "auroc_failure"}, **options | {"method": "percentile"})
+    for name in ("a", "f"):
+        width = percentile[name].high - percentile[name].low
+        assert blocks[name].low == pytest.approx(single[name].low, abs=0.02 * width)
+        assert blocks[name].high == pytest.approx(single[name].high, abs=0.02 * width)
+
+
+def test_bca_leaves_out_whole_groups():
+    left_out = list(deletions(units(12, None, np.repeat(["a", "b", "c"], 4)), 12, 1000, 0))
+    assert [stratum for stratum, _ in left_out] == [0]
+    assert sorted(row.tolist() for row in left_out[0][1]) == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+
+
+def test_jackknife_blocks_cover_every_unit_once():
+    plan = units(2000, np.repeat([0, 1], [1500, 500]), None)
+    counts = np.concatenate([batch for _, batch in deletions(plan, 2000, 100, 0)])
+    assert counts.shape == (100, 2000)
+    assert ((1 - counts).sum(axis=0) == 1).all()
+
+
+def test_bca_is_the_value_itself_where_nothing_varies():
+    found = bootstrap({"a": "accuracy"}, confidence=[0.3] * 20, residuals=[0] * 20, n_resamples=50, method="bca")["a"]
+    assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_bca_is_undefined_where_all_replicates_lie_on_one_side():
+    def least(confidence, residuals, weights):
+        return float(weights.max() == 1)  # 1 for the data, 0 for any replicate that repeats a row
+
+    found = bootstrap({"a": least}, confidence=np.zeros(50), residuals=np.zeros(50), n_resamples=50, method="bca")["a"]
+    assert math.isnan(found.low)
+    assert found.resamples == 50
+
+
+@pytest.mark.slow
+def test_bca_covers_more_evenly_than_percentiles_where_the_statistic_is_skewed():
+    """AURC of 80 rows with few errors: misses of the two sides, which should be 5 % each."""
+    rng = np.random.default_rng(3)
+    misses = {"percentile": [0, 0], "bca": [0, 0]}
+    for index in range(1000):
+        confidence, residuals = population(rng, 80)
+        for method, sides in misses.items():
+            found = bootstrap(
+                {"m": "aurc"}, confidence=confidence, residuals=residuals, n_resamples=400, seed=index, level=0.9,
+                method=method,
+            )["m"]  # fmt: skip
+            sides[0] += found.low > TRUE_AURC
+            sides[1] += found.high < TRUE_AURC
+    uneven = {method: abs(low - high) for method, (low, high) in misses.items()}
+    assert uneven["bca"] < uneven["percentile"]
+    assert 1 - sum(misses["bca"]) / 1000 == pytest.approx(0.9, abs=0.035)
 
 
 # ---- coverage of the intervals -----------------------------------------------------------------------------------
@@ -246,6 +451,7 @@ def test_stratified_intervals_are_those_of_fixed_class_counts():
         ({"n_resamples": 0}, "n_resamples: 0"),
         ({"level": 1.0}, "level: 1.0"),
         ({"seed": 0.5}, "seed: 0.5"),
+        ({"method": "basic"}, "method: 'basic'; use percentile or bca"),
         ({"metrics": {"x": "nll"}}, "x='nll' is not built in"),
         ({"metrics": {"x": None}}, "x=None; give a built-in name"),
         ({"metrics": {"x": nll}}, "lambda c, r, w: nll"),

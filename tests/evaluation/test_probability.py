@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage1.errors import DataError
-from stage1.evaluation import accuracy, brier, ece, mcc, nll, reliability, squared_ce_debiased
+from stage1.evaluation import (
+    accuracy,
+    best_mcc_threshold,
+    brier,
+    ece,
+    mcc,
+    nll,
+    reliability,
+    squared_ce_debiased,
+)
+from stage1.evaluation.probability import nll_rows
 
 # the machine may be busy: no deadline
 relaxed = settings(deadline=None, max_examples=80)
@@ -32,16 +42,6 @@ def test_equal_width_calibration_error_equals_table():
 def test_brier_and_nll_equal_table():
     assert brier(TWELVE, TRUTH) == pytest.approx(0.117917, abs=1e-6)
     assert nll(TWELVE, TRUTH) == pytest.approx(0.372749, abs=1e-6)
-
-
-@pytest.mark.parametrize("low, high, expected", [(0.2, 0.8, 0.16), (0.3, 0.9, 0.17)])
-def test_brier_decomposition_of_the_table(low, high, expected):
-    probabilities, labels = [low] * 5 + [high] * 5, [0, 0, 0, 0, 1, 1, 1, 1, 0, 1]
-    assert brier(probabilities, labels) == pytest.approx(expected)
-    groups = reliability(probabilities, labels, n_bins=2)
-    calibration = sum(g.count / 10 * (g.mean_probability - g.observed_rate) ** 2 for g in groups)
-    resolution = sum(g.count / 10 * (g.observed_rate - 0.5) ** 2 for g in groups)
-    assert calibration - resolution + 0.25 == pytest.approx(expected)
 
 
 # ---- scikit-learn ------------------------------------------------------------------------------------------------
@@ -200,6 +200,64 @@ def test_ties_stay_in_one_bin():
 def test_impossible_answer_costs_infinity():
     assert nll([0.0, 0.5], [1, 1]) == float("inf")
     assert np.isfinite(nll([0.0, 0.5], [1, 1], weights=[0, 1]))
+
+
+def test_nll_of_logits_is_that_of_probabilities_and_finite():
+    logits = np.array([[0.0, 2.0, -1.0], [1.0, 1.0, 0.0], [0.0, 900.0, -900.0]])
+    labels = np.array([1, 2, 0])
+    probabilities = np.exp(logits[:2]) / np.exp(logits[:2]).sum(axis=1, keepdims=True)
+    rows = nll_rows(logits, labels)
+    assert rows[:2].mean() == pytest.approx(nll(probabilities, labels[:2]))
+    assert rows[2] == 900.0
+
+
+# ---- the threshold of the best MCC -------------------------------------------------------------------------------
+
+
+@relaxed
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1), st.integers(0, 3)), min_size=1, max_size=25).filter(
+        lambda rows: any(weight for *_, weight in rows)
+    )
+)
+def test_best_mcc_is_that_of_trying_every_threshold(rows):
+    from sklearn.metrics import matthews_corrcoef
+
+    score, labels, weights = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    threshold, found = best_mcc_threshold(score, labels, weights)
+    there = weights > 0
+    if len(set(labels[there])) < 2 or len(set(score[there])) < 2:
+        assert np.isnan(threshold)
+        assert np.isnan(found)
+        return
+    tried = [
+        matthews_corrcoef(labels[there], score[there] > cut, sample_weight=weights[there])
+        for cut in np.unique(score[there])[:-1]
+    ]
+    assert found == pytest.approx(max(tried), abs=1e-9)
+    assert mcc((score > threshold)[there], labels[there], weights[there]) == pytest.approx(found, abs=1e-9)
+
+
+def test_best_mcc_threshold_lies_between_scores_and_calls_what_it_says():
+    assert best_mcc_threshold([1, 2, 5, 6], [0, 0, 1, 1]) == (3.5, 1.0)
+    near = np.nextafter(1.0, 2.0)
+    assert best_mcc_threshold([1.0, near], [0, 1]) == (1.0, 1.0)  # nothing lies between these two
+    assert best_mcc_threshold([1e308, 1.7e308], [0, 1]) == (1.35e308, 1.0)
+    assert best_mcc_threshold([3, 2, 1], [0, 0, 1])[1] == pytest.approx(-0.5)  # no good threshold is no reason to lie
+
+
+@pytest.mark.parametrize(
+    "score, labels, words",
+    [
+        ([0.1, 0.2], [0, 2], "labels: 2; a threshold"),
+        ([0.1, float("nan")], [0, 1], "row 1 is nan"),
+        ([0.1], [0, 1], "2 values for 1"),
+        ([], [], "labels"),
+    ],
+)
+def test_bad_scores_are_named(score, labels, words):
+    with pytest.raises(DataError, match=words):
+        best_mcc_threshold(score, labels)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------

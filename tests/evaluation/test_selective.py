@@ -17,9 +17,11 @@ from stage1.evaluation import (
     coverage_at_risk,
     e_augrc,
     e_aurc,
+    naurc,
     risk_at_coverage,
     risk_coverage,
 )
+from stage1.evaluation.ranking import _chain, lower_hull
 
 # the machine may be busy: no deadline
 relaxed = settings(deadline=None, max_examples=80)
@@ -109,6 +111,76 @@ def test_ties_do_not_depend_on_the_order_where_a_peer_does():
     assert [augrc([0.7] * 4, r) for r in orders] == [0.125, 0.125, 0.125]
 
 
+# ---- normalised AURC ----------------------------------------------------------------------------------------------
+
+
+def plain_naurc(confidence, residuals):
+    """Cattelan and Silva's definition: AURC* is that of a confidence which knows the residuals and has no ties."""
+    best = aurc(-np.argsort(np.argsort(residuals, kind="stable")), residuals)
+    return (aurc(confidence, residuals) - best) / (np.mean(residuals) - best)
+
+
+@pytest.mark.parametrize("case", ["A", "B", "C", "D", "E", "J", "K", "I"])
+def test_naurc_equals_its_definition(case):
+    assert naurc(*CASES[case][:2]) == pytest.approx(plain_naurc(*CASES[case][:2]), abs=1e-12)
+
+
+def test_naurc_is_0_at_best_and_1_at_random():
+    assert naurc(*CASES["D"][:2]) == pytest.approx(0.0, abs=1e-12)
+    assert naurc([0.5] * 10, [0, 1] * 5) == pytest.approx(1.0)  # one block: the order says nothing
+    assert naurc(*CASES["E"][:2]) > 1
+    rng = np.random.default_rng(0)
+    wrong = np.arange(200) < 40
+    # by chance: 1 in expectation (no ties, mean over orders), spread .27 for one order
+    assert np.mean([naurc(rng.random(200), wrong) for _ in range(400)]) == pytest.approx(1.0, abs=0.06)
+
+
+def test_naurc_is_undefined_where_no_order_is_better():
+    assert np.isnan(naurc(*CASES["F"][:2]))
+    assert np.isnan(naurc(*CASES["G"][:2]))
+    assert np.isnan(naurc([3, 2, 1], [0.5, 0.5, 0.5]))
+
+
+def test_naurc_of_general_losses_uses_the_best_order():
+    confidence, residuals = CASES["H"][:2]
+    best = aurc([-r for r in residuals], residuals)
+    assert naurc(confidence, residuals) == pytest.approx((0.203125 - best) / (0.425 - best))
+
+
+def test_naurc_does_not_see_the_error_rate():
+    """Gaussian confidence, right ones one sigma higher, at three error rates: AURC moves tenfold, NAURC hardly."""
+    rng = np.random.default_rng(1)
+    found = {}
+    for rate in (0.05, 0.2, 0.5):
+        wrong = rng.random(40_000) < rate
+        confidence = rng.normal(size=40_000) + ~wrong
+        found[rate] = aurc(confidence, wrong), naurc(confidence, wrong)
+    assert found[0.5][0] > 8 * found[0.05][0]
+    assert max(value for _, value in found.values()) < 1.6 * min(value for _, value in found.values())
+
+
+# ---- lower hull --------------------------------------------------------------------------------------------------
+
+
+@relaxed
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=40))
+def test_hull_equals_the_monotone_chain(steps):
+    widths, rises = np.array(steps, dtype=float).T
+    x = np.append(0.0, np.cumsum(widths))
+    y = np.append(0.0, np.cumsum(np.where(widths > 0, rises, 0)))
+    distinct = np.append(0, np.flatnonzero(np.diff(x) > 0) + 1)
+    found = lower_hull(x, y)
+    expected = distinct[_chain(x[distinct], y[distinct])]
+    assert_allclose(found, expected)
+
+
+def test_hull_of_a_long_cascade_ends():
+    # convex, and then one point that undoes it corner by corner: one corner a pass
+    x = np.append(np.arange(20_000.0), 20_000.0)
+    y = np.append(np.arange(20_000.0) ** 2, 0.0)
+    assert lower_hull(x, y).tolist() == [0, 20_000]
+
+
 # ---- points of the curve -----------------------------------------------------------------------------------------
 
 
@@ -185,8 +257,20 @@ def test_whole_weights_are_repeated_rows(case):
     repeated = np.repeat(confidence, times), np.repeat(residuals, times)
     for metric in ALL:
         assert metric(confidence, residuals, weights) == pytest.approx(metric(*repeated), abs=1e-9)
+    assert naurc(confidence, residuals, weights) == pytest.approx(naurc(*repeated), abs=1e-7, nan_ok=True)
     for found, expected in zip(risk_coverage(confidence, residuals, weights), risk_coverage(*repeated), strict=True):
         assert_allclose(found, expected, atol=1e-12)
+
+
+@relaxed
+@given(ranked())
+def test_whole_weights_are_repeated_rows_for_naurc(case):
+    confidence, residuals, weights = case
+    times = weights.astype(int)
+    repeated = np.repeat(confidence, times), np.repeat(residuals, times)
+    assert naurc(*case) == pytest.approx(naurc(*repeated), abs=1e-9, nan_ok=True)
+    if 0 < repeated[1].sum() < len(repeated[1]):
+        assert naurc(*case) == pytest.approx(plain_naurc(*repeated), abs=1e-9)
 
 
 @relaxed
@@ -261,7 +345,7 @@ def test_points_of_the_curve_are_consistent(case, low, high):
 # ---- bad input ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", [*ALL, auroc_failure, risk_coverage])
+@pytest.mark.parametrize("metric", [*ALL, naurc, auroc_failure, risk_coverage])
 @pytest.mark.parametrize(
     "confidence, residuals, weights, words",
     [

@@ -15,6 +15,7 @@ from PIL import Image
 from stage1.documents import validate
 from stage1.evaluation import evaluate
 from stage1.policy import fit_policy
+from stage1.policy.units import one_per_group
 from stage1.report import Thumb
 from stage1.scores import Scores
 
@@ -30,6 +31,7 @@ class Sample:
     scores: Scores
     thumbnails: list[Thumb]
     run: dict[str, Any]
+    calibration: Scores | None
 
     def arguments(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -86,8 +88,9 @@ def build(
         "name": "demo", "created": "2025-06-01 12:00 UTC", "model": "embedded (efficientnet-lite0) + linear head", "n_images": 12345,
         "config": {"recipe": "demo", "seed": 7}, "seconds": {"extract": 81.5, "train": 12.25, "calibrate": 0.6}, "bundle": "runs/demo/bundle",
     }  # fmt: skip
+    counted = calib.take(one_per_group(calib, seed)) if documents["certificate"]["unit"] == "group" else calib
     return Sample(
-        documents["certificate"], evaluation, _split(), documents["thresholds"], test, _thumbs(evaluation), run
+        documents["certificate"], evaluation, _split(), documents["thresholds"], test, _thumbs(evaluation), run, counted
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +12,9 @@ from PIL import Image
 
 from stage1.report import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from .browser import CHROMIUM, chromium
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page is not rendered")
-
-
-def chromium(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", *options, page.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
 def requested(netlog: Path) -> set[str]:
@@ -40,7 +30,7 @@ def test_it_renders_without_network_or_console_errors(certified, tmp_path):
     done = chromium(page, tmp_path / "profile", "--enable-logging=stderr", f"--log-net-log={log}", "--dump-dom")
     dom = re.sub(r"\s+", " ", done.stdout)
     assert certified.certificate["statement"] in dom
-    assert dom.count("<img") == 3 + len(certified.thumbnails)
+    assert dom.count("<img") == 6 + len(certified.thumbnails)
     assert "</footer>" in dom
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert console == []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import sys
+from dataclasses import asdict, replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,18 +15,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stage1.errors import MissingError
+from stage1.errors import DataError, MissingError
 from stage1.evaluation import evaluate
 from stage1.report import draw_figures
+from stage1.report.drawing import Drawing, style
+from stage1.report.evidence import Evidence, collect
+from stage1.report.exit_figure import exits, split_exits
+from stage1.report.need_figure import error_steps
+from stage1.report.plan_figure import draw_plan
+from stage1.report.reliability_figure import reliability
 from stage1.report.risk_figure import risk_path
 from stage1.report.score_figure import histogram_edges
+from stage1.report.threshold_figure import feasible, threshold_plane
+from stage1.risk import binomial_upper, plan
 from stage1.scores import Scores
 
+NAMES = {
+    "risk_coverage", "score_histogram", "reliability", "exit_confusion", "exits", "units_needed", "threshold_plane",
+}  # fmt: skip
 
-def figures(sample) -> dict[str, bytes]:
+
+def figures(sample) -> dict[str, Drawing]:
     return draw_figures(
-        certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores
-    )
+        certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores,
+        calibration=sample.calibration,
+    )  # fmt: skip
 
 
 def two_class(margin, labels) -> Scores:
@@ -114,12 +130,20 @@ def test_edges_are_drawable_whatever_the_scores(values, thresholds):
 
 def test_figures_are_pictures_of_a_readable_size(certified):
     drawn = figures(certified)
-    assert set(drawn) == {"risk_coverage", "score_histogram", "reliability", "exit_confusion"}
-    for png in drawn.values():
-        picture = Image.open(io.BytesIO(png)).convert("RGB")
+    assert set(drawn) == NAMES
+    for drawing in drawn.values():
+        picture = Image.open(io.BytesIO(drawing.png)).convert("RGB")
         assert picture.width >= 1000
         assert len(picture.getcolors(1 << 24)) > 30, "blank"
         assert picture.getpixel((2, 2)) == (255, 255, 255), "the panel is white on a dark page too"
+        vector = ElementTree.fromstring(drawing.svg)
+        assert vector.tag.endswith("}svg")
+        width, height = (float(vector.get(side).removesuffix("pt")) for side in ("width", "height"))
+        assert width / height == pytest.approx(picture.width / picture.height, rel=0.01)
+        assert len(vector.findall(".//{*}path")) > 20, "blank"
+        assert not re.search(rb"\d{4}-\d\d-\d\dT|<text|/home/|/tmp/", drawing.svg), (
+            "a date, a font or a path of this machine"
+        )
 
 
 def test_the_same_documents_give_the_same_bytes(certified):
@@ -139,12 +163,14 @@ CHANGES = [
     ("evaluation", ("curve", "coverage", 40), "risk_coverage"), ("policy", ("lo",), "score_histogram"), ("policy", ("hi",), "score_histogram"),
     ("evaluation", ("exit_confusion", "counts", 0, 1), "score_histogram"), ("evaluation", ("exit_confusion", "counts", 0, 1), "exit_confusion"),
     ("evaluation", ("reliability", 5, "count"), "reliability"), ("evaluation", ("reliability", 5, "observed_rate"), "reliability"),
-    ("evaluation", ("reliability", 5, "mean_probability"), "reliability"), ("evaluation", ("level",), "reliability"),
+    ("evaluation", ("reliability", 5, "mean_probability"), "reliability"), ("evaluation", ("level",), "reliability"), ("evaluation", ("exit_confusion", "counts", 1, 2), "exits"),
+    ("certificate", ("risks", "fnr", "target"), "units_needed"), ("certificate", ("risks", "fnr", "n"), "units_needed"),
+    ("certificate", ("risks", "fnr", "errors"), "units_needed"), ("certificate", ("risks", "fnr", "delta"), "units_needed"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def unchanged(_certified) -> dict[str, bytes]:
+def unchanged(_certified) -> dict[str, Drawing]:
     return figures(_certified)
 
 
@@ -161,20 +187,24 @@ def test_a_changed_number_changes_its_figure(certified, unchanged, document, pat
     only = {
         "risk_coverage": lambda: room.risk_coverage(certified.certificate, certified.evaluation, certified.policy, certified.scores),
         "score_histogram": lambda: room.score_histogram(certified.evaluation, certified.policy, certified.scores),
-        "reliability": lambda: room._reliability(certified.evaluation),
+        "reliability": lambda: room.reliability(certified.evaluation),
         "exit_confusion": lambda: room._exit_confusion(certified.evaluation),
+        "exits": lambda: room.exits(certified.evaluation),
+        "units_needed": lambda: room.units_needed(certified.certificate),
     }[figure]  # fmt: skip
     with drawing.style():
-        assert only() != unchanged[figure]
+        changed = only()
+        assert changed.png != unchanged[figure].png
+        assert changed.svg != unchanged[figure].svg
 
 
 def test_shut_thresholds_and_one_shut_side_are_drawn(not_certifiable, make_sample):
     assert not_certifiable.policy["lo"] is None
-    assert len(figures(not_certifiable)) == 4
+    assert set(figures(not_certifiable)) == NAMES
     one = make_sample(n_calib=200, n_test=300)
     assert one.policy["lo"] is None
     assert one.policy["hi"] is not None
-    assert len(figures(one)) == 4
+    assert set(figures(one)) == NAMES
 
 
 def test_three_classes_are_drawn_from_the_document(not_certifiable):
@@ -198,6 +228,112 @@ def test_three_classes_are_drawn_from_the_document(not_certifiable):
     drawn = figures(sample)
     evaluation["histogram"]["counts"]["c"][20] += 50
     assert figures(sample)["score_histogram"] != drawn["score_histogram"]
+
+
+# ---- threshold plane ---------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=3, max_size=60),
+    st.lists(st.tuples(st.integers(-7, 7), st.integers(0, 7)), min_size=1, max_size=10),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_feasible_set_is_that_of_the_exact_bounds(rows, pairs):
+    s, y = np.array([float(a) for a, _ in rows]), np.array([int(b) for _, b in rows])
+    targets = {"fnr": 0.3, "false_exit_rate": 0.4, "error": 0.35}
+    evidence = Evidence(
+        np.sort(s[y == 0]), np.sort(s[y == 1]), None, None, False, targets, dict.fromkeys(targets, 0.1), ()
+    )
+    lo = np.array([a / 2 for a, _ in pairs])
+    hi = lo + np.array([b / 2 for _, b in pairs])
+    held, coverage = feasible(evidence, lo, hi)
+    for i in range(len(pairs)):
+        neg, pos = s < lo[i], s > hi[i]
+        assert coverage[i] == pytest.approx((neg | pos).mean())
+        for name, wrong, among in (("fnr", neg & (y == 1), (neg | pos) & (y == 1)), ("false_exit_rate", pos & (y == 0), y == 0),
+                                   ("error", (neg & (y == 1)) | (pos & (y == 0)), neg | pos)):  # fmt: skip
+            assert held[name][i] == (binomial_upper(wrong.sum(), among.sum(), 0.1) <= targets[name] + 1e-12)
+
+
+def test_the_certified_point_is_feasible_and_the_plane_moves_with_the_scores(certified, unchanged):
+    evidence = collect(certified.certificate, certified.policy, certified.calibration)
+    held, coverage = feasible(evidence, np.array([evidence.lo]), np.array([evidence.hi]))
+    assert all(inside[0] for inside in held.values())
+    assert coverage[0] == certified.certificate["coverage"]["value"]
+    with style():
+        fewer = replace(evidence, positives=evidence.positives[200:])
+        assert threshold_plane(fewer, ["none", "roadwork"]).png != unchanged["threshold_plane"].png
+        moved = replace(evidence, lo=evidence.lo - 1.0)
+        assert threshold_plane(moved, ["none", "roadwork"]).png != unchanged["threshold_plane"].png
+        # Nothing within reach, one side shut, all scores tied: still a figure.
+        for odd in (replace(evidence, targets={"fnr": 1e-6, "false_exit_rate": 1e-6}), replace(evidence, lo=None),
+                    replace(evidence, negatives=np.zeros(5), positives=np.zeros(4), lo=None, hi=None, certified=False)):  # fmt: skip
+            assert threshold_plane(odd, ["none", "roadwork"]).png != unchanged["threshold_plane"].png
+
+
+def test_without_calibration_there_is_no_plane(certified):
+    certified.calibration = None
+    assert set(figures(certified)) == NAMES - {"threshold_plane"}
+
+
+# ---- units needed, reliability before and after, slices, plan ----------------------------------------------------
+
+
+def test_steps_are_all_counts_where_they_fit():
+    assert error_steps(10) == list(range(11))
+    thinned = error_steps(4000)
+    assert (thinned[0], thinned[-1]) == (0, 4000)
+    assert len(thinned) <= 45
+
+
+def test_a_map_before_and_after_is_drawn_where_the_document_has_it(certified, unchanged):
+    with style():
+        assert reliability(certified.evaluation) == unchanged["reliability"]
+        certified.evaluation["reliability_before"] = copy.deepcopy(certified.evaluation["reliability"])
+        both = reliability(certified.evaluation)
+        assert both.png != unchanged["reliability"].png
+        certified.evaluation["reliability_before"][3]["observed_rate"] = 0.9
+        assert reliability(certified.evaluation).png != both.png
+
+
+def test_exits_are_split_by_the_true_class():
+    assert split_exits(["exit as a", "defer", "exit as b"], ["a", "b"], [[7, 2, 1], [3, 4, 5]]) == [
+        (7, 2, 1),
+        (5, 4, 3),
+    ]
+    three = split_exits(
+        ["exit as a", "exit as b", "exit as c", "defer"], ["a", "b", "c"], [[5, 1, 2, 9], [0, 6, 0, 1], [1, 1, 1, 0]]
+    )
+    assert three == [(5, 9, 3), (6, 1, 0), (1, 0, 2)]
+
+
+def test_slices_add_their_bars(certified, unchanged):
+    certified.evaluation["slices"] = [
+        {"slice": "city", "value": "Ulm", "counts": [[30, 10, 2], [1, 9, 40]]}, {"slice": "city", "value": "Bonn", "counts": [[3, 1, 0], [0, 0, 0]]},
+        {"slice": "night", "value": "yes", "counts": [[3, 9, 9], [1, 9, 4]]},
+    ]  # fmt: skip
+    with style():
+        drawn = exits(certified.evaluation)
+        tall, short = (Image.open(io.BytesIO(item.png)).height for item in (drawn, unchanged["exits"]))
+        assert tall > 2 * short
+        certified.evaluation["slices"][2]["counts"][0][0] += 1
+        assert exits(certified.evaluation).png != drawn.png
+
+
+def test_the_plan_is_drawn_from_its_rows():
+    needs = [asdict(need) for need in plan({"fnr": 0.02, "false_exit_rate": 0.05}, prior=0.3)]
+    first = draw_plan(needs, confidence=0.95)
+    assert Image.open(io.BytesIO(first)).width >= 1000
+    assert draw_plan(needs, confidence=0.95) == first
+    assert draw_plan(needs, confidence=0.95, at_hand={"positive": 900, "negative": 400}) != first
+    for field in ("target", "errors", "in_class", "in_total", "risk"):
+        other = copy.deepcopy(needs)
+        other[1][field] = "miss_rate" if field == "risk" else other[1][field] * 3
+        assert draw_plan(other, confidence=0.95) != first, field
+    with pytest.raises(DataError, match="no rows"):
+        draw_plan([])
+    with pytest.raises(DataError, match="`in_total`"):
+        draw_plan([{key: value for key, value in needs[0].items() if key != "in_total"}])
 
 
 def test_without_matplotlib_the_extra_is_named(certified, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import html
 import re
 import subprocess
@@ -15,6 +17,8 @@ import pytest
 from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.report import Thumb, draw_figures, write_report
 from stage1.report import page as page_room
+from stage1.report.drawing import Drawing
+from stage1.report.explorer import script
 from stage1.report.page import render_page
 from stage1.report.wording import percent, upper_percent, whole
 
@@ -22,24 +26,33 @@ from stage1.report.wording import percent, upper_percent, whole
 def render(sample, figures=None) -> str:
     if figures is None:
         figures = draw_figures(
-            certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores
-        )
+            certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores,
+            calibration=sample.calibration,
+        )  # fmt: skip
     arguments = {name: value for name, value in sample.arguments().items() if name != "scores"}
     return render_page(figures=figures, **arguments)
 
 
 def text_of(page: str) -> str:
-    """What a reader sees: no style, no tags."""
-    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    """What a reader sees: no style, no script, no tags."""
+    body = re.sub(r"<(style|script)[^>]*>.*?</\1>", "", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)).replace("\u00a0", " "))
 
 
+def scripts_of(page: str) -> list[str]:
+    """What the browser would run: data blocks are not scripts."""
+    found = re.findall(r"<script([^>]*)>(.*?)</script>", page, flags=re.DOTALL)
+    assert len(found) == page.count("<script")
+    return [text for attributes, text in found if "application/json" not in attributes]
+
+
 @pytest.fixture(scope="module")
-def drawn(_certified) -> dict[str, bytes]:
+def drawn(_certified) -> dict[str, Drawing]:
     sample = _certified
     return draw_figures(
-        certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores
-    )
+        certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores,
+        calibration=sample.calibration,
+    )  # fmt: skip
 
 
 # ---- what it says ------------------------------------------------------------------------------------------------
@@ -157,7 +170,7 @@ def test_every_number_of_the_documents_is_on_the_page(certified, drawn):
 def test_figures_are_on_the_page_as_data(certified, drawn):
     before = render(certified, drawn)
     for name in set(drawn) - {"exit_confusion"}:
-        other = next(png for key, png in drawn.items() if key != name)
+        other = next(drawing for key, drawing in drawn.items() if key != name)
         assert render(certified, drawn | {name: other}) != before, name
 
 
@@ -187,7 +200,7 @@ def test_hostile_names_are_text(certified, drawn):
     certified.evaluation["exit_confusion"]["rows"] = [evil, "roadwork"]
     certified.split["roles"]["train"]["counts"] = {evil: 3}
     page = render(certified, drawn)
-    assert "<script" not in page
+    assert scripts_of(page) == [script()[0]]
     assert "<img src=x" not in page
     assert html.escape(evil, quote=False).replace('"', "&#34;") in page
 
@@ -195,11 +208,28 @@ def test_hostile_names_are_text(certified, drawn):
 def test_the_page_needs_nothing_from_outside(certified, drawn):
     page = render(certified, drawn)
     assert "default-src 'none'" in page
-    assert "<script" not in page
+    assert scripts_of(page) == [script()[0]]
+    assert not re.search(r"fetch\(|XMLHttp|WebSocket|import\(|innerHTML|eval\(|https?:", script()[0])
     assert not re.search(r"@import|url\(", page)
     sources = re.findall(r"""(?:src|href|action|poster|data)\s*=\s*["']([^"']*)""", page)
     assert len(sources) >= 3 + len(certified.thumbnails)
     assert [source for source in sources if not source.startswith("data:")] == []
+
+
+def test_exactly_the_one_script_may_run(certified, drawn):
+    page = render(certified, drawn)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    text = scripts_of(page)[0]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert not re.search(r"<[^>]+\son\w+\s*=", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)), (
+        "no inline handlers"
+    )
+    certified.calibration = None
+    page = render(certified, drawn)
+    assert "script" not in re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert "<script" not in page
+    assert "The calibration scores were not given to this report." in page
 
 
 def test_pictures_have_texts_and_tables_have_headers(certified, drawn):
@@ -217,7 +247,9 @@ def test_the_same_input_gives_the_same_files(certified, tmp_path):
     first = write_report(tmp_path / "a", **certified.arguments())
     second = write_report(tmp_path / "b", **certified.arguments())
     assert [path.relative_to(tmp_path / "a").as_posix() for path in first] == [
-        "report.html", "figures/risk_coverage.png", "figures/score_histogram.png", "figures/reliability.png", "figures/exit_confusion.png",
+        "report.html",
+        *(f"figures/{name}.{kind}" for name in ("risk_coverage", "score_histogram", "reliability", "exit_confusion", "exits", "units_needed",
+                                                "threshold_plane") for kind in ("png", "svg")),
     ]  # fmt: skip
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 

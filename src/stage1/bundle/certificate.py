@@ -11,7 +11,7 @@ from typing import Any
 
 from stage1.bundle.manifest import CERTIFICATE, read_calibration, read_manifest, read_selection
 from stage1.errors import Stage1Error
-from stage1.policy import fit_policy, load_policy
+from stage1.policy import load_policy, refit
 
 # Binomial tails differ in the last digits between versions of scipy; a threshold is a score that was read, and exact.
 _RELATIVE = 1e-9
@@ -37,24 +37,7 @@ def recompute(folder: str | os.PathLike[str]) -> list[str]:
         return [f"{CERTIFICATE}: missing; restore the bundle"]
     calibration = read_calibration(folder)
     try:
-        again = fit_policy(
-            stated.policy,
-            calib=calibration,
-            select=read_selection(folder),
-            coverage=stated.coverage.floor,
-            class_coverage={name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
-            target_prior=stated.target_prior,
-            risks={name: risk.target for name, risk in stated.risks.items()},
-            confidence=stated.confidence,
-            unit=stated.unit,
-            assume_iid=stated.assume_iid,
-            allow_one_sided=True,  # whether one side may stay open was settled by the run; the sentence names the risks
-            classes=stated.classes,
-            seed=stated.seed,
-            attempt=stated.attempt,
-            # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
-            uncertified_because=stated.reason if not stated.certified and stated.needed is None else None,
-        )
+        again = refit(policy, calib=calibration, select=read_selection(folder))
     except Stage1Error as error:
         return [f"{CERTIFICATE}: cannot be made again from the calibration data ({error})"]
     if again.certificate is None:

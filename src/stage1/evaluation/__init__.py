@@ -1,7 +1,17 @@
 """How good is it: selective metrics, probabilities, exit rates with exact intervals, bootstrap, and the document."""
 
 from stage1.evaluation.bootstrap import Interval, bootstrap
-from stage1.evaluation.probability import accuracy, brier, ece, mcc, nll, reliability, squared_ce_debiased
+from stage1.evaluation.comparison import compare
+from stage1.evaluation.confidence import choose_confidence, confidence
+from stage1.evaluation.miscalibration import (
+    BrierParts,
+    brier_decomposition,
+    classwise_ece,
+    ece_debiased,
+    squared_ce_debiased,
+)
+from stage1.evaluation.prior import prior_weights
+from stage1.evaluation.probability import accuracy, best_mcc_threshold, brier, ece, mcc, nll, reliability
 from stage1.evaluation.rates import clopper_pearson, exit_rates
 from stage1.evaluation.selective import (
     RiskCoverage,
@@ -12,12 +22,14 @@ from stage1.evaluation.selective import (
     coverage_at_risk,
     e_augrc,
     e_aurc,
+    naurc,
     risk_at_coverage,
     risk_coverage,
 )
 from stage1.evaluation.summary import evaluate, metrics_rows
 
 __all__ = [
+    "BrierParts",
     "Interval",
     "RiskCoverage",
     "accuracy",
@@ -25,18 +37,27 @@ __all__ = [
     "aurc",
     "aurc_achievable",
     "auroc_failure",
+    "best_mcc_threshold",
     "bootstrap",
     "brier",
+    "brier_decomposition",
+    "choose_confidence",
+    "classwise_ece",
     "clopper_pearson",
+    "compare",
+    "confidence",
     "coverage_at_risk",
     "e_augrc",
     "e_aurc",
     "ece",
+    "ece_debiased",
     "evaluate",
     "exit_rates",
     "mcc",
     "metrics_rows",
+    "naurc",
     "nll",
+    "prior_weights",
     "reliability",
     "risk_at_coverage",
     "risk_coverage",

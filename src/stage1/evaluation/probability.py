@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError
-from stage1.evaluation.ranking import FloatArray, checked_weights, weighted_mean
+from stage1.evaluation.ranking import FloatArray, checked_rows, checked_weights, weighted_mean
 
 Binning = Literal["equal_mass", "equal_width"]
 Norm = Literal["l1", "l2"]
@@ -25,11 +25,17 @@ Norm = Literal["l1", "l2"]
 
 def nll(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean negative log-likelihood in nats; inf (not clipped) where a true class was given probability 0."""
-    probs, truth, row_weights = _checked(probabilities, labels, weights)
+    probs, truth, row_weights = checked(probabilities, labels, weights)
     with np.errstate(divide="ignore"):
         loss = -np.log(probs[np.arange(len(truth)), truth])
     there = row_weights > 0  # 0 x inf is not a number
     return weighted_mean(loss[there], row_weights[there])
+
+
+def nll_rows(logits: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
+    """The NLL of each row, float [N], from logits [N, K]: finite even where the probability rounds to 0."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels])
 
 
 def brier(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -38,7 +44,7 @@ def brier(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
     >>> round(brier([0.1, 0.4, 0.8], [0, 1, 1]), 6)
     0.136667
     """
-    probs, truth, row_weights = _checked(probabilities, labels, weights)
+    probs, truth, row_weights = checked(probabilities, labels, weights)
     return weighted_mean(brier_rows(probs, truth), row_weights)
 
 
@@ -65,39 +71,23 @@ def ece(
     Biased upwards by about the mean over bins of sqrt(p (1 - p) / rows in the bin): compare at equal N, and choose
     calibrators by `nll` or `brier`.
     """
-    probs, truth, row_weights = _checked(probabilities, labels, weights)
-    return Calibration(probs, truth).error(row_weights, _checked_bins(n_bins), binning, norm)
-
-
-def squared_ce_debiased(
-    probabilities: ArrayLike, labels: ArrayLike, n_bins: int = 15, *, binning: Binning = "equal_mass"
-) -> float:
-    """Squared calibration error without the bias of `ece(norm="l2")`^2; may be negative (Kumar et al. 2019).
-
-    Per bin of n_b rows, (mean probability - rate)^2 - rate (1 - rate) / (n_b - 1), averaged by mass. Raises DataError
-    where a bin holds a single row.
-    """
-    rows = reliability(probabilities, labels, n_bins, binning=binning)
-    if any(row.count < 2 for row in rows):
-        raise DataError(f"n_bins: {n_bins} leaves a bin with a single row; use fewer bins")
-    total = sum(row.count for row in rows)
-
-    def squared_gap(row: ReliabilityBin) -> float:
-        noise = row.observed_rate * (1 - row.observed_rate) / (row.count - 1)
-        return (row.mean_probability - row.observed_rate) ** 2 - noise
-
-    return sum(row.count / total * squared_gap(row) for row in rows)
+    probs, truth, row_weights = checked(probabilities, labels, weights)
+    return Calibration(probs, truth).error(row_weights, checked_bins(n_bins), binning, norm)
 
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """One bin: its range of probabilities, its weight of rows, the mean probability and the observed rate in it."""
+    """One bin: its range of probabilities, its weight of rows, the mean probability and the observed rate in it.
+
+    effective: as how many independent rows of equal weight its rate counts, (sum w)^2 / sum w^2 (Kish).
+    """
 
     low: float
     high: float
     count: float
     mean_probability: float
     observed_rate: float
+    effective: float
 
 
 def reliability(
@@ -109,21 +99,24 @@ def reliability(
     binning: Binning = "equal_mass",
 ) -> list[ReliabilityBin]:
     """The bins behind `ece`, lowest first, without empty ones; low, high: edges (equal_width) or extremes."""
-    probs, truth, row_weights = _checked(probabilities, labels, weights)
-    return Calibration(probs, truth).bins(row_weights, _checked_bins(n_bins), binning)
+    probs, truth, row_weights = checked(probabilities, labels, weights)
+    return Calibration(probs, truth).bins(row_weights, checked_bins(n_bins), binning)
 
 
 class Calibration:
     """Event probabilities sorted once, ties in blocks; then the calibration error for any weights costs O(N).
 
-    probabilities: float [N, K], labels: int [N], checked. The bootstrap keeps one for all replicates.
+    probabilities: float [N, K], labels: int [N], checked. The event: class 1 of two, the top label of more, or the class
+    `event_class`. The bootstrap keeps one for all replicates.
     """
 
-    def __init__(self, probabilities: FloatArray, labels: NDArray[np.int64]) -> None:
-        if probabilities.shape[1] == 2:
-            event, happened = probabilities[:, 1], labels == 1
-        else:
+    def __init__(self, probabilities: FloatArray, labels: NDArray[np.int64], event_class: int | None = None) -> None:
+        if event_class is None and probabilities.shape[1] == 2:
+            event_class = 1
+        if event_class is None:
             event, happened = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+        else:
+            event, happened = probabilities[:, event_class], labels == event_class
         self._order = np.argsort(event, kind="stable")
         self._event = event[self._order]
         self._happened = happened[self._order].astype(np.float64)
@@ -150,6 +143,7 @@ class Calibration:
         ordered = weights[self._order]
         mass = self._running(ordered)
         expected, happened = self._running(ordered * self._event), self._running(ordered * self._happened)
+        squares = self._running(ordered**2)
         rows = []
         cuts = self._cuts(mass, n_bins, binning)
         for index, (first, last) in enumerate(pairwise(cuts)):
@@ -163,7 +157,7 @@ class Calibration:
             rows.append(
                 ReliabilityBin(
                     *edges, count, float((expected[last] - expected[first]) / count),
-                    float((happened[last] - happened[first]) / count),
+                    float((happened[last] - happened[first]) / count), count**2 / float(squares[last] - squares[first]),
                 )
             )  # fmt: skip
         return rows
@@ -226,12 +220,48 @@ def mcc_of_counts(counts: FloatArray) -> float:
     return float(np.clip((np.trace(shares) - truth @ guess) / np.sqrt(spread), -1.0, 1.0))
 
 
+def best_mcc_threshold(score: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, float]:
+    """The threshold with the largest MCC when exactly the rows with score > threshold are called 1: (threshold, mcc).
+
+    score: float [N], labels: 0/1 [N]. The threshold lies half-way between two distinct scores; the lowest one at a tie.
+    (NaN, NaN) where labels or scores are all alike. Chosen and measured on the same rows, so it flatters: choose it on
+    val_select. Raises DataError: labels other than 0 and 1, NaN or infinity, unequal lengths.
+
+    >>> best_mcc_threshold([0.1, 0.3, 0.6, 0.7], [0, 0, 1, 1])
+    (0.44999999999999996, 1.0)
+    """
+    truth = _classes(labels, "labels", None)
+    if truth.max() > 1:
+        raise DataError(f"labels: {truth.max()}; a threshold on one score needs labels 0 and 1")
+    scores, _ = checked_rows(score, truth)
+    row_weights = checked_weights(weights, len(scores))
+    there = row_weights > 0
+    levels, block = np.unique(scores[there], return_inverse=True)
+    positive, negative = (
+        np.bincount(block, weights=row_weights[there] * (truth[there] == value), minlength=len(levels))
+        for value in (1, 0)
+    )
+    if len(levels) < 2 or not positive.any() or not negative.any():
+        return float("nan"), float("nan")
+    # Called 0: everything up to a level, the last one excepted.
+    missed, rejected = np.cumsum(positive)[:-1], np.cumsum(negative)[:-1]
+    found, false = positive.sum() - missed, negative.sum() - rejected
+    spread = positive.sum() * negative.sum() * (found + false) * (missed + rejected)
+    mcc_at = (found * rejected - false * missed) / np.sqrt(spread)
+    best = int(np.argmax(mcc_at))
+    middle = levels[best] / 2 + levels[best + 1] / 2
+    # Neighbouring numbers have nothing between them
+    threshold = middle if levels[best] <= middle < levels[best + 1] else levels[best]
+    return float(threshold), float(np.clip(mcc_at[best], -1.0, 1.0))
+
+
 # ---- input -------------------------------------------------------------------------------------------------------
 
 
-def _checked(
+def checked(
     probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[FloatArray, NDArray[np.int64], FloatArray]:
+    """probabilities [N, K], labels and weights as arrays. Raises DataError as the module says."""
     try:
         probs = np.asarray(probabilities, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -270,7 +300,8 @@ def _classes(values: ArrayLike, name: str, n: int | None) -> NDArray[np.int64]:
     return raw.astype(np.int64)
 
 
-def _checked_bins(n_bins: int) -> int:
+def checked_bins(n_bins: int) -> int:
+    """Raises DataError where there is no bin."""
     if n_bins < 1:
         raise DataError(f"n_bins: {n_bins}; give 1 or more")
     return n_bins

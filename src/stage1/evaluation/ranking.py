@@ -7,8 +7,8 @@ one call each of what is here; the bootstrap makes a thousand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.errors import DataError
 
 FloatArray = NDArray[np.float64]
+Weights = NDArray[np.float64] | NDArray[np.uint8]
+Sums = NDArray[np.float64] | NDArray[np.int32]
+_PIECE = 1 << 14
+# Sums of fractional weights miss a round number by a few ulps.
+_ROUNDING = 1e-12
 
 
 class Ranking:
@@ -27,92 +32,149 @@ class Ranking:
     def __init__(self, confidence: FloatArray, residuals: FloatArray) -> None:
         self._order = np.argsort(-confidence, kind="stable")
         ordered = confidence[self._order]
-        ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-        self._ends = None if len(ends) == len(ordered) else ends
-        self._residuals = residuals[self._order]
-        self.thresholds: FloatArray = ordered[ends]
+        starts = np.append(0, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+        self._starts = None if len(starts) == len(ordered) else starts
+        self.thresholds: FloatArray = ordered[starts]
         self.binary = bool(((residuals == 0) | (residuals == 1)).all())
+        # 0/1 as bytes: with counts as weights everything up to the division is then small whole numbers
+        self._residuals = residuals[self._order].astype(np.uint8 if self.binary else np.float64)
 
-    def accept(self, weights: FloatArray) -> Accepted:
-        """Sums over the rows accepted down to each block. weights: float [..., N] in the order of the input rows."""
-        accepted = self._sums(weights)
-        return accepted if self.binary else Accepted(accepted.weight, accepted.errors, self._ideal._sums(weights))
+    def accept(self, weights: Weights) -> Accepted:
+        """Sums over the rows accepted down to each block.
+
+        weights: [..., N] in the order of the input rows, float, or uint8 where they are counts (exact and fast).
+        """
+        sums = self._sums(weights)
+        return Accepted(*sums, None if self.binary else Accepted(*self._ideal._sums(weights)))
 
     @cached_property
     def _ideal(self) -> Ranking:
         # The best order of general losses: the smallest first.
-        residuals = np.empty_like(self._residuals)
+        residuals = np.empty(len(self._order))
         residuals[self._order] = self._residuals
         return Ranking(-residuals, residuals)
 
-    def _sums(self, weights: FloatArray) -> Accepted:
-        ordered = weights[..., self._order]
-        weight = np.cumsum(ordered, axis=-1)
-        errors = np.cumsum(ordered * self._residuals, axis=-1)
-        if self._ends is not None:
-            weight, errors = weight[..., self._ends], errors[..., self._ends]
-        return Accepted(weight, errors)
+    def _sums(self, weights: Weights) -> tuple[Sums, Sums]:
+        ordered = weights.take(self._order, axis=-1)
+        wrong: Weights = np.multiply(ordered, self._residuals)
+        return self._running(ordered), self._running(wrong)
+
+    def _running(self, ordered: Weights) -> Sums:
+        kind: type[np.int32] | type[np.float64] = np.int32 if ordered.dtype == np.uint8 else np.float64
+        blocks = ordered if self._starts is None else np.add.reduceat(ordered, self._starts, axis=-1, dtype=kind)
+        return cast(Sums, np.cumsum(blocks, axis=-1, dtype=kind))
 
 
-@dataclass(frozen=True, eq=False)
 class Accepted:
-    """Weight and residual weight accepted down to each block, float [..., M]; all weight has a positive sum."""
+    """Weight and residual weight accepted down to each block, [..., M] each; all weight has a positive sum.
 
-    weight: FloatArray
-    errors: FloatArray
-    ideal: Accepted | None = None  # the same for the best order; only where residuals are not 0/1
+    int32 where weights are counts, else float64.
+    """
+
+    def __init__(self, weight: Sums, errors: Sums, ideal: Accepted | None = None) -> None:
+        self.weight = weight
+        self.errors = errors
+        self.ideal = ideal  # the same for the best order; only where residuals are not 0/1
 
     @property
     def total(self) -> FloatArray:
-        return self.weight[..., -1:]
+        """float [...]: weight of all rows."""
+        return self.weight[..., -1].astype(np.float64)
+
+    @property
+    def wrong(self) -> FloatArray:
+        """float [...]: residual weight of all rows."""
+        return self.errors[..., -1].astype(np.float64)
 
     @property
     def error_rate(self) -> FloatArray:
         """float [...]: mean residual of all rows."""
-        return np.asarray(self.errors[..., -1] / self.weight[..., -1])
+        return np.asarray(self.wrong / self.total)
 
     @property
     def coverage(self) -> FloatArray:
-        return self.weight / self.total
+        return self.weight / self.total[..., None]
 
     @property
     def selective_risk(self) -> FloatArray:
-        empty = self.weight <= 0
-        if not empty.any():
-            return self.errors / self.weight
-        # Only leading blocks can be empty (a replicate that drew none of their rows): flat down to coverage 0.
-        risk = self.errors / np.where(empty, 1.0, self.weight)
-        first = np.argmax(~empty, axis=-1)[..., None]
-        return np.where(empty, np.take_along_axis(risk, first, axis=-1), risk)
+        return self._risk(slice(None))
 
+    @cached_property
+    def aurc(self) -> FloatArray:
+        return _area(self.weight, self._risk, flat=True) / self.total
 
-def _aurc(accepted: Accepted) -> FloatArray:
-    return _area(accepted.weight, accepted.selective_risk, flat=True) / accepted.total[..., 0]
+    @cached_property
+    def augrc(self) -> FloatArray:
+        return _area(self.weight, lambda part: self.errors[..., part], flat=False) / self.total**2
 
+    def _risk(self, part: slice) -> FloatArray:
+        """Selective risk of these blocks. Only leading blocks can be empty (a replicate that drew none of their rows):
+        it is flat there."""
+        weight, errors = self.weight[..., part], self.errors[..., part]
+        if (weight[..., 0] > 0).all():
+            return np.asarray(errors / weight)
+        return np.where(weight > 0, errors / np.where(weight > 0, weight, 1), self._first_risk)
 
-def _augrc(accepted: Accepted) -> FloatArray:
-    return _area(accepted.weight, accepted.errors, flat=False) / accepted.total[..., 0] ** 2
+    @cached_property
+    def _first_risk(self) -> FloatArray:
+        first = np.argmax(self.weight > 0, axis=-1)[..., None]
+        errors, weight = (np.take_along_axis(np.asarray(x, np.float64), first, -1) for x in (self.errors, self.weight))
+        return np.asarray(errors / weight)
 
 
 def _e_aurc(accepted: Accepted) -> FloatArray:
     if accepted.ideal is not None:
-        return _aurc(accepted) - _aurc(accepted.ideal)
+        return accepted.aurc - accepted.ideal.aurc
     wrong = accepted.error_rate
     right = 1.0 - wrong
-    return _aurc(accepted) - (wrong + right * np.log(np.where(right > 0, right, 1.0)))
+    return accepted.aurc - (wrong + right * np.log(np.where(right > 0, right, 1.0)))
+
+
+def _naurc(accepted: Accepted) -> FloatArray:
+    wrong = accepted.error_rate
+    best = _best_aurc(accepted) if accepted.ideal is None else accepted.ideal.aurc
+    room = wrong - best
+    there = room > _ROUNDING * np.maximum(wrong, 1.0)
+    return np.divide(accepted.aurc - best, room, out=np.full_like(room, np.nan), where=there)
+
+
+def _best_aurc(accepted: Accepted) -> FloatArray:
+    """AURC of all right rows first, each row a point of its own: sum over k > right of (k - right) / k, as a trapezoid."""
+    from scipy.special import digamma
+
+    rows, wrong = accepted.total, accepted.wrong
+    right = rows - wrong
+    harmonic = digamma(rows + 1.0) - digamma(right + 1.0)  # 1 / (right + 1) + .. + 1 / rows
+    best = (wrong - right * harmonic - wrong / (2.0 * rows)) / rows
+    return np.asarray(np.where(right > 0, best, 1.0))
+
+
+def _aurc_achievable(accepted: Accepted) -> FloatArray:
+    weight, errors = np.atleast_2d(accepted.weight), np.atleast_2d(accepted.errors)
+    areas = [_area_of_hull(*row) for row in zip(weight, errors, strict=True)]
+    return np.reshape(areas, accepted.weight.shape[:-1])
+
+
+def _area_of_hull(weight: FloatArray, errors: FloatArray) -> float:
+    hull = lower_hull(np.append(0.0, weight), np.append(0.0, errors))
+    x, y = np.append(0.0, weight)[hull] / weight[-1], np.append(0.0, errors)[hull] / weight[-1]
+    slope = np.diff(y) / np.diff(x)
+    offset = y[1:] - slope * x[1:]
+    # The first segment starts at the origin: its offset is 0 and its logarithm infinite.
+    return float((slope * np.diff(x)).sum() + (offset[1:] * np.log(x[2:] / x[1:-1])).sum())
 
 
 def _e_augrc(accepted: Accepted) -> FloatArray:
-    best = accepted.error_rate**2 / 2 if accepted.ideal is None else _augrc(accepted.ideal)
-    return _augrc(accepted) - best
+    best = accepted.error_rate**2 / 2 if accepted.ideal is None else accepted.ideal.augrc
+    return accepted.augrc - best
 
 
 def _auroc_failure(accepted: Accepted) -> FloatArray:
     # Right answers accepted before each wrong one, those of its own block half.
     _binary_only(accepted, "auroc_failure")
-    wrong, right = accepted.errors, accepted.weight - accepted.errors
-    pairs = wrong[..., -1] * right[..., -1]
-    return np.divide(_area(wrong, right, flat=False), pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
+    pairs = accepted.wrong * (accepted.total - accepted.wrong)
+    before = _area(accepted.errors, lambda part: accepted.weight[..., part] - accepted.errors[..., part], flat=False)
+    return np.divide(before, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
 
 
 def _accuracy(accepted: Accepted) -> FloatArray:
@@ -120,11 +182,20 @@ def _accuracy(accepted: Accepted) -> FloatArray:
     return 1.0 - accepted.error_rate
 
 
-def _area(x: FloatArray, y: FloatArray, *, flat: bool) -> FloatArray:
-    """Trapezoid of y over x along the last axis, from x = 0, where y is 0 or (flat) its first value."""
-    start = x[..., 0] * y[..., 0] * (1.0 if flat else 0.5)
-    steps = np.einsum("...i,...i->...", x[..., 1:] - x[..., :-1], y[..., 1:] + y[..., :-1])
-    return np.asarray(start + steps / 2)
+def _area(x: Sums, y: Callable[[slice], Sums], *, flat: bool) -> FloatArray:
+    """Trapezoid of y over x along the last axis, from x = 0, where y is 0 or (flat) its first value.
+
+    In pieces: fresh memory for a hundred thousand intermediate numbers costs twenty times the arithmetic on them.
+    """
+    area = x[..., 0] * np.asarray(y(slice(0, 1))[..., 0], dtype=np.float64) * (2.0 if flat else 1.0)
+    width = max(1, _PIECE * x.shape[-1] // x.size)
+    for start in range(0, x.shape[-1] - 1, width):
+        part = slice(start, start + width + 1)
+        edges, heights = x[..., part].astype(np.float64), y(part).astype(np.float64)
+        area = area + np.einsum(
+            "...i,...i->...", edges[..., 1:] - edges[..., :-1], heights[..., 1:] + heights[..., :-1]
+        )
+    return np.asarray(area / 2)
 
 
 def _binary_only(accepted: Accepted, name: str) -> None:
@@ -133,13 +204,50 @@ def _binary_only(accepted: Accepted, name: str) -> None:
 
 
 STATISTICS: dict[str, Callable[[Accepted], FloatArray]] = {
-    "aurc": _aurc,
-    "augrc": _augrc,
+    "aurc": lambda accepted: accepted.aurc,
+    "augrc": lambda accepted: accepted.augrc,
     "e_aurc": _e_aurc,
     "e_augrc": _e_augrc,
+    "naurc": _naurc,
+    "aurc_achievable": _aurc_achievable,
     "auroc_failure": _auroc_failure,
     "accuracy": _accuracy,
 }
+
+
+# ---- lower convex hull -------------------------------------------------------------------------------------------
+
+
+def lower_hull(x: FloatArray, y: FloatArray) -> NDArray[np.intp]:
+    """Indices of the lower convex hull of points with x that never falls, ends included, x distinct among them.
+
+    y must not fall where x stays. Points on or above the line between their neighbours are dropped all at once (each is
+    no corner, whatever happens to the others), again and again while that gets rid of a good part; a chain through the
+    points that are left ends it, so the worst case is O(N) as well.
+    """
+    kept = np.append(0, np.flatnonzero(np.diff(x) > 0) + 1)
+    while len(kept) > 2:
+        dx, dy = np.diff(x[kept]), np.diff(y[kept])
+        corner = dy[:-1] * dx[1:] < dy[1:] * dx[:-1]
+        before = len(kept)
+        kept = kept[np.concatenate([[True], corner, [True]])]
+        if len(kept) > 0.9 * before:
+            return np.asarray(kept if len(kept) == before else kept[_chain(x[kept], y[kept])])
+    return np.asarray(kept)
+
+
+def _chain(x: FloatArray, y: FloatArray) -> list[int]:
+    """The same for few points, by Andrew's monotone chain."""
+    xs, ys = x.tolist(), y.tolist()
+    hull: list[int] = []
+    for i in range(len(xs)):
+        while len(hull) >= 2:
+            a, b = hull[-2], hull[-1]
+            if (xs[b] - xs[a]) * (ys[i] - ys[a]) > (ys[b] - ys[a]) * (xs[i] - xs[a]):
+                break
+            hull.pop()
+        hull.append(i)
+    return hull
 
 
 # ---- input -------------------------------------------------------------------------------------------------------

@@ -88,6 +88,20 @@ def e_augrc(confidence: ArrayLike, residuals: ArrayLike, weights: ArrayLike | No
     return _single("e_augrc", confidence, residuals, weights)
 
 
+def naurc(confidence: ArrayLike, residuals: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Normalised AURC of Cattelan and Silva (2024): (aurc - best) / (e - best), e = mean residual.
+
+    0 for the best order that these residuals allow, 1 in expectation for an order by chance, more for a worse one; so
+    the error rate is taken out, and models of different accuracy can be compared as rankers. NaN where all orders are
+    alike (nothing wrong, or everything).
+    0/1 residuals: best = the right rows first, **each row a point of its own**, evaluated for this number of rows (not
+    the limit that `e_aurc` uses), so a perfect order without ties is exactly 0. That number is the sum of the weights:
+    their scale matters here (mean 1 = as many rows as there are). Other residuals: the best order, ties as blocks.
+    The authors' own code lets the curve start at risk 0, where ours stays flat.
+    """
+    return _single("naurc", confidence, residuals, weights)
+
+
 def auroc_failure(confidence: ArrayLike, residuals: ArrayLike, weights: ArrayLike | None = None) -> float:
     """P(a right answer has more confidence than a wrong one), ties half; in [0, 1].
 
@@ -102,17 +116,7 @@ def aurc_achievable(confidence: ArrayLike, residuals: ArrayLike, weights: ArrayL
     Between two hull points the generalised risk is linear, so the selective risk is a hyperbola and is integrated as
     one (no trapezoid): the value can lie above `aurc`.
     """
-    ranking, row_weights = _ranked(confidence, residuals, weights)
-    accepted = ranking.accept(row_weights)
-    xs = np.concatenate([[0.0], accepted.coverage])
-    ys = np.concatenate([[0.0], accepted.errors / accepted.total])
-    hull = _lower_hull(xs, ys)
-    x, y = xs[hull], ys[hull]
-    slope = np.diff(y) / np.diff(x)
-    offset = y[1:] - slope * x[1:]
-    # The first segment starts at the origin: its offset is 0 and its logarithm infinite.
-    logs = np.log(x[2:] / x[1:-1])
-    return float((slope * np.diff(x)).sum() + (offset[1:] * logs).sum())
+    return _single("aurc_achievable", confidence, residuals, weights)
 
 
 def risk_at_coverage(
@@ -158,17 +162,3 @@ def _ranked(confidence: ArrayLike, residuals: ArrayLike, weights: ArrayLike | No
     if not there.all():  # a row of no weight makes no point of the curve
         conf, res, row_weights = conf[there], res[there], row_weights[there]
     return Ranking(conf, res), row_weights
-
-
-def _lower_hull(x: FloatArray, y: FloatArray) -> list[int]:
-    """Indices of the lower convex hull of points with rising x, ends included (Andrew's monotone chain)."""
-    xs, ys = x.tolist(), y.tolist()
-    hull: list[int] = []
-    for i in range(len(xs)):
-        while len(hull) >= 2:
-            a, b = hull[-2], hull[-1]
-            if (xs[b] - xs[a]) * (ys[i] - ys[a]) > (ys[b] - ys[a]) * (xs[i] - xs[a]):
-                break
-            hull.pop()
-        hull.append(i)
-    return hull

@@ -17,7 +17,7 @@ from stage1.bundle.manifest import MODEL, read_manifest, verify_bundle
 from stage1.engine import Engine, Item, stream
 from stage1.errors import DataError, IntegrityError
 from stage1.images import Preprocessing
-from stage1.policy import Certificate, SoftmaxPolicy, load_policy, policy_file
+from stage1.policy import Certificate, Policy, load_policy, policy_file
 from stage1.scores import Scores
 
 Picture: TypeAlias = Item | Image.Image | NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Predictor:
         model: str | os.PathLike[str] | bytes,
         preprocessing: Preprocessing,
         classes: Sequence[str],
-        policy: SoftmaxPolicy | None = None,
+        policy: Policy | None = None,
         *,
         batch_size: int = 32,
         threads: int = 0,
@@ -159,7 +159,7 @@ class Bundle:
     folder: Path
     manifest: dict[str, Any]
     predictor: Predictor
-    policy: SoftmaxPolicy
+    policy: Policy
     certificate: Certificate
 
     @property

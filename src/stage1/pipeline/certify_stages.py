@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.documents import read_document, write_document
+from stage1.documents import SCHEMA_VERSION, read_document, write_document
 from stage1.errors import IntegrityError, MissingError
 from stage1.files import digest_file, write_text
 from stage1.images import Preprocessing, thumbnail
 from stage1.pipeline.data_stage import can_certify
+from stage1.pipeline.fitting import fit_configured
 from stage1.pipeline.rundir import RunDir
-from stage1.policy import POLICY_FILES, SoftmaxPolicy, fit_policy, load_policy
+from stage1.policy import POLICY_FILES, Policy, load_policy, policy_file
 from stage1.policy.certify import calibration_digest
+from stage1.policy.units import one_per_group
 from stage1.scores import Scores, read_role
 
 if TYPE_CHECKING:
@@ -38,15 +40,15 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     select, calib = read_role(run.path, "val_select"), read_role(run.path, "val_calib")
     _check_roles(SampleTable.read(run / "samples.parquet"), calib)
     attempt = _attempt(run, calib)
-    policy = fit_policy(
-        config.policy.name, select=select, calib=calib, risks=config.risks, confidence=config.confidence, assume_iid=config.assume_iid,
-        allow_one_sided=config.allow_one_sided, coverage=config.coverage, class_coverage=config.class_coverage, target_prior=config.target_prior, classes=read_document(run / "splits.json", "splits")["classes"], seed=config.seed,
-        attempt=attempt, uncertified_because=LEAKAGE if read_document(run / "splits.json", "splits")["leakage"] else None,
+    splits = read_document(run / "splits.json", "splits")
+    policy = fit_configured(
+        config, select=select, calib=calib, classes=splits["classes"], say=context.progress.say, attempt=attempt,
+        uncertified_because=LEAKAGE if splits["leakage"] else None,
     )  # fmt: skip
     return [*save_policy(run.path, policy), run / "attempts.json"]
 
 
-def save_policy(folder: Path, policy: SoftmaxPolicy) -> list[Path]:
+def save_policy(folder: Path, policy: Policy) -> list[Path]:
     """The one policy file and its certificate; files of other policies go, they exclude each other."""
     assert policy.certificate is not None
     # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they rest on.
@@ -109,7 +111,7 @@ def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
 
 
 def write_evaluation(
-    folder: Path, scores: Scores, policy: SoftmaxPolicy, *, targets: dict[str, float], paths: list[str] | None,
+    folder: Path, scores: Scores, policy: Policy, *, targets: dict[str, float], paths: list[str] | None,
     resamples: int, level: float, seed: int,
 ) -> tuple[list[Path], dict[str, Any]]:  # fmt: skip
     """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document."""
@@ -118,7 +120,7 @@ def write_evaluation(
 
     decision = policy.decide(scores)
     document = evaluated(
-        scores, decision.exit, decision.label, lo=policy.lo, hi=policy.hi, classes=policy.classes, targets=targets,
+        scores, decision.exit, decision.label, lo=policy.margin_thresholds[0], hi=policy.margin_thresholds[1], classes=policy.classes, targets=targets,
         policy=policy.name, certified=policy.certified, paths=paths, level=level, resamples=resamples, seed=seed,
     )  # fmt: skip
     write_document(folder / "evaluation.json", document, "evaluation")
@@ -134,7 +136,7 @@ def write_evaluation(
 
 
 def _write_report(
-    run: RunDir, table: SampleTable, scores: Scores, policy: SoftmaxPolicy, evaluation: dict[str, Any]
+    run: RunDir, table: SampleTable, scores: Scores, policy: Policy, evaluation: dict[str, Any]
 ) -> list[Path]:
     from stage1.report import Thumb, write_report
 
@@ -172,8 +174,28 @@ def _write_report(
     assert policy.certificate is not None
     return write_report(
         run.path, certificate=read_document(run / "certificate.json", "certificate"), evaluation=evaluation, split=shown,
-        policy=read_document(run / "thresholds.json", "thresholds"), scores=scores, thumbnails=thumbs, run=facts,
+        policy=_policy_shown(policy), scores=scores, thumbnails=thumbs, run=facts, calibration=_counted(run, policy),
     )  # fmt: skip
+
+
+def _counted(run: RunDir, policy: Policy) -> Scores:
+    """The units of val_calib that the certificate counted."""
+    assert policy.certificate is not None
+    calib = read_role(run.path, "val_calib")
+    return calib.take(one_per_group(calib, policy.certificate.seed)) if policy.certificate.unit == "group" else calib
+
+
+def _policy_shown(policy: Policy) -> dict[str, Any]:
+    """What the report draws: thresholds on the raw score, where the policy has any."""
+    lo, hi = policy.margin_thresholds
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "policy": policy.name,
+        "lo": lo,
+        "hi": hi,
+        "classes": list(policy.classes),
+        "certified": policy.certified,
+    }
 
 
 def bundle(run: RunDir, context: Context) -> list[Path]:
@@ -194,7 +216,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
         model=run / "model.onnx",
         preprocessing=Preprocessing.from_json(features["preprocessing"]),
         classes=table.classes,
-        policy_file=run / "thresholds.json",
+        policy_file=policy_file(run.path),
         certificate_file=run / "certificate.json",
         calibration=read_role(run.path, "val_calib"),
         selection=read_role(run.path, "val_select"),

@@ -18,7 +18,7 @@ from stage1.errors import Checkpointed, ConfigError, NotCertifiable, Stage1Error
 from stage1.files import digest_bytes
 from stage1.pipeline.progress import Progress
 from stage1.pipeline.rundir import RunDir, config_digest, opened
-from stage1.policy import Certificate
+from stage1.policy import POLICY_FILES, Certificate
 
 
 class Stop:
@@ -67,12 +67,16 @@ class Stage:
     work: Callable[[RunDir, Context], list[Path]]
     external: Callable[[RunDir], str] | None = None
 
+    def files(self, run: RunDir) -> tuple[str, ...]:
+        """The files it reads; "{policy}" stands for the one policy file of the run."""
+        return tuple(name.format(policy=POLICY_FILES[run.config.policy.name]) for name in self.reads)
+
     def inputs(self, run: RunDir) -> str:
         """Digest of everything the result depends on. Raises MissingError where an input file is not there yet."""
         parts = {
             "config": config_digest(run.config, self.sections),
             "external": self.external(run) if self.external else "",
-            "files": {name: run.digest_of(name) for name in self.reads},
+            "files": {name: run.digest_of(name) for name in self.files(run)},
         }
         return digest_bytes(json.dumps(parts, sort_keys=True).encode())
 
@@ -167,7 +171,7 @@ def outlook(run: RunDir) -> list[dict[str, Any]]:
             {
                 "stage": stage.name,
                 "config": list(stage.sections),
-                "reads": list(stage.reads),
+                "reads": list(stage.files(run)),
                 "inputs_digest": digest,
                 "skip": skip,
             }

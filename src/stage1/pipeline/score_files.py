@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,24 @@ from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
 from stage1.files import locked
 from stage1.pipeline.certify_stages import save_policy, write_evaluation
-from stage1.policy import SoftmaxPolicy, fit_policy, load_policy
+from stage1.pipeline.fitting import fit_configured
+from stage1.policy import Policy, load_policy
 from stage1.scores import ROLES, Scores, Values, read_scores, write_scores
 
 _SPLIT_ROLES = ROLES[1:]
 
 
 def calibrate_scores(
-    path: Path, folder: Path, *, config: RunConfig, values: str, columns: Mapping[str, str], shares: str
-) -> SoftmaxPolicy:
-    """Certify on the rows of val_calib; writes thresholds.json, certificate.json and scores.parquet (with roles).
+    path: Path,
+    folder: Path,
+    *,
+    config: RunConfig,
+    values: str,
+    columns: Mapping[str, str],
+    shares: str,
+    say: Callable[[str], None] = lambda text: None,
+) -> Policy:
+    """Certify on the rows of val_calib; writes the policy file, certificate.json and scores.parquet (with roles).
 
     The roles come from the file, or from hash(seed, group or id or row number) by `shares`: the same file gives the same
     roles. Raises ConfigError, DataError, MissingError; an uncertifiable target is a policy that defers everything.
@@ -33,10 +41,9 @@ def calibrate_scores(
         roles = hashed_roles(scores, _shares(shares), config.split.seed)
     if not (roles == "val_calib").any():
         raise DataError(f"{path}: no row has the role val_calib; the certificate is made of these")
-    policy = fit_policy(
-        config.policy.name, select=scores.take(roles == "val_select"), calib=scores.take(roles == "val_calib"), risks=config.risks,
-        confidence=config.confidence, assume_iid=config.assume_iid, allow_one_sided=config.allow_one_sided, coverage=config.coverage, class_coverage=config.class_coverage, target_prior=config.target_prior,
-        classes=config.data.classes or ("negative", "positive"), seed=config.seed,
+    policy = fit_configured(
+        config, select=scores.take(roles == "val_select"), calib=scores.take(roles == "val_calib"),
+        classes=config.data.classes or ("negative", "positive"), say=say,
     )  # fmt: skip
     with locked(folder):
         write_scores(folder / "scores.parquet", scores, roles)

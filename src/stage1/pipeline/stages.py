@@ -38,7 +38,8 @@ STAGES = (
         ("evaluation", "name", "seed"),
         (
             *ROLE_FILES["val_test"],
-            "thresholds.json",
+            *ROLE_FILES["val_calib"],
+            "{policy}",
             "certificate.json",
             "samples.parquet",
             "splits.json",
@@ -51,7 +52,7 @@ STAGES = (
         ("name",),
         (
             "model.onnx",
-            "thresholds.json",
+            "{policy}",
             "certificate.json",
             "evaluation.json",
             "features.json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +66,9 @@ def certify(
         "a chosen threshold whose exact bound exceeds its target"
     )
     overall, per_class = _coverage(thresholds, score, labels, request, choice, certified)
-    if uncertified_because is not None:
-        reason, needed = uncertified_because, None
-    else:
+    reason: str | None = uncertified_because
+    needed: str | None = None
+    if uncertified_because is None:
         reason, needed = shortfall(
             bounds, score, labels, request, choice, certified, unit, select_score, select_labels, seed
         )
@@ -137,7 +137,7 @@ def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
 
 def _coverage(
     thresholds: Thresholds, score: Floats, labels: NDArray[np.int64], request: Request, choice: Choice, certified: bool
-) -> tuple[Coverage, Mapping[str, Coverage]]:
+) -> tuple[Coverage, dict[str, Coverage]]:
     exits = np.logical_or(*thresholds.exits(score))
     counts = count_exits(score[labels == 0], score[labels == 1], *_columns(thresholds))
 

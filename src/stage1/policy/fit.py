@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,15 @@ from stage1.documents import read_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import certify
+from stage1.policy.decision import Policy
+from stage1.policy.gate import GatePolicy, Kept, fit_gate
 from stage1.policy.request import Request
+from stage1.policy.scrc import ScrcPolicy, fit_scrc
 from stage1.policy.softmax import SoftmaxPolicy
 from stage1.scores import Scores
 
 POLICY_FILES = {"softmax": "thresholds.json", "gate": "gateparams.json", "scrc": "scrcparams.json"}
+SCRC_COVERAGE = 0.7
 
 
 def fit_policy(
@@ -36,7 +41,9 @@ def fit_policy(
     seed: int = 0,
     attempt: int = 1,
     uncertified_because: str | None = None,
-) -> SoftmaxPolicy:
+    variant: str = "I",
+    kept: Kept = "gate",
+) -> Policy:
     """Choose the thresholds and certify them on `calib`, by the sharpest valid method for the set of risks.
 
     calib: labelled scores of val_calib, never seen by training or selection. select: labelled scores of val_select;
@@ -46,35 +53,79 @@ def fit_policy(
     unit, assume_iid: see policy/units.py. allow_one_sided: permit a target that one class answers trivially.
     classes: names for the sentence. attempt: how many targets these calibration images have been used for.
     uncertified_because: a reason known beforehand (leakage) for which nothing may be certified.
+    variant: of scrc, "I" or "T"; its `coverage` is the share to be selected (0.7 where none is given). kept: of gate,
+    "softmax" where the gate was refused (stage1.evaluation.accept_gate).
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
     certified = False, the reason and what is needed. Raises ConfigError (policy, target or flag), DataError (scores).
     """
     if name not in POLICY_FILES:
         raise ConfigError(f"policy {name!r} is unknown; policies are {', '.join(POLICY_FILES)}")
-    if name != "softmax":
-        raise ConfigError(f"policy {name!r} is not built yet; use softmax")
-    names = tuple(classes) if classes is not None else ("0", "1")
-    if len(names) != 2:
-        raise DataError(f"classes: {len(names)} names for 2 classes")
-    request = Request(
-        risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names,
-    )  # fmt: skip
     check_samples(calib, select)
+    counting: dict[str, Any] = {"unit": unit, "assume_iid": assume_iid, "seed": seed, "attempt": attempt}
+    if name == "scrc":
+        if class_coverage or target_prior is not None:
+            raise ConfigError(
+                "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and gate"
+            )
+        return fit_scrc(
+            select=select, calib=calib, risks=risks, coverage=SCRC_COVERAGE if coverage is None else coverage, confidence=confidence,
+            variant=variant, classes=classes, uncertified_because=uncertified_because, **counting,
+        )  # fmt: skip
+    names = tuple(classes) if classes is not None else ("0", "1")
+    if len(names) != 2 or calib.n_classes != 2:
+        raise DataError(
+            f"classes: {len(names)} names, {calib.n_classes} columns of logits; this policy certifies two classes"
+        )
+    request = Request(risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names)
+    if name == "gate":
+        if select is None:
+            raise ConfigError("select: the gate is fitted on labelled scores of val_select; give them")
+        return fit_gate(
+            select=select, calib=calib, risks=risks, confidence=confidence, coverage=coverage, class_coverage=class_coverage,
+            target_prior=target_prior, allow_one_sided=allow_one_sided, classes=names, kept=kept,
+            uncertified_because=uncertified_because, **counting,
+        )  # fmt: skip
     thresholds, certificate = certify(
-        name, lambda scores: scores.margin, request, calib=calib, select=select, unit=unit, assume_iid=assume_iid, seed=seed,
-        attempt=attempt, uncertified_because=uncertified_because,
-    )  # fmt: skip
+        name,
+        lambda scores: scores.margin,
+        request,
+        calib=calib,
+        select=select,
+        uncertified_because=uncertified_because,
+        **counting,
+    )
     return SoftmaxPolicy(thresholds.lo, thresholds.hi, names, certificate.certified, certificate)
 
 
+def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
+    """The same policy fitted anew from its scores, under the target, flags and seed that its certificate states.
+
+    What comes out equals `policy` where it was made from these scores. Raises as fit_policy does, and IntegrityError
+    where the policy carries no certificate.
+    """
+    stated = policy.certificate
+    if stated is None:
+        raise IntegrityError("certificate.json: missing; it states what the policy was fitted for")
+    return fit_policy(
+        policy.name, calib=calib, select=select, risks={name: risk.target for name, risk in stated.risks.items()},
+        confidence=stated.confidence, coverage=policy.xi if isinstance(policy, ScrcPolicy) else stated.coverage.floor,
+        class_coverage={name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
+        target_prior=stated.target_prior, unit=stated.unit, assume_iid=stated.assume_iid,
+        # Whether one side may stay open was settled by the run; the sentence names the risks.
+        allow_one_sided=True, classes=stated.classes, seed=stated.seed, attempt=stated.attempt,
+        # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
+        uncertified_because=stated.reason if not stated.certified and stated.needed is None else None,
+        variant=policy.variant if isinstance(policy, ScrcPolicy) else "I",
+        kept=policy.kept if isinstance(policy, GatePolicy) else "gate",
+    )  # fmt: skip
+
+
 def check_samples(calib: Scores, select: Scores | None) -> None:
-    """Raises DataError where calib is empty, unlabelled, not binary, or shares an id with select."""
+    """Raises DataError where calib is empty, unlabelled, or shares an id with select."""
     _ = calib.known_labels
     if len(calib) == 0:
         raise DataError("calib: no rows; val_calib needs labelled images")
-    if calib.n_classes != 2:
-        raise DataError(f"calib: {calib.n_classes} classes; the softmax policy certifies two classes")
     if select is not None and select.ids is not None and calib.ids is not None:
         shared = np.intersect1d(select.ids, calib.ids)
         if len(shared):
@@ -83,7 +134,7 @@ def check_samples(calib: Scores, select: Scores | None) -> None:
             )
 
 
-def load_policy(path: str | os.PathLike[str]) -> SoftmaxPolicy:
+def load_policy(path: str | os.PathLike[str]) -> Policy:
     """Read a policy file, or the one policy file of a folder, with `certificate.json` beside it where it is there.
 
     Raises MissingError (no file), IntegrityError (two policy files, damaged, or policy and certificate disagree).
@@ -91,7 +142,8 @@ def load_policy(path: str | os.PathLike[str]) -> SoftmaxPolicy:
     path = Path(path)
     if path.is_dir():
         path = policy_file(path)
-    document = read_document(path, "thresholds")
+    kinds = {file: Path(file).stem for file in POLICY_FILES.values()}
+    document = read_document(path, kinds.get(path.name, "thresholds"))
     certificate = (
         Certificate.load(path.parent / "certificate.json") if (path.parent / "certificate.json").exists() else None
     )
@@ -99,6 +151,10 @@ def load_policy(path: str | os.PathLike[str]) -> SoftmaxPolicy:
         certificate.policy != document["policy"] or certificate.certified != document["certified"]
     ):
         raise IntegrityError(f"{path}: does not belong to the certificate.json beside it; run `stage1 calibrate` again")
+    if document["policy"] == "gate":
+        return GatePolicy.from_document(document, certificate)
+    if document["policy"] == "scrc":
+        return ScrcPolicy.from_document(document, certificate)
     return SoftmaxPolicy(document["lo"], document["hi"], tuple(document["classes"]), document["certified"], certificate)
 
 
@@ -114,6 +170,4 @@ def policy_file(folder: str | os.PathLike[str]) -> Path:
         raise IntegrityError(
             f"{folder}: {' and '.join(item.name for item in found)} exclude each other; remove all but one"
         )
-    if found[0].name != "thresholds.json":
-        raise ConfigError(f"{found[0]}: this policy is not built yet in this version")
     return found[0]

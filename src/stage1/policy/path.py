@@ -178,7 +178,8 @@ def fit_logistic(x: Floats, labels: NDArray[np.int64], ridge: float = 1e-3) -> _
 
 def _class_model(p: Floats) -> ClassModel:
     def below(mass: Floats) -> Floats:
-        return np.minimum(np.concatenate([[0.0], np.cumsum(mass)[:-1] / mass.sum(), [1.0]]), 1.0)
+        inner = np.cumsum(mass)[:-1] / mass.sum()
+        return np.minimum(np.concatenate([np.zeros(1), inner, np.ones(1)]), 1.0)
 
     return ClassModel(below(p), below(1 - p), p, float(p.mean()))
 

@@ -37,6 +37,8 @@ def shortfall(
     seed: int,
 ) -> tuple[str | None, str | None]:
     """(reason, needed) where nothing, or one side, can exit; (None, None) where the whole target is certified."""
+    reason: str | None
+    need: str | None
     if choice.method == PATH_METHOD:
         if certified:
             return None, None

@@ -112,6 +112,11 @@ class SoftmaxPolicy:
 
     name = "softmax"
 
+    @property
+    def margin_thresholds(self) -> tuple[float | None, float | None]:
+        """(lo, hi)."""
+        return self.lo, self.hi
+
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and P(class 1) of every row. Raises DataError where scores have more than two classes."""
         margin = scores.margin

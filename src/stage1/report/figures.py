@@ -1,71 +1,50 @@
-"""The figures of the report as PNG bytes: same documents in, same bytes out."""
+"""The figures of the report as PNG and SVG: same documents in, same bytes out."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stage1.report.drawing import CLASS_COLOURS, GREY, INK, Document, new_figure, png_bytes, style
+from stage1.report.drawing import INK, Document, Drawing, finished, new_figure, style
+from stage1.report.evidence import collect
+from stage1.report.exit_figure import exits
+from stage1.report.need_figure import units_needed
+from stage1.report.reliability_figure import reliability
 from stage1.report.risk_figure import risk_coverage
 from stage1.report.score_figure import score_histogram
+from stage1.report.threshold_figure import threshold_plane
 from stage1.report.wording import percent
-from stage1.risk import binomial_lower, binomial_upper
 from stage1.scores import Scores
 
 
-def draw_figures(*, certificate: Document, evaluation: Document, policy: Document, scores: Scores) -> dict[str, bytes]:
-    """All figures of the report: {"risk_coverage" | "score_histogram" | "reliability" | "exit_confusion": PNG bytes}.
+def draw_figures(
+    *, certificate: Document, evaluation: Document, policy: Document, scores: Scores, calibration: Scores | None = None
+) -> dict[str, Drawing]:
+    """All figures of the report by name, each as PNG and SVG bytes.
 
-    certificate, evaluation, policy: the documents certificate.json, evaluation.json, thresholds.json.
+    risk_coverage, score_histogram, reliability, exit_confusion, units_needed, exits; threshold_plane where `calibration` gives
+    back the counts of the certificate (stage1.report.evidence.collect).
+    certificate, evaluation, policy: the documents certificate.json, evaluation.json, thresholds.json. Optional in evaluation:
+    `reliability_before` (rows as `reliability`, before the calibration map), `slices` (rows {slice, value, counts}).
     scores: the scores of val_test, [N, 2] with labels; they draw how each certified risk moves with its threshold.
+    calibration: the labelled units of val_calib that the certificate counted.
     Raises MissingError where matplotlib is not installed.
     """
+    evidence = collect(certificate, policy, calibration)
     with style():
-        return {
+        drawn = {
             "risk_coverage": risk_coverage(certificate, evaluation, policy, scores),
             "score_histogram": score_histogram(evaluation, policy, scores),
-            "reliability": _reliability(evaluation),
+            "reliability": reliability(evaluation),
             "exit_confusion": _exit_confusion(evaluation),
+            "exits": exits(evaluation),
+            "units_needed": units_needed(certificate),
         }
+        if not isinstance(evidence, str):
+            drawn["threshold_plane"] = threshold_plane(evidence, [str(name) for name in certificate["classes"]])
+    return drawn
 
 
-def _reliability(evaluation: Document) -> bytes:
-    bins = [row for row in evaluation["reliability"] if row["count"] and row["observed_rate"] is not None]
-    figure = new_figure(4.9)
-    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-    if bins:
-        count = np.array([row["count"] for row in bins])
-        mean, rate = (
-            np.array([row[key] for row in bins], dtype=np.float64) for key in ("mean_probability", "observed_rate")
-        )
-        hits, tail = np.round(rate * count), (1 - evaluation["level"]) / 2
-        spread = np.maximum([rate - binomial_lower(hits, count, tail), binomial_upper(hits, count, tail) - rate], 0.0)
-        axis.errorbar(
-            mean, rate, yerr=spread, fmt="o-", color=CLASS_COLOURS[0], markersize=5.5, capsize=3, linewidth=1.3
-        )
-        below.vlines(mean, 0, count, color=CLASS_COLOURS[0], linewidth=4.0)
-        below.set_ylim(0, 1.15 * float(count.max()))
-        below.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axis.set_ylim(-0.02, 1.02)
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_ylabel(
-        f"observed share of {evaluation['classes'][-1]}" if len(evaluation["classes"]) == 2 else "observed rate"
-    )
-    axis.text(
-        0.02,
-        0.97,
-        f"exact {percent(evaluation['level'])} intervals\ndashed: perfect",
-        transform=axis.transAxes,
-        va="top",
-        fontsize=9,
-        color=GREY,
-    )
-    below.set_ylabel("images per bin")
-    below.set_xlabel("predicted probability")
-    return png_bytes(figure)
-
-
-def _exit_confusion(evaluation: Document) -> bytes:
+def _exit_confusion(evaluation: Document) -> Drawing:
     table = evaluation["exit_confusion"]
     counts = np.asarray(table["counts"], dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -84,4 +63,4 @@ def _exit_confusion(evaluation: Document) -> bytes:
     axis.xaxis.tick_top()
     for side in axis.spines.values():
         side.set_visible(False)
-    return png_bytes(figure)
+    return finished(figure)

@@ -1,4 +1,4 @@
-"""report.html: one page without network, scripts or fonts of others, and the figures beside it."""
+"""report.html: one page without network, libraries or fonts of others, and the figures beside it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stage1.errors import DataError, MissingError
 from stage1.files import write_bytes, write_text
+from stage1.report.drawing import Drawing
+from stage1.report.evidence import collect
+from stage1.report.explorer import explorer, script
 from stage1.report.figures import draw_figures
 from stage1.report.verdict import Check, check_coverage, check_risk, interval, judge, refuse_disagreement
 from stage1.report.wording import number, percent, upper_percent, whole, words
@@ -62,19 +64,23 @@ class Thumb:
 
 def write_report(
     folder: Path, *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, scores: Scores,
-    thumbnails: Sequence[Thumb], run: Document,
+    thumbnails: Sequence[Thumb], run: Document, calibration: Scores | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write `folder/report.html` and `folder/figures/*.png`; each file whole or not at all. Returns their paths, page first.
+    """Write `folder/report.html` and `folder/figures/*.png`, `*.svg`; each file whole or not at all. Returns their paths, page first.
 
     certificate, evaluation, split, policy: the documents certificate.json, evaluation.json, splits.json (None where the
     roles come from elsewhere) and thresholds.json. scores: val_test, [N, K] with labels. thumbnails: the worst errors, worst first.
     run: facts to print, all optional: name, created, model, n_images, config (mapping or text), seconds (stage -> s),
     bundle (where `stage1 verify` finds it); further keys are printed as they are.
+    calibration: the labelled scores of val_calib that the certificate counted (one image of each group where its unit is the
+    group); with them the page has the threshold explorer and the threshold plane, without them it says so.
     Every number printed comes from these; the same input gives the same bytes.
     Raises MissingError without matplotlib or jinja2, IntegrityError where the documents belong to different runs.
     """
     refuse_disagreement(certificate, evaluation, policy, scores)
-    figures = draw_figures(certificate=certificate, evaluation=evaluation, policy=policy, scores=scores)
+    figures = draw_figures(
+        certificate=certificate, evaluation=evaluation, policy=policy, scores=scores, calibration=calibration
+    )
     page = render_page(
         certificate=certificate,
         evaluation=evaluation,
@@ -83,12 +89,14 @@ def write_report(
         thumbnails=thumbnails,
         run=run,
         figures=figures,
+        calibration=calibration,
     )
     folder = Path(folder)
     written = [folder / "report.html"]
-    for name, png in figures.items():
-        written.append(folder / "figures" / f"{name}.png")
-        write_bytes(written[-1], png)
+    for name, drawing in figures.items():
+        for kind, data in (("png", drawing.png), ("svg", drawing.svg)):
+            written.append(folder / "figures" / f"{name}.{kind}")
+            write_bytes(written[-1], data)
     # The page last: where it stands, its figures stand.
     write_text(written[0], page)
     return written
@@ -96,9 +104,9 @@ def write_report(
 
 def render_page(
     *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, thumbnails: Sequence[Thumb],
-    run: Document, figures: Mapping[str, bytes],
+    run: Document, figures: Mapping[str, Drawing], calibration: Scores | None = None,
 ) -> str:  # fmt: skip
-    """The page as text; figures: name -> PNG bytes, as draw_figures returns them. Other arguments as write_report."""
+    """The page as text; figures: as draw_figures returns them. Other arguments as write_report."""
     template = _template()
     unit = evaluation["unit"]
     checks = [check_risk(name, row, evaluation["risks"].get(name), unit) for name, row in certificate["risks"].items()]
@@ -116,8 +124,10 @@ def render_page(
         risk_meanings={name: text.format(**_class_words(evaluation)) for name, text in RISK_MEANINGS.items()},
         split=_split_table(split),
         confusion=_confusion(evaluation),
-        figures={name: _data_uri(png, "image/png") for name, png in figures.items()},
-        figure_sizes={name: _png_size(png) for name, png in figures.items()},
+        figures={name: _data_uri(drawing.png, "image/png") for name, drawing in figures.items()},
+        figure_sizes={name: _png_size(drawing.png) for name, drawing in figures.items()},
+        explorer=explorer(collect(certificate, policy, calibration)),
+        explorer_script=script()[0], explorer_hash=script()[1],
         thumbnails=[(thumb, _data_uri(thumb.jpeg, "image/jpeg")) for thumb in thumbnails],
         facts=_facts(run),
     )  # fmt: skip
@@ -131,11 +141,14 @@ def _template() -> Template:
         raise MissingError("jinja2: needed to write the report; pip install stage1-pro[report]") from error
     # Autoescape without exception: file names and class names come from strangers.
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("stage1.report"),
     )
     environment.filters |= {"pct": percent, "upper": upper_percent, "num": number, "count": whole, "words": words}
-    text = resources.files("stage1.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.get_template("report.html.j2")
 
 
 # ---- the parts of the page ---------------------------------------------------------------------------------------

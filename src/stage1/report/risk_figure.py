@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from stage1.report.drawing import CERTIFIED, CLASS_COLOURS, GREY, INK, Document, Floats, new_figure, numbers, png_bytes
+from stage1.report.drawing import (
+    CERTIFIED,
+    CLASS_COLOURS,
+    GREY,
+    INK,
+    Document,
+    Drawing,
+    Floats,
+    finished,
+    new_figure,
+    numbers,
+)
 from stage1.report.verdict import interval
 from stage1.report.wording import percent, upper_percent
 from stage1.scores import Scores
@@ -49,7 +60,7 @@ def risk_path(risk: str, scores: Scores, lo: float | None, hi: float | None) -> 
     return coverage[keep], value[keep]
 
 
-def risk_coverage(certificate: Document, evaluation: Document, policy: Document, scores: Scores) -> bytes:
+def risk_coverage(certificate: Document, evaluation: Document, policy: Document, scores: Scores) -> Drawing:
     paths = {}
     for name in certificate["risks"]:
         path = risk_path(name, scores, policy["lo"], policy["hi"]) if scores.n_classes == 2 else None
@@ -71,7 +82,7 @@ def risk_coverage(certificate: Document, evaluation: Document, policy: Document,
     axes[-1].set_xlim(0, 1.03)
     axes[-1].set_xticks(np.linspace(0, 1, 6))
     axes[-1].xaxis.set_major_formatter(lambda value, _: percent(value))
-    return png_bytes(figure)
+    return finished(figure)
 
 
 def _selective_panel(axis: Any, certificate: Document, evaluation: Document) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stage1.report.drawing import CLASS_COLOURS, INK, Document, Floats, new_figure, numbers, png_bytes
+from stage1.report.drawing import CLASS_COLOURS, INK, Document, Drawing, Floats, finished, new_figure, numbers
 from stage1.scores import Scores
 
 
@@ -51,7 +51,7 @@ def _histogram(evaluation: Document, scores: Scores, thresholds: list[float]) ->
     )
 
 
-def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> bytes:
+def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> Drawing:
     thresholds = [value for value in (policy["lo"], policy["hi"]) if value is not None]
     edges, counts, beyond = _histogram(evaluation, scores, thresholds)
     names, table = list(counts), evaluation["exit_confusion"]
@@ -83,7 +83,7 @@ def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> b
     axes[-1].set_xlim(edges[0], edges[-1])
     label = f"raw score: logit of {names[-1]} minus logit of {names[0]}" if len(names) == 2 else "raw score"
     axes[-1].set_xlabel(f"{label}\n(the outermost bars hold everything beyond)" if beyond else label)
-    return png_bytes(figure)
+    return finished(figure)
 
 
 def _count_axis(axis: Any, bottom: float, top: float) -> None:

@@ -1,0 +1,30 @@
+"""From raw scores to probabilities: temperature, Platt, beta, isotonic, vector, Dirichlet; which, if any; and its file."""
+
+from stage1.calibration.choose import Candidate, Choice, choose_map
+from stage1.calibration.dirichlet import Dirichlet, odir_penalty
+from stage1.calibration.isotonic import Isotonic, pool_adjacent_violators
+from stage1.calibration.logistic import Beta, Platt
+from stage1.calibration.maps import CalibrationMap
+from stage1.calibration.registry import BINARY, MAPS, MULTICLASS, fit_map, load_map, map_from_document
+from stage1.calibration.scaling import Temperature, Vector
+
+__all__ = [
+    "BINARY",
+    "MAPS",
+    "MULTICLASS",
+    "Beta",
+    "CalibrationMap",
+    "Candidate",
+    "Choice",
+    "Dirichlet",
+    "Isotonic",
+    "Platt",
+    "Temperature",
+    "Vector",
+    "choose_map",
+    "fit_map",
+    "load_map",
+    "map_from_document",
+    "odir_penalty",
+    "pool_adjacent_violators",
+]

@@ -1,0 +1,172 @@
+"""Which map to use, if any: cross-validated NLL on val_select against leaving the probabilities as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.calibration.folds import fold_of_rows
+from stage1.calibration.maps import CalibrationMap, FloatArray, log_softmax
+from stage1.calibration.registry import BINARY, MAPS, MULTICLASS, fit_map
+from stage1.errors import ConfigError, DataError
+from stage1.scores import Scores
+
+UNITS_PER_CLASS = 10
+"""Fewer images (or groups) of a class than this, and no map is fitted: a fold would hold one or two."""
+ISOTONIC_ROWS = 1000
+DIRICHLET_CLASSES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One line of the comparison; all losses are of rows that the map was not fitted on.
+
+    nll: mean negative log-likelihood in nats; standard_error: its standard error; change: nll minus that of the
+    identity, with the standard error of that paired difference. Errors are by group where there are groups.
+    All None where the map could not be fitted or was left out; `note` says why.
+    """
+
+    name: str
+    nll: float | None
+    standard_error: float | None
+    change: float | None
+    change_standard_error: float | None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """map: the chosen map, fitted on all rows, or None: the identity. table: identity first. reason: one sentence."""
+
+    map: CalibrationMap | None
+    table: tuple[Candidate, ...]
+    reason: str
+    n: int
+    folds: int
+
+    @property
+    def name(self) -> str:
+        return "identity" if self.map is None else self.map.name
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values: chosen, reason, n, folds, table."""
+        return {
+            "chosen": self.name,
+            "reason": self.reason,
+            "n": self.n,
+            "folds": self.folds,
+            "table": [asdict(row) for row in self.table],
+        }
+
+
+def choose_map(
+    scores_select: Scores, *, candidates: Sequence[str] | None = None, folds: int = 5, seed: int = 0
+) -> Choice:
+    """The map of least cross-validated NLL, if that is less than the identity's; else None.
+
+    scores_select: labelled scores of val_select. candidates: names in MAPS; None: all that suit the number of classes
+    and rows (see `stage1.calibration.registry`; isotonic from 1,000 rows, dirichlet up to 100 classes). folds: groups stay whole.
+    A candidate that cannot be fitted in some fold is out, and the table says why. Dirichlet chooses its penalties anew
+    in every fold. Raises DataError without labels, ConfigError for an unknown candidate or folds < 2.
+    """
+    labels = scores_select.known_labels
+    names, left_out = _candidates(scores_select, candidates)
+    loss = -log_softmax(scores_select.logits)[np.arange(len(labels)), labels] if len(labels) else np.empty(0)
+    if (short := _shortage(scores_select)) is not None:
+        row = _row("identity", loss, loss, scores_select) if len(labels) else _out("identity", "no rows")
+        return Choice(None, (row, *(_out(name, short) for name in names)), f"identity: {short}", len(labels), 0)
+    fold = fold_of_rows(scores_select, folds, seed)
+    used = int(fold.max()) + 1
+    table = [_row("identity", loss, loss, scores_select)]
+    for name in names:
+        try:
+            held_out = _held_out_loss(name, scores_select, labels, fold)
+        except DataError as error:
+            table.append(_out(name, str(error)))
+        else:
+            table.append(_row(name, held_out, loss, scores_select))
+    table += left_out
+    measured = [row for row in table if row.nll is not None]
+    best = min(measured, key=lambda row: row.nll)  # type: ignore[arg-type,return-value]
+    if best.name == "identity":
+        reason = f"identity: no map lowers its cross-validated NLL of {best.nll:.5g} ({used} folds)"
+        return Choice(None, tuple(table), reason, len(labels), used)
+    try:
+        chosen = fit_map(best.name, scores_select)
+    except DataError as error:
+        return Choice(None, tuple(table), f"identity: on all rows, {error}", len(labels), used)
+    reason = (
+        f"{best.name}: cross-validated NLL {best.nll:.5g}, identity {table[0].nll:.5g} (change {best.change:.2g}, "
+        f"standard error {best.change_standard_error:.2g}, {used} folds)"
+    )
+    if chosen.constrained:
+        reason += f"; held at 0: {', '.join(chosen.constrained)}"
+    return Choice(chosen, tuple(table), reason, len(labels), used)
+
+
+def _candidates(scores: Scores, wanted: Sequence[str] | None) -> tuple[list[str], list[Candidate]]:
+    if wanted is not None:
+        unknown = [name for name in wanted if name not in MAPS]
+        if unknown:
+            raise ConfigError(f"calibration: {unknown[0]!r} is unknown; use {', '.join(MAPS)}")
+        return list(dict.fromkeys(wanted)), []
+    names = list(BINARY if scores.n_classes == 2 else MULTICLASS)
+    left_out = []
+    if len(scores) < ISOTONIC_ROWS:
+        names.remove("isotonic")
+        left_out.append(_out("isotonic", f"left out: {len(scores)} rows, it needs about {ISOTONIC_ROWS}"))
+    if "dirichlet" in names and scores.n_classes > DIRICHLET_CLASSES:
+        names.remove("dirichlet")
+        left_out.append(_out("dirichlet", f"left out: {scores.n_classes} classes, more than {DIRICHLET_CLASSES}"))
+    return names, left_out
+
+
+def _shortage(scores: Scores) -> str | None:
+    labels = scores.known_labels
+    counts = np.bincount(labels, minlength=scores.n_classes)
+    unit = "rows"
+    if scores.groups is not None:
+        unit = "groups"
+        counts = np.array(
+            [len(np.unique(scores.groups[labels == index])) for index in range(scores.n_classes)], dtype=np.int64
+        )
+    worst = int(counts.argmin())
+    if counts[worst] >= UNITS_PER_CLASS:
+        return None
+    return f"class {worst} has {counts[worst]} {unit}, {UNITS_PER_CLASS} are needed to compare maps"
+
+
+def _held_out_loss(name: str, scores: Scores, labels: NDArray[np.int64], fold: NDArray[np.int64]) -> FloatArray:
+    loss = np.empty(len(labels))
+    for index in range(int(fold.max()) + 1):
+        outside = np.flatnonzero(fold == index)
+        fitted = fit_map(name, scores.take(fold != index))
+        log_p = fitted.log_probabilities(scores.logits[outside])
+        loss[outside] = -log_p[np.arange(len(outside)), labels[outside]]
+    return loss
+
+
+def _row(name: str, loss: FloatArray, identity: FloatArray, scores: Scores) -> Candidate:
+    change = loss - identity
+    return Candidate(
+        name, float(loss.mean()), _standard_error(loss, scores), float(change.mean()), _standard_error(change, scores)
+    )
+
+
+def _standard_error(values: FloatArray, scores: Scores) -> float | None:
+    """Of the mean of rows; rows of a group move together. None for a single unit."""
+    excess = values - values.mean()
+    if scores.groups is not None:
+        _, unit = np.unique(scores.groups, return_inverse=True)
+        excess = np.bincount(unit, weights=excess)
+    if len(excess) < 2:
+        return None
+    return float(np.sqrt((excess**2).sum() * len(excess) / (len(excess) - 1)) / len(values))
+
+
+def _out(name: str, note: str) -> Candidate:
+    return Candidate(name, None, None, None, None, note)

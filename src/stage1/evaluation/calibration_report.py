@@ -1,0 +1,85 @@
+"""What a calibration map did: NLL, Brier and calibration error before and after, on rows that it was not fitted on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stage1.calibration import CalibrationMap
+from stage1.documents import finite_or_none
+from stage1.errors import DataError
+from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
+from stage1.evaluation.probability import Calibration, brier_rows, nll_rows, reliability
+from stage1.evaluation.ranking import FloatArray, weighted_mean
+from stage1.scores import Scores
+
+BINS = 15
+
+
+def before_after(
+    scores: Scores, calibration: CalibrationMap | None, *, n_resamples: int = 500, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """`nll`, `brier`, `ece`: {before, after, change}, each {value, low, high}; `reliability`: {before, after}, bins.
+
+    scores: labelled, val_test. calibration: None: the identity, after = before. Intervals are percentiles of the same
+    replicates for all (groups whole, within labels), so `change` = after - before is a paired one; ece: 15 bins of equal
+    mass, biased upwards alike on both sides. Also `map`, `monotone`, `constrained`, `n`, `level`.
+    Raises DataError without labels or rows, or where K differs from the map's.
+    """
+    labels = scores.known_labels
+    if not len(scores):
+        raise DataError("scores: no rows; give the labelled rows of val_test")
+    after = scores if calibration is None else calibration.calibrate(scores)
+    found = {"before": _losses(scores), "after": _losses(after)}
+    metrics: dict[str, Metric | str] = {}
+    for name in ("nll", "brier", "ece"):
+        first, second = found["before"][name], found["after"][name]
+        metrics |= {f"{name}/before": first, f"{name}/after": second, f"{name}/change": _change(first, second)}
+    intervals = bootstrap(
+        metrics, confidence=np.zeros(len(scores)), residuals=np.zeros(len(scores)), labels=labels, groups=scores.groups,
+        n_resamples=n_resamples, level=level, seed=seed,
+    )  # fmt: skip
+    document: dict[str, Any] = {
+        "map": "identity" if calibration is None else calibration.name,
+        "monotone": calibration is None or calibration.monotone,
+        "constrained": [] if calibration is None else list(calibration.constrained),
+        "n": len(scores),
+        "level": float(level),
+    }
+    for name in ("nll", "brier", "ece"):
+        document[name] = {part: _numbers(intervals[f"{name}/{part}"]) for part in ("before", "after", "change")}
+    document["reliability"] = {"before": _bins(scores), "after": _bins(after)}
+    return document
+
+
+def _losses(scores: Scores) -> dict[str, Metric]:
+    labels, probabilities = scores.known_labels, scores.probabilities
+    binned = Calibration(probabilities, labels)
+    return {
+        "nll": _mean_of(nll_rows(scores.logits, labels)),
+        "brier": _mean_of(brier_rows(probabilities, labels)),
+        "ece": lambda c, r, w: binned.error(w, BINS),
+    }
+
+
+def _mean_of(values: FloatArray) -> Metric:
+    return lambda c, r, w: weighted_mean(values, w)
+
+
+def _change(first: Metric, second: Metric) -> Metric:
+    return lambda c, r, w: second(c, r, w) - first(c, r, w)
+
+
+def _numbers(interval: Interval) -> dict[str, float | None]:
+    return {name: finite_or_none(getattr(interval, name)) for name in ("value", "low", "high")}
+
+
+def _bins(scores: Scores) -> list[dict[str, float]]:
+    return [
+        {
+            "low": row.low, "high": row.high, "count": int(row.count), "mean_probability": row.mean_probability,
+            "observed_rate": row.observed_rate,
+        }
+        for row in reliability(scores.probabilities, scores.known_labels, BINS)
+    ]  # fmt: skip

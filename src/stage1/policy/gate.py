@@ -1,0 +1,220 @@
+"""Gate policy: exit where g(x) = P(the answer is right | x) is high enough, with a threshold for each predicted class.
+
+The signed gate score u is +g where the model predicts class 1 and -g where it predicts class 0. Exit as 0 iff u < lo, as 1
+iff u > hi: for every set of risks this is the softmax policy on another score, with its methods, proofs and certificate.
+The gate is fitted on val_select alone and frozen before val_calib is seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stage1.documents import read_document, write_document
+from stage1.errors import ConfigError, DataError
+from stage1.policy.certificate import Certificate
+from stage1.policy.certify import calibration_digest, certify
+from stage1.policy.decision import Decision
+from stage1.policy.gate_features import Extra
+from stage1.policy.gate_model import (
+    GateModel,
+    Source,
+    cross_fitted_gate,
+    fit_gate_model,
+    predicted_class,
+)
+from stage1.policy.request import Request
+from stage1.policy.softmax import Thresholds
+from stage1.scores import Scores
+
+Floats = NDArray[np.float64]
+Kept = Literal["gate", "softmax"]
+ASSUMPTION = "The gate was fitted on val_select, which shares no image with the calibration images."
+
+
+def signed_gate(scores: Scores, g: ArrayLike) -> Floats:
+    """u = +g where the model predicts class 1, -g where it predicts class 0; float [N].
+
+    g: float [N] in (0, 1). Raises DataError for another shape or value, or where scores have more than two classes.
+    """
+    values = np.asarray(g, dtype=np.float64)
+    if scores.n_classes != 2:
+        raise DataError(f"logits: {scores.n_classes} classes; the gate policy is for two classes")
+    if values.shape != (len(scores),) or not ((values > 0) & (values < 1)).all():
+        raise DataError(
+            f"g: shape {values.shape}; one value strictly between 0 and 1 for each of the {len(scores)} rows"
+        )
+    return np.where(predicted_class(scores) == 1, values, -values)
+
+
+@dataclass(frozen=True, slots=True)
+class GatePolicy:
+    """A fitted gate policy. certificate is None only for one that was loaded without it.
+
+    lo, hi: thresholds on the signed gate score, or on the raw margin where softmax was kept; None: that side never exits.
+    kept: "gate", or "softmax" where the gate was refused and the margin decides.
+    """
+
+    model: GateModel
+    lo: float | None
+    hi: float | None
+    classes: tuple[str, ...]
+    certified: bool
+    certificate: Certificate | None = None
+    kept: Kept = "gate"
+
+    name = "gate"
+
+    @property
+    def margin_thresholds(self) -> tuple[float | None, float | None]:
+        """(lo, hi) where softmax was kept; thresholds on a gate are none on the margin."""
+        return (self.lo, self.hi) if self.kept == "softmax" else (None, None)
+
+    def decide(self, scores: Scores, extra: Extra | None = None) -> Decision:
+        """Exit, label and P(class 1) of every row; extra: the columns that the gate was fitted with.
+
+        P(class 1) is g where class 1 is predicted and 1 - g where class 0 is (the softmax's where softmax was kept). Raises
+        DataError where scores have more than two classes or a column is missing.
+        """
+        predicted = predicted_class(scores)
+        if self.kept == "softmax":
+            score, probability = scores.margin, scores.probabilities[:, 1]
+        else:
+            g = self.model.apply(scores, extra)
+            score, probability = signed_gate(scores, g), np.where(predicted == 1, g, 1.0 - g)
+        as_negative, as_positive = Thresholds(self.lo, self.hi).exits(score)
+        label = np.where(as_negative, 0, np.where(as_positive, 1, predicted)).astype(np.int64)
+        return Decision(exit=as_negative | as_positive, label=label, probability=probability)
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values for gateparams.json."""
+        return {
+            "policy": self.name,
+            "kept": self.kept,
+            "lo": self.lo,
+            "hi": self.hi,
+            "classes": list(self.classes),
+            "certified": self.certified,
+            "model": self.model.to_document(),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], certificate: Certificate | None = None) -> GatePolicy:
+        """The inverse of to_document."""
+        return cls(
+            model=GateModel.from_document(document["model"]), lo=document["lo"], hi=document["hi"],
+            classes=tuple(document["classes"]), certified=document["certified"], certificate=certificate,
+            kept=document["kept"],
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write gateparams.json, whole or not at all (the certificate is a document of its own)."""
+        write_document(path, self.to_document(), "gateparams")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], certificate: Certificate | None = None) -> GatePolicy:
+        """Read gateparams.json. Raises MissingError or IntegrityError."""
+        return cls.from_document(read_document(path, "gateparams"), certificate)
+
+
+def fit_gate(
+    *,
+    select: Scores,
+    calib: Scores,
+    risks: Mapping[str, float],
+    confidence: float = 0.95,
+    coverage: float | None = None,
+    class_coverage: Mapping[str, float] | None = None,
+    target_prior: float | None = None,
+    allow_one_sided: bool = False,
+    classes: Sequence[str] | None = None,
+    extra_select: Extra | None = None,
+    extra_calib: Extra | None = None,
+    source: Source = "auto",
+    ridge: float = 1.0,
+    kept: Kept = "gate",
+    seed: int = 0,
+    uncertified_because: str | None = None,
+    **counting: Any,
+) -> GatePolicy:
+    """Fit the gate on `select`, then choose the thresholds and certify them on `calib`, by the methods of fit_policy.
+
+    select, calib: labelled scores of val_select and val_calib, with no id in common. extra_select, extra_calib: further
+    feature columns, the same names in both. source, ridge: see fit_gate_model. kept: "softmax" where the gate was refused
+    (evaluation.accept_gate): the thresholds are then those of the margin. counting: unit, assume_iid, attempt, and all other
+    arguments, as fit_policy takes them.
+
+    Where the gate has collapsed nothing is certified, every image defers, and the certificate says why. Raises as fit_policy
+    and fit_gate_model do.
+    """
+    # Not above: fit_policy offers this policy.
+    from stage1.policy.fit import check_samples
+
+    if kept not in ("gate", "softmax"):
+        raise ConfigError(f"kept: {kept!r} is unknown; use gate or softmax")
+    names = tuple(classes) if classes is not None else ("0", "1")
+    if len(names) != 2:
+        raise DataError(f"classes: {len(names)} names for 2 classes")
+    request = Request(risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names)
+    check_samples(calib, select)
+    fit: dict[str, Any] = {"source": source, "ridge": ridge, "seed": seed}
+    model = fit_gate_model(select, extra_select, **fit)
+    if model.collapsed is not None and kept == "gate" and uncertified_because is None:
+        uncertified_because = f"The gate is of no use: {model.collapsed}."
+    on_select, on_calib = select.margin, calib.margin
+    if kept == "gate":
+        u = signed_gate(calib, model.apply(calib, extra_calib))
+        on_calib = _spread(u)
+        # In-sample g on val_select is too sure of itself, and the order of the candidates is made there.
+        on_select = _spread(signed_gate(select, cross_fitted_gate(select, extra_select, **fit)))
+    thresholds, certificate = certify(
+        GatePolicy.name, lambda scores: scores.margin, request, calib=_with_margin(calib, on_calib),
+        select=_with_margin(select, on_select), seed=seed, uncertified_because=uncertified_because, **counting,
+    )  # fmt: skip
+    certificate = replace(certificate, calib_digest=calibration_digest(calib))
+    if kept == "gate":
+        thresholds = _unspread(thresholds, on_calib, u)
+        certificate = replace(certificate, assumptions=(*certificate.assumptions, ASSUMPTION))
+    return GatePolicy(model, thresholds.lo, thresholds.hi, names, certificate.certified, certificate, kept)
+
+
+# ---- the scale on which thresholds are chosen ----------------------------------------------------------------------
+
+
+def _with_margin(scores: Scores, margin: Floats) -> Scores:
+    return replace(scores, logits=np.stack([np.zeros_like(margin), margin], axis=1), gate=None)
+
+
+def _spread(u: Floats) -> Floats:
+    """sign(u) times -log(1 - |u|): the same order. Near 1, where thresholds lie, g has no room for a smoothed density."""
+    return -np.sign(u) * np.log1p(-np.abs(u))
+
+
+def _unspread(thresholds: Thresholds, spread: Floats, u: Floats) -> Thresholds:
+    """The thresholds on u of those on the spread scale, with the same exits among the calibration images."""
+    found = Thresholds(
+        None if thresholds.lo is None else _original(thresholds.lo, spread, u, "lo"),
+        None if thresholds.hi is None else _original(thresholds.hi, spread, u, "hi"),
+    )
+    # What is claimed was counted on the other scale.
+    pairs = zip(found.exits(u), thresholds.exits(spread), strict=True)
+    assert all(np.array_equal(ours, counted) for ours, counted in pairs), "a threshold moved between two scales"
+    return found
+
+
+def _original(threshold: float, spread: Floats, u: Floats, side: Literal["lo", "hi"]) -> float:
+    """The same image's u where the threshold is one's score, else its inverse, kept between the scores around it."""
+    exits = spread < threshold if side == "lo" else spread > threshold
+    if side == "hi":
+        inner, limit = u[~exits].max(initial=-1.0), np.nextafter(u[exits].min(initial=1.0), -1.0)
+    else:
+        inner, limit = u[~exits].min(initial=1.0), np.nextafter(u[exits].max(initial=-1.0), 1.0)
+    if (spread == threshold).any():
+        return float(inner)
+    # Rounding must not move a calibration image to the other side.
+    return float(np.clip(-np.sign(threshold) * np.expm1(-abs(threshold)), min(inner, limit), max(inner, limit)))
