@@ -28,6 +28,8 @@ COMMANDS = [
     "bundle",
     "predict",
     "verify",
+    "compare",
+    "audit",
     "plan",
     "doctor",
     "config",
@@ -180,3 +182,30 @@ def test_a_closed_pipe_is_no_error(tmp_path):
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=os.environ, timeout=60
     )
     assert "Traceback" not in result.stderr
+
+
+# ---- compare and audit
+
+
+def test_compare_names_the_better_model_and_refuses_other_images(scores_file, tmp_path):
+    rng = np.random.default_rng(1)
+    with np.load(scores_file) as archive:
+        logits, labels = archive["logits"], archive["labels"]
+    worse = logits + rng.normal(0, 2.0, logits.shape) * [0, 1]
+    np.savez(tmp_path / "worse.npz", logits=worse, labels=labels)
+    document = json.loads(stage1("compare", scores_file, tmp_path / "worse.npz", "--resamples", "100", "--json").stdout)
+    rows = {row["metric"]: row for row in document["rows"]}
+    assert rows["augrc"]["better"] == "a"
+    assert rows["augrc"]["high"] < 0
+    assert rows["augrc"]["p_value"] < 0.05
+    np.savez(tmp_path / "other.npz", logits=worse[:-1], labels=labels[:-1])
+    one_line_error(stage1("compare", scores_file, tmp_path / "other.npz"), 2, "1599")
+
+
+def test_audit_keeps_the_promise_and_the_plug_in_does_not(scores_file):
+    arguments = ["--draws", "60", "--select", "300", "--calib", "2500", "--json", "-q", "risks={fnr: 0.01, fpr: 0.01}"]
+    found = json.loads(stage1("audit", "--scores", scores_file, *arguments).stdout)
+    assert found["kept"]
+    assert found["certified"] > 0.9
+    assert found["coverage"] > 0.5
+    assert found["plug_in_violation"] > 0.3

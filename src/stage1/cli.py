@@ -374,6 +374,58 @@ def verify(
         raise typer.Exit(5)
 
 
+@app.command(rich_help_panel=USE)
+def compare(
+    a: Annotated[Path, typer.Argument(help="Run directory or score file.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another one on the same images.", metavar="B")],
+    values: Values = "logits",
+    columns: Columns = None,
+    resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap replicates, and permutations.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Two models on the same images: paired differences with intervals and permutation p-values.
+
+    Example: stage1 compare mine.parquet theirs.parquet
+    """
+    from stage1.pipeline.comparing import compare_sources
+
+    document = compare_sources(a, b, values=values, columns=_pairs(columns), resamples=resamples, level=0.95, seed=0)
+    show(document, as_json, _comparison_lines)
+
+
+@app.command(rich_help_panel=USE)
+def audit(
+    scores: Annotated[Path, typer.Option("--scores", help="Labelled scores that stand for the population.")],
+    overrides: Overrides = None,
+    draws: Annotated[int, typer.Option("--draws", help="How many times to draw, fit and check.")] = 1000,
+    select: Annotated[int, typer.Option("--select", help="Images drawn for val_select.")] = 500,
+    calib: Annotated[int, typer.Option("--calib", help="Images drawn for val_calib.")] = 2500,
+    values: Values = "logits",
+    columns: Columns = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Is the promise kept? Draw from real scores, fit, and compare every claim with the truth, which is then known.
+
+    Example: stage1 audit --scores mine.parquet --draws 200 risks.fnr=0.05
+    """
+    from stage1.pipeline.audit import Sizes
+    from stage1.pipeline.audit import audit as audited
+    from stage1.pipeline.progress import Progress
+    from stage1.pipeline.score_files import checked_values
+    from stage1.scores import read_scores
+
+    config = _config(None, None, None, overrides or [])
+    population, _ = read_scores(scores, values=checked_values(values), columns=_pairs(columns))
+    with Progress(quiet=quiet).bar("draws", draws) as advance:
+        found = audited(population, config, draws=draws, sizes=Sizes(select, calib), seed=config.seed, advance=advance)
+    show(found, as_json, _audit_lines)
+    if not found["kept"]:
+        raise Stage1Error(
+            f"the promise is broken in {found['violation']:.3f} of the draws, more than {found['delta']:g}; please report this"
+        )
+
+
 # ---- before and around -------------------------------------------------------------------------------------------
 
 
@@ -589,6 +641,26 @@ def _verify_lines(document: dict[str, Any]) -> list[str]:
         return [f"CHANGED  {document['bundle']}", *document["problems"]]
     recomputed = "; the certificate follows from calibration.parquet" if document["recomputed"] else ""
     return [f"ok  {document['bundle']}  {document['digest']}  {document['files']} files{recomputed}"]
+
+
+def _comparison_lines(document: dict[str, Any]) -> list[str]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    return [f"{'metric':<14}{'a':>9}{'b':>9}{'a - b':>9}{'low':>9}{'high':>9}{'p':>9}  verdict", *(
+        f"{row['metric']:<14}" + "".join(f"{number(row[key]):>9}" for key in ("a", "b", "difference", "low", "high", "p_value")) + f"  {row['verdict']}"
+        for row in document["rows"]
+    )]  # fmt: skip
+
+
+def _audit_lines(found: dict[str, Any]) -> list[str]:
+    low, high = found["violation_low"], found["violation_high"]
+    return [
+        f"{found['policy']}, {', '.join(f'{name} <= {target:g}' for name, target in found['risks'].items())} at {found['confidence']:g}, "
+        f"{found['draws']} draws of {found['n_select']} + {found['n_calib']}",
+        f"certified   violation {found['violation']:.4f} [{low:.4f}, {high:.4f}]  coverage {found['coverage']:.4f}  (certified in {found['certified']:.3f})",
+        f"plug-in     violation {found['plug_in_violation']:.4f}                    coverage {found['plug_in_coverage']:.4f}",
+    ]
 
 
 def _plan_lines(document: dict[str, Any]) -> list[str]:

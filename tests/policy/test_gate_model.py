@@ -202,7 +202,7 @@ def test_an_image_alone_has_the_g_that_it_has_among_others():
         together = model.apply(scores, extra)
         alone = [model.apply(scores.take([row]), {"hardness": extra["hardness"][[row]]})[0] for row in range(200)]
         assert np.array(alone) == pytest.approx(together[:200], rel=1e-14)
-        assert len(model.apply(scores.take([]), {"hardness": np.empty(0)})) == 0
+        assert len(model.apply(scores.take(np.arange(0)), {"hardness": np.empty(0)})) == 0
 
 
 def test_a_damaged_map_is_named():
@@ -269,7 +269,7 @@ def test_bad_columns_and_options_are_named():
         (lambda: fit_gate_model(scores, source="best"), ConfigError, "gate.source: 'best' is unknown"),
         (lambda: fit_gate_model(scores, ridge=0.0), ConfigError, "gate.ridge: 0.0"),
         (lambda: fit_gate_model(Scores(logits=scores.logits)), DataError, "labels"),
-        (lambda: fit_gate_model(scores.take([])), DataError, "no rows"),
+        (lambda: fit_gate_model(scores.take(np.arange(0))), DataError, "no rows"),
         (lambda: fit_gate_model(scores, extra).apply(scores), DataError, "no column 'hardness'"),
     ):
         with pytest.raises(error, match=message) as caught:

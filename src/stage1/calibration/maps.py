@@ -16,6 +16,7 @@ from stage1.files import digest_ids
 from stage1.scores import Scores
 
 FloatArray = NDArray[np.float64]
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +109,11 @@ def provenance(scores: Scores) -> dict[str, Any]:
 
 
 def checked_fit(scores: Scores, name: str, *, binary: bool = False) -> NDArray[np.int64]:
-    """The labels. Raises DataError without labels, where a class has no row, or for K > 2 where binary is True."""
+    """The labels. Raises DataError without labels, where a class has no row, for K > 2 where binary is True, or for logits
+    that cannot be squared."""
     labels = scores.known_labels
+    if len(scores) and (largest := np.abs(scores.logits).max()) > _LARGEST:
+        raise DataError(f"{name}: a logit of size {largest:.3g}; no map can be fitted beyond {_LARGEST:.0e}, drop these rows")
     if binary and scores.n_classes != 2:
         raise DataError(
             f"{name}: {scores.n_classes} classes; this map is for two, use temperature, vector or dirichlet"

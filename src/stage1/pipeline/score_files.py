@@ -36,7 +36,7 @@ def calibrate_scores(
     The roles come from the file, or from hash(seed, group or id or row number) by `shares`: the same file gives the same
     roles. Raises ConfigError, DataError, MissingError; an uncertifiable target is a policy that defers everything.
     """
-    scores, roles = read_scores(path, values=_values(values), columns=columns)
+    scores, roles = read_scores(path, values=checked_values(values), columns=columns)
     if roles is None:
         roles = hashed_roles(scores, _shares(shares), config.split.seed)
     if not (roles == "val_calib").any():
@@ -58,7 +58,7 @@ def evaluate_scores(
 
     Raises DataError where no row is left or labels are missing.
     """
-    scores, roles = read_scores(path, values=_values(values), columns=columns)
+    scores, roles = read_scores(path, values=checked_values(values), columns=columns)
     policy = load_policy(policy_folder)
     if roles is not None:
         scores = scores.take(roles == "val_test")
@@ -97,7 +97,8 @@ def _shares(text: str) -> tuple[float, float, float]:
     return shares[0], shares[1], shares[2]
 
 
-def _values(text: str) -> Values:
+def checked_values(text: str) -> Values:
+    """`text` as one of the two kinds of values. Raises ConfigError for anything else."""
     if text not in ("logits", "probabilities"):
         raise ConfigError(f"--values {text}: say logits or probabilities; it is never guessed")
     return "logits" if text == "logits" else "probabilities"
