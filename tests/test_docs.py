@@ -42,6 +42,8 @@ def desk(tmp_path_factory, finished, photos) -> Path:  # noqa: F811
     labels = np.repeat([0, 1], 900)
     logits = np.stack([np.zeros(1800), rng.normal(0, 1.2, 1800) + 5 * labels - 2.5], axis=1)
     write_scores(folder / "mine.parquet", Scores(logits=logits, labels=labels))
+    theirs = logits + rng.normal(0, 1.0, logits.shape) * [0, 1]
+    write_scores(folder / "theirs.parquet", Scores(logits=theirs, labels=labels))
     return folder
 
 

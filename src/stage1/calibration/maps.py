@@ -113,7 +113,9 @@ def checked_fit(scores: Scores, name: str, *, binary: bool = False) -> NDArray[n
     that cannot be squared."""
     labels = scores.known_labels
     if len(scores) and (largest := np.abs(scores.logits).max()) > _LARGEST:
-        raise DataError(f"{name}: a logit of size {largest:.3g}; no map can be fitted beyond {_LARGEST:.0e}, drop these rows")
+        raise DataError(
+            f"{name}: a logit of size {largest:.3g}; no map can be fitted beyond {_LARGEST:.0e}, drop these rows"
+        )
     if binary and scores.n_classes != 2:
         raise DataError(
             f"{name}: {scores.n_classes} classes; this map is for two, use temperature, vector or dirichlet"

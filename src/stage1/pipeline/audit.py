@@ -107,7 +107,7 @@ def _draw(population: Scores, size: int, rng: np.random.Generator, prefix: str) 
         labels=drawn.labels,
         gate=drawn.gate,
         groups=groups,
-        ids=[f"{prefix}{row}" for row in range(len(rows))],
+        ids=np.array([f"{prefix}{row}" for row in range(len(rows))]),
     )
 
 
