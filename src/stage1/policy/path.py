@@ -18,7 +18,7 @@ from scipy import special
 Floats = NDArray[np.float64]
 
 # Far beyond the targets: where the maps see too much risk in the tails, testing itself says where to stop.
-_SHARES = np.geomspace(0.1, 40.0, 240)
+_SHARES = np.geomspace(0.1, 40.0, 160)
 _SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot tell from 0 or 1
 _KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
 _EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
