@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from stage1.errors import DataError
 from stage1.evaluation.bootstrap import bootstrap
+from stage1.evaluation.confidence import msp
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, checked_rows
 from stage1.scores import Scores
 
@@ -75,9 +76,7 @@ def accept_gate(
 
 def softmax_confidence(scores: Scores) -> FloatArray:
     """Logit of the maximum softmax probability, float [N]: the order of MSP without ties at 1.0; |margin| for two classes."""
-    ordered = np.sort(scores.logits, axis=1)
-    below = ordered[:, :-1] - ordered[:, -1:]
-    if not np.isfinite(below).all():
+    confidence = msp(scores.logits)
+    if not np.isfinite(confidence).all():
         raise DataError("logits: differences overflow; rescale them")
-    largest = below[:, -1]
-    return np.asarray(-largest - np.log(np.exp(below - largest[:, None]).sum(axis=1)))
+    return confidence

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.documents import finite_or_none
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
-from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, reliability
+from stage1.evaluation.confidence import msp
+from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, nll_rows, reliability
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, weighted_mean
 from stage1.evaluation.rates import Share, exit_rates, exit_shares
 from stage1.evaluation.selective import risk_coverage
@@ -131,18 +132,7 @@ def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def confidence_of(scores: Scores) -> FloatArray:
     """Logit of the largest softmax probability, float [N]: its ranking, without saturating at 1. K = 2: |margin|."""
-    top = np.sort(scores.logits, axis=1)
-    gaps = top[:, :-1] - top[:, -1:]
-    # log sum exp of the others, relative to the largest logit
-    second = gaps[:, -1]
-    return np.asarray(-(second + np.log(np.exp(gaps - second[:, None]).sum(axis=1))))
-
-
-def _nll_rows(scores: Scores) -> FloatArray:
-    """Negative log-likelihood of each row from its logits: finite even where the probability rounds to 0."""
-    shifted = scores.logits - scores.logits.max(axis=1, keepdims=True)
-    rows = np.arange(len(scores))
-    return np.asarray(np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, scores.known_labels])
+    return msp(scores.logits)
 
 
 # ---- metrics with bootstrap intervals ----------------------------------------------------------------------------
@@ -167,7 +157,7 @@ def _metrics(scores: Scores, covered: Share) -> dict[str, Metric | str]:
         "auroc_f": "auroc_failure",
         "accuracy": "accuracy",
         "mcc": lambda c, r, w: mcc_of_counts(confusion(guess, truth, w, k)),
-        "nll": _mean_of(_nll_rows(scores)),
+        "nll": _mean_of(nll_rows(scores.logits, truth)),
         "brier": _mean_of(brier_rows(probabilities, truth)),
         "ece": lambda c, r, w: calibration.error(w, _ECE_BINS),
         "coverage": _ratio_of(covered),
@@ -271,7 +261,8 @@ def _worst(
     paths: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
     """Up to 24 errors: wrong exits first, then wrong but deferred; in each, least probability for the truth first."""
-    truth, loss = scores.known_labels, _nll_rows(scores)
+    truth = scores.known_labels
+    loss = nll_rows(scores.logits, truth)
     tie_break = scores.ids if scores.ids is not None else np.arange(len(scores))
     order = np.lexsort((tie_break, -loss))
     wrong_exit = leaves & (answer != truth)
