@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from stage1.files import atomic_writer, write_bytes, write_text, write_through
 
 ROLES = ("train", "val_select", "val_calib", "val_test")
 Values = Literal["logits", "probabilities"]
+_FIELDS = ("scores", "label", "group", "id", "gate", "role")
+_SLICE, _EXTRA = "slice_", "extra_"
 # log of the smallest normal double: finite, and below the log of every probability that a model can print
 _LOG_FLOOR = float(np.finfo(np.float64).tiny)
 
@@ -31,6 +33,8 @@ class Scores:
     gate:   float [N] raw second score (higher = more likely right), or None.
     groups: str [N] unit of dependence (video, camera, site), or None.
     ids:    str [N] unique sample ids (sha256 of the image bytes), or None.
+    slices: name -> str [N], attributes by which claims are broken down (city, night); empty where there are none.
+    extra:  name -> float [N], further signals of whether the answer is right (view spread, kNN distance), for the gate.
     Raises DataError naming the field for a wrong shape, NaN, infinity, a label outside 0..K-1, or a duplicate id.
     """
 
@@ -39,6 +43,8 @@ class Scores:
     gate: NDArray[np.float64] | None = None
     groups: NDArray[np.str_] | None = None
     ids: NDArray[np.str_] | None = None
+    slices: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         logits = _floats(self.logits, "logits", 2)
@@ -61,6 +67,10 @@ class Scores:
             if (counts > 1).any():
                 raise DataError(f"ids: {str(values[counts > 1][0])!r} occurs {counts.max()} times; ids must be unique")
             put(self, "ids", ids)
+        put(self, "slices", {name: _texts(values, n, f"slices.{name}") for name, values in self.slices.items()})
+        put(self, "extra", {name: _floats(values, f"extra.{name}", 1) for name, values in self.extra.items()})
+        for name, signal in self.extra.items():
+            _same_length(signal, n, f"extra.{name}")
 
     def __len__(self) -> int:
         return int(self.logits.shape[0])
@@ -92,6 +102,8 @@ class Scores:
     def take(self, rows: ArrayLike) -> Scores:
         """The rows given by an index or boolean array, in that order."""
         index = np.asarray(rows)
+        if index.size == 0 and index.dtype.kind == "f":  # an empty list has no type of its own
+            index = index.astype(np.int64)
 
         def pick(column: NDArray[Any] | None) -> Any:
             return None if column is None else column[index]
@@ -99,6 +111,8 @@ class Scores:
         return replace(
             self, logits=self.logits[index], labels=pick(self.labels), gate=pick(self.gate),
             groups=pick(self.groups), ids=pick(self.ids),
+            slices={name: values[index] for name, values in self.slices.items()},
+            extra={name: values[index] for name, values in self.extra.items()},
         )  # fmt: skip
 
 
@@ -169,7 +183,9 @@ def _same_length(array: NDArray[Any], n: int, name: str) -> None:
 
 
 def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike | None = None) -> None:
-    """Write to .npz, .parquet or .csv by the ending. Columns: id, label, group, role, gate, logit_0 .. logit_{K-1}.
+    """Write to .npz, .parquet or .csv by the ending.
+
+    Columns: id, label, group, role, gate, slice_NAME, extra_NAME, logit_0 .. logit_{K-1}.
 
     Raises DataError for another ending.
     """
@@ -180,6 +196,8 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
                          ("role", role_column), ("gate", scores.gate)):  # fmt: skip
         if values is not None:
             columns[name] = values
+    columns |= {f"{_SLICE}{name}": values for name, values in scores.slices.items()}
+    columns |= {f"{_EXTRA}{name}": values for name, values in scores.extra.items()}
     if path.suffix == ".npz":
         with atomic_writer(path) as stream:
             np.savez(stream, logits=scores.logits, **columns)  # type: ignore[arg-type]
@@ -208,7 +226,8 @@ def read_scores(
     """Read scores and, where there is one, the role of each row.
 
     path: .npz, .parquet, .csv or .tsv. values: what the score columns hold; never guessed.
-    columns: other names for "scores" (npz: one array [N], [N, K]), "label", "group", "id", "gate", "role".
+    columns: other names for "scores" (npz: one array [N], [N, K]), "label", "group", "id", "gate", "role"; and
+    slice_NAME, extra_NAME for the columns of Scores.slices and Scores.extra that are called otherwise in the file.
     Table files hold `logit_0..` (or `prob_0..` for probabilities; one column `prob_1` or the one named "scores" is P(class 1)).
     Returns (Scores, roles or None). Raises MissingError, DataError naming file and column.
     """
@@ -216,9 +235,13 @@ def read_scores(
     if not path.is_file():
         raise MissingError(f"{path}: no such file; give --scores an .npz, .parquet or .csv file")
     names = dict(columns or {})
-    unknown = set(names) - {"scores", "label", "group", "id", "gate", "role"}
+    unknown = {
+        name for name in names if name not in _FIELDS and not (name.startswith((_SLICE, _EXTRA)) and len(name) > 6)
+    }
     if unknown:
-        raise DataError(f"columns: unknown field {sorted(unknown)[0]!r}; use scores, label, group, id, gate or role")
+        raise DataError(
+            f"columns: unknown field {sorted(unknown)[0]!r}; use {', '.join(_FIELDS)}, slice_NAME or extra_NAME"
+        )
     raw = _read_npz(path) if path.suffix == ".npz" else _read_table(path)
     matrix = _score_matrix(raw, names, values, path)
 
@@ -230,6 +253,11 @@ def read_scores(
                 return raw[name]
         return None
 
+    def named(prefix: str) -> dict[str, NDArray[Any]]:
+        wanted = dict.fromkeys(name for name in (*raw, *names) if name.startswith(prefix))
+        found = {name.removeprefix(prefix): column(name) for name in wanted}
+        return {name: values for name, values in found.items() if values is not None}
+
     roles = column("role", "roles", "split")
     role_texts = None if roles is None else roles.astype(np.str_)
     if role_texts is not None and (bad := sorted(set(role_texts.tolist()) - set(ROLES))):
@@ -237,6 +265,7 @@ def read_scores(
     fields: dict[str, Any] = {
         "labels": column("label", "labels"), "gate": column("gate"),
         "groups": column("group", "groups"), "ids": column("id", "ids"),
+        "slices": named(_SLICE), "extra": named(_EXTRA),
     }  # fmt: skip
     try:
         if values == "probabilities":
@@ -307,9 +336,9 @@ def _score_matrix(
 
 
 def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> list[Path]:
-    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` and, where there is a gate, `_gate_logits.pt`. Needs torch.
+    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` (with groups and slices) and, with a gate, `_gate_logits.pt`.
 
-    Plain tensors that load with `weights_only=True`. Returns the paths written.
+    Plain tensors that load with `weights_only=True`; needs torch. Returns the paths written.
     """
     import torch
 
@@ -331,6 +360,7 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
         "schema_version": 1, "role": role,
         "ids": None if scores.ids is None else scores.ids.tolist(),
         "groups": None if scores.groups is None else scores.groups.tolist(),
+        "slices": {name: values.tolist() for name, values in scores.slices.items()},
     }) + "\n")  # fmt: skip
     return [*written, path]
 
@@ -364,6 +394,6 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
     try:
         keys = json.loads(names.read_text(encoding="utf-8"))
         return Scores(logits=logits, labels=tensor("labels"), gate=tensor("gate_logits"),
-                      groups=keys["groups"], ids=keys["ids"])  # fmt: skip
+                      groups=keys["groups"], ids=keys["ids"], slices=keys.get("slices", {}))  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{names}: does not agree with its tensors ({error}); run `stage1 score` again") from error
