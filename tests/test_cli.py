@@ -25,6 +25,7 @@ COMMANDS = [
     "score",
     "calibrate",
     "evaluate",
+    "report",
     "bundle",
     "predict",
     "verify",

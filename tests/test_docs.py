@@ -19,13 +19,24 @@ from .pipeline.conftest import finished, photos  # noqa: F401 (fixtures)
 from .test_cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
+TUTORIAL = ROOT / "docs" / "TUTORIAL.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands(page: Path) -> list[str]:
-    """The lines after `$ ` in the console blocks of a page."""
-    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
-    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """The lines after `$ ` in the console blocks of a page, each with the lines of output that the page shows below it."""
+    found: list[tuple[str, list[str]]] = []
+    for block in blocks(page, "console"):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:], []))
+            elif line.strip() and line != "...":
+                found[-1][1].append(" ".join(line.split()))
+    return found
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +55,16 @@ def desk(tmp_path_factory, finished, photos) -> Path:  # noqa: F811
     write_scores(folder / "mine.parquet", Scores(logits=logits, labels=labels))
     theirs = logits + rng.normal(0, 1.0, logits.shape) * [0, 1]
     write_scores(folder / "theirs.parquet", Scores(logits=theirs, labels=labels))
+    # The tutorial's files come from the tutorial itself.
+    subprocess.run([sys.executable, "-c", blocks(TUTORIAL, "python")[0]], cwd=folder, check=True)
     return folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_documents_run(page, desk):
-    for command in commands(page):
-        words = shlex.split(command)
+    for command, shown in commands(page):
+        words = shlex.split(command, comments=True)
+        expected = int(found[1]) if (found := re.search(r"# exit code (\d+)$", command)) else 0
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), command
             continue
@@ -60,7 +74,17 @@ def test_commands_in_the_documents_run(page, desk):
         result = subprocess.run(
             [sys.executable, "-m", "stage1.cli", *words[1:]], capture_output=True, text=True, cwd=desk, timeout=300
         )
-        assert result.returncode == 0, f"{page.name}: {command}\n{result.stderr}"
+        assert result.returncode == expected, f"{page.name}: {command}\n{result.stderr}"
+        printed = " ".join((result.stdout + result.stderr).split())
+        for line in shown:
+            assert line in printed, f"{page.name}: {command}\nshows: {line}\nprints: {printed}"
+
+
+def test_the_last_block_of_the_tutorial_runs(desk):
+    code = "\n".join(blocks(TUTORIAL, "python"))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=desk, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("With confidence 95 %, among images of class '1' that exit")
 
 
 def test_every_command_stands_in_the_documents():

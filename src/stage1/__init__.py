@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Scores", "fit_policy", "load_bundle", "load_policy", "run"]
+__all__ = ["Scores", "Stage1Policy", "fit_policy", "load_bundle", "load_policy", "run"]
 
 if TYPE_CHECKING:
     from stage1.inference import load_bundle
+    from stage1.integrations.scikit import Stage1Policy
     from stage1.pipeline import run
     from stage1.policy import fit_policy, load_policy
     from stage1.scores import Scores
 
 _HOME = {
     "Scores": "stage1.scores",
+    "Stage1Policy": "stage1.integrations.scikit",
     "fit_policy": "stage1.policy",
     "load_policy": "stage1.policy",
     "load_bundle": "stage1.inference",

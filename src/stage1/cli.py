@@ -266,7 +266,7 @@ def calibrate(
     show(
         policy.certificate.to_document(),
         as_json,
-        lambda document: [document["statement"], f"{folder}: policy file, certificate.json, scores.parquet"],
+        lambda document: [document["statement"], f"{folder}: policy file, calibration.json, certificate.json, scores.parquet"],
     )
     _exit_by_certificate(folder)
 
@@ -283,6 +283,20 @@ def evaluate(
     ] = None,
     values: Values = "logits",
     columns: Columns = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target",
+            help="Unlabelled scores of the same model where the classes have other shares: estimate the shares, restate everything. "
+            "In a run they stay as target_scores.parquet.",
+        ),
+    ] = None,
+    target_values: Annotated[
+        str | None, typer.Option("--target-values", help="What --target holds, if not the same as --values.")
+    ] = None,
+    target_columns: Annotated[
+        list[str] | None, typer.Option("--target-columns", help="FIELD=NAME for --target, if not as --columns.")
+    ] = None,
     output: Output = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -290,17 +304,30 @@ def evaluate(
 ) -> None:
     """What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any model.
 
-    Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine
+    With --target FILE, or target_prior=0.5, also at another class balance.
+
+    Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5
     """
     given = list(arguments or [])
+    there = _pairs(columns if target_columns is None else target_columns)
     if scores is None:
-        _stage("evaluate", _run_folder(given), given, force, quiet, as_json)
+        folder = _run_folder(given)
+        if target is not None:
+            from stage1.pipeline.score_files import checked_values
+            from stage1.pipeline.shifting import adopt_target
+
+            adopt_target(folder, target, values=checked_values(target_values or values), columns=there)
+        _stage("evaluate", folder, given, force, quiet, as_json)
+        if not as_json:
+            from stage1.documents import read_document
+
+            typer.echo("\n".join(_shift_lines(read_document(folder / "evaluation.json", "evaluation"))), nl=False)
         return
     from stage1.pipeline.score_files import evaluate_scores
 
     document = evaluate_scores(
         scores, policy or scores.parent, output or policy or scores.parent, config=_config(None, None, None, given),
-        values=values, columns=_pairs(columns),
+        values=values, columns=_pairs(columns), target=target, target_values=target_values, target_columns=there,
     )  # fmt: skip
     show(document, as_json, _evaluation_lines)
 
@@ -315,6 +342,27 @@ def bundle(
     """
     _exit_by_certificate(run)
     _stage("bundle", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Run directory, or a folder of calibrate and evaluate --scores.", metavar="FOLDER")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html and its figures from what the folder holds: of a run, or of scores of any model (without images).
+
+    Example: stage1 report runs/mine
+    """
+    from stage1.pipeline.reporting import rewrite_report
+
+    written = rewrite_report(folder)
+    show(
+        {"report": str(written[0]), "figures": sorted(str(path) for path in written[1:])},
+        as_json,
+        lambda document: [document["report"]],
+    )
 
 
 # ---- bundles -----------------------------------------------------------------------------------------------------
@@ -376,20 +424,47 @@ def verify(
 
 @app.command(rich_help_panel=USE)
 def compare(
-    a: Annotated[Path, typer.Argument(help="Run directory or score file.", metavar="A")],
-    b: Annotated[Path, typer.Argument(help="Another one on the same images.", metavar="B")],
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run directories (two or more, on one split), or two score files.", metavar="RUN RUN..|FILE FILE"),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="NAME=RUN,RUN,..: the runs of one arm, one for each seed; repeatable, the first is the reference."),
+    ] = None,
+    on: Annotated[
+        str, typer.Option("--on", help="Runs: the role to choose on; the one chosen is then confirmed on val_test.")
+    ] = "val_select",
+    by: Annotated[
+        str, typer.Option("--by", help="Runs: the metric to choose by: augrc, aurc, nll, mcc, accuracy, coverage, exit_error.")
+    ] = "augrc",
     values: Values = "logits",
     columns: Columns = None,
-    resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap replicates, and permutations.")] = 1000,
+    resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap replicates (and, of files, permutations).")] = 1000,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Runs: folder for comparison.json, .md, .png and .svg.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Two models on the same images: paired differences with intervals and permutation p-values.
+    """Which arm is better, and is it shown? Paired differences with intervals: runs on one split with their seeds, or two score files.
 
-    Example: stage1 compare mine.parquet theirs.parquet
+    Runs whose configs differ in nothing but the seed are one arm.
+
+    Example: stage1 compare runs/frozen runs/lora --output runs/compared
     """
-    from stage1.pipeline.comparing import compare_sources
+    from stage1.pipeline.comparing import are_runs, arms_given, compare_sources
 
-    document = compare_sources(a, b, values=values, columns=_pairs(columns), resamples=resamples, level=0.95, seed=0)
+    given, arms = list(sources or []), arms_given(arm or [])
+    if are_runs(given, arms):
+        from stage1.pipeline.arms import compare_runs, write_comparison
+        from stage1.report.arms_table import arms_lines
+
+        document = compare_runs(given, arms, on=on, by=by, resamples=resamples, level=0.95, seed=0)
+        if output is not None:
+            write_comparison(document, output)
+        show(document, as_json, arms_lines)
+        return
+    document = compare_sources(given[0], given[1], values=values, columns=_pairs(columns), resamples=resamples, level=0.95, seed=0)
     show(document, as_json, _comparison_lines)
 
 
@@ -432,32 +507,54 @@ def audit(
 @app.command(rich_help_panel=SUPPORT)
 def plan(
     overrides: Overrides = None,
-    prior: Annotated[float, typer.Option("--prior", help="P(positive) where the images come from.")] = 0.5,
+    success: Annotated[
+        float | None, typer.Option("--success", help="Wanted probability that the certificate passes.")
+    ] = None,
+    expected_risk: Annotated[
+        float, typer.Option("--expected-risk", help="With --success: the true risk, as a share of its target.")
+    ] = 0.5,
+    prior: Annotated[
+        float | None, typer.Option("--prior", help="P(positive) where the images come from; the pilot's, else 0.5.")
+    ] = None,
     exit_negative: Annotated[
         float, typer.Option("--exit-negative", help="Expected share of negatives that exit.")
     ] = 0.7,
     exit_positive: Annotated[
         float, typer.Option("--exit-positive", help="Expected share of positives that exit.")
     ] = 0.7,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="Labelled pilot scores: draw from them and certify by the real method.")
+    ] = None,
+    values: Values = "logits",
+    columns: Columns = None,
+    draws: Annotated[int, typer.Option("--draws", help="With --scores: draws for each number of labels.")] = 200,
+    select_share: Annotated[
+        float, typer.Option("--select-share", help="With --scores: share of the labels that is val_select.")
+    ] = 0.15,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Draw the plan, .png or .svg.")] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """How many labelled calibration images a target takes, per class, for several numbers of errors.
+    """How many labels a target takes: by the exact tail, for a wanted probability of success, and from pilot scores.
 
-    Example: stage1 plan risks.fnr=0.02 risks.false_exit_rate=0.05 --prior 0.5
+    Example: stage1 plan risks.fnr=0.02 risks.false_exit_rate=0.05 --prior 0.5 --success 0.9
     """
-    from dataclasses import asdict
-
-    from stage1.risk import plan as planned
+    from stage1.pipeline.planning import Ask, make_plan, plan_lines, read_pilot, write_figure
+    from stage1.pipeline.progress import Progress
+    from stage1.pipeline.score_files import checked_values
 
     config = _config(None, None, None, overrides or [])
-    needs = planned(config.risks, confidence=config.confidence, prior=prior, exit_rates=(exit_negative, exit_positive))
-    document = {
-        "confidence": config.confidence,
-        "prior": prior,
-        "exit_rates": [exit_negative, exit_positive],
-        "needs": [asdict(need) for need in needs],
-    }
-    show(document, as_json, _plan_lines)
+    pilot = None
+    if scores is not None:
+        pilot = read_pilot(scores, values=checked_values(values), columns=_pairs(columns), classes=config.data.classes)
+    progress = Progress(quiet=quiet)
+    document = make_plan(
+        config, Ask(success, expected_risk, prior, (exit_negative, exit_positive), draws, select_share), pilot,
+        say=lambda trial: progress.say(f"  {trial.n} labels: certified in {trial.certified} of {trial.draws} draws"),
+    )  # fmt: skip
+    if figure is not None:
+        write_figure(document, figure)
+    show(document, as_json, plan_lines)
 
 
 @app.command(rich_help_panel=SUPPORT)
@@ -633,7 +730,13 @@ def _evaluation_lines(document: dict[str, Any]) -> list[str]:
 
     return [f"{'metric':<20}{'value':>9}{'low':>9}{'high':>9}", *(
         f"{row['metric']:<20}{number(row['value']):>9}{number(row['low']):>9}{number(row['high']):>9}" for row in metrics_rows(document)
-    )]  # fmt: skip
+    ), *_shift_lines(document)]  # fmt: skip
+
+
+def _shift_lines(document: dict[str, Any]) -> list[str]:
+    from stage1.pipeline.shifting import shift_lines
+
+    return ["", *shift_lines(document["label_shift"]), ""] if "label_shift" in document else []
 
 
 def _verify_lines(document: dict[str, Any]) -> list[str]:
@@ -660,17 +763,6 @@ def _audit_lines(found: dict[str, Any]) -> list[str]:
         f"{found['draws']} draws of {found['n_select']} + {found['n_calib']}",
         f"certified   violation {found['violation']:.4f} [{low:.4f}, {high:.4f}]  coverage {found['coverage']:.4f}  (certified in {found['certified']:.3f})",
         f"plug-in     violation {found['plug_in_violation']:.4f}                    coverage {found['plug_in_coverage']:.4f}",
-    ]
-
-
-def _plan_lines(document: dict[str, Any]) -> list[str]:
-    lines = [
-        f"confidence {document['confidence']:g} jointly, prior {document['prior']:g}, exit rates {document['exit_rates']}; n of independent units"
-    ]
-    lines.append(f"{'risk':<17}{'target':>7}{'errors':>8}{'counted':>9}  {'class':<9}{'in class':>9}{'in total':>9}")
-    return lines + [
-        f"{need['risk']:<17}{need['target']:>7g}{need['errors']:>8}{need['counted']:>9}  {need['side']:<9}{need['in_class']:>9}{need['in_total']:>9}"
-        for need in document["needs"]
     ]
 
 

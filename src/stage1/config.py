@@ -44,6 +44,8 @@ class DataConfig(Section):
     """Separate tables per role, instead of `table`; given roles are checked, never recomputed."""
     classes: list[str] | None = None
     """Class names in order; the second is the positive class. None: taken from the source once, sorted, and stored."""
+    slices: list[str] = []
+    """Columns of the table (city, night) for whose values the risks are claimed too, each at its share of delta."""
     bad_labels: Literal["error", "quarantine"] = "error"
     """What to do with a label outside `classes`."""
     max_quarantine: Share = 0.01
@@ -110,10 +112,55 @@ class FeaturesConfig(Section):
 
 
 class HeadConfig(Section):
-    kind: Literal["linear", "mlp"] = "linear"
+    kind: Literal["linear", "mlp", "selectivenet", "deepgamblers", "sat"] = "linear"
+    """The last three learn when not to answer: SelectiveNet, Deep Gamblers, self-adaptive training; on a trunk as in mlp."""
     hidden: PositiveInt = 256
+    """Width of the hidden layer; not for kind linear."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Only for kind mlp."""
+    """After the hidden layer; not for kind linear."""
+    members: Annotated[int, Field(ge=1, le=5)] = 1
+    """2 to 5: an ensemble of such heads from different first weights, in one graph; their logits are averaged."""
+    gate: Literal["auto", "none", "linear", "mlp"] = "auto"
+    """Second output, higher = more likely right. auto: what selectivenet, deepgamblers and sat learn, none for the others.
+    linear, mlp: a gate of its own, fitted after the classifier on its correctness on images that it did not fit."""
+
+    @property
+    def selective(self) -> bool:
+        """True for the kinds whose loss knows of abstention."""
+        return self.kind in ("selectivenet", "deepgamblers", "sat")
+
+
+class SelectiveConfig(Section):
+    """What the losses of the selective heads need; see training/losses.py for the formulas."""
+
+    coverage: Rate = 0.8
+    """selectivenet: the share of images that the gate is asked to let through."""
+    penalty: Annotated[float, Field(gt=0.0)] = 32.0
+    """selectivenet: weight of the squared lack of coverage."""
+    mix: Share = 0.5
+    """selectivenet: weight of the selective loss; the rest is the cross-entropy of the auxiliary head."""
+    reward: Annotated[float, Field(gt=1.0)] = 1.5
+    """deepgamblers: pay-off o of a right answer where abstaining pays 1: everything is held back where P(right) <= 1 / o.
+    Below the number of classes, else a blind guess pays more than abstaining."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """sat: the target keeps this share of itself each epoch. The paper's 0.99 is for hundreds of epochs."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """deepgamblers, sat: share of the epochs with plain cross-entropy before the selective loss."""
+
+
+class RiskTrainingConfig(Section):
+    """Conformal risk training: one half of a batch sets the thresholds, the other half pays for deferral."""
+
+    miss_rate: Rate = 0.02
+    """Level at which the lower threshold is set on the positives of a half; a half needs 1 / level - 1 of them."""
+    false_exit_rate: Rate = 0.05
+    """Level at which the upper threshold is set on the negatives of a half; a half needs 1 / level - 1 of them."""
+    temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    """Softness of deferral, in standard deviations of the batch's scores, so that scaling the scores gains nothing."""
+    window: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0025
+    """A threshold is the mean of the order statistics within this share of the rows of its class, on both sides."""
+    anchor: Annotated[float, Field(ge=0.0)] = 0.3
+    """Weight of the cross-entropy, which keeps scores probabilities."""
 
 
 class TrainConfig(Section):
@@ -139,6 +186,114 @@ class TrainConfig(Section):
     """Epochs between checkpoints."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra: track)."""
+    objective: Literal["ce", "risk"] = "ce"
+    """risk: conformal risk training (linear and mlp, two classes). Use a batch_size that holds all images."""
+    entropy: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the entropy of the probabilities, which pushes towards decided answers; 0.01 for selective heads."""
+    selective: SelectiveConfig = SelectiveConfig()
+    risk: RiskTrainingConfig = RiskTrainingConfig()
+
+
+class SweepConfig(Section):
+    """Many linear or mlp heads trained as one batched computation; the best by AUGRC on val_select is then trained alone.
+
+    Every combination of the lists is one configuration; the lists replace the values of `train` and `head`.
+    """
+
+    enabled: bool = False
+    learning_rates: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=1)] = [3e-4, 1e-3, 3e-3, 1e-2]
+    weight_decays: Annotated[list[Annotated[float, Field(ge=0.0)]], Field(min_length=1)] = [0.0, 0.01, 0.1, 1.0]
+    label_smoothings: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=1)] = [0.0, 0.05]
+    hidden: list[PositiveInt] = []
+    """Widths to try with kind mlp; empty: head.hidden."""
+    seeds: Annotated[int, Field(ge=1, le=16)] = 2
+    """Each combination is trained from this many seeds: first weights and order of the images."""
+    resamples: PositiveInt = 200
+    """Bootstrap resamples of each AUGRC's interval."""
+
+
+class AdapterConfig(Section):
+    """What is trained inside the backbone beside the head, in image mode: LoRA and its kin (extra: peft), or norms or biases."""
+
+    kind: Literal["none", "lora", "dora", "rslora", "norm", "bias"] = "none"
+    """norm, bias: only these parameters of the backbone, on any model. The others: low-rank updates of linear layers (ViTs)."""
+    rank: PositiveInt = 8
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    """The update is scaled by alpha / rank (rslora: alpha / sqrt(rank))."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: list[str] = []
+    """Names of linear layers inside a block (qkv, proj, fc1, ...); empty: all that are known."""
+    blocks: PositiveInt | None = None
+    """Only the last so many blocks; None: all."""
+
+
+class ImageTrainConfig(Section):
+    """Training on images, through the backbone. Steps, schedule, EMA and selection are those of `train`."""
+
+    enabled: bool = False
+    """Train on images instead of on cached features."""
+    unfreeze: Literal["none", "last", "all"] = "none"
+    """none: the head alone (and the adapter). last: also the last `blocks` blocks of a ViT or stages of a ConvNet."""
+    blocks: PositiveInt = 1
+    learning_rate_scale: Annotated[float, Field(gt=0.0)] = 0.1
+    """Learning rate of the backbone's last layer, as a share of the head's (adapters: 1 is usual)."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
+    """Each layer further from the head learns by this factor more slowly; 1: all alike."""
+    augment: Literal["none", "moderate", "aggressive", "client"] = "moderate"
+    """Named distortions of the training images; client: those of the StreetVision validator."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the backbone; auto: bfloat16 on GPUs that have it. Head and loss are always float32."""
+    grad_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    device: str = "auto"
+    """auto: a GPU where there is one; cpu, cuda, cuda:1 ..."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Threads that decode and augment ahead; 0: one per core."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of torch on the CPU; 0: the cores shared by the processes of this machine. Equal threads give equal bits."""
+    statistics_images: PositiveInt = 2048
+    """Training images, at most, whose features set the head's standardisation before the first step."""
+
+
+class PretrainConfig(Section):
+    """ExPLoRA: self-supervision goes on, on unlabelled images of the domain, before any label is used (ViTs only; extra: none)."""
+
+    folder: str | None = None
+    """Folder with unlabelled images, searched at every depth; None: no such stage."""
+    objective: Literal["masked", "dino"] = "masked"
+    """masked: rebuild hidden patches from the others. dino: agree with an averaged teacher on two views of an image."""
+    unfreeze: PositiveInt = 1
+    """Last blocks that are trained whole; all norms are, too."""
+    rank: PositiveInt = 64
+    """Rank of the update of queries and values in the other blocks."""
+    alpha: Annotated[float, Field(gt=0.0)] | None = None
+    """The update is scaled by alpha / rank; None: alpha = rank."""
+    epochs: PositiveInt = 20
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    warmup: Share = 0.1
+    clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    augment: Literal["none", "moderate", "aggressive"] = "moderate"
+    """Of each view. For dino, aggressive views teach more."""
+    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    decoder_width: PositiveInt = 192
+    decoder_depth: PositiveInt = 2
+    prototypes: Annotated[int, Field(ge=2)] = 1024
+    """dino: outputs of the projection head."""
+    teacher_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.996
+    """dino: at the start; rises to 1 along a cosine."""
+    center_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    student_temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    teacher_temperature: Annotated[float, Field(gt=0.0)] = 0.04
+    probe_images: Annotated[int, Field(ge=8)] = 256
+    """Fixed images on whose features collapse is looked for after each epoch."""
+    collapse_share: Share = 0.25
+    """Collapsed: rank or spread of these features falls below this share of what it was before."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 0
 
 
 class ExportConfig(Section):
@@ -147,11 +302,37 @@ class ExportConfig(Section):
     parity_images: PositiveInt = 64
 
 
+class CalibrationConfig(Section):
+    map: Literal["auto", "none", "temperature", "platt", "beta", "isotonic", "vector", "dirichlet"] = "auto"
+    """From raw scores to the probability that is stated; fitted on val_select, kept only if it lowers the cross-validated NLL.
+
+    auto: the best of those that leave every decision as it is (two classes: temperature, platt, beta; more: temperature).
+    isotonic, vector, dirichlet move the order of the scores: thresholds and certificate are then of the mapped score.
+    """
+
+
 class PolicyConfig(Section):
     name: Literal["softmax", "gate", "scrc"] = "softmax"
     """The one exit policy of the run."""
     variant: Literal["I", "T"] = "I"
     """Only for scrc: I holds with the stated confidence, T in expectation."""
+    confidence_score: str = "auto"
+    """Only for softmax with more than two classes: msp, margin, entropy, energy or maxlogit_pnorm(P), P from 1 on.
+    auto: the one of least AUGRC on val_select."""
+    thresholds: Literal["auto", "one", "per_class"] = "auto"
+    """Only for softmax with more than two classes: one threshold, or one per answered class. auto: by predicted coverage."""
+
+    @field_validator("confidence_score")
+    @classmethod
+    def _known_score(cls, name: str) -> str:
+        from stage1.confidence import CONFIDENCES, PNORM, known
+
+        if name != "auto" and not known(name):
+            names = ("auto", *CONFIDENCES, f"{PNORM}(3)")
+            raise ValueError(
+                f"unknown confidence{_nearest(name, names)}; use {', '.join(names[:-1])} or {PNORM}(P), P >= 1"
+            )
+        return name
 
 
 class EvaluationConfig(Section):
@@ -173,7 +354,12 @@ class RunConfig(Section):
     features: FeaturesConfig = FeaturesConfig()
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    images: ImageTrainConfig = ImageTrainConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     export: ExportConfig = ExportConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     policy: PolicyConfig = PolicyConfig()
     risks: dict[str, Rate] = {"fnr": 0.02, "false_exit_rate": 0.05}
     """Target: every named risk at most this, jointly at `confidence`."""
@@ -189,6 +375,8 @@ class RunConfig(Section):
     """Permit a target that constrains one side only ("always exit positive" satisfies fnr <= 0)."""
     assume_iid: bool = False
     """Certify on images although they come in groups; the certificate then says so in its sentence."""
+    unit: Literal["auto", "image", "group", "group_mean"] = "auto"
+    """What is counted where groups repeat: one image of each group, group means of all images, or (auto) the better on val_select."""
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("risks")
@@ -196,6 +384,10 @@ class RunConfig(Section):
     def _known_risks(cls, risks: dict[str, float]) -> dict[str, float]:
         known = ("fnr", "fpr", "miss_rate", "false_exit_rate", "error")
         for name in risks:
+            kind, dot, of_class = name.partition(".")
+            # Class names are known only once the data are read; which of them is meant is checked there.
+            if dot and of_class and kind in ("fnr", "wrong", "miss_rate"):
+                continue
             if name not in known:
                 raise ValueError(f"unknown risk {name!r}{_nearest(name, known)}; risks are {', '.join(known)}")
         if not risks:
@@ -349,6 +541,9 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
     except yaml.YAMLError as error:
         raise ConfigError(f"{dotted}: {text!r} is not a valid value ({source})") from error
     *path, last = dotted.split(".")
+    if path and path[0] in _WHOLE:
+        # What follows is one name, dots and all: fnr.cat is a risk, not a section.
+        path, last = path[:1], ".".join([*path[1:], last])
     known = known_keys()
     if dotted not in known and not (path and path[0] in (*_WHOLE, "data") and ".".join(path) in known):
         raise ConfigError(f"{dotted}: unknown key{_nearest(dotted, known)} ({source})")

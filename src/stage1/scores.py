@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -221,13 +221,18 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
 
 
 def read_scores(
-    path: str | os.PathLike[str], *, values: Values = "logits", columns: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    values: Values = "logits",
+    columns: Mapping[str, str] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[Scores, NDArray[np.str_] | None]:
     """Read scores and, where there is one, the role of each row.
 
     path: .npz, .parquet, .csv or .tsv. values: what the score columns hold; never guessed.
-    columns: other names for "scores" (npz: one array [N], [N, K]), "label", "group", "id", "gate", "role"; and
+    columns: other names for "scores" (npz: one array [N], [N, K]; tables: one column, or one per class as "a,b,c"), "label", "group", "id", "gate", "role"; and
     slice_NAME, extra_NAME for the columns of Scores.slices and Scores.extra that are called otherwise in the file.
+    classes: names in the order of the score columns, for label columns that hold names; whole numbers are column numbers.
     Table files hold `logit_0..` (or `prob_0..` for probabilities; one column `prob_1` or the one named "scores" is P(class 1)).
     Returns (Scores, roles or None). Raises MissingError, DataError naming file and column.
     """
@@ -263,7 +268,7 @@ def read_scores(
     if role_texts is not None and (bad := sorted(set(role_texts.tolist()) - set(ROLES))):
         raise DataError(f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}")
     fields: dict[str, Any] = {
-        "labels": column("label", "labels"), "gate": column("gate"),
+        "labels": _named_labels(column("label", "labels"), classes, path), "gate": column("gate"),
         "groups": column("group", "groups"), "ids": column("id", "ids"),
         "slices": named(_SLICE), "extra": named(_EXTRA),
     }  # fmt: skip
@@ -275,6 +280,24 @@ def read_scores(
         return Scores(logits=matrix, **fields), role_texts
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _named_labels(
+    labels: NDArray[Any] | None, classes: Sequence[str] | None, path: Path
+) -> NDArray[Any] | None:
+    """Labels as column numbers; names become their place in `classes`. Which class comes first is said, never guessed."""
+    if labels is None or labels.dtype.kind not in "UO":
+        return labels
+    found = np.unique(labels.astype(np.str_)).tolist()
+    if classes is None:
+        shown = ", ".join(found[:4]) + (", .." if len(found) > 4 else "")
+        raise DataError(
+            f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two is positive), or write 0, 1, .."
+        )
+    order = {str(name): index for index, name in enumerate(classes)}
+    if unknown := [name for name in found if name not in order]:
+        raise DataError(f"{path}: label {unknown[0]!r} is not among the classes {', '.join(order)}")
+    return np.array([order[name] for name in labels.astype(np.str_).tolist()], dtype=np.int64)
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -303,12 +326,15 @@ def _read_table(path: Path) -> dict[str, NDArray[Any]]:
             raise DataError(f"{path}: unknown ending for scores; use .npz, .parquet, .csv or .tsv")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix} ({error})") from error
+    if len(set(table.column_names)) < len(table.column_names):
+        twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
+        raise DataError(f"{path}: two columns are called {twice!r}; rename one")
     return {name: np.asarray(table[name].to_pylist() if table[name].null_count == 0 else _no_nulls(path, name))
             for name in table.column_names}  # fmt: skip
 
 
 def _no_nulls(path: Path, name: str) -> list[Any]:
-    raise DataError(f"{path}: column {name!r} has empty cells; fill them or drop these rows")
+    raise DataError(f"{path}: column {name!r} has empty cells (or NaN); fill them or drop these rows")
 
 
 def _score_matrix(
@@ -317,19 +343,28 @@ def _score_matrix(
     stem = "logit" if values == "logits" else "prob"
     whole = names.get("scores") or ("logits" if values == "logits" else "probabilities")
     if whole in raw:
-        return np.asarray(raw[whole], dtype=np.float64)
+        return _column_of_numbers(raw[whole], whole, path)
+    if "scores" in names and all(part in raw for part in whole.split(",")):
+        return np.stack([_column_of_numbers(raw[part], part, path) for part in whole.split(",")], axis=1)
     if "scores" in names:
         raise DataError(f"{path}: no column {whole!r}; it has {', '.join(sorted(raw))}")
     numbered = sorted((name for name in raw if name.startswith(f"{stem}_") and name[len(stem) + 1 :].isdigit()),
                       key=lambda name: int(name[len(stem) + 1 :]))  # fmt: skip
     if numbered == [f"{stem}_{index}" for index in range(len(numbered))] and len(numbered) >= 2:
-        return np.stack([np.asarray(raw[name], dtype=np.float64) for name in numbered], axis=1)
+        return np.stack([_column_of_numbers(raw[name], name, path) for name in numbered], axis=1)
     if numbered == [f"{stem}_1"]:
-        return np.asarray(raw[numbered[0]], dtype=np.float64)
+        return _column_of_numbers(raw[numbered[0]], numbered[0], path)
     raise DataError(
         f"{path}: no {values} found (looked for {whole!r} or {stem}_0, {stem}_1 ..); it has {', '.join(sorted(raw))}. "
         f"Name the column with --columns scores=NAME and say --values logits|probabilities"
     )
+
+
+def _column_of_numbers(values: NDArray[Any], name: str, path: Path) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: column {name!r} does not hold numbers ({error})") from error
 
 
 # ---- the tensors of a run directory ------------------------------------------------------------------------------

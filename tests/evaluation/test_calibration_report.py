@@ -7,8 +7,8 @@ import pytest
 
 from stage1.calibration import Isotonic, Platt, Temperature
 from stage1.errors import DataError
-from stage1.evaluation import brier, ece, nll
-from stage1.evaluation.calibration_report import before_after
+from stage1.evaluation import bootstrap, brier, ece, nll
+from stage1.evaluation.calibration_report import Stated, before_after
 from stage1.scores import Scores
 
 
@@ -82,3 +82,29 @@ def test_bad_input_is_named():
         before_after(sample(k=3), Platt.fit(sample()))
     with pytest.raises(DataError, match="no rows"):
         before_after(Scores(logits=np.zeros((0, 2)), labels=np.zeros(0)), None)
+
+
+def test_stated_probabilities_beside_the_models_own_in_one_bootstrap():
+    scores, fitted = sample(), Platt.fit(sample(seed=1))
+    beside = Stated(scores, fitted.calibrate(scores), "platt", "raw", "platt: because")
+    metrics = beside.metrics() | {
+        "nll": lambda c, r, w: float(np.average(-np.log(beside.after.probabilities[np.arange(1500), scores.labels]), weights=w)),
+        "brier": lambda c, r, w: brier(beside.after.probabilities, scores.labels, w),
+        "ece": lambda c, r, w: ece(beside.after.probabilities, scores.labels, weights=w),
+    }  # fmt: skip
+    zeros = np.zeros(1500)
+    found = bootstrap(metrics, confidence=zeros, residuals=zeros, labels=scores.labels, n_resamples=60)
+    document = beside.document(found)
+    alone = before_after(scores, fitted, n_resamples=60)
+    for name in ("nll", "brier", "ece"):
+        for part in ("before", "after", "change"):
+            for end in ("value", "low", "high"):
+                assert document["calibration"][name][part][end] == pytest.approx(alone[name][part][end], abs=1e-9)
+    assert document["reliability_before"] == alone["reliability"]["before"]
+
+
+def test_where_no_map_is_applied_there_is_nothing_before():
+    scores = sample()
+    beside = Stated(scores, scores, "identity", "raw", "identity: because")
+    assert beside.metrics() == {}
+    assert beside.document({}) == {"calibration": {"map": "identity", "score": "raw", "reason": "identity: because"}}

@@ -177,6 +177,25 @@ def test_same_seed_same_interval_and_labels_of_the_target_are_not_read():
     assert one == estimate_prior(source, Scores(logits=target.logits), method="bbse", n_resamples=50)
     assert one != estimate_prior(source, target, method="bbse", n_resamples=50, seed=1)
     assert one.to_document()["prior"] == list(one.prior)
+    # the replicates are what the interval is made of, and no part of the document
+    assert one.replicates.shape == (one.resamples, 2)
+    assert one.low[1] == np.quantile(one.replicates[:, 1], 0.025, method="lower")
+    assert "replicates" not in one.to_document()
+
+
+def test_two_methods_agree_where_their_intervals_meet():
+    rng = np.random.default_rng(8)
+    source, target = draw(rng, 1000, 0.3), draw(rng, 1000, 0.6)
+    mlls, bbse = (
+        estimate_prior(source, target, method=method, calibration=Platt.fit(source), n_resamples=60)
+        for method in ("mlls", "bbse")
+    )
+    assert mlls.agrees_with(bbse)
+    assert bbse.agrees_with(mlls)
+    raw = estimate_prior(source, target, n_resamples=60)  # no map: overconfident and shifted, see draw
+    elsewhere = estimate_prior(source, draw(rng, 1000, 0.95), method="bbse", n_resamples=60)
+    assert not mlls.agrees_with(elsewhere)
+    assert not elsewhere.agrees_with(raw)
 
 
 def test_extreme_targets_stay_within_0_and_1():

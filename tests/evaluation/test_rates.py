@@ -88,7 +88,10 @@ def test_deferred_rows_may_carry_any_label():
 
 def test_more_classes_have_one_fnr_each():
     rates = exit_rates([True, True, True, False], [0, 2, 2, 1], [0, 1, 2, 1], classes=["a", "b", "overall"])
-    assert list(rates) == ["fnr.a", "fnr.b", "fnr.overall", "error", "coverage"]
+    kinds = ("fnr", "wrong", "miss_rate")
+    assert list(rates) == [f"{kind}.{name}" for kind in kinds for name in ("a", "b", "overall")] + ["error", "coverage"]
+    assert (rates["wrong.overall"]["errors"], rates["wrong.overall"]["n"]) == (1, 2)
+    assert (rates["miss_rate.b"]["errors"], rates["miss_rate.b"]["n"]) == (1, 2)
     assert (rates["fnr.b"]["errors"], rates["fnr.b"]["n"]) == (1, 1)
     assert rates["error"]["observed"] == pytest.approx(1 / 3)
     assert rates["coverage"]["overall"]["exits"] == 3

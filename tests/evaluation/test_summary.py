@@ -236,7 +236,8 @@ def test_three_classes():
         policy="softmax", certified=False, resamples=20,
     )  # fmt: skip
     validate({"schema_version": 1} | made, "evaluation", "test")
-    assert list(made["risks"]) == ["fnr.a", "fnr.b", "fnr.c", "error"]
+    kinds = ("fnr", "wrong", "miss_rate")
+    assert list(made["risks"]) == [*(f"{kind}.{name}" for kind in kinds for name in ("a", "b", "c")), "error"]
     assert made["risks"]["fnr.b"]["target"] == 0.1
     assert made["exit_confusion"]["columns"] == ["exit as a", "exit as b", "exit as c", "defer"]
     assert made["metrics"]["nll"]["value"] == pytest.approx(nll(scores.probabilities, labels))

@@ -12,13 +12,14 @@ pytest.importorskip("timm")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-from stage1.config import BackboneConfig  # noqa: E402
+from stage1.config import BackboneConfig, HeadConfig  # noqa: E402
 from stage1.engine import Engine  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
 from stage1.files import digest_file  # noqa: E402
 from stage1.model import export  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.export import backbone_digest, export_backbone, export_model  # noqa: E402
+from stage1.model.head import GatedHead, build_head, split  # noqa: E402
 
 BATCHES = (1, 2, 3, 7)
 
@@ -77,6 +78,50 @@ def test_model_answers_as_torch_does_with_any_head(vit, tmp_path):
             np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        HeadConfig(kind="selectivenet", hidden=16),
+        HeadConfig(kind="deepgamblers", hidden=16),
+        HeadConfig(kind="sat", hidden=16, members=3),
+        HeadConfig(kind="mlp", hidden=16, members=2),
+        HeadConfig(gate="mlp", hidden=16),
+    ],
+    ids=lambda config: f"{config.kind}-{config.members}-{config.gate}",
+)
+def test_gates_and_ensembles_answer_as_torch_does(vit, tmp_path, config):
+    backbone, base = vit
+    module = build_head(config, backbone.dim, 2, 0)
+    if config.gate == "mlp":
+        module = GatedHead(module, build_head(HeadConfig(kind="mlp", hidden=16), backbone.dim + 3, 2, 1))
+    with torch.no_grad():  # as if trained: outputs that differ from image to image
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    export_model(base, module, tmp_path / "model.onnx")
+    engine = Engine(tmp_path / "model.onnx")
+    assert engine.output_names == (("logits", "gate_logits") if module.gated else ("logits",))
+    assert [part.shape[0] for part in engine.empty()] == [0] * len(engine.output_names)
+    for count in BATCHES:
+        with torch.inference_mode():
+            expected = split(module.eval()(torch.from_numpy(backbone.features(images(count)))))
+        for made, wanted in zip(engine.run(images(count)), expected, strict=False):
+            assert made.shape == tuple(wanted.shape)
+            assert count == 1 or np.std(made) > 0
+            np.testing.assert_allclose(made, wanted.numpy(), atol=1e-4 * max(1, float(wanted.abs().max())))
+
+
+def test_a_gate_that_is_missing_is_caught(vit):
+    _, base = vit
+    data = base.read_bytes()
+
+    def reference(batch):
+        (features,) = Engine(data).run(batch)
+        return features, features[:, 0]
+
+    with pytest.raises(IntegrityError, match="1 outputs, torch 2"):
+        export._check(data, reference, 64, "x.onnx")
+
+
 def test_model_holds_the_very_graph_of_the_backbone(vit, tmp_path):
     backbone, base = vit
     export_model(base, head(backbone.dim), tmp_path / "model.onnx")
@@ -124,9 +169,9 @@ def test_wrong_outputs_are_caught_and_not_written(vit, tmp_path, monkeypatch):
     data = base.read_bytes()
     wrong = Engine(data).run(images(1))[0].std()
     with pytest.raises(IntegrityError, match="differs from torch"):
-        export._check(data, lambda batch: Engine(data).run(batch)[0] + 0.01 * wrong, 64, "x.onnx")
+        export._check(data, lambda batch: (Engine(data).run(batch)[0] + 0.01 * wrong,), 64, "x.onnx")
     with pytest.raises(IntegrityError, match="differs from torch by inf"):
-        export._check(data, lambda batch: Engine(data).run(batch)[0][:, :1], 64, "x.onnx")
+        export._check(data, lambda batch: (Engine(data).run(batch)[0][:, :1],), 64, "x.onnx")
 
     def deny(*_):
         raise IntegrityError("differs")

@@ -8,7 +8,20 @@ import torch
 
 from stage1.config import HeadConfig
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.model.head import BEST_WEIGHTS, build_head, feature_statistics, load_head, save_weights
+from stage1.model.head import (
+    BEST_WEIGHTS,
+    Ensemble,
+    GatedHead,
+    Head,
+    SelectiveHead,
+    build_head,
+    feature_statistics,
+    gate_inputs,
+    load_head,
+    members_of,
+    save_weights,
+    split,
+)
 
 LINEAR = HeadConfig(kind="linear")
 MLP = HeadConfig(kind="mlp", hidden=7, dropout=0.5)
@@ -133,3 +146,112 @@ def test_damaged_and_pickled_files_are_refused(tmp_path: Path) -> None:
     torch.save(build_head(LINEAR, 4, 3, seed=5), path)  # a whole module: needs the unpickler that is off
     with pytest.raises(IntegrityError):
         load_head(path, LINEAR, 4, 3)
+
+
+# ---- heads with a gate, ensembles ------------------------------------------------------------------------------------
+
+SELECTIVE = [HeadConfig(kind=kind, hidden=7, dropout=0.0) for kind in ("selectivenet", "deepgamblers", "sat")]  # type: ignore[arg-type]
+OTHERS = [
+    *SELECTIVE,
+    HeadConfig(kind="mlp", hidden=7, members=3),
+    HeadConfig(kind="sat", hidden=7, members=2),
+    HeadConfig(kind="mlp", hidden=7, gate="mlp"),
+    HeadConfig(members=2, gate="linear"),
+]
+
+
+def whole(config: HeadConfig, dim: int, n_classes: int, seed: int) -> torch.nn.Module:
+    head = build_head(config, dim, n_classes, seed)
+    if config.gate not in ("linear", "mlp"):
+        return head.eval()
+    gate = build_head(HeadConfig(kind=config.gate, hidden=config.hidden), dim + n_classes + 1, 2, seed)
+    assert isinstance(gate, Head)
+    return GatedHead(head, gate).eval()
+
+
+@pytest.mark.parametrize("config", SELECTIVE, ids=lambda config: config.kind)
+def test_selective_head_equals_its_formula(config: HeadConfig) -> None:
+    x = features()
+    head = build_head(config, 4, 3, seed=0).eval()
+    assert isinstance(head, SelectiveHead)
+    head.standardise(*feature_statistics(x))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        logits, gate = split(head(torch.tensor(x)))
+        hidden = torch.nn.functional.gelu(
+            head.trunk[0](torch.tensor((x - x.mean(axis=0)) / half_way(x), dtype=torch.float32))
+        )
+        if config.kind == "selectivenet":
+            expected = head.classifier(hidden)
+            assert head.gate is not None
+            gated = head.gate[2](torch.nn.functional.gelu(head.gate[0](hidden)))[:, 0]
+        else:
+            every = head.classifier(hidden)
+            abstention = every.softmax(dim=1)[:, 3]
+            expected, gated = every[:, :3], torch.log((1 - abstention) / abstention)
+    np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=1e-5)
+    assert gate is not None
+    np.testing.assert_allclose(gate.numpy(), gated.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("config", SELECTIVE, ids=lambda config: config.kind)
+def test_gates_start_open_and_classes_at_their_frequencies(config: HeadConfig) -> None:
+    head = build_head(config, 4, 3, seed=0).eval()
+    head.start_at(np.array([1.0, 2.0, 5.0]))
+    with torch.no_grad():
+        logits, gate = split(head(torch.zeros(1, 4)))
+    assert gate is not None
+    np.testing.assert_allclose(logits.softmax(dim=1).numpy(), [[0.125, 0.25, 0.625]], atol=1e-6)
+    assert float(torch.sigmoid(gate)) == pytest.approx(0.8 if config.kind == "selectivenet" else 0.9, abs=1e-5)
+
+
+def test_without_its_gate_a_selective_head_gives_logits_alone() -> None:
+    head = build_head(SELECTIVE[1].model_copy(update={"gate": "none"}), 4, 2, seed=0)
+    assert isinstance(head(torch.zeros(3, 4)), torch.Tensor)
+    assert head(torch.zeros(3, 4)).shape == (3, 2)
+
+
+def test_an_ensemble_is_the_mean_of_its_members_and_starts_from_the_single_head() -> None:
+    x = torch.tensor(features())
+    head = build_head(HeadConfig(kind="sat", hidden=7, members=3), 4, 2, seed=0).eval()
+    assert isinstance(head, Ensemble)
+    made = [split(member(x)) for member in members_of(head)]
+    logits, gate = split(head(x))
+    assert gate is not None
+    np.testing.assert_allclose(logits.detach(), sum(m[0].detach() for m in made) / 3, atol=1e-6)
+    np.testing.assert_allclose(gate.detach(), sum(m[1].detach() for m in made) / 3, atol=1e-6)  # type: ignore[union-attr]
+    one = build_head(HeadConfig(kind="sat", hidden=7), 4, 2, seed=0).eval()
+    assert torch.equal(split(one(x))[0], made[0][0])
+    assert not torch.equal(made[1][0], made[0][0])
+
+
+def test_a_fitted_gate_looks_at_features_and_at_the_answer() -> None:
+    head = whole(HeadConfig(gate="linear"), 4, 3, 0)
+    assert isinstance(head, GatedHead)
+    x = torch.tensor(features())
+    logits, gate = split(head(x))
+    made = gate_inputs(x, logits)
+    ordered = logits.sort(dim=1).values
+    np.testing.assert_allclose(made[:, :4].detach(), x)
+    np.testing.assert_allclose(made[:, 4:7].detach(), (logits - logits.mean(dim=1, keepdim=True)).detach(), atol=1e-6)
+    np.testing.assert_allclose(made[:, 7].detach(), (ordered[:, 2] - ordered[:, 1]).detach(), atol=1e-6)
+    judged = head.gate(made)
+    assert gate is not None
+    np.testing.assert_allclose(gate.detach(), (judged[:, 1] - judged[:, 0]).detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=lambda config: f"{config.kind}-{config.members}-{config.gate}")
+def test_every_kind_comes_back_bit_equal_and_fits_no_other(config: HeadConfig, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    head = whole(config, 4, 3, 5)
+    assert torch.equal(before, torch.get_rng_state())
+    save_weights(tmp_path / BEST_WEIGHTS, head.state_dict())
+    loaded = load_head(tmp_path, config, 4, 3)
+    x = torch.tensor(features())
+    for ours, theirs in zip(split(loaded(x)), split(head(x)), strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours, theirs)  # type: ignore[arg-type]
+    assert loaded.gated == (split(head(x))[1] is not None)
+    with pytest.raises(IntegrityError, match="not a linear head"):
+        load_head(tmp_path, LINEAR, 4, 3)

@@ -21,6 +21,7 @@ SAME = (
     "model.onnx",
     "certificate.json",
     "thresholds.json",
+    "calibration.json",
     "evaluation.json",
     "bundle/bundle.json",
     "metrics.csv",

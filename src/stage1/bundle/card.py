@@ -82,12 +82,23 @@ def _summary(manifest: Mapping[str, Any], certificate: Certificate) -> str:
                 + (f", positive: `{_line(manifest['positive_class'])}`" if manifest["positive_class"] else ""),
                 "backbone": f"{_line(backbone['name'])} (licence: {_line(backbone['licence'])}, texts in `LICENSES/`)",
                 "policy": f"{manifest['policy']} (`{manifest['policy_file']}`)",
+                "probability": _probability(manifest),
                 "input": _input(manifest["preprocessing"]),
                 "made by": f"stage1-pro {manifest['stage1_version']}, config {manifest['created_from']['config'][:12]}",
                 "model": f"sha256 `{manifest['created_from']['model']}`",
             }
         )
     )
+
+
+def _probability(manifest: Mapping[str, Any]) -> str:
+    stated = manifest.get("probability")
+    if stated is None:
+        return "the softmax of the logits"
+    text = f"{_line(stated['reason'])} (`calibration.json`, fitted on val_select)"
+    if stated["score"] == "mapped":
+        text += "; the thresholds lie on the score after this map, and the certificate is of that score"
+    return text
 
 
 def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
@@ -98,12 +109,17 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         for name, risk in certificate.risks.items()
     ]  # fmt: skip
     coverage = certificate.coverage
-    units = "images" if certificate.unit == "image" else "groups (one image of each, drawn by hash)"
+    units = {
+        "image": "images",
+        "group": "groups (one image of each, drawn by hash)",
+        "group_mean": "groups (all their images, each group with the same weight)",
+    }[certificate.unit]
+    counted = "groups" if certificate.unit == "group" else "images"
     facts = {
         "confidence": f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together",
         "method": certificate.method,
         "unit": f"{certificate.n_units} {units}, of {certificate.n_images} calibration images",
-        "exits": f"{coverage.exits} of {coverage.n} calibration {certificate.unit}s ({_percent(coverage.value)}); "
+        "exits": f"{coverage.exits} of {coverage.n} calibration {counted} ({_percent(coverage.value)}); "
         + ", ".join(f"{_line(name)} {item.exits} of {item.n}" for name, item in certificate.per_class.items()),
         "calibration ids": f"sha256 `{certificate.calib_digest}`",
     }
@@ -114,6 +130,17 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         ),
         _bullets(facts),
     ]
+    if certificate.slices:
+        parts.append(
+            _table(
+                ["slice", "n", *(f"{name}: bound" for name in certificate.risks), "claim"],
+                [
+                    [_line(claim.name), str(claim.n), *(f"{risk.bound:.6g}" for risk in claim.risks.values()),
+                     "holds" if claim.certified else "not shown"]
+                    for claim in certificate.slices
+                ],
+            )
+        )  # fmt: skip
     if not certificate.certified:
         parts.append(
             _bullets(

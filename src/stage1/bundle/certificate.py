@@ -9,9 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stage1.bundle.manifest import CERTIFICATE, read_calibration, read_manifest, read_selection
+from stage1.bundle.manifest import CERTIFICATE, SELECTION, read_calibration, read_manifest, read_selection
+from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import Stage1Error
-from stage1.policy import load_policy, refit
+from stage1.files import digest_ids
+from stage1.policy import CalibratedPolicy, Policy, load_policy, refit
+from stage1.scores import Scores
 
 # Binomial tails differ in the last digits between versions of scipy; a threshold is a score that was read, and exact.
 _RELATIVE = 1e-9
@@ -35,9 +38,9 @@ def recompute(folder: str | os.PathLike[str]) -> list[str]:
     stated = policy.certificate
     if stated is None:
         return [f"{CERTIFICATE}: missing; restore the bundle"]
-    calibration = read_calibration(folder)
+    calibration, selection = read_calibration(folder), read_selection(folder)
     try:
-        again = refit(policy, calib=calibration, select=read_selection(folder))
+        again = refit(policy, calib=calibration, select=selection)
     except Stage1Error as error:
         return [f"{CERTIFICATE}: cannot be made again from the calibration data ({error})"]
     if again.certificate is None:
@@ -48,9 +51,18 @@ def recompute(folder: str | os.PathLike[str]) -> list[str]:
             {name: value for name, value in document.items() if name not in _WORDS} for document in (before, after)
         )
     return [
+        *_map_problems(policy, selection),
         *(f"{policy_file}: {line}" for line in _differences(policy.to_document(), again.to_document())),
         *(f"{CERTIFICATE}: {line}" for line in _differences(before, after)),
     ]
+
+
+def _map_problems(policy: Policy, selection: Scores | None) -> Iterator[str]:
+    """A map is allowed to be anything, but it must come from val_select: from val_calib it would know the answers."""
+    if isinstance(policy, CalibratedPolicy) and selection is not None and selection.ids is not None:
+        fitted_on = policy.frozen.map.fitted_on
+        if fitted_on is not None and fitted_on != digest_ids(selection.ids.tolist()):
+            yield f"{CALIBRATION_FILE}: was fitted on other images than those of {SELECTION}; do not rely on this bundle"
 
 
 def _differences(stated: Any, again: Any, where: str = "") -> Iterator[str]:

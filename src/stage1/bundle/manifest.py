@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stage1.calibration import CALIBRATION_FILE
 from stage1.documents import read_document
 from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.files import digest_bytes, digest_file
@@ -189,6 +190,8 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: classes {', '.join(classes)}; {MANIFEST} says {', '.join(manifest['classes'])}")
     if certificate.policy != manifest["policy"]:
         problems.append(f"{CERTIFICATE}: made for policy {certificate.policy!r}, the bundle has {manifest['policy']!r}")
+    if (CALIBRATION_FILE in manifest["files"]) != ("probability" in manifest):
+        problems.append(f"{MANIFEST}: says another thing of the probability than whether {CALIBRATION_FILE} is listed")
     if certificate.certified != manifest["certified"]:
         problems.append(f"{MANIFEST}: certified is {manifest['certified']}, {CERTIFICATE} says {certificate.certified}")
     if calibration.n_classes != len(manifest["classes"]):

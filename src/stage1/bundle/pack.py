@@ -28,6 +28,7 @@ from stage1.bundle.manifest import (
     sealed,
     verify_bundle,
 )  # fmt: skip
+from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.documents import SCHEMA_VERSION, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.files import atomic_writer, digest_bytes, digest_file, write_error, write_text
@@ -64,6 +65,7 @@ def write_bundle(
     certificate_file: str | os.PathLike[str],
     calibration: Scores,
     selection: Scores | None = None,
+    map_file: str | os.PathLike[str] | None = None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None = None,
@@ -71,7 +73,8 @@ def write_bundle(
     """Write the bundle folder, whole or not at all; an existing bundle is replaced once the new one is complete.
 
     calibration: scores of val_calib with labels, ids and (where there are any) groups: what the certificate is made of.
-    selection: the same of val_select, where the thresholds were ordered on it.
+    selection: the same of val_select, where the thresholds were ordered on it. map_file: calibration.json, the map under
+    every probability that the bundle states; None: those of the model.
     licences: {name: full text}, written to LICENSES/NAME.txt. evaluation: the evaluation document, for the card.
     The same inputs give the same bytes. Before it is renamed into place the new bundle is verified like any other, and
     its model answers one blank image with one logit per class.
@@ -83,7 +86,8 @@ def write_bundle(
     folder = Path(os.path.realpath(folder))
     if calibration.ids is None or calibration.labels is None:
         raise DataError("calibration: a bundle needs the ids and labels of val_calib, so that anyone can recompute it")
-    for path, stage in ((model, "export"), (policy_file, "calibrate"), (certificate_file, "calibrate")):
+    needed = [(model, "export"), (policy_file, "calibrate"), (certificate_file, "calibrate")]
+    for path, stage in needed if map_file is None else [*needed, (map_file, "calibrate")]:
         if not Path(path).is_file():
             raise MissingError(f"{path}: no such file; run `stage1 {stage}`")
     if Path(policy_file).name not in POLICY_FILES.values():
@@ -98,8 +102,8 @@ def write_bundle(
     except OSError as error:
         raise write_error(folder, error) from error
     try:
-        _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, selection, facts,
-              licences, evaluation)  # fmt: skip
+        _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, selection,
+              None if map_file is None else Path(map_file), facts, licences, evaluation)  # fmt: skip
         verify_bundle(fresh).require()
         _answers(fresh / MODEL, preprocessing, classes)
         _publish(fresh, folder)
@@ -121,6 +125,7 @@ def _fill(
     certificate_file: Path,
     calibration: Scores,
     selection: Scores | None,
+    map_file: Path | None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None,
@@ -132,6 +137,10 @@ def _fill(
     _copy(policy_file, fresh / policy_file.name)
     _copy(certificate_file, fresh / CERTIFICATE)
     certificate = Certificate.load(fresh / CERTIFICATE)
+    frozen = None
+    if map_file is not None:
+        _copy(map_file, fresh / CALIBRATION_FILE)
+        frozen = FrozenMap.load(fresh / CALIBRATION_FILE)
     write_scores(fresh / CALIBRATION, calibration)
     if selection is not None:
         write_scores(fresh / SELECTION, selection)
@@ -151,6 +160,11 @@ def _fill(
         "policy": next(policy for policy, name in POLICY_FILES.items() if name == policy_file.name),
         "policy_file": policy_file.name,
         "certified": certificate.certified,
+        **(
+            {}
+            if frozen is None
+            else {"probability": {"map": frozen.map.name, "score": frozen.score, "reason": frozen.reason}}
+        ),
         "backbone": {
             "name": facts["backbone"],
             "licence": facts["backbone_licence"],
@@ -162,6 +176,7 @@ def _fill(
             "model": digest_file(fresh / MODEL),
             "policy": digest_file(fresh / policy_file.name),
             "certificate": digest_file(fresh / CERTIFICATE),
+            **({} if frozen is None else {"map": digest_file(fresh / CALIBRATION_FILE)}),
             "calibration_ids": certificate.calib_digest,
             "evaluation": None if evaluation is None else digest_bytes(json.dumps(evaluation, sort_keys=True).encode()),
             "versions": facts["versions"],

@@ -2,6 +2,8 @@
 
 from stage1.calibration.choose import Candidate, Choice, choose_map
 from stage1.calibration.dirichlet import Dirichlet, odir_penalty
+from stage1.calibration.frozen import CALIBRATION_FILE, FrozenMap, frozen, frozen_identity
+from stage1.calibration.identity import Identity
 from stage1.calibration.isotonic import Isotonic, pool_adjacent_violators
 from stage1.calibration.logistic import Beta, Platt
 from stage1.calibration.maps import CalibrationMap
@@ -10,6 +12,7 @@ from stage1.calibration.scaling import Temperature, Vector
 
 __all__ = [
     "BINARY",
+    "CALIBRATION_FILE",
     "MAPS",
     "MULTICLASS",
     "Beta",
@@ -17,12 +20,16 @@ __all__ = [
     "Candidate",
     "Choice",
     "Dirichlet",
+    "FrozenMap",
+    "Identity",
     "Isotonic",
     "Platt",
     "Temperature",
     "Vector",
     "choose_map",
     "fit_map",
+    "frozen",
+    "frozen_identity",
     "load_map",
     "map_from_document",
     "odir_penalty",

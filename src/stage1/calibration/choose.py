@@ -64,12 +64,18 @@ class Choice:
 
 
 def choose_map(
-    scores_select: Scores, *, candidates: Sequence[str] | None = None, folds: int = 5, seed: int = 0
+    scores_select: Scores,
+    *,
+    candidates: Sequence[str] | None = None,
+    keep_order: bool = False,
+    folds: int = 5,
+    seed: int = 0,
 ) -> Choice:
     """The map of least cross-validated NLL, if that is less than the identity's; else None.
 
     scores_select: labelled scores of val_select. candidates: names in MAPS; None: all that suit the number of classes
     and rows (see `stage1.calibration.registry`; isotonic from 1,000 rows, dirichlet up to 100 classes). folds: groups stay whole.
+    keep_order: a map whose fit on all rows does not keep the order (`CalibrationMap.keeps_order`) is passed over.
     A candidate that cannot be fitted in some fold is out, and the table says why. Dirichlet chooses its penalties anew
     in every fold. Raises DataError without labels, ConfigError for an unknown candidate or folds < 2.
     """
@@ -90,22 +96,40 @@ def choose_map(
         else:
             table.append(_row(name, held_out, loss, scores_select))
     table += left_out
-    measured = [row for row in table if row.nll is not None]
-    best = min(measured, key=lambda row: row.nll)  # type: ignore[arg-type,return-value]
-    if best.name == "identity":
-        reason = f"identity: no map lowers its cross-validated NLL of {best.nll:.5g} ({used} folds)"
+    chosen, passed_over = _best(table, scores_select, keep_order)
+    after = "".join(f"; {text}" for text in passed_over)
+    if chosen is None:
+        reason = f"identity: no map lowers its cross-validated NLL of {table[0].nll:.5g} ({used} folds){after}"
+        if not any(row.nll is not None for row in table[1:]):
+            reason = f"identity: no map could be fitted ({'; '.join(row.note or row.name for row in table[1:])})"
         return Choice(None, tuple(table), reason, len(labels), used)
-    try:
-        chosen = fit_map(best.name, scores_select)
-    except DataError as error:
-        return Choice(None, tuple(table), f"identity: on all rows, {error}", len(labels), used)
+    best = next(row for row in table if row.name == chosen.name)
     reason = (
         f"{best.name}: cross-validated NLL {best.nll:.5g}, identity {table[0].nll:.5g} (change {best.change:.2g}, "
-        f"standard error {best.change_standard_error:.2g}, {used} folds)"
+        f"standard error {best.change_standard_error:.2g}, {used} folds){after}"
     )
     if chosen.constrained:
         reason += f"; held at 0: {', '.join(chosen.constrained)}"
     return Choice(chosen, tuple(table), reason, len(labels), used)
+
+
+def _best(table: list[Candidate], scores: Scores, keep_order: bool) -> tuple[CalibrationMap | None, list[str]]:
+    """The map of least held-out NLL below the identity's, fitted on all rows; and why better ones were passed over."""
+    measured = sorted((row for row in table if row.nll is not None), key=lambda row: row.nll or 0.0)
+    passed_over: list[str] = []
+    for row in measured:
+        if row.name == "identity":
+            break
+        try:
+            fitted = fit_map(row.name, scores)
+        except DataError as error:
+            passed_over.append(f"on all rows, {error}")
+            continue
+        if not keep_order or fitted.keeps_order:
+            return fitted, passed_over
+        held = ", ".join(fitted.constrained) or "its form"
+        passed_over.append(f"{row.name} would not keep the order of the scores ({held}), so it was passed over")
+    return None, passed_over
 
 
 def _candidates(scores: Scores, wanted: Sequence[str] | None) -> tuple[list[str], list[Candidate]]:

@@ -43,6 +43,16 @@ class CalibrationMap(ABC):
         """
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether thresholds on the raw scores may stand beside the mapped probability: K = 2: `monotone`.
+
+        K > 2: the map never exchanges two classes of a row, so that the raw answer is the mapped answer too; how sure one
+        row is beside another may still change. Else decisions and probability would contradict each other, and thresholds
+        belong on the mapped score.
+        """
+        return self.monotone
+
+    @property
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
         """The parameters as plain JSON values."""

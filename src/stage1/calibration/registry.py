@@ -8,6 +8,7 @@
 | isotonic | yes | one against the rest, divided by the sum | never |
 | vector | no (beta is its form there) | yes | never |
 | dirichlet | as a class only: it is beta with more parameters | yes, up to 100 classes by default | never as a candidate |
+| identity | yes | yes | K = 2; what is written where no map lowers the NLL, never a candidate |
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stage1.calibration.dirichlet import Dirichlet
+from stage1.calibration.identity import Identity
 from stage1.calibration.isotonic import Isotonic
 from stage1.calibration.logistic import Beta, Platt
 from stage1.calibration.maps import CalibrationMap
@@ -28,6 +30,7 @@ from stage1.scores import Scores
 MAPS: dict[str, type[CalibrationMap]] = {
     kind.name: kind for kind in (Temperature, Platt, Beta, Vector, Dirichlet, Isotonic)
 }
+_READABLE: dict[str, type[CalibrationMap]] = {**MAPS, Identity.name: Identity}
 BINARY = ("temperature", "platt", "beta", "isotonic")
 MULTICLASS = ("temperature", "vector", "dirichlet", "isotonic")
 
@@ -57,7 +60,7 @@ def map_from_document(document: Mapping[str, Any], where: str = "calibration") -
         parameters["curves"] = tuple((tuple(curve["scores"]), tuple(curve["values"])) for curve in curves)
     common = {name: document[name] for name in ("n", "n_classes", "fitted_on")}
     try:
-        found = MAPS[document["name"]](**{name: _frozen(value) for name, value in parameters.items()}, **common)
+        found = _READABLE[document["name"]](**{name: _frozen(value) for name, value in parameters.items()}, **common)
     except (TypeError, DataError) as error:
         raise IntegrityError(f"{where}: {document['name']}: {error}; it is damaged, calibrate again") from error
     for claim in ("monotone", "constrained"):

@@ -54,6 +54,10 @@ class Temperature(CalibrationMap):
         return self.n_classes == 2 and self.slope > 0
 
     @property
+    def keeps_order(self) -> bool:
+        return self.slope > 0
+
+    @property
     def constrained(self) -> tuple[str, ...]:
         return () if self.slope > 0 else ("slope",)
 

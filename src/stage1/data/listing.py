@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +22,7 @@ IMAGE_ENDINGS = (
 # Written by file managers into every folder; nobody means them as images.
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 ROLE_COLUMNS = ("role", "split")
+_KNOWN = ("label", "group", "source", "timestamp", *ROLE_COLUMNS)
 
 
 @dataclass(slots=True)
@@ -36,6 +37,8 @@ class Listing:
     timestamps: list[str] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
+    slices: dict[str, list[str]] = field(default_factory=dict)
+    """Further columns that were asked for (data.slices), by name."""
     class_names: tuple[str, ...] | None = None
     quarantine: list[Quarantined] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -91,14 +94,16 @@ def list_sources(config: DataConfig, base: Path | None = None) -> list[Listing]:
 def _list_one(config: DataConfig, given: str, base: Path | None) -> Listing:
     kind = "hf" if config.source == "auto" and given.startswith("hf:") else config.source
     if kind == "hf" and given.startswith("hf:"):
-        listing = _list_hub(given.removeprefix("hf:"))
+        listing = _list_hub(given.removeprefix("hf:"), config.slices)
     else:
         path = Path(os.path.abspath((base or Path()) / Path(given).expanduser()))
         if not path.exists():
             raise MissingError(f"{given}: no such file or folder (looked for {path}); set data.table")
-        listing = _READERS[_kind(path) if kind in ("auto", "roadscenes") else kind](path)
+        listing = _READERS[_kind(path) if kind in ("auto", "roadscenes") else kind](path, config.slices)
     if not listing.paths and not listing.quarantine:
         raise DataError(f"{given}: holds no images; is it the right file or folder?")
+    if missing := [name for name in config.slices if name not in listing.slices]:
+        raise DataError(f"{given}: no column {missing[0]!r} (data.slices); add it or leave it out of data.slices")
     return listing
 
 
@@ -116,7 +121,7 @@ def _kind(path: Path) -> str:
 # ---- folder ------------------------------------------------------------------------------------------------------
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
     """root/class/**/image. Every visible file below a class counts as an image; what is none is quarantined later.
 
     Hidden files and folders are skipped. An image directly in the root has no class: quarantined.
@@ -166,19 +171,19 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
-def list_table(path: Path) -> Listing:
+def list_table(path: Path, slices: Sequence[str] = ()) -> Listing:
     """CSV, TSV (with a header line, UTF-8) or Parquet; columns as in `_from_columns`."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError(f"{path}: not a file; for a folder of images use data.source=folder")
     if suffix in (".csv", ".tsv"):
-        return _list_csv(path, "\t" if suffix == ".tsv" else ",")
+        return _list_csv(path, "\t" if suffix == ".tsv" else ",", slices)
     if suffix == ".parquet":
-        return _list_parquet(path)
+        return _list_parquet(path, slices)
     raise DataError(f"{path}: unknown ending for a table; use .csv, .tsv or .parquet")
 
 
-def _list_csv(path: Path, delimiter: str) -> Listing:
+def _list_csv(path: Path, delimiter: str, slices: Sequence[str]) -> Listing:
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, delimiter=delimiter)
@@ -204,10 +209,10 @@ def _list_csv(path: Path, delimiter: str) -> Listing:
     columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
     name = image_column(columns, str(path))
     images = [_beside(path, cell) for cell in columns[name]]
-    return _from_columns(path, columns, images, numbers, None)
+    return _from_columns(path, columns, images, numbers, None, slices)
 
 
-def _list_parquet(path: Path) -> Listing:
+def _list_parquet(path: Path, slices: Sequence[str]) -> Listing:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -216,9 +221,7 @@ def _list_parquet(path: Path) -> Listing:
         name = image_column(schema.names, str(path))
         kind = schema.field(name).type
         embedded = pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        wanted = [
-            column for column in ("label", "group", "source", "timestamp", *ROLE_COLUMNS) if column in schema.names
-        ]
+        wanted = [column for column in dict.fromkeys((*_KNOWN, *slices)) if column in schema.names]
         # The image bytes stay on disk: only the small columns are read here.
         inner = [f"{name}.path"] if pa.types.is_struct(kind) and "path" in {item.name for item in kind} else []
         table = pq.ParquetFile(path).read(columns=wanted + (inner if embedded else [name]))
@@ -239,7 +242,7 @@ def _list_parquet(path: Path) -> Listing:
         ]
     else:
         images = [_beside(path, cell) for cell in outer]
-    return _from_columns(path, columns, images, [f"row {row}" for row in range(n)], _hf_classes(metadata))
+    return _from_columns(path, columns, images, [f"row {row}" for row in range(n)], _hf_classes(metadata), slices)
 
 
 def _has_bytes(path: Path, name: str, kind: Any) -> list[bool]:
@@ -272,9 +275,10 @@ def _beside(table: Path, cell: Any) -> str:
 
 
 def _from_columns(
-    where: Path | str, columns: Any, images: list[str], numbers: list[str], classes: tuple[str, ...] | None
-) -> Listing:
-    """Columns label (needed), group, source, timestamp, role or split -> a listing."""
+    where: Path | str, columns: Any, images: list[str], numbers: list[str], classes: tuple[str, ...] | None,
+    slices: Sequence[str] = (),
+) -> Listing:  # fmt: skip
+    """Columns label (needed), group, source, timestamp, role or split -> a listing; others are possible slices."""
     if "label" not in columns:
         have = ", ".join(columns) or "none"
         raise DataError(f"{where}: no column 'label'; it has {have}. Rename the column that holds the class")
@@ -283,6 +287,7 @@ def _from_columns(
     listing.labels = [label_text(value) for value in columns["label"]]
     for name, target in (("group", "groups"), ("source", "sources"), ("timestamp", "timestamps")):
         setattr(listing, target, [label_text(value) for value in columns[name]] if name in columns else [""] * n)
+    listing.slices = {name: [label_text(value) for value in columns[name]] for name in slices if name in columns}
     given = [name for name in ROLE_COLUMNS if name in columns]
     listing.roles = [label_text(value) for value in columns[given[0]]] if given else [""] * n
     for row, role in enumerate(listing.roles):
@@ -316,17 +321,17 @@ def _datasets() -> Any:
     return datasets
 
 
-def _list_hub(name: str) -> Listing:
+def _list_hub(name: str, slices: Sequence[str]) -> Listing:
     datasets = _datasets()
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # network, cache, name, licence gate: the library raises its own kinds for each
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise MissingError(f"hf:{name}: cannot be loaded ({why}); check the name and the network") from error
-    return _from_dataset(f"hf:{name}", loaded)
+    return _from_dataset(f"hf:{name}", loaded, slices)
 
 
-def list_saved(path: Path) -> Listing:
+def list_saved(path: Path, slices: Sequence[str] = ()) -> Listing:
     """A directory made by `Dataset.save_to_disk`: columns image and label (and those of a table)."""
     datasets = _datasets()
     try:
@@ -334,10 +339,10 @@ def list_saved(path: Path) -> Listing:
     except Exception as error:  # a damaged directory may fail anywhere in the library
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(f"{path}: not a whole saved dataset ({why})") from error
-    return _from_dataset(str(path), loaded)
+    return _from_dataset(str(path), loaded, slices)
 
 
-def _from_dataset(where: str, loaded: Any) -> Listing:
+def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
     """Rows of a Dataset, or of every split of a DatasetDict.
 
     Several splits that all carry names of our roles are roles. With other names (train and test, as is common: they
@@ -356,16 +361,22 @@ def _from_dataset(where: str, loaded: Any) -> Listing:
             raise DataError(f"{where}: split {name!r} has other class names than the splits before it")
         total.class_names = classes
         locators = _dataset_locators(where, part, image)
-        small = [c for c in ("label", "group", "source", "timestamp", *ROLE_COLUMNS) if c in part.column_names]
+        small = [column for column in dict.fromkeys((*_KNOWN, *slices)) if column in part.column_names]
         columns = {column: part.data.column(column).to_pylist() for column in small}
         prefix = f"{name} row" if name else "row"
-        one = _from_columns(where, columns, locators, [f"{prefix} {row}" for row in range(len(locators))], classes)
+        one = _from_columns(
+            where, columns, locators, [f"{prefix} {row}" for row in range(len(locators))], classes, slices
+        )
         if are_roles:
             one.roles = [name] * len(one)
         elif name and "source" not in columns:
             one.sources = [name] * len(one)
         for column in ("paths", "labels", "groups", "sources", "timestamps", "roles", "numbers"):
             getattr(total, column).extend(getattr(one, column))
+        for column in slices:
+            if column not in one.slices:
+                raise DataError(f"{where}: data.slices: split {name!r} has no column {column!r}")
+            total.slices.setdefault(column, []).extend(one.slices[column])
         total.files += [file["filename"] for file in part.cache_files]
     return total
 
@@ -400,7 +411,7 @@ def _dataset_locators(where: str, part: Any, image: str) -> list[str]:
 _LABEL_ENDINGS = (".cls", ".txt", ".json")
 
 
-def list_tar(path: Path) -> Listing:
+def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
     """key.jpg + key.cls | key.txt | key.json, in the order of the archive.
 
     A .json may hold label, group, source, timestamp, role or split. Two images under one key: DataError.
@@ -427,7 +438,8 @@ def list_tar(path: Path) -> Listing:
                     raise DataError(f"{path}: {images[key]!r} and {name!r} share the key {key!r}; one image per key")
                 images[key] = name
             elif ending in _LABEL_ENDINGS:
-                notes.setdefault(key, {}).update(_tar_note(path, name, ending, os.pread(stream.fileno(), size, offset)))
+                data = os.pread(stream.fileno(), size, offset)
+                notes.setdefault(key, {}).update(_tar_note(path, name, ending, data, slices))
     for key, name in images.items():
         note = {column: label_text(value) for column, value in notes.get(key, {}).items()}
         role = note.get("role") or note.get("split") or ""
@@ -437,13 +449,15 @@ def list_tar(path: Path) -> Listing:
             f"{path}::{name}", note.get("label", ""), name,
             group=note.get("group", ""), source=note.get("source", ""), timestamp=note.get("timestamp", ""), role=role,
         )  # fmt: skip
+        for column in slices:
+            listing.slices.setdefault(column, []).append(note.get(column, ""))
     for key in notes:
         if key not in images:
             listing.quarantine.append(Quarantined(f"{path}::{key}", "missing file", "a label without an image"))
     return listing
 
 
-def _tar_note(path: Path, name: str, ending: str, data: bytes) -> dict[str, Any]:
+def _tar_note(path: Path, name: str, ending: str, data: bytes, slices: Sequence[str]) -> dict[str, Any]:
     try:
         text = data.decode("utf-8").strip()
         if ending != ".json":
@@ -453,11 +467,9 @@ def _tar_note(path: Path, name: str, ending: str, data: bytes) -> dict[str, Any]
         raise DataError(f"{path}: {name} is no readable {ending} ({error}); pack it again") from error
     if not isinstance(note, dict):
         return {"label": note}
-    return {
-        key: value for key, value in note.items() if key in ("label", "group", "source", "timestamp", *ROLE_COLUMNS)
-    }
+    return {key: value for key, value in note.items() if key in _KNOWN or key in slices}
 
 
-_READERS: dict[str, Callable[[Path], Listing]] = {
+_READERS: dict[str, Callable[[Path, Sequence[str]], Listing]] = {
     "folder": list_folder, "table": list_table, "hf": list_saved, "webdataset": list_tar,
 }  # fmt: skip

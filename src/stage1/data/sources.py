@@ -52,6 +52,7 @@ class _Row:
     source: str
     timestamp: str
     role: str
+    slices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def read_source(config: DataConfig, *, base: Path | None = None, workers: int = 
         raise QuarantineError(
             f"{listings[0].where}: images of one class only ({found}, {len(kept)} usable); two are needed", quarantine
         )
-    table = _table(kept, classes)
+    table = _table(kept, classes, config.slices)
     grays = np.stack([seen.gray for _, seen in kept])
     return Ingest(table, quarantine, dhash(grays), grays, links, _content_digest(table))
 
@@ -181,7 +182,15 @@ def _rows(listing: Listing, classes: tuple[str, ...], bad_labels: str, quarantin
             quarantine.append(Quarantined(where, "missing file", "the row names no image"))
             continue
         rows.append(
-            _Row(path, index[text], listing.groups[at], listing.sources[at], listing.timestamps[at], listing.roles[at])
+            _Row(
+                path,
+                index[text],
+                listing.groups[at],
+                listing.sources[at],
+                listing.timestamps[at],
+                listing.roles[at],
+                tuple(column[at] for column in listing.slices.values()),
+            )
         )
     return rows
 
@@ -265,7 +274,7 @@ def _without_duplicates(
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 
-def _table(kept: Sequence[tuple[_Row, _Seen]], classes: tuple[str, ...]) -> SampleTable:
+def _table(kept: Sequence[tuple[_Row, _Seen]], classes: tuple[str, ...], slices: Sequence[str]) -> SampleTable:
     def texts(values: list[str]) -> NDArray[np.str_]:
         return np.array(values, dtype=np.str_)
 
@@ -278,10 +287,19 @@ def _table(kept: Sequence[tuple[_Row, _Seen]], classes: tuple[str, ...]) -> Samp
         timestamps=texts([row.timestamp for row, _ in kept]),
         roles=texts([row.role for row, _ in kept]),
         classes=classes,
+        slices={name: texts([row.slices[at] for row, _ in kept]) for at, name in enumerate(slices)},
     )
 
 
 def _content_digest(table: SampleTable) -> str:
-    columns = (table.ids, table.labels, table.groups, table.sources, table.timestamps, table.roles)
+    columns = (
+        table.ids,
+        table.labels,
+        table.groups,
+        table.sources,
+        table.timestamps,
+        table.roles,
+        *table.slices.values(),
+    )
     lines = ("\0".join(map(str, row)) for row in zip(*(column.tolist() for column in columns), strict=True))
     return digest_bytes("\n".join([*table.classes, "", *lines]).encode("utf-8", "surrogateescape"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from stage1.files import digest_bytes, write_through
 from stage1.images import IMAGE_COLUMNS
 from stage1.scores import ROLES
 
+_SLICE = "slice_"
 _TEXTS = ("ids", "paths", "groups", "sources", "timestamps", "roles")
 
 
@@ -34,6 +35,7 @@ class SampleTable:
     timestamps: str [N], as given, "" unknown.
     roles:      str [N], one of train, val_select, val_calib, val_test; "" until split.
     classes:    names in order.
+    slices:     name -> str [N], further columns for whose values claims are made (data.slices).
     Raises DataError naming the column for a wrong length, a label outside the classes, an unknown role, a duplicate id.
     """
 
@@ -45,6 +47,7 @@ class SampleTable:
     timestamps: NDArray[np.str_]
     roles: NDArray[np.str_]
     classes: tuple[str, ...]
+    slices: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -53,6 +56,11 @@ class SampleTable:
             if column.shape != (n,):
                 raise DataError(f"{name}: shape {column.shape}; one value for each of the {n} ids is expected")
             object.__setattr__(self, name, column)
+        slices = {name: np.asarray(values).astype(np.str_) for name, values in self.slices.items()}
+        for name, column in slices.items():
+            if column.shape != (n,):
+                raise DataError(f"slices: {name}: shape {column.shape}; one value for each of the {n} ids is expected")
+        object.__setattr__(self, "slices", slices)
         labels = np.asarray(self.labels)
         if labels.shape != (n,) or (n and labels.dtype.kind not in "iu"):
             raise DataError(f"labels: {labels.dtype} of shape {labels.shape}; one whole number per id is expected")
@@ -85,7 +93,9 @@ class SampleTable:
         index = np.asarray(rows)
         if index.size == 0:
             index = index.astype(np.int64)
-        return replace(self, labels=self.labels[index], **{name: getattr(self, name)[index] for name in _TEXTS})
+        slices = {name: values[index] for name, values in self.slices.items()}
+        texts = {name: getattr(self, name)[index] for name in _TEXTS}
+        return replace(self, labels=self.labels[index], slices=slices, **texts)
 
     def read_bytes(self, row: int) -> bytes:
         """The bytes of one image, checked against its id.
@@ -103,13 +113,14 @@ class SampleTable:
         return [partial(self.read_bytes, int(row)) for row in rows]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write samples.parquet, whole or not at all: columns id, path, label, group, source, timestamp, role."""
+        """Write samples.parquet, whole or not at all: columns id, path, label, group, source, timestamp, role, slice_NAME."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns = {name.removesuffix("s"): pa.array(getattr(self, name).tolist(), pa.string()) for name in _TEXTS}
         columns["label"] = pa.array(self.labels)
-        table = pa.table({name: columns[name] for name in _COLUMNS})
+        slices = {f"{_SLICE}{name}": pa.array(values.tolist(), pa.string()) for name, values in self.slices.items()}
+        table = pa.table({**{name: columns[name] for name in _COLUMNS}, **slices})
         table = table.replace_schema_metadata({"stage1": json.dumps({"schema_version": 1, "classes": self.classes})})
         write_through(path, lambda temporary: pq.write_table(table, temporary))
 
@@ -126,18 +137,23 @@ class SampleTable:
             document = json.loads((table.schema.metadata or {})[b"stage1"])
             version, classes = int(document["schema_version"]), tuple(document["classes"])
             columns: dict[str, Any] = {name: table[name].to_pylist() for name in _COLUMNS}
+            slices = {
+                name.removeprefix(_SLICE): np.array(table[name].to_pylist(), dtype=np.str_)
+                for name in table.column_names
+                if name.startswith(_SLICE)
+            }
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise IntegrityError(f"{path}: not a whole sample table ({error}); run `stage1 split` again") from error
         if version > 1:
             raise IntegrityError(f"{path}: schema_version {version} is newer than this stage1 reads (1); upgrade it")
         texts = {name: np.array(columns[name.removesuffix("s")], dtype=np.str_) for name in _TEXTS}
         try:
-            return cls(labels=np.array(columns["label"], dtype=np.int64), classes=classes, **texts)
+            return cls(labels=np.array(columns["label"], dtype=np.int64), classes=classes, slices=slices, **texts)
         except (DataError, TypeError, ValueError) as error:
             raise IntegrityError(f"{path}: {error}; run `stage1 split` again") from error
 
 
-_COLUMNS = tuple(field.name.removesuffix("s") for field in fields(SampleTable) if field.name != "classes")
+_COLUMNS = tuple(item.name.removesuffix("s") for item in fields(SampleTable) if item.name not in ("classes", "slices"))
 
 
 # ---- locators ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,52 @@ from stage1.evaluation.ranking import FloatArray, weighted_mean
 from stage1.scores import Scores
 
 BINS = 15
+LOSSES = ("nll", "brier", "ece")
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """The probabilities that a policy states beside those of the model, for the same labelled rows.
+
+    before: raw scores. after: scores whose softmax is what is stated; the same object where no map is applied.
+    map: its name ("gate" where a gate states its own). score: "raw" or "mapped", on what the thresholds lie. reason: why
+    this map, one sentence.
+    """
+
+    before: Scores
+    after: Scores
+    map: str
+    score: str
+    reason: str
+
+    @property
+    def changes(self) -> bool:
+        """Whether the stated probabilities are others than the model's."""
+        return self.after is not self.before
+
+    def metrics(self) -> dict[str, Metric | str]:
+        """What `bootstrap` measures beside the losses of `after`: "calibration/<loss>/before" and "../change"."""
+        if not self.changes:
+            return {}
+        first, second = _losses(self.before), _losses(self.after)
+        found: dict[str, Metric | str] = {}
+        for name in LOSSES:
+            found[f"calibration/{name}/before"] = first[name]
+            found[f"calibration/{name}/change"] = _change(first[name], second[name])
+        return found
+
+    def document(self, intervals: Mapping[str, Interval]) -> dict[str, Any]:
+        """`calibration` and, where a map is applied, `reliability_before` of evaluation.json.
+
+        intervals: of `metrics`, and of the losses of `after` by their own names, from the same replicates.
+        """
+        facts: dict[str, Any] = {"map": self.map, "score": self.score, "reason": self.reason}
+        if not self.changes:
+            return {"calibration": facts}
+        for name in LOSSES:
+            parts = {"before": f"calibration/{name}/before", "after": name, "change": f"calibration/{name}/change"}
+            facts[name] = {part: _numbers(intervals[key]) for part, key in parts.items()}
+        return {"calibration": facts, "reliability_before": _bins(self.before)}
 
 
 def before_after(

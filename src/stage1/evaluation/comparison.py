@@ -31,7 +31,7 @@ from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, Weights, 
 from stage1.scores import Scores
 
 METRICS = ("aurc", "augrc", "auroc_failure", "accuracy", "nll", "brier", "ece", "mcc")
-_HIGHER_IS_BETTER = ("auroc_failure", "accuracy", "mcc")
+HIGHER_IS_BETTER = ("auroc_failure", "accuracy", "mcc", "coverage")
 _RANKED = ("aurc", "augrc", "auroc_failure")
 _PERMUTED = ("aurc", "augrc", "accuracy", "nll")
 _ECE_BINS = 15
@@ -72,7 +72,7 @@ def compare(
     base = checked_weights(weights, n)
     groups = a.groups if a.groups is not None else b.groups
     plan = resampling.units(n, a.labels, groups)
-    sides = _Side(a, metrics), _Side(b, metrics)
+    sides = Side(a, metrics), Side(b, metrics)
 
     observed = [side.values(base[None, :]) for side in sides]
     drawn = _bootstrap(sides, plan, base, n_resamples, seed)
@@ -80,7 +80,7 @@ def compare(
     rows = []
     for name in metrics:
         first, second = (float(side[name][0]) for side in observed)
-        low, high = _interval(drawn[name], first - second, level, n_resamples)
+        low, high = percentile_interval(drawn[name], first - second, level, n_resamples)
         rows.append({
             "metric": name, "a": finite_or_none(first), "b": finite_or_none(second),
             "difference": finite_or_none(first - second), "low": finite_or_none(low), "high": finite_or_none(high),
@@ -155,7 +155,7 @@ def _in_order_of(ids: NDArray[np.str_], b: Scores, other: NDArray[np.str_], name
 # ---- one model ---------------------------------------------------------------------------------------------------
 
 
-class _Side:
+class Side:
     """Everything of one model that does not change from replicate to replicate."""
 
     def __init__(self, scores: Scores, metrics: Sequence[str]) -> None:
@@ -207,7 +207,7 @@ def _mean_of(values: FloatArray) -> Callable[[Weights], FloatArray]:
 
 
 def _bootstrap(
-    sides: tuple[_Side, _Side], plan: resampling.Units, base: FloatArray, n_resamples: int, seed: int
+    sides: tuple[Side, Side], plan: resampling.Units, base: FloatArray, n_resamples: int, seed: int
 ) -> dict[str, FloatArray]:
     found: dict[str, list[FloatArray]] = {}
     batches = resampling.draws(plan, len(base), n_resamples, seed) if len(plan) > 1 else ()
@@ -267,7 +267,7 @@ def _mid_ranks(values: FloatArray) -> FloatArray:
     return np.asarray((np.cumsum(counts) - (counts + 1) / 2)[inverse.reshape(-1)])
 
 
-def _interval(drawn: FloatArray, difference: float, level: float, n_resamples: int) -> tuple[float, float]:
+def percentile_interval(drawn: FloatArray, difference: float, level: float, n_resamples: int) -> tuple[float, float]:
     """Percentiles, outwards to actual replicates; NaN where fewer than half of the replicates are defined."""
     defined = drawn[~np.isnan(drawn)]
     if len(defined) * 2 < n_resamples or np.isnan(difference):
@@ -281,5 +281,5 @@ def _verdict(metric: str, names: tuple[str, str], low: float, high: float) -> di
         return {"better": None, "verdict": "undefined"}
     if low <= 0 <= high:
         return {"better": None, "verdict": NO_DIFFERENCE}
-    better = 0 if (low > 0) == (metric in _HIGHER_IS_BETTER) else 1
+    better = 0 if (low > 0) == (metric in HIGHER_IS_BETTER) else 1
     return {"better": "ab"[better], "verdict": f"{names[better]} is better"}

@@ -8,7 +8,7 @@ restated by `stage1.evaluation.restate` and `prior_weights`. Nothing here can te
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +29,8 @@ Method = Literal["mlls", "bbse"]
 class PriorEstimate:
     """Shares of the classes in the target, and a percentile interval for each; [K], in [0, 1].
 
-    resamples: replicates that gave an estimate; the interval is theirs.
+    resamples: replicates that gave an estimate; the interval is theirs. replicates: float [resamples, K], what each of them
+    found, for whoever restates something at this prior; not in the document.
     """
 
     prior: tuple[float, ...]
@@ -40,10 +41,19 @@ class PriorEstimate:
     n_source: int
     n_target: int
     resamples: int
+    replicates: FloatArray = field(compare=False, repr=False)
 
     def to_document(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        named = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "replicates"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+    def agrees_with(self, other: PriorEstimate) -> bool:
+        """Whether the two intervals overlap for every class. Where they do not, the map or the assumption is wrong."""
+        return all(
+            low <= other_high and other_low <= high
+            for low, high, other_low, other_high in zip(self.low, self.high, other.low, other.high, strict=True)
+        )
 
 
 def estimate_prior(
@@ -100,7 +110,7 @@ def estimate_prior(
     high = np.quantile(found, 1.0 - tail, axis=0, method="higher")
     return PriorEstimate(
         tuple(prior.tolist()), tuple(low.tolist()), tuple(high.tolist()), method, level, len(source), len(target),
-        len(found),
+        len(found), np.array(found),
     )  # fmt: skip
 
 

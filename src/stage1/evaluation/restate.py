@@ -1,15 +1,19 @@
-"""Coverage and error of an exit rule at a stated class balance, from the rates within each class, which do not move."""
+"""Coverage, error and pooled metrics at another class balance, from the rates within each class, which do not move."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError
+from stage1.evaluation.bootstrap import Interval, Metric, check_options
 from stage1.evaluation.label_shift import checked_shares
+from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking
+from stage1.evaluation.resampling import draws, units
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +85,152 @@ def restate_between(low: float, high: float, rates: ClassRates) -> tuple[Restate
         Restated(min(coverages), min(errors, default=None)),
         Restated(max(coverages), max(errors, default=None)),
     )
+
+
+# ---- with intervals ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """Of n rows of each class, those that exit and those that exit wrongly; int [K] each."""
+
+    n: tuple[int, ...]
+    exits: tuple[int, ...]
+    errors: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        n, exits, errors = np.array(self.n), np.array(self.exits), np.array(self.errors)
+        if (
+            len({n.shape, exits.shape, errors.shape}) > 1
+            or not ((errors >= 0) & (errors <= exits) & (exits <= n)).all()
+        ):
+            raise DataError(
+                f"counts: n {self.n}, exits {self.exits}, errors {self.errors}; errors <= exits <= n needed"
+            )
+        if (n == 0).any():
+            raise DataError(
+                f"labels: no row of class {int((n == 0).argmax())}; its exits are needed to restate the balance"
+            )
+
+    @classmethod
+    def counted(cls, decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, n_classes: int = 2) -> Self:  # fmt: skip
+        """From decisions, arrays [N] as in `exit_rates`. Raises DataError where a class has no row."""
+        leaves, truth = np.asarray(decision_exit, dtype=np.bool_), np.asarray(labels)
+        wrong = leaves & (np.asarray(decision_label) != truth)
+        columns = (np.bincount(truth[rows], minlength=n_classes) for rows in (slice(None), leaves, wrong))
+        return cls(*(tuple(map(int, column)) for column in columns))
+
+    @property
+    def rates(self) -> ClassRates:
+        """The observed rates."""
+        n = np.array(self.n)
+        return ClassRates(tuple((np.array(self.exits) / n).tolist()), tuple((np.array(self.errors) / n).tolist()))
+
+
+def restated_interval(
+    priors: ArrayLike, counts: ClassCounts, level: float = 0.95
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Intervals (low, high) of coverage and of error, each at `level`, at a balance that is itself estimated.
+
+    priors: [K] where the balance is stated, or replicates of an estimate, float [R, K]. Each class rate has its exact
+    binomial bound, all of them jointly (Bonferroni); an estimated balance takes half of 1 - level, by percentiles of
+    the replicates. Coverage rises with every class's exits; error rises with its wrong exits and falls with its right
+    ones: the ends are taken there. So it is conservative, for independent rows; error up to 1 where nothing is known
+    to exit. Raises DataError for shares that are none.
+    """
+    from stage1.risk import binomial_lower, binomial_upper
+
+    check_options(1, level, 0)
+    shares: NDArray[np.float64] = np.atleast_2d(np.asarray(priors, dtype=np.float64))
+    k = len(counts.n)
+    if shares.shape[1] != k or not (shares >= 0).all() or (np.abs(shares.sum(axis=1) - 1.0) > 1e-6).any():
+        raise DataError(f"priors: shape {shares.shape} for {k} classes; give shares >= 0 that sum to 1")
+    side = (1.0 - level) / 2
+    of_prior, of_rates = (0.0, side) if len(shares) == 1 else (side / 2, side / 2)
+    n, exits, wrong = np.array(counts.n), np.array(counts.exits), np.array(counts.errors)
+    right = exits - wrong
+
+    def ratio(bad: FloatArray, good: FloatArray) -> FloatArray:
+        total = shares @ bad + shares @ good
+        return np.asarray(np.divide(shares @ bad, total, out=np.ones(len(shares)), where=total > 0))
+
+    part = of_rates / (2 * k)
+    covered = (shares @ binomial_lower(exits, n, of_rates / k), shares @ binomial_upper(exits, n, of_rates / k))
+    wrongly = (
+        ratio(binomial_lower(wrong, n, part), binomial_upper(right, n, part)),
+        ratio(binomial_upper(wrong, n, part), binomial_lower(right, n, part)),
+    )
+
+    def outwards(low: FloatArray, high: FloatArray) -> tuple[float, float]:
+        return (
+            float(np.quantile(low, of_prior, method="lower")),
+            float(np.quantile(high, 1.0 - of_prior, method="higher")),
+        )
+
+    return outwards(*covered), outwards(*wrongly)
+
+
+def restated_metrics(
+    metrics: Mapping[str, Metric | str],
+    *,
+    confidence: FloatArray,
+    residuals: ArrayLike,
+    labels: NDArray[np.int64],
+    groups: ArrayLike | None,
+    prior: ArrayLike,
+    replicates: FloatArray | None = None,
+    n_resamples: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Metrics of labelled rows, [N], where the classes have the shares `prior`: rows weighed, as in `prior_weights`.
+
+    metrics, confidence, residuals, labels, groups: as in `bootstrap`. replicates: float [R, K], of the estimate of the
+    prior; None: it is stated, without uncertainty. A replicate of the rows (groups whole, within labels) meets one of the
+    prior, so that percentiles hold both uncertainties (rows and prior from different samples). The classes have just
+    these shares in every replicate. NaN where undefined; no interval where fewer than half of the replicates are defined.
+    Raises DataError (a class of positive share without rows, a prior that is none), ConfigError (options).
+    """
+    check_options(n_resamples, level, seed)
+    k = int(np.asarray(prior).size) if np.ndim(prior) else 2
+    shares = checked_shares(prior, "prior", k)
+    present = np.bincount(labels, minlength=k)
+    if len(present) > k or (shares[present == 0] > 0).any():
+        raise DataError(
+            f"labels: rows per class {present.tolist()} for shares {shares.tolist()}; each share needs rows"
+        )
+    wrong = np.asarray(residuals, dtype=np.float64)
+    ranking = Ranking(np.asarray(confidence, dtype=np.float64), wrong)
+
+    def measured(counts: FloatArray, at: FloatArray) -> dict[str, float]:
+        mass = np.bincount(labels, counts, k)
+        # A class that a replicate of groups left out cannot be weighed up: its share goes to the others.
+        weights = counts * np.divide(at, mass, out=np.zeros(k), where=mass > 0)[labels]
+        if not weights.any():
+            return dict.fromkeys(metrics, float("nan"))
+        weights *= len(labels) / weights.sum()
+        accepted = ranking.accept(weights[None, :])
+        return {
+            name: float(STATISTICS[metric](accepted)[0]) if isinstance(metric, str) else float(metric(confidence, wrong, weights))
+            for name, metric in metrics.items()
+        }  # fmt: skip
+
+    plan = units(len(labels), labels, groups)
+    found: list[dict[str, float]] = []
+    with np.errstate(invalid="ignore"):
+        value = measured(np.ones(len(labels)), shares)
+        for batch in draws(plan, len(labels), n_resamples, seed) if len(plan) > 1 else ():
+            for row in plan.rows(batch):
+                at = shares if replicates is None else replicates[len(found) % len(replicates)]
+                found.append(measured(row.astype(np.float64), at))
+
+    def interval(name: str) -> Interval:
+        drawn = np.array([one[name] for one in found])
+        drawn = drawn[~np.isnan(drawn)]
+        low = high = float("nan")
+        if 2 * len(drawn) >= n_resamples and not np.isnan(value[name]):
+            low = float(np.quantile(drawn, (1.0 - level) / 2, method="lower"))
+            high = float(np.quantile(drawn, (1.0 + level) / 2, method="higher"))
+        return Interval(value[name], low, high, level, len(drawn))
+
+    return {name: interval(name) for name in metrics}

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.documents import finite_or_none
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
+from stage1.evaluation.calibration_report import Stated
 from stage1.evaluation.confidence import msp
 from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, nll_rows, reliability
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, weighted_mean
@@ -40,12 +41,15 @@ def evaluate(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    calibration: Stated | None = None,
 ) -> dict[str, Any]:
     """The document of kind "evaluation" (schemas/evaluation.schema.json), without schema_version.
 
     scores: N images with labels; groups where images depend on each other. exit: bool [N] and label: int [N], the
     policy's decision. lo, hi: its thresholds on the raw score, None where that side never exits. classes: K names.
     targets: risk -> target, of those in `exit_rates`. paths: [N], for the worst errors.
+    calibration: what the policy states of these rows, where that is not the softmax of `scores`: nll, brier, ece, `reliability`
+    and the probability of the worst errors are then of `calibration.after`, with those of `calibration.before` beside.
 
     Selective metrics rank by the raw score's confidence (K = 2: |margin|; in general the logit of the largest
     probability, which does not saturate) with residual = the largest logit is not the label's.
@@ -73,7 +77,9 @@ def evaluate(
     wrong = scores.logits.argmax(axis=1) != truth
     confidence = confidence_of(scores)
     shares = exit_shares(leaves, answer, truth, names)
-    metrics = _metrics(scores, shares[1]) | (_share_metrics(*shares) if repeated else {})
+    stated = scores if calibration is None else calibration.after
+    metrics = _metrics(scores, shares[1], stated) | (_share_metrics(*shares) if repeated else {})
+    metrics |= {} if calibration is None else calibration.metrics()
     found = bootstrap(
         metrics, confidence=confidence, residuals=wrong, labels=truth, groups=scores.groups if repeated else None,
         n_resamples=resamples, level=level, seed=seed,
@@ -97,20 +103,22 @@ def evaluate(
         "risks": rates,
         "coverage": coverage,
         "exit_confusion": _exit_confusion(leaves, answer, truth, names),
+        **({"slices": _slices(scores, leaves, answer, names)} if scores.slices else {}),
         "curve": _curve(confidence, wrong),
         "operating_point": {"coverage": coverage["overall"]["value"], "selective_risk": error["observed"]},
-        "reliability": _reliability(scores),
+        "reliability": _reliability(stated),
+        **({} if calibration is None else calibration.document(found)),
         "histogram": _histogram(scores.margin if k == 2 else confidence, truth, names),
         "lo": None if lo is None else finite_or_none(lo),
         "hi": None if hi is None else finite_or_none(hi),
-        "worst": _worst(scores, leaves, answer, wrong, names, paths),
+        "worst": _worst(scores, stated, leaves, answer, wrong, names, paths),
     }
 
 
 def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of eval_metrics.csv: metric, value, low, high, n, errors (None = undefined or not a count).
 
-    Metrics first, then risks, `coverage` (exact interval; `errors` holds nothing) and `coverage.<class>`. Where groups
+    Metrics first (where a map is applied also "nll.before" and its kin), then risks, `coverage` (exact interval; `errors` holds nothing) and `coverage.<class>`. Where groups
     repeat, low and high of risks and coverage are those over groups.
     """
     low, high = ("group_low", "group_high") if document["unit"] == "group" else ("low", "high")
@@ -118,6 +126,11 @@ def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"metric": name, **numbers, "n": document["n"], "errors": None}
         for name, numbers in document["metrics"].items()
         if name != "coverage"  # stands below, with its interval as a count
+    ]
+    rows += [
+        {"metric": f"{name}.before", **losses["before"], "n": document["n"], "errors": None}
+        for name, losses in document.get("calibration", {}).items()
+        if isinstance(losses, Mapping)
     ]
     for name, risk in document["risks"].items():
         rows.append({"metric": name, "value": risk["observed"], "low": risk[low], "high": risk[high],
@@ -138,8 +151,20 @@ def confidence_of(scores: Scores) -> FloatArray:
 # ---- metrics with bootstrap intervals ----------------------------------------------------------------------------
 
 
-def _metrics(scores: Scores, covered: Share) -> dict[str, Metric | str]:
-    truth, probabilities = scores.known_labels, scores.probabilities
+def pooled_metrics(
+    scores: Scores, exit: ArrayLike, label: ArrayLike, classes: Sequence[str], stated: Scores | None = None
+) -> dict[str, Metric | str]:
+    """The metrics of evaluation.json, and `error` among exits, as `bootstrap` and `restated_metrics` take them.
+
+    stated: scores whose softmax is the stated probability of these rows, where that is not the softmax of `scores`.
+    """
+    risks, overall, _ = exit_shares(exit, label, scores.known_labels, classes)
+    return _metrics(scores, overall, stated) | {"error": _ratio_of(risks["error"])}
+
+
+def _metrics(scores: Scores, covered: Share, stated: Scores | None = None) -> dict[str, Metric | str]:
+    stated = scores if stated is None else stated
+    truth, probabilities = scores.known_labels, stated.probabilities
     guess = scores.logits.argmax(axis=1)
     calibration = Calibration(probabilities, truth)
     k = scores.n_classes
@@ -157,7 +182,7 @@ def _metrics(scores: Scores, covered: Share) -> dict[str, Metric | str]:
         "auroc_f": "auroc_failure",
         "accuracy": "accuracy",
         "mcc": lambda c, r, w: mcc_of_counts(confusion(guess, truth, w, k)),
-        "nll": _mean_of(nll_rows(scores.logits, truth)),
+        "nll": _mean_of(nll_rows(stated.logits, truth)),
         "brier": _mean_of(brier_rows(probabilities, truth)),
         "ece": lambda c, r, w: calibration.error(w, _ECE_BINS),
         "coverage": _ratio_of(covered),
@@ -224,6 +249,20 @@ def _exit_confusion(
     return {"rows": names, "columns": [*exits[:place], "defer", *exits[place:]], "counts": counts}
 
 
+def _slices(
+    scores: Scores, leaves: NDArray[np.bool_], answer: NDArray[np.int64], names: list[str]
+) -> list[dict[str, Any]]:
+    """The exit confusion of every value of every slice attribute; at most 50 of them are drawn, so at most 50 are kept."""
+    truth = scores.known_labels
+    rows = [
+        (name, str(value), column == value) for name, column in scores.slices.items() for value in np.unique(column)
+    ]
+    return [
+        {"slice": name, "value": value, "counts": _exit_confusion(leaves[at], answer[at], truth[at], names)["counts"]}
+        for name, value, at in rows[:50]
+    ]
+
+
 def _curve(confidence: FloatArray, wrong: NDArray[np.bool_]) -> dict[str, list[float]]:
     """The risk-coverage curve, coverage 1 first, thinned evenly to at most 400 points; both ends stay."""
     curve = risk_coverage(confidence, wrong)
@@ -254,6 +293,7 @@ def _histogram(raw: FloatArray, truth: NDArray[np.int64], names: list[str]) -> d
 
 def _worst(
     scores: Scores,
+    stated: Scores,
     leaves: NDArray[np.bool_],
     answer: NDArray[np.int64],
     wrong: NDArray[np.bool_],
@@ -267,7 +307,7 @@ def _worst(
     order = np.lexsort((tie_break, -loss))
     wrong_exit = leaves & (answer != truth)
     rows = [*order[wrong_exit[order]], *order[(wrong & ~leaves)[order]]][:_WORST]
-    probabilities = scores.probabilities
+    probabilities = stated.probabilities
     shown = probabilities[:, 1] if scores.n_classes == 2 else probabilities.max(axis=1)
     return [
         {

@@ -24,6 +24,7 @@ Picture: TypeAlias = Item | Image.Image | NDArray[np.uint8]
 Failure: TypeAlias = tuple[int, Exception]
 
 DEFER = "defer"
+GATE = "gate_logits"
 # What PNG can hold without loss; the rest of what `decode` accepts goes to RGB by the conversion that `decode` uses.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 _RGB_MODES = ("CMYK", "YCbCr", "RGBX", "RGBa", "La", "PA")
@@ -34,8 +35,9 @@ class Row:
     """The answer for one image.
 
     path: as it was given; "#3" for the fourth image where it came as bytes, array or picture.
-    label: class name, by the side on which the image exits, else the likelier one; None where the image is broken.
-    probability: P(class 1) for two classes, else that of the label; None where the image is broken.
+    label: class name, by the side on which the image exits, else that of the larger logit; None where the image is broken.
+    probability: P(class 1) for two classes, else that of the label, after the bundle's calibration map (or from its gate);
+    None where the image is broken. A map with a shift may state less than one half for the label of a deferred image.
     decision: "exit:<class>" or "defer". A broken image defers, and `error` says in one line what is wrong with it.
     """
 
@@ -50,7 +52,8 @@ class Row:
 class Predictor:
     """A model file with its preprocessing, class names and, where it is to decide, a policy.
 
-    model: .onnx path or bytes; its output `logits` has one column per class. threads, workers: batches at once and
+    model: .onnx path or bytes; its output `logits` has one column per class; where it has an output `gate_logits` [N], the
+    policy gets it. threads, workers: batches at once and
     decoding threads, 0 = one per core. Without a policy every image defers.
     Raises MissingError, IntegrityError (damaged, or without `logits`), DataError (preprocessing of another size).
     """
@@ -79,20 +82,35 @@ class Predictor:
         if self.engine.input_size not in (None, preprocessing.size):
             raise DataError(f"preprocessing: size {preprocessing.size}; {where} takes {self.engine.input_size}")
         self._logits = self.engine.output_names.index("logits")
+        self._gate = self.engine.output_names.index(GATE) if GATE in self.engine.output_names else None
 
     def logits(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[np.float32], list[Failure]]:
         """Logits of every image that can be read: (rows int64 [M], logits float32 [M, K], failures [(row, error)]).
 
-        items: paths, bytes, or functions that give bytes. The scores that are certified are made by this.
+        items: paths, bytes, or functions that give bytes.
+        """
+        rows, logits, _, failures = self.outputs(items)
+        return rows, logits, failures
+
+    def outputs(
+        self, items: Sequence[Item]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, list[Failure]]:
+        """As `logits`, with the gate logits float32 [M] after them (None: the model has no gate).
+
+        The scores that are certified are made by this.
         """
         rows: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         logits: list[NDArray[np.float32]] = [np.zeros((0, len(self.classes)), dtype=np.float32)]
+        gates: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)]
         failures: list[Failure] = []
-        for batch_rows, batch_logits, failed in self._batches(items):
+        for batch_rows, batch_logits, batch_gate, failed in self._batches(items):
             rows.append(batch_rows)
             logits.append(batch_logits)
+            if batch_gate is not None:
+                gates.append(batch_gate)
             failures += failed
-        return np.concatenate(rows), np.concatenate(logits), failures
+        gate = None if self._gate is None else np.concatenate(gates)
+        return np.concatenate(rows), np.concatenate(logits), gate, failures
 
     def predict(self, images: Iterable[Picture]) -> list[Row]:
         """One Row per image, in their order.
@@ -110,34 +128,47 @@ class Predictor:
         pictures = list(images)
         items = [_item(picture, row) for row, picture in enumerate(pictures)]
         shown = list(names) if names is not None else [_name(picture, row) for row, picture in enumerate(pictures)]
-        for rows, logits, failed in self._batches(items):
-            answers = dict(zip(rows.tolist(), self._answers([shown[row] for row in rows], logits), strict=True))
+        for rows, logits, gate, failed in self._batches(items):
+            answers = dict(zip(rows.tolist(), self._answers([shown[row] for row in rows], logits, gate), strict=True))
             answers |= {row: _unanswered(shown[row], one_line(error)) for row, error in failed}
             yield [answers[row] for row in sorted(answers)]
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], list[Failure]]]:
+    def _batches(
+        self, items: Sequence[Item]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, list[Failure]]]:
         batches = stream(self.engine, items, self.preprocessing, batch_size=self._batch_size, workers=self._workers)
         for rows, outputs, failed in batches:
             logits = np.asarray(outputs[self._logits], dtype=np.float32)
+            gate = None if self._gate is None else np.asarray(outputs[self._gate], dtype=np.float32)
             if len(rows) and logits.shape != (len(rows), len(self.classes)):
                 raise IntegrityError(
                     f"model: logits {list(logits.shape)} for {len(rows)} images, {len(self.classes)} classes"
                 )
-            yield rows, logits.reshape(len(rows), len(self.classes)), failed
+            if len(rows) and gate is not None and gate.shape != (len(rows),):
+                raise IntegrityError(f"model: {GATE} {list(gate.shape)} for {len(rows)} images; export it anew")
+            yield rows, logits.reshape(len(rows), len(self.classes)), gate, failed
 
-    def _answers(self, names: Sequence[str], logits: NDArray[np.float32]) -> list[Row]:
+    def _answers(
+        self, names: Sequence[str], logits: NDArray[np.float32], gate: NDArray[np.float32] | None
+    ) -> list[Row]:
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
-        answers = iter(self._decided([name for name, good in zip(names, finite, strict=True) if good], logits[finite]))
+        if gate is not None:
+            finite = finite & np.isfinite(gate)
+            gate = gate[finite]
+        kept = [name for name, good in zip(names, finite, strict=True) if good]
+        answers = iter(self._decided(kept, logits[finite], gate))
         # A model may give NaN for one strange image; the others are answered.
         return [
             next(answers) if good else _unanswered(name, "the model gives NaN or infinity for it")
             for name, good in zip(names, finite, strict=True)
         ]
 
-    def _decided(self, names: Sequence[str], logits: NDArray[np.float32]) -> list[Row]:
+    def _decided(
+        self, names: Sequence[str], logits: NDArray[np.float32], gate: NDArray[np.float32] | None
+    ) -> list[Row]:
         if not names:
             return []
-        scores = Scores(logits=logits.astype(np.float64))
+        scores = Scores(logits=logits.astype(np.float64), gate=None if gate is None else gate.astype(np.float64))
         if self.policy is not None:
             decision = self.policy.decide(scores)
             exits, labels, probabilities = decision.exit, decision.label, decision.probability

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from stage1.config import BackboneConfig
 from stage1.engine import BatchLimit, Outputs
 from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.files import write_bytes
 from stage1.images import Preprocessing
 from stage1.model.weights import (
     cached_weights,
@@ -80,6 +83,24 @@ class Backbone:
         self.device = torch.device(device)
         self.module.to(self.device)
         return self
+
+    def renewed(self, weights: str) -> Backbone:
+        """The same backbone after its module's weights were changed: frozen, with the fingerprint that they have now.
+
+        weights: where they come from, in words. It shares the module; the old object must not be used any more.
+        """
+        other = copy.copy(self)
+        other.module.eval().requires_grad_(False)
+        other.weights = weights
+        other.fingerprint = other._fingerprint()
+        return other
+
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
+        """Write the timm model's weights as one .safetensors file for `backbone.weights`; equal weights, equal bytes."""
+        from safetensors.torch import save
+
+        state = self.module.model.state_dict()
+        write_bytes(path, save({name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}))
 
     def _forward(self, batch: NDArray[np.float32]) -> Outputs:
         half = self.dtype == "bfloat16"

@@ -52,9 +52,9 @@ def export_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
     try:
         data = _exported(backbone.module, (3, size, size), "image", "features").SerializeToString(deterministic=True)
 
-        def reference(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        def reference(batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
             with torch.inference_mode():
-                return np.asarray(backbone.module(torch.from_numpy(batch)).numpy())
+                return (np.asarray(backbone.module(torch.from_numpy(batch)).numpy()),)
 
         _check(data, reference, size, str(path))
     finally:
@@ -64,6 +64,8 @@ def export_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 def export_model(backbone_onnx: str | os.PathLike[str], head: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write backbone and head as one ONNX file: `image` float32 [N, 3, S, S] -> `logits` float32 [N, K].
+
+    A head that returns a pair (logits, gate logits [N]) gives the file a second output, `gate_logits` float32 [N].
 
     backbone_onnx: what `export_backbone` wrote; its graph goes in unchanged and its sha256 into the file's metadata
     (`backbone_digest` reads it). head: module from float32 [N, D] to [N, K] (exported in eval mode on the CPU; itself
@@ -79,7 +81,9 @@ def export_model(backbone_onnx: str | os.PathLike[str], head: nn.Module, path: s
     if [item.name for item in base_proto.graph.output] != ["features"] or len(dims) != 2 or base.input_size is None:
         raise IntegrityError(f"{backbone_onnx}: not a backbone that this version exported; export it anew")
     module = copy.deepcopy(head).cpu().eval()
-    head_proto = _exported(module, (dims[1],), "head_input", "logits")
+    with torch.inference_mode():
+        gated = isinstance(module(torch.zeros(2, dims[1])), tuple)
+    head_proto = _exported(module, (dims[1],), "head_input", *(("logits", "gate_logits") if gated else ("logits",)))
     head_proto = onnx.compose.add_prefix(head_proto, "head/", rename_inputs=False, rename_outputs=False)
     merged = onnx.compose.merge_models(base_proto, head_proto, io_map=[("features", "head_input")])
     _strip(merged)
@@ -88,9 +92,10 @@ def export_model(backbone_onnx: str | os.PathLike[str], head: nn.Module, path: s
     entry.key, entry.value = _BACKBONE_KEY, digest_file(backbone_onnx)
     data = merged.SerializeToString(deterministic=True)
 
-    def reference(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def reference(batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(base.run(batch)[0])).numpy())
+            made = module(torch.from_numpy(base.run(batch)[0]))
+        return tuple(np.asarray(part.numpy()) for part in (made if isinstance(made, tuple) else (made,)))
 
     _check(data, reference, base.input_size, str(path))
     write_bytes(path, data)
@@ -104,7 +109,7 @@ def backbone_digest(path: str | os.PathLike[str]) -> str | None:
     return next((entry.value for entry in entries if entry.key == _BACKBONE_KEY), None)
 
 
-def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, output_name: str) -> Any:
+def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, *output_names: str) -> Any:
     """The module's ONNX graph with a free batch axis and its weights inside, stripped of everything but the model."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > _PROTOBUF_LIMIT:
@@ -115,7 +120,7 @@ def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, output
         with _quiet():
             program = torch.onnx.export(
                 module, (example,), dynamo=True, opset_version=OPSET, input_names=[input_name],
-                output_names=[output_name], dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
+                output_names=list(output_names), dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
             )  # fmt: skip
     except Exception as error:  # exporter errors of any kind: the model cannot be expressed
         why = " ".join(str(error).split())[:200]
@@ -165,8 +170,8 @@ def _strip(proto: Any) -> None:
             node.doc_string = ""
 
 
-def _check(data: bytes, reference: Callable[[Any], NDArray[np.float32]], size: int, where: str) -> None:
-    """onnx's own checker, then the engine against `reference` at several batch sizes. Raises IntegrityError."""
+def _check(data: bytes, reference: Callable[[Any], tuple[NDArray[np.float32], ...]], size: int, where: str) -> None:
+    """onnx's own checker, then every output of the engine against `reference` at several batch sizes. Raises IntegrityError."""
     try:
         onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     except Exception as error:
@@ -175,12 +180,14 @@ def _check(data: bytes, reference: Callable[[Any], NDArray[np.float32]], size: i
     rng = np.random.default_rng(0)
     for count in _CHECKED_BATCHES:
         batch = rng.standard_normal((count, 3, size, size), dtype=np.float32)
-        expected = reference(batch)
-        (made,) = engine.run(batch)
-        scale = float(np.abs(expected).max()) or 1.0
-        gap = float(np.abs(made - expected).max()) if made.shape == expected.shape else float("inf")
-        if not gap <= _TOLERANCE * scale:
-            raise IntegrityError(
-                f"{where}: at batch {count} the export differs from torch by {gap:.2g} (allowed {_TOLERANCE * scale:.2g}); "
-                "it was not written"
-            )
+        outputs, wanted = engine.run(batch), reference(batch)
+        if len(outputs) != len(wanted):
+            raise IntegrityError(f"{where}: the export has {len(outputs)} outputs, torch {len(wanted)}; it was not written")
+        for made, expected in zip(outputs, wanted, strict=True):
+            scale = float(np.abs(expected).max()) or 1.0
+            gap = float(np.abs(made - expected).max()) if made.shape == expected.shape else float("inf")
+            if not gap <= _TOLERANCE * scale:
+                raise IntegrityError(
+                    f"{where}: at batch {count} the export differs from torch by {gap:.2g} (allowed {_TOLERANCE * scale:.2g}); "
+                    "it was not written"
+                )

@@ -1,12 +1,17 @@
-"""Heads on frozen features: fixed standardisation, then a linear map or a small MLP; [N, D] to logits [N, K]."""
+"""Heads on frozen features: fixed standardisation, then a linear map, a small MLP, or one with a gate.
+
+A head maps features [N, D] to logits [N, K] or, where it is `gated`, to (logits [N, K], gate logits [N]): higher = the answer
+is more likely right.
+"""
 
 from __future__ import annotations
 
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +26,11 @@ BEST_WEIGHTS = "model_best.pth"
 _ROWS = 4096
 # A feature whose spread is this small beside its size is constant but for rounding; dividing by it would amplify noise.
 _DEAD = 1e-5
+# Where gates start: most images let through, so that the classifier gets gradients from the first step on.
+_PASSED, _ABSTAINED = 0.8, 0.1
+
+Floats: TypeAlias = NDArray[np.float64]
+Made: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 class Head(nn.Module):
@@ -29,6 +39,8 @@ class Head(nn.Module):
     mean, scale: float32 [D] buffers, the statistics of the train features: they travel with the weights and into
     the exported graph, so raw backbone features go in everywhere.
     """
+
+    gated = False
 
     def __init__(self, config: HeadConfig, dim: int, n_classes: int) -> None:
         super().__init__()
@@ -53,36 +65,236 @@ class Head(nn.Module):
         self.scale.copy_(torch.tensor(scale, dtype=torch.float32))
 
     @torch.no_grad()
-    def start_at(self, frequencies: NDArray[np.float64]) -> None:
+    def start_at(self, frequencies: Floats) -> None:
         """Set the bias of the last layer to the log of these class frequencies [K], all > 0.
 
         From zero, a bias moves by about the learning rate a step: a rare class then costs the first epochs, and early
         stopping ends before the probabilities are those of the data.
         """
-        bias = np.log(frequencies / frequencies.sum())
         last = [layer for layer in self.layers if isinstance(layer, nn.Linear)][-1]
-        last.bias.copy_(torch.tensor(bias - bias.mean(), dtype=torch.float32))
+        last.bias.copy_(_log_frequencies(frequencies))
+
+    def _layers(self) -> list[nn.Linear]:
+        """The linear layers in the order of their random draws."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def _last(self) -> list[nn.Linear]:
+        """Those that start near zero: the ones that make an output."""
+        return self._layers()[-1:]
 
 
-def build_head(config: HeadConfig, dim: int, n_classes: int, seed: int) -> Head:
+class Parts(NamedTuple):
+    """What a selective head makes of N images: class logits [N, K], gate logit [N], and what only its loss needs.
+
+    extra: the auxiliary head's logits [N, K] of SelectiveNet, else the logit of abstention [N, 1].
+    """
+
+    logits: Tensor
+    gate: Tensor
+    extra: Tensor
+
+
+class SelectiveHead(nn.Module):
+    """A trunk (one hidden layer) shared by a classifier and a gate.
+
+    selectivenet: classifier, gate and auxiliary classifier on the trunk (Geifman and El-Yaniv 2019, section 3).
+    deepgamblers, sat: one more logit, abstention (Liu et al. 2019; Huang et al. 2020). Their gate logit is that of
+    "not abstaining": log sum exp of the class logits - abstention logit. Answers come from the class logits alone (Feng et al. 2023).
+    """
+
+    def __init__(self, config: HeadConfig, dim: int, n_classes: int) -> None:
+        super().__init__()
+        self.gated = config.gate == "auto"
+        self.n_classes = n_classes
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float32))
+        width = config.hidden
+        self.trunk = nn.Sequential(_linear(dim, width), nn.GELU(), nn.Dropout(config.dropout))
+        apart = config.kind == "selectivenet"
+        self.classifier = _linear(width, n_classes if apart else n_classes + 1)
+        self.gate = nn.Sequential(_linear(width, width), nn.GELU(), _linear(width, 1)) if apart else None
+        self.auxiliary = _linear(width, n_classes) if apart else None
+
+    def parts(self, features: Tensor) -> Parts:
+        """features: float32 [N, D] as the backbone gives them."""
+        hidden = self.trunk((features - self.mean) / self.scale)
+        logits = self.classifier(hidden)
+        if self.gate is not None and self.auxiliary is not None:
+            return Parts(logits, self.gate(hidden)[:, 0], self.auxiliary(hidden))
+        chosen, abstention = logits[:, : self.n_classes], logits[:, self.n_classes :]
+        return Parts(chosen, torch.logsumexp(chosen, dim=1) - abstention[:, 0], abstention)
+
+    def forward(self, features: Tensor) -> Made:
+        made = self.parts(features)
+        return (made.logits, made.gate) if self.gated else made.logits
+
+    standardise = Head.standardise
+
+    @torch.no_grad()
+    def start_at(self, frequencies: Floats) -> None:
+        """As Head.start_at; gates start at "let most through"."""
+        bias = _log_frequencies(frequencies)
+        self.classifier.bias[: self.n_classes] = bias
+        if self.auxiliary is not None:
+            self.auxiliary.bias.copy_(bias)
+            self._gate_out().bias.fill_(math.log(_PASSED / (1 - _PASSED)))
+        else:
+            self.classifier.bias[self.n_classes] = torch.logsumexp(bias, 0) + math.log(_ABSTAINED / (1 - _ABSTAINED))
+
+    def _gate_out(self) -> nn.Linear:
+        assert self.gate is not None
+        layer = self.gate[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def _layers(self) -> list[nn.Linear]:
+        return [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+
+    def _last(self) -> list[nn.Linear]:
+        ends = [self.classifier]
+        if self.auxiliary is not None:
+            ends += [self.auxiliary, self._gate_out()]
+        return ends
+
+
+class Ensemble(nn.Module):
+    """Heads of one config side by side: logits (and gate logits) are the means of theirs. One graph in the export."""
+
+    def __init__(self, config: HeadConfig, dim: int, n_classes: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([_member(config, dim, n_classes) for _ in range(config.members)])
+        self.gated = bool(self.members[0].gated)
+
+    def forward(self, features: Tensor) -> Made:
+        made = [split(member(features)) for member in self.members]
+        logits = torch.stack([logits for logits, _ in made]).mean(dim=0)
+        gates = [gate for _, gate in made if gate is not None]
+        return (logits, torch.stack(gates).mean(dim=0)) if gates else logits
+
+    def standardise(self, mean: NDArray[np.float32], scale: NDArray[np.float32]) -> None:
+        for member in self.members:
+            member.standardise(mean, scale)
+
+    def start_at(self, frequencies: Floats) -> None:
+        for member in self.members:
+            member.start_at(frequencies)
+
+
+Classifier: TypeAlias = Head | SelectiveHead | Ensemble
+
+
+class Gate(nn.Module):
+    """A two-class head wrong / right on `gate_inputs`, on top of what the margin alone says.
+
+    gate logit = slope x margin + offset + (logit "right" - logit "wrong") of `head`. slope, offset: float32 buffers, logistic
+    regression of "right" on the margin; `head` starts near zero, so the gate starts where the margin's knowledge ends.
+    """
+
+    gated = False
+
+    def __init__(self, config: HeadConfig, dim: int) -> None:
+        super().__init__()
+        self.head = Head(config, dim, 2)
+        self.register_buffer("slope", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("offset", torch.zeros((), dtype=torch.float32))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: float32 [N, D + K + 1], the margin last. Returns logits [N, 2], wrong and right."""
+        known = 0.5 * (self.slope * inputs[:, -1] + self.offset)
+        return self.head(inputs) + torch.stack([-known, known], dim=1)
+
+
+class GatedHead(nn.Module):
+    """A classifier and a gate that was fitted after it. See `gate_inputs` for what the gate looks at."""
+
+    gated = True
+
+    def __init__(self, classifier: Classifier, gate: Gate) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.gate = gate
+
+    def forward(self, features: Tensor) -> Made:
+        logits, _ = split(self.classifier(features))
+        judged = self.gate(gate_inputs(features, logits))
+        return logits, judged[:, 1] - judged[:, 0]
+
+
+def gate_inputs(features: Tensor, logits: Tensor) -> Tensor:
+    """[N, D] features, the classifier's centred logits [N, K] and its margin (top - second) [N, 1], side by side."""
+    top = torch.topk(logits, 2, dim=1).values
+    return torch.cat([features, logits - logits.mean(dim=1, keepdim=True), top[:, :1] - top[:, 1:]], dim=1)
+
+
+def split(made: Made) -> tuple[Tensor, Tensor | None]:
+    """Logits and, where the head is gated, gate logits of what a head returned."""
+    return made if isinstance(made, tuple) else (made, None)
+
+
+def members_of(head: nn.Module) -> Sequence[nn.Module]:
+    """The heads that are trained each by itself: of an ensemble its members, else the head."""
+    return list(head.members) if isinstance(head, Ensemble) else [head]
+
+
+def classifier_config(config: HeadConfig) -> HeadConfig:
+    """The config of the classifier alone, where a gate is fitted after it."""
+    return config.model_copy(update={"gate": "none"}) if config.gate in ("linear", "mlp") else config
+
+
+def gate_config(config: HeadConfig) -> HeadConfig:
+    """The config of the gate that is fitted after the classifier."""
+    return HeadConfig(kind="mlp" if config.gate == "mlp" else "linear", hidden=config.hidden, dropout=config.dropout)
+
+
+def build_head(config: HeadConfig, dim: int, n_classes: int, seed: int) -> Classifier:
     """A new head for D = `dim` features and K = `n_classes`, weights drawn from `seed` alone, no global generator.
 
-    The last layer starts near zero (normal, 0.01), so the first loss is log K; hidden layers: He et al. 2015.
+    The last layer starts near zero (normal, 0.01), so the first loss is log K; hidden layers: He et al. 2015. Members of an
+    ensemble start from seed, seed + 1, ...: the first one is the head that `members=1` gives. A gate that is fitted after
+    the classifier is not in it.
     Raises DataError where dim < 1 or n_classes < 2.
     """
     if dim < 1:
         raise DataError(f"features: {dim} columns; a head needs at least one")
     if n_classes < 2:
         raise DataError(f"classes: {n_classes}; a head needs at least two")
-    head = Head(config, dim, n_classes)
-    generator = torch.Generator().manual_seed(seed)
-    linears = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
-    with torch.no_grad():
-        for layer in linears:
-            scale = 0.01 if layer is linears[-1] else math.sqrt(2.0 / layer.in_features)
-            layer.weight.normal_(0.0, scale, generator=generator)
-            layer.bias.zero_()
+    head = _empty(classifier_config(config), dim, n_classes)
+    for index, member in enumerate(members_of(head)):
+        assert isinstance(member, (Head, SelectiveHead))
+        _draw(member, seed + index)
     return head
+
+
+def build_gate(config: HeadConfig, dim: int, slope: float, offset: float, seed: int) -> Gate:
+    """The gate of `config.gate` for D + K + 1 = `dim` inputs, at its start: weights from `seed` alone."""
+    gate = Gate(gate_config(config), dim)
+    _draw(gate.head, seed)
+    gate.slope.fill_(slope)
+    gate.offset.fill_(offset)
+    return gate
+
+
+@torch.no_grad()
+def _draw(head: Head | SelectiveHead, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    last = [id(layer) for layer in head._last()]
+    for layer in head._layers():
+        scale = 0.01 if id(layer) in last else math.sqrt(2.0 / layer.in_features)
+        layer.weight.normal_(0.0, scale, generator=generator)
+        layer.bias.zero_()
+
+
+def _member(config: HeadConfig, dim: int, n_classes: int) -> Head | SelectiveHead:
+    return SelectiveHead(config, dim, n_classes) if config.selective else Head(config, dim, n_classes)
+
+
+def _empty(config: HeadConfig, dim: int, n_classes: int) -> Classifier:
+    return _member(config, dim, n_classes) if config.members == 1 else Ensemble(config, dim, n_classes)
+
+
+def _log_frequencies(frequencies: Floats) -> Tensor:
+    bias = np.log(frequencies / frequencies.sum())
+    return torch.tensor(bias - bias.mean(), dtype=torch.float32)
 
 
 def feature_statistics(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -119,7 +331,7 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) ->
     write_bytes(path, stream.getvalue())
 
 
-def load_head(path: str | os.PathLike[str], config: HeadConfig, dim: int, n_classes: int) -> Head:
+def load_head(path: str | os.PathLike[str], config: HeadConfig, dim: int, n_classes: int) -> Classifier | GatedHead:
     """The trained head from `model_best.pth` (the file, or the folder that holds it), in eval mode.
 
     Raises MissingError (no such file) and IntegrityError (damaged, or made with another head config, dim or classes).
@@ -133,7 +345,9 @@ def load_head(path: str | os.PathLike[str], config: HeadConfig, dim: int, n_clas
         raise MissingError(f"{path}: no such file; train the head first (stage1 train)") from error
     except Exception as error:  # for a damaged file torch.load raises whatever its zip and unpickler happened to meet
         raise IntegrityError(f"{path}: damaged weights file ({type(error).__name__}); train again") from error
-    head = Head(config, dim, n_classes)
+    head: Classifier | GatedHead = _empty(classifier_config(config), dim, n_classes)
+    if config.gate in ("linear", "mlp"):
+        head = GatedHead(head, Gate(gate_config(config), dim + n_classes + 1))
     expected = head.state_dict()
     if not isinstance(weights, dict) or set(weights) != set(expected):
         raise IntegrityError(f"{path}: not a {config.kind} head; use the head config it was trained with")

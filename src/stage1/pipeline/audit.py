@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.config import RunConfig
+from stage1.config import CalibrationConfig, RunConfig
 from stage1.errors import ConfigError, DataError
+from stage1.evaluation.rates import exit_shares
 from stage1.pipeline.fitting import fit_configured
-from stage1.policy import Policy, ScrcPolicy
+from stage1.pipeline.mapping import REORDERING
+from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, ScrcPolicy, SoftmaxPolicy, decided_on
 from stage1.policy.counts import count_exits
+from stage1.policy.decision import Decision
+from stage1.policy.multiclass import path_of
+from stage1.policy.multiclass_path import ClassGoal
+from stage1.policy.multiclass_shortfall import Sample
 from stage1.policy.path import Goal, calibrated_path
-from stage1.policy.softmax import Thresholds
 from stage1.risk import binomial_lower, binomial_upper
 from stage1.scores import Scores
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +47,41 @@ def audit(
 ) -> dict[str, Any]:
     """Draw val_select and val_calib from `population` with replacement, fit, and count how often a claim is false.
 
-    population: labelled binary scores. Each draw fits config's policy for config's risks; the claim is false where a risk
-    of the policy on the whole population exceeds its target. Beside it the plug-in sweep: the riskiest thresholds on the
-    same path whose *observed* risks meet the targets. Intervals are exact (95 %).
-    Raises ConfigError (draws, sizes), DataError (no labels).
+    population: labelled scores. Each draw fits config's policy for config's risks and floors; its certificate is false where
+    one of them does not hold on the whole population: of all its images, or of a random image of a random group where the
+    certificate's unit is the group; at config's target_prior where there is one. Beside it the plug-in sweep: the riskiest
+    thresholds on the same path whose *observed* risks meet the targets. Intervals are exact (95 %).
+    Raises ConfigError (draws, sizes, config), DataError (no labels).
     """
     if draws < 1 or sizes.select < 20 or sizes.calib < 20:
         raise ConfigError(f"draws={draws}, sizes {sizes.select} + {sizes.calib}: at least 1 draw of 20 + 20 images")
-    if population.n_classes != 2:
-        raise DataError(f"scores: {population.n_classes} classes; the audit is for two classes so far")
+    if config.policy.name == "scrc" and config.policy.variant == "T":
+        raise ConfigError(
+            "policy.variant=T: SCRC-T promises a mean over draws, which no single draw can break; audit policy.variant=I"
+        )
+    _ = population.known_labels
+    classes = class_names(population, config)
+    by_group = _group_weights(population)
+    if config.calibration.map not in REORDERING:
+        # Such a map moves no exit; fitting it anew in every draw would only cost time.
+        config = config.model_copy(update={"calibration": CalibrationConfig(map="none")})
     rng = np.random.default_rng(seed)
     broken = plugged = certified = 0
     coverage, plug_coverage = [], []
     for _ in range(draws):
         select, calib = _draw(population, sizes.select, rng, "s"), _draw(population, sizes.calib, rng, "c")
-        policy = fit_configured(config, select=select, calib=calib, classes=("0", "1"), say=lambda text: None)
+        policy = fit_configured(config, select=select, calib=calib, classes=classes, say=lambda text: None)
+        decision = policy.decide(population)
+        assert policy.certificate is not None
+        weights = None if policy.certificate.unit == "image" else by_group
         certified += policy.certified
-        broken += policy.certified and _false(policy, population, config)
-        coverage.append(policy.decide(population).coverage)
-        thresholds = plug_in(select, calib, config)
-        if thresholds is not None:
-            plugged += any(risk > config.risks[name] for name, risk in _risks(thresholds, population, config).items())
-            plug_coverage.append(float(np.logical_or(*thresholds.exits(population.margin)).mean()))
+        broken += policy.certified and bool(false_claims(policy, decision, population, config, classes, weights))
+        coverage.append(decision.coverage)
+        naive = plug_in(policy, select, calib, config)
+        if naive is not None:
+            decided = naive.decide(population)
+            plugged += bool(_false_risks(decided, population, config, classes, weights))
+            plug_coverage.append(decided.coverage)
         advance(1)
     return {
         "policy": config.policy.name, "risks": dict(config.risks), "confidence": config.confidence, "draws": draws,
@@ -72,20 +93,56 @@ def audit(
     }  # fmt: skip
 
 
-def plug_in(select: Scores, calib: Scores, config: RunConfig) -> Thresholds | None:
-    """The usual mistake: the riskiest pair on the path whose observed risks meet the targets, without any confidence."""
+def class_names(population: Scores, config: RunConfig) -> tuple[str, ...]:
+    """The config's class names, else "0", "1", .. Raises DataError where their number is not that of the scores."""
+    names = tuple(config.data.classes or (str(index) for index in range(population.n_classes)))
+    if len(names) != population.n_classes:
+        raise DataError(f"data.classes: {len(names)} names for {population.n_classes} columns of scores")
+    return names
+
+
+# ---- the control -------------------------------------------------------------------------------------------------
+
+
+def plug_in(policy: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
+    """The usual mistake: the riskiest thresholds on the path whose observed risks meet the targets, without any confidence.
+
+    policy: what was fitted on the same draw; two classes: thresholds on the raw margin, more: on the confidence and with
+    the kind of thresholds that it uses (one MSP threshold for another policy). None where val_select gives no path, or where
+    the risks are of selected images, which thresholds do not have.
+    """
+    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
+    if calib.n_classes > 2:
+        if isinstance(base, ScrcPolicy):
+            return None
+        return _plug_in_classes(base, decided_on(policy, select), decided_on(policy, calib), config)
     path = calibrated_path(select.margin, select.known_labels, Goal(config.risks, len(calib), 0.5))
     if path is None:
         return None
     labels, margin = calib.known_labels, calib.margin
     exits = count_exits(margin[labels == 0], margin[labels == 1], path.lo, path.hi)
-    meets = np.ones(len(path.lo), dtype=np.bool_)
-    for name, target in config.risks.items():
-        errors, trials = exits.counts(name)
-        meets &= errors <= target * trials
-    place = int(np.flatnonzero(meets)[-1]) if meets.any() else 0
+    place = _last_that_meets([exits.counts(name) for name in config.risks], list(config.risks.values()))
     lo, hi = float(path.lo[place]), float(path.hi[place])
-    return Thresholds(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None)
+    return SoftmaxPolicy(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None, policy.classes, False)
+
+
+def _plug_in_classes(base: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
+    score, mode = (base.confidence_score, base.mode) if isinstance(base, MulticlassPolicy) else ("msp", "one")
+    path = path_of(select, score, ClassGoal(config.risks, base.classes, len(calib), 0.5), mode)
+    if path is None:
+        return None
+    exits = Sample.of(calib, score).counts(path.thresholds)
+    place = _last_that_meets([exits.counts(name, base.classes) for name in config.risks], list(config.risks.values()))
+    cuts = tuple(float(cut) if np.isfinite(cut) else None for cut in path.thresholds[place])
+    return MulticlassPolicy(score, cuts, mode, base.classes, False)
+
+
+def _last_that_meets(counts: Sequence[tuple[Any, Any]], targets: Sequence[float]) -> int:
+    """The last place of a path whose observed risks are all within the targets, 0 where there is none."""
+    meets = np.logical_and.reduce(
+        [errors <= target * trials for (errors, trials), target in zip(counts, targets, strict=True)]
+    )
+    return int(np.flatnonzero(meets)[-1]) if meets.any() else 0
 
 
 def _draw(population: Scores, size: int, rng: np.random.Generator, prefix: str) -> Scores:
@@ -101,40 +158,91 @@ def _draw(population: Scores, size: int, rng: np.random.Generator, prefix: str) 
         rows = np.concatenate(picked)
         # A group that is drawn twice is two groups.
         groups = np.repeat([f"{prefix}{number}" for number in range(len(picked))], [len(part) for part in picked])
-    drawn = population.take(rows)
+    drawn = replace(population, ids=None).take(rows)  # an image that is drawn twice counts twice
     return Scores(
         logits=drawn.logits,
         labels=drawn.labels,
         gate=drawn.gate,
         groups=groups,
         ids=np.array([f"{prefix}{row}" for row in range(len(rows))]),
+        slices=drawn.slices,
+        extra=drawn.extra,
     )
 
 
-def _risks(thresholds: Thresholds, population: Scores, config: RunConfig) -> dict[str, float]:
-    lo = -np.inf if thresholds.lo is None else thresholds.lo
-    hi = np.inf if thresholds.hi is None else thresholds.hi
-    labels, margin = population.known_labels, population.margin
-    exits = count_exits(margin[labels == 0], margin[labels == 1], np.array([lo]), np.array([hi]))
-    return {
-        name: float(errors[0] / trials[0]) if trials[0] else 0.0
-        for name in config.risks
-        for errors, trials in [exits.counts(name)]
-    }
+# ---- the truth ---------------------------------------------------------------------------------------------------
 
 
-def _false(policy: Policy, population: Scores, config: RunConfig) -> bool:
-    """Whether a claim of this policy is false on the population; SCRC's is about the selected images of a class."""
+def false_claims(
+    policy: Policy, decision: Decision, population: Scores, config: RunConfig, classes: Sequence[str], weights: Floats | None
+) -> list[str]:  # fmt: skip
+    """The risks and floors that a certified policy claims and that do not hold on the population, by name.
+
+    SCRC's risks and its coverage are of the selected images; every other policy's of its exits. weights: float [N] of the
+    images, None: all alike.
+    """
+    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
+    if isinstance(base, ScrcPolicy):
+        return _false_of_scrc(base, decided_on(policy, population), weights)
+    false = _false_risks(decision, population, config, classes, weights)
+    balance = _at_prior(population, config.target_prior, weights)
+    if config.coverage is not None and _share(decision.exit, np.ones_like(decision.exit), balance) < config.coverage:
+        false.append("coverage")
     labels = population.known_labels
-    if isinstance(policy, ScrcPolicy):
-        selected, in_set = policy.sets(population)
-        wrong = {
-            name: ~in_set[selected & (labels == label), label]
-            for name, label in (("miss_rate", 1), ("false_exit_rate", 0))
-        }
-        return any(len(wrong[name]) and wrong[name].mean() > target for name, target in config.risks.items())
-    decision = policy.decide(population)
-    # A score of -1, 0, 1 with thresholds between them has the decision's exits.
-    sign = np.where(decision.exit, np.where(decision.label == 1, 1.0, -1.0), 0.0)
-    shown = Scores(logits=np.stack([np.zeros(len(sign)), sign], axis=1), labels=labels)
-    return any(risk > config.risks[name] for name, risk in _risks(Thresholds(-0.5, 0.5), shown, config).items())
+    for name, floor in config.class_coverage.items():
+        members = labels == list(classes).index(name)
+        if _share(decision.exit & members, members, weights) < floor:
+            false.append(f"class_coverage.{name}")
+    return false
+
+
+def _false_risks(
+    decision: Decision, population: Scores, config: RunConfig, classes: Sequence[str], weights: Floats | None
+) -> list[str]:
+    shares, _, _ = exit_shares(decision.exit, decision.label, population.known_labels, classes)
+    balance = _at_prior(population, config.target_prior, weights)
+    return [
+        name
+        for name, target in config.risks.items()
+        if _share(*shares[name], balance if name == "error" else weights) > target
+    ]
+
+
+def _false_of_scrc(policy: ScrcPolicy, population: Scores, weights: Floats | None) -> list[str]:
+    labels = population.known_labels
+    selected, in_set = policy.sets(population)
+    of_class = {"miss_rate": 1, "false_exit_rate": 0}
+    of_class |= {f"miss_rate.{name}": index for index, name in enumerate(policy.classes)}
+    false = []
+    for name, target in policy.alpha.items():
+        members = selected & (labels == of_class[name])
+        if _share(~in_set[:, of_class[name]] & members, members, weights) > target:
+            false.append(name)
+    if _share(selected, np.ones_like(selected), weights) < policy.xi:
+        false.append("coverage")
+    return false
+
+
+def _share(hits: Bools, base: Bools, weights: Floats | None) -> float:
+    """Weighted share of hits (a part of base) in base, 0.0 where base is empty."""
+    one = np.ones(len(base)) if weights is None else weights
+    total = float(one[base].sum())
+    return float(one[hits].sum()) / total if total else 0.0
+
+
+def _group_weights(population: Scores) -> Floats | None:
+    """1 / size of the group of each image: a random image of a random group."""
+    if population.groups is None:
+        return None
+    _, index, sizes = np.unique(population.groups, return_inverse=True, return_counts=True)
+    return np.asarray(1.0 / sizes[index])
+
+
+def _at_prior(population: Scores, prior: float | None, weights: Floats | None) -> Floats | None:
+    """Weights under which the positives have the share `prior`."""
+    if prior is None:
+        return weights
+    one = np.ones(len(population)) if weights is None else weights
+    positive = population.known_labels == 1
+    share = float(one[positive].sum() / one.sum())
+    return np.where(positive, one * prior / share, one * (1 - prior) / (1 - share))

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.documents import SCHEMA_VERSION, read_document, write_document
+from stage1.calibration import CALIBRATION_FILE
+from stage1.documents import read_document, write_document
 from stage1.errors import IntegrityError, MissingError
+from stage1.evaluation.calibration_report import Stated
 from stage1.files import digest_file, write_text
-from stage1.images import Preprocessing, thumbnail
-from stage1.pipeline.data_stage import can_certify
+from stage1.images import Preprocessing
 from stage1.pipeline.fitting import fit_configured
+from stage1.pipeline.mapping import REORDERING
+from stage1.pipeline.reporting import report_of_run
 from stage1.pipeline.rundir import RunDir
-from stage1.policy import POLICY_FILES, Policy, load_policy, policy_file
+from stage1.pipeline.shifting import Shift, label_shift, shift_of_run
+from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy, decided_on, load_policy, policy_file, stated
+from stage1.policy.calibrated import has_own_probability
 from stage1.policy.certify import calibration_digest
-from stage1.policy.units import one_per_group
 from stage1.scores import Scores, read_role
 
 if TYPE_CHECKING:
@@ -49,14 +53,20 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
 
 
 def save_policy(folder: Path, policy: Policy) -> list[Path]:
-    """The one policy file and its certificate; files of other policies go, they exclude each other."""
+    """The one policy file, its certificate and its calibration map; files of other policies go, they exclude each other."""
     assert policy.certificate is not None
     # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they rest on.
     for name in POLICY_FILES.values():
         (folder / name).unlink(missing_ok=True)
+    # A map of an earlier policy must not speak for this one.
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)
+    written = [folder / POLICY_FILES[policy.name], folder / "certificate.json"]
+    if isinstance(policy, CalibratedPolicy):
+        policy.frozen.save(folder / CALIBRATION_FILE)
+        written.append(folder / CALIBRATION_FILE)
     policy.certificate.save(folder / "certificate.json")
     policy.save(folder / POLICY_FILES[policy.name])
-    return [folder / POLICY_FILES[policy.name], folder / "certificate.json"]
+    return written
 
 
 def _check_roles(table: SampleTable, calib: Scores) -> None:
@@ -81,6 +91,8 @@ def _attempt(run: RunDir, calib: Scores) -> int:
         "risks": dict(config.risks), "confidence": config.confidence, "assume_iid": config.assume_iid,
         "coverage": config.coverage, "class_coverage": dict(config.class_coverage), "target_prior": config.target_prior,
     }  # fmt: skip
+    if config.calibration.map in REORDERING:
+        present["calibration"] = config.calibration.map  # thresholds on another score are another target
     if present not in attempts:
         attempts.append(present)
         write_document(path, {"attempts": attempts}, "attempts")
@@ -97,10 +109,10 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
     scores = read_role(run.path, "val_test")
     policy = load_policy(run.path)
     written, document = write_evaluation(
-        run.path, scores, policy, targets=dict(config.risks), paths=_shown_paths(table, rows),
-        resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed,
+        run.path, scores, policy, targets=certified_targets(policy), paths=_shown_paths(table, rows),
+        resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed, shift=shift_of_run(run),
     )  # fmt: skip
-    written += _write_report(run, table, scores, policy, document)
+    written += report_of_run(run, table, scores, policy, document)
     return written
 
 
@@ -110,19 +122,44 @@ def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
     return [os.path.relpath(path, root) for path in table.paths[rows].tolist()]
 
 
+def stated_beside(policy: Policy, scores: Scores) -> Stated | None:
+    """What the policy states of these rows beside the model's own probabilities; None where it carries no map (old folders)."""
+    after = stated(policy, scores)
+    if has_own_probability(policy):
+        return Stated(scores, after, "gate", "raw", "the gate states a probability of its own")
+    if not isinstance(policy, CalibratedPolicy):
+        return None
+    frozen = policy.frozen
+    return Stated(scores, after, frozen.map.name, frozen.score, frozen.reason)
+
+
+def certified_targets(policy: Policy) -> dict[str, float]:
+    """The risks of the policy's certificate with their targets (scrc says miss_rate of each class where the config says it once)."""
+    return {name: risk.target for name, risk in policy.certificate.risks.items()} if policy.certificate else {}
+
+
 def write_evaluation(
     folder: Path, scores: Scores, policy: Policy, *, targets: dict[str, float], paths: list[str] | None,
-    resamples: int, level: float, seed: int,
+    resamples: int, level: float, seed: int, shift: Shift | None = None,
 ) -> tuple[list[Path], dict[str, Any]]:  # fmt: skip
-    """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document."""
+    """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document.
+
+    shift: what is known of a target of another class balance; everything pooled is then restated there too.
+    """
     from stage1.evaluation.summary import evaluate as evaluated
     from stage1.evaluation.summary import metrics_rows
 
     decision = policy.decide(scores)
     document = evaluated(
-        scores, decision.exit, decision.label, lo=policy.margin_thresholds[0], hi=policy.margin_thresholds[1], classes=policy.classes, targets=targets,
-        policy=policy.name, certified=policy.certified, paths=paths, level=level, resamples=resamples, seed=seed,
+        decided_on(policy, scores), decision.exit, decision.label, lo=policy.margin_thresholds[0], hi=policy.margin_thresholds[1], classes=policy.classes,
+        targets=targets, policy=policy.name, certified=policy.certified, paths=paths, level=level, resamples=resamples, seed=seed,
+        calibration=stated_beside(policy, scores),
     )  # fmt: skip
+    if shift is not None:
+        # Each replicate of mlls fits its map anew; more than 500 would say nothing more about two digits.
+        document["label_shift"] = label_shift(
+            scores, policy, shift, resamples=min(resamples, 500), level=level, seed=seed
+        )
     write_document(folder / "evaluation.json", document, "evaluation")
     table = io.StringIO()
     rows = metrics_rows(document)
@@ -133,69 +170,6 @@ def write_evaluation(
     return [folder / "evaluation.json", folder / "eval_metrics.csv"], read_document(
         folder / "evaluation.json", "evaluation"
     )
-
-
-def _write_report(
-    run: RunDir, table: SampleTable, scores: Scores, policy: Policy, evaluation: dict[str, Any]
-) -> list[Path]:
-    from stage1.report import Thumb, write_report
-
-    row_of = {name: row for row, name in enumerate(table.ids.tolist())}
-    thumbs = [
-        Thumb(
-            jpeg=thumbnail(table.read_bytes(row_of[item["id"]]), _THUMBNAIL_SIDE), caption=Path(item["path"]).name,
-            label=item["label"], decision=item["decision"], probability=item["probability"],
-        )
-        for item in evaluation["worst"]
-    ]  # fmt: skip
-    split = read_document(run / "splits.json", "splits")
-    certifiable = "; ".join(f"{name}: {text}" for name, text in can_certify(table, run.config).items())
-    shown = {
-        "roles": {
-            role: {
-                "counts": counts,
-                "n_groups": split["group_counts"][role],
-                "can_certify": certifiable if role == "val_calib" else None,
-            }
-            for role, counts in split["counts"].items()
-        },
-        # The mapping of thousands of groups to roles is for the machine.
-        **{key: split[key] for key in ("method", "seed", "fractions", "near_duplicates", "leakage")},
-    }
-    features = read_document(run / "features.json", "features")
-    config = run.config
-    facts = {
-        "name": config.name,
-        "model": f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind} head",
-        "n_images": len(table),
-        "source": config.data.table or config.data.source,
-        "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name != "evaluate"},
-    }
-    assert policy.certificate is not None
-    return write_report(
-        run.path, certificate=read_document(run / "certificate.json", "certificate"), evaluation=evaluation, split=shown,
-        policy=_policy_shown(policy), scores=scores, thumbnails=thumbs, run=facts, calibration=_counted(run, policy),
-    )  # fmt: skip
-
-
-def _counted(run: RunDir, policy: Policy) -> Scores:
-    """The units of val_calib that the certificate counted."""
-    assert policy.certificate is not None
-    calib = read_role(run.path, "val_calib")
-    return calib.take(one_per_group(calib, policy.certificate.seed)) if policy.certificate.unit == "group" else calib
-
-
-def _policy_shown(policy: Policy) -> dict[str, Any]:
-    """What the report draws: thresholds on the raw score, where the policy has any."""
-    lo, hi = policy.margin_thresholds
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "policy": policy.name,
-        "lo": lo,
-        "hi": hi,
-        "classes": list(policy.classes),
-        "certified": policy.certified,
-    }
 
 
 def bundle(run: RunDir, context: Context) -> list[Path]:
@@ -220,6 +194,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
         certificate_file=run / "certificate.json",
         calibration=read_role(run.path, "val_calib"),
         selection=read_role(run.path, "val_select"),
+        map_file=run / CALIBRATION_FILE,
         facts={
             "name": config.name,
             "backbone": features["backbone"],

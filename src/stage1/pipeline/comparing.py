@@ -1,21 +1,54 @@
-"""compare: two models on the same images, from run directories or score files."""
+"""compare: what was given, and two models of which at least one is a score file (runs: stage1.pipeline.arms)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stage1.documents import SCHEMA_VERSION, validate
-from stage1.errors import DataError
+from stage1.errors import ConfigError, DataError, MissingError
 from stage1.pipeline.score_files import checked_values
 from stage1.scores import Scores, read_role, read_scores
+
+
+def arms_given(options: Sequence[str]) -> dict[str, list[Path]]:
+    """--arm NAME=RUN,RUN,.. as name -> run directories. Raises ConfigError for another form or a name given twice."""
+    arms: dict[str, list[Path]] = {}
+    for option in options:
+        name, sign, runs = option.partition("=")
+        paths = [Path(run.strip()) for run in runs.split(",") if run.strip()]
+        if not sign or not name.strip() or not paths:
+            raise ConfigError(f"--arm {option}: looks like NAME=RUN,RUN,.., e.g. frozen=runs/a0,runs/a1,runs/a2")
+        if name.strip() in arms:
+            raise ConfigError(f"--arm {name.strip()}: given twice; list all its runs in one, with commas")
+        arms[name.strip()] = paths
+    return arms
+
+
+def are_runs(sources: Sequence[Path], arms: Mapping[str, Sequence[Path]]) -> bool:
+    """True: arms of run directories. False: two sources of which at least one is a score file.
+
+    Raises ConfigError where it is neither, MissingError where a source is not there.
+    """
+    if absent := [path for path in sources if not path.exists()]:
+        raise MissingError(f"{absent[0]}: no such run directory or score file")
+    files = [path for path in sources if path.is_file()]
+    if not files:
+        if not sources and not arms:
+            raise ConfigError("compare: nothing given; give two or more run directories, or two score files")
+        return True
+    if arms or len(sources) != 2:
+        raise ConfigError(
+            f"{files[0]}: a score file; those are compared two at a time, run directories as many as you like"
+        )
+    return False
 
 
 def compare_sources(
     a: Path, b: Path, *, values: str, columns: Mapping[str, str], resamples: int, level: float, seed: int
 ) -> dict[str, Any]:
-    """The comparison document of two sources: run directories (their val_test) or score files (rows of val_test, or all).
+    """The comparison document of two sources: score files (rows of val_test, or all) or run directories (their val_test).
 
     Raises DataError where they do not hold the same images, MissingError where one is not there.
     """

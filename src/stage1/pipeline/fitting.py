@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 
 from stage1.config import RunConfig
 from stage1.errors import DataError
-from stage1.policy import Policy, fit_policy
+from stage1.pipeline.mapping import frozen_map
+from stage1.policy import CalibratedPolicy, Policy, fit_policy
+from stage1.policy.calibrated import fit_calibrated
+from stage1.policy.fit import check_classes
 from stage1.scores import Scores
 
 
@@ -19,11 +22,15 @@ def fit_configured(
     say: Callable[[str], None],
     attempt: int = 1,
     uncertified_because: str | None = None,
-) -> Policy:
+) -> CalibratedPolicy:
     """fit_policy with everything the config says. A gate that shows no gain on val_select is refused and softmax kept.
+
+    The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
+    fitted and certified on the mapped ones.
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
     """
+    check_classes(config.policy.name, classes)
     kept = "gate"
     if config.policy.name == "gate":
         from stage1.evaluation.gate_gain import accept_gate
@@ -31,12 +38,44 @@ def fit_configured(
 
         if len(select) == 0:
             raise DataError("val_select: no rows; the gate is fitted and judged on it")
-        acceptance = accept_gate(select, cross_fitted_gate(select, seed=config.seed), seed=config.seed)
+        acceptance = accept_gate(select, cross_fitted_gate(select, select.extra, seed=config.seed), seed=config.seed)
         kept = "gate" if acceptance.accepted else "softmax"
         say(f"  gate: {acceptance.reason}")
-    return fit_policy(
-        config.policy.name, select=select, calib=calib, risks=config.risks, confidence=config.confidence, coverage=config.coverage,
-        class_coverage=config.class_coverage, target_prior=config.target_prior, assume_iid=config.assume_iid,
-        allow_one_sided=config.allow_one_sided, classes=classes, seed=config.seed, attempt=attempt,
-        uncertified_because=uncertified_because, variant=config.policy.variant, kept="gate" if kept == "gate" else "softmax",
-    )  # fmt: skip
+    gate = config.policy.name == "gate" and kept == "gate"
+    frozen = frozen_map(config, select, gate=gate, say=say)
+
+    def fit(select: Scores | None, calib: Scores) -> Policy:
+        # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
+        score = _confidence_score(config, select, calib.n_classes, say)
+        return fit_policy(
+            config.policy.name, select=select, calib=calib, risks=config.risks, confidence=config.confidence, coverage=config.coverage,
+            class_coverage=config.class_coverage, target_prior=config.target_prior, assume_iid=config.assume_iid, unit=config.unit, slices=config.data.slices,
+            allow_one_sided=config.allow_one_sided, classes=classes, seed=config.seed, attempt=attempt,
+            uncertified_because=uncertified_because, variant=config.policy.variant, kept="gate" if kept == "gate" else "softmax",
+            confidence_score=score, thresholds=config.policy.thresholds,
+        )  # fmt: skip
+
+    return fit_calibrated(frozen, fit, select=select, calib=calib)
+
+
+def _confidence_score(config: RunConfig, select: Scores | None, n_classes: int, say: Callable[[str], None]) -> str:
+    """The confidence by which more than two classes exit: the config's, or the one of least AUGRC on val_select.
+
+    MSP stays unless the gain is beyond chance: close rivals are many, and the best of them on few images is often not the best.
+    """
+    if config.policy.confidence_score != "auto":
+        return config.policy.confidence_score
+    if n_classes == 2 or config.policy.name != "softmax" or select is None or select.labels is None or not len(select):
+        return "msp"
+    from stage1.confidence import confidence
+    from stage1.evaluation.confidence import choose_confidence
+    from stage1.evaluation.gate_gain import accept_gate
+
+    name, table = choose_confidence(select)
+    augrc = {row["confidence"]: row["augrc"] for row in table}
+    if name != "msp" and not accept_gate(select, confidence(name, select.logits), seed=config.seed).accepted:
+        say(f"  confidence: msp is kept; {name} has less AUGRC on val_select ({1000 * augrc[name]:.3g}e-3 against "
+            f"{1000 * augrc['msp']:.3g}e-3), but not beyond chance")  # fmt: skip
+        return "msp"
+    say(f"  confidence: {name}, the least AUGRC on val_select ({1000 * augrc[name]:.3g}e-3)")
+    return name

@@ -17,11 +17,14 @@ from stage1.pipeline.rundir import RunDir
 from stage1.scores import Scores, write_role
 
 if TYPE_CHECKING:
+    from stage1.config import HeadConfig
     from stage1.data.table import SampleTable
     from stage1.pipeline.runner import Context
+    from stage1.training.sweep import Swept
 
 TRAINING_ROLES = ("train", "val_select")
 SCORED_ROLES = ("val_select", "val_calib", "val_test")
+SWEEP_TOLERANCE = 1e-4  # of a logit: one head's sums and those of a stack are rounded differently
 
 
 def extract(run: RunDir, context: Context) -> list[Path]:
@@ -86,17 +89,22 @@ def train(run: RunDir, context: Context) -> list[Path]:
     digest = (
         digest_file(run / "features.json")
         + digest_file(run / "samples.parquet")
-        + str((config.head, config.train, config.seed))
+        + str((config.head, config.train, config.sweep, config.seed))
     )
     fresh = not inputs.is_file() or inputs.read_text(encoding="utf-8") != digest
     if fresh:
         for name in ("checkpoints/last.safetensors", "model_best.pth"):
             (run / name).unlink(missing_ok=True)
         write_text(inputs, digest)
-    with context.progress.bar("epochs", config.train.epochs) as advance, context.stop.deferred():
+    groups = [table.groups[table.rows(role)] for role in TRAINING_ROLES]
+    swept, settings, head, seed = None, config.train, config.head, config.seed
+    if config.sweep.enabled:
+        swept = _sweep(run, context, features, labels, groups[1], len(table.classes))
+        settings, head, seed = swept.candidate.train, swept.candidate.head, swept.candidate.seed
+    with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
         result = train_head(
-            features[0], labels[0], features[1], labels[1], config=config.train, head=config.head, n_classes=len(table.classes),
-            seed=config.seed, folder=run.path, stop=context.stop, fresh=fresh,
+            features[0], labels[0], features[1], labels[1], config=settings, head=head, n_classes=len(table.classes),
+            seed=seed, folder=run.path, stop=context.stop, fresh=fresh, groups=groups[0],
             progress=lambda row: advance(1, f"val_select nll {row['select_nll']:.4f}"),
         )  # fmt: skip
     kind = "EMA" if result.used_ema else "raw"
@@ -104,11 +112,79 @@ def train(run: RunDir, context: Context) -> list[Path]:
         f"  best epoch {result.best_epoch} of {result.epochs_run} ({kind} weights): "
         f"{config.train.select_by} {result.best_metric:.4f} on val_select"
     )
-    write_document(run / "train.json", {
+    facts: dict[str, Any] = {
         "best_epoch": result.best_epoch, "best_metric": result.best_metric, "select_by": config.train.select_by,
         "used_ema": result.used_ema, "epochs_run": result.epochs_run, "metrics": dict(result.metrics),
-    }, "train")  # fmt: skip
-    return [run / "model_best.pth", run / "metrics.csv", run / "train.json"]
+    }  # fmt: skip
+    if result.gate is not None:
+        facts["gate"] = result.gate.to_json()
+        state = f"WARNING collapsed, {result.gate.collapsed}" if result.gate.collapsed else (
+            f"g between {result.gate.low:.3f} and {result.gate.high:.3f} for 95 % of val_select"
+            + ("" if result.gate.auroc is None else f", AUROC of right answers {result.gate.auroc:.3f}")
+        )  # fmt: skip
+        context.progress.say(f"  gate: {state}")
+    if swept is not None:
+        facts["sweep"] = _winner(swept, result.head, features[1], context)
+    write_document(run / "train.json", facts, "train")
+    written = [run / "model_best.pth", run / "metrics.csv", run / "train.json"]
+    return written if swept is None else [*written, run / "sweep.csv"]
+
+
+def _sweep(
+    run: RunDir, context: Context, features: Any, labels: Any, select_groups: NDArray[np.str_], n_classes: int
+) -> Swept:
+    """The best configuration of the sweep; the table of all goes to sweep.csv."""
+    from stage1.training.inputs import checked_features
+    from stage1.training.sweep import SWEEP, candidates, train_sweep, write_sweep
+
+    config = run.config
+    entrants = candidates(config.sweep, config.train, config.head, config.seed)
+    both = [
+        checked_features(features[place], labels[place], n_classes, role) for place, role in enumerate(TRAINING_ROLES)
+    ]
+    with context.progress.bar(f"epochs of {len(entrants)} heads", config.train.epochs) as advance:
+        found = train_sweep(
+            *both, entrants, n_classes=n_classes, groups=select_groups, resamples=config.sweep.resamples,
+            progress=lambda epoch: advance(1, ""), stop=context.stop,
+        )  # fmt: skip
+    write_sweep(run / SWEEP, found)
+    best = found[0].candidate
+    width = f", hidden {best.head.hidden}" if best.head.kind == "mlp" else ""
+    context.progress.say(
+        f"  best of {len(found)} heads: learning_rate {best.train.learning_rate:g}, weight_decay {best.train.weight_decay:g}, "
+        f"label_smoothing {best.train.label_smoothing:g}{width}, seed {best.seed}: AUGRC {found[0].metrics.augrc:.5f} "
+        f"({found[0].augrc_low:.5f} to {found[0].augrc_high:.5f}) on val_select"
+    )
+    return found[0]
+
+
+def _winner(swept: Swept, head: Any, select: NDArray[np.float32], context: Context) -> dict[str, Any]:
+    """Facts on the winner, and whether it gives the same logits trained alone as it did among the others."""
+    from stage1.training.selection import all_logits
+
+    difference = float(np.abs(all_logits([head], select)[0] - swept.logits).max())
+    agrees = difference <= SWEEP_TOLERANCE
+    if not agrees:
+        context.progress.say(
+            f"  WARNING the winner trained alone differs from the sweep by up to {difference:.3g} in a logit (expected "
+            f"<= {SWEEP_TOLERANCE:g}): near-tied epochs; what ships is the one trained alone"
+        )
+    best = swept.candidate
+    return {
+        "learning_rate": best.train.learning_rate, "weight_decay": best.train.weight_decay,
+        "label_smoothing": best.train.label_smoothing, "hidden": best.head.hidden, "seed": best.seed,
+        "augrc": swept.metrics.augrc, "augrc_low": swept.augrc_low, "augrc_high": swept.augrc_high,
+        "largest_difference": difference, "agrees": agrees,
+    }  # fmt: skip
+
+
+def _trained_head(run: RunDir) -> HeadConfig:
+    """The config of the head in model_best.pth: a sweep may have chosen its width."""
+    config = run.config
+    if not config.sweep.enabled:
+        return config.head
+    chosen = read_document(run / "train.json", "train")["sweep"]
+    return config.head.model_copy(update={"hidden": chosen["hidden"]})
 
 
 def _features(
@@ -136,19 +212,21 @@ def export(run: RunDir, context: Context) -> list[Path]:
         raise IntegrityError(
             f"{run / 'features.json'}: made by another backbone than the one loaded now; run `stage1 extract` again"
         )
-    head = load_head(run / "model_best.pth", config.head, backbone.dim, len(table.classes))
+    head = load_head(run / "model_best.pth", _trained_head(run), backbone.dim, len(table.classes))
     export_model(run / "backbone.onnx", head, run / "model.onnx")
     rows = table.rows("val_select")
     # Spread over the role: neighbouring rows may be frames of one video.
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), config.export.parity_images)).astype(int))]
     items = table.items(rows)
-    _, exported, failures = Predictor(run / "model.onnx", backbone.preprocessing, table.classes).logits(items)
+    _, exported, gates, failures = Predictor(run / "model.onnx", backbone.preprocessing, table.classes).outputs(items)
     if failures:
         raise Stage1Error(
             f"{table.paths[rows[failures[0][0]]]}: cannot be read any more ({failures[0][1]}); restore it, or split again"
         )
-    trained = _trained_logits(backbone, head, items)
+    trained, trained_gates = _trained_outputs(backbone, head, items)
     difference = float(np.abs(exported - trained).max())
+    if gates is not None and trained_gates is not None:
+        difference = max(difference, float(np.abs(gates - trained_gates).max()))
     passed = bool(difference <= config.export.parity_tolerance and (exported.argmax(1) == trained.argmax(1)).all())
     write_document(run / "parity.json", {
         "images": len(rows), "tolerance": config.export.parity_tolerance, "largest_difference": difference,
@@ -166,17 +244,23 @@ def export(run: RunDir, context: Context) -> list[Path]:
     return [run / "model.onnx", run / "parity.json"]
 
 
-def _trained_logits(backbone: Any, head: Any, items: list[Any]) -> NDArray[np.float32]:
+def _trained_outputs(
+    backbone: Any, head: Any, items: list[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     import torch
 
     from stage1.images import load_tensor
+    from stage1.model.head import split
 
-    logits = []
+    logits, gates = [], []
     with torch.inference_mode():
         for start in range(0, len(items), 16):
             batch = np.stack([load_tensor(item(), backbone.preprocessing) for item in items[start : start + 16]])
-            logits.append(head(torch.from_numpy(backbone.features(batch))).numpy())
-    return np.concatenate(logits)
+            made, gate = split(head(torch.from_numpy(backbone.features(batch))))
+            logits.append(made.numpy())
+            if gate is not None:
+                gates.append(gate.numpy())
+    return np.concatenate(logits), np.concatenate(gates) if gates else None
 
 
 def score(run: RunDir, context: Context) -> list[Path]:
@@ -193,9 +277,14 @@ def score(run: RunDir, context: Context) -> list[Path]:
     written: list[Path] = []
     for role in SCORED_ROLES:
         rows = table.rows(role)
-        logits = _scored(predictor, table, rows, role, context)
+        logits, gate = _scored(predictor, table, rows, role, context)
         scores = Scores(
-            logits=logits.astype(np.float64), labels=table.labels[rows], groups=table.groups[rows], ids=table.ids[rows]
+            logits=logits.astype(np.float64),
+            gate=None if gate is None else gate.astype(np.float64),
+            labels=table.labels[rows],
+            groups=table.groups[rows],
+            ids=table.ids[rows],
+            slices={name: values[rows] for name, values in table.slices.items()},
         )
         written += write_role(run.path, role, scores)
     return written
@@ -203,8 +292,8 @@ def score(run: RunDir, context: Context) -> list[Path]:
 
 def _scored(
     predictor: Any, table: SampleTable, rows: NDArray[np.int64], role: str, context: Context
-) -> NDArray[np.float32]:
-    answered, logits, failures = predictor.logits(table.items(rows))
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    answered, logits, gate, failures = predictor.outputs(table.items(rows))
     if failures:
         place, error = failures[0]
         raise Stage1Error(
@@ -212,4 +301,4 @@ def _scored(
         )
     assert (answered == np.arange(len(rows))).all(), "scores out of order"
     context.progress.say(f"  {role}: {len(rows)} images")
-    return np.asarray(logits)
+    return np.asarray(logits), gate

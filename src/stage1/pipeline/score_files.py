@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stage1.config import RunConfig
+from stage1.config import RunConfig, to_yaml
 from stage1.errors import ConfigError, DataError
-from stage1.files import locked
+from stage1.files import locked, write_text
 from stage1.pipeline.certify_stages import save_policy, write_evaluation
 from stage1.pipeline.fitting import fit_configured
+from stage1.pipeline.reporting import OPTIONS_FILE, SCORES_FILE
+from stage1.pipeline.shifting import shift_of_files
 from stage1.policy import Policy, load_policy
-from stage1.scores import ROLES, Scores, Values, read_scores, write_scores
+from stage1.roles import hashed_roles
+from stage1.scores import ROLES, Values, read_scores, write_scores
 
 _SPLIT_ROLES = ROLES[1:]
 
@@ -31,60 +30,67 @@ def calibrate_scores(
     shares: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> Policy:
-    """Certify on the rows of val_calib; writes the policy file, certificate.json and scores.parquet (with roles).
+    """Certify on the rows of val_calib; writes the policy file, calibration.json, certificate.json, scores.parquet (with roles) and options.yaml.
 
     The roles come from the file, or from hash(seed, group or id or row number) by `shares`: the same file gives the same
     roles. Raises ConfigError, DataError, MissingError; an uncertifiable target is a policy that defers everything.
     """
-    scores, roles = read_scores(path, values=checked_values(values), columns=columns)
+    scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=config.data.classes)
     if roles is None:
-        roles = hashed_roles(scores, _shares(shares), config.split.seed)
+        roles = hashed_roles(scores, _SPLIT_ROLES, _shares(shares), config.split.seed)
     if not (roles == "val_calib").any():
         raise DataError(f"{path}: no row has the role val_calib; the certificate is made of these")
     policy = fit_configured(
         config, select=scores.take(roles == "val_select"), calib=scores.take(roles == "val_calib"),
-        classes=config.data.classes or ("negative", "positive"), say=say,
+        classes=config.data.classes or class_names(scores.n_classes), say=say,
     )  # fmt: skip
     with locked(folder):
-        write_scores(folder / "scores.parquet", scores, roles)
+        write_scores(folder / SCORES_FILE, scores, roles)
+        # What was asked for: with the scores and their roles, all that it takes to make the certificate again.
+        write_text(folder / OPTIONS_FILE, to_yaml(config))
         save_policy(folder, policy)
     return policy
 
 
 def evaluate_scores(
-    path: Path, policy_folder: Path, folder: Path, *, config: RunConfig, values: str, columns: Mapping[str, str]
-) -> dict[str, Any]:
+    path: Path, policy_folder: Path, folder: Path, *, config: RunConfig, values: str, columns: Mapping[str, str],
+    target: Path | None = None, target_values: str | None = None, target_columns: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Metrics of the rows of val_test (of all rows, where the file has no roles) under a policy; evaluation.json, CSV.
 
-    Raises DataError where no row is left or labels are missing.
+    target: unlabelled scores of the same model elsewhere; the section `label_shift` then restates everything there, and
+    at config.target_prior (or the one the certificate is for). target_values, target_columns: as the labelled file's
+    where not given. Raises DataError where no row is left or labels are missing.
     """
-    scores, roles = read_scores(path, values=checked_values(values), columns=columns)
     policy = load_policy(policy_folder)
+    scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=policy.classes)
+    rows = {} if roles is None else {role: scores.take(roles == role) for role in ("val_select", "val_calib")}
     if roles is not None:
         scores = scores.take(roles == "val_test")
     if len(scores) == 0:
         raise DataError(f"{path}: no row has the role val_test; nothing to evaluate on")
     targets = {name: risk.target for name, risk in policy.certificate.risks.items()} if policy.certificate else {}
+    prior = config.target_prior
+    if prior is None and policy.certificate is not None:
+        prior = policy.certificate.target_prior
+    unlabelled = None
+    if target is not None:
+        unlabelled, _ = read_scores(
+            target, values=checked_values(target_values or values), classes=policy.classes,
+            columns=columns if target_columns is None else target_columns,
+        )  # fmt: skip
+    shift = shift_of_files(unlabelled, prior, rows=rows, policy_folder=policy_folder, test=scores)
     with locked(folder):
         _, document = write_evaluation(
             folder, scores, policy, targets=targets, paths=None, resamples=config.evaluation.resamples,
-            level=config.evaluation.level, seed=config.seed,
+            level=config.evaluation.level, seed=config.seed, shift=shift,
         )  # fmt: skip
     return document
 
 
-def hashed_roles(scores: Scores, shares: tuple[float, float, float], seed: int) -> NDArray[np.str_]:
-    """A role for each row: where hash(seed, unit) falls on [0, 1); the unit is the group, else the id, else the row number."""
-    if scores.groups is not None:
-        units = scores.groups
-    elif scores.ids is not None:
-        units = scores.ids
-    else:
-        units = np.arange(len(scores)).astype(np.str_)
-    places = np.array(
-        [int.from_bytes(hashlib.sha256(f"{seed}|{unit}".encode()).digest()[:8]) / 2**64 for unit in units.tolist()]
-    )
-    return np.array(_SPLIT_ROLES)[np.searchsorted(np.cumsum(shares)[:2], places, side="right")]
+def class_names(n_classes: int) -> tuple[str, ...]:
+    """Names where the config gives none: two classes are negative and positive, more go by their numbers."""
+    return ("negative", "positive") if n_classes == 2 else tuple(str(index) for index in range(n_classes))
 
 
 def _shares(text: str) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ from stage1.pipeline.certify_stages import bundle, calibrate, evaluate
 from stage1.pipeline.data_stage import source_state, split
 from stage1.pipeline.model_stages import export, extract, score, train
 from stage1.pipeline.runner import Stage
+from stage1.pipeline.shifting import target_state
 
 ROLE_FILES = {
     role: (f"{role}_logits.pt", f"{role}_labels.pt", f"{role}_ids.json") for role in ("val_select", "val_calib", "val_test")
@@ -14,12 +15,13 @@ ROLE_FILES = {
 STAGES = (
     Stage("split", ("data", "split"), (), split, source_state),
     Stage("extract", ("backbone", "features", "seed"), ("samples.parquet",), extract),
-    Stage("train", ("head", "train", "seed"), ("samples.parquet", "features.json"), train),
+    Stage("train", ("head", "train", "sweep", "seed"), ("samples.parquet", "features.json"), train),
     Stage("export", ("export", "head"), ("model_best.pth", "backbone.onnx", "features.json"), export),
     Stage("score", (), ("model.onnx", "parity.json", "samples.parquet", "features.json"), score),
     Stage(
         "calibrate",
         (
+            "calibration",
             "policy",
             "risks",
             "coverage",
@@ -28,6 +30,7 @@ STAGES = (
             "confidence",
             "allow_one_sided",
             "assume_iid",
+            "unit",
             "seed",
         ),
         (*ROLE_FILES["val_select"], *ROLE_FILES["val_calib"], "samples.parquet", "splits.json", "model.onnx"),
@@ -41,11 +44,13 @@ STAGES = (
             *ROLE_FILES["val_calib"],
             "{policy}",
             "certificate.json",
+            "calibration.json",
             "samples.parquet",
             "splits.json",
             "features.json",
         ),
         evaluate,
+        target_state,
     ),
     Stage(
         "bundle",
@@ -54,6 +59,7 @@ STAGES = (
             "model.onnx",
             "{policy}",
             "certificate.json",
+            "calibration.json",
             "evaluation.json",
             "features.json",
             "samples.parquet",

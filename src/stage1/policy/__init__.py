@@ -1,23 +1,29 @@
 """When to exit: policies with one interface, fit -> policy -> decide, and the certificate that each carries."""
 
+from stage1.policy.calibrated import CalibratedPolicy, decided_on, stated
 from stage1.policy.certificate import Certificate, RiskBound
 from stage1.policy.decision import Decision, Policy
 from stage1.policy.fit import POLICY_FILES, fit_policy, load_policy, policy_file, refit
 from stage1.policy.gate import GatePolicy
+from stage1.policy.multiclass import MulticlassPolicy
 from stage1.policy.scrc import ScrcPolicy
 from stage1.policy.softmax import SoftmaxPolicy
 
 __all__ = [
     "POLICY_FILES",
+    "CalibratedPolicy",
     "Certificate",
     "Decision",
     "GatePolicy",
+    "MulticlassPolicy",
     "Policy",
     "RiskBound",
     "ScrcPolicy",
     "SoftmaxPolicy",
+    "decided_on",
     "fit_policy",
     "load_policy",
     "policy_file",
     "refit",
+    "stated",
 ]

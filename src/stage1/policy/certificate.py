@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import floor
 from typing import Any
 
 from stage1.documents import read_document, write_document
-from stage1.policy.request import Request
+from stage1.policy.request import Request, risk_parts
+from stage1.policy.slices import SliceClaim, SliceCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class Certificate:
     """The guarantee of one policy, or the reason why there is none.
 
     certified is True only if every risk's exact bound is at most its target, jointly at `confidence`, and images exit.
-    unit: "image" or "group" (one image of each group, drawn by hash). reason, needed: why nothing, or one side, can exit
+    unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the counts of
+    risks and coverage are then of images, n_units of groups). slices: the same risks where an attribute has a value;
+    slices_asked: the attributes. reason, needed: why nothing, or one side, can exit
     and what that takes; None where both sides exit.
     """
 
@@ -82,6 +85,8 @@ class Certificate:
     void_if: tuple[str, ...]
     reason: str | None = None
     needed: str | None = None
+    slices: tuple[SliceClaim, ...] = ()
+    slices_asked: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for certificate.json."""
@@ -92,19 +97,25 @@ class Certificate:
         }
         document["coverage"] = _plain(self.coverage)
         document["per_class"] = {name: _plain(coverage) for name, coverage in self.per_class.items()}
-        for name in ("classes", "assumptions", "void_if"):
+        document["slices"] = [asdict(claim) for claim in self.slices]
+        for name in ("classes", "assumptions", "void_if", "slices_asked"):
             document[name] = list(document[name])
         return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Certificate:
         """The inverse of to_document."""
-        values = {name: document[name] for name in cls.__slots__}
+        # Certificates made before there were slices lack them.
+        values: dict[str, Any] = {name: document[name] for name in cls.__slots__ if name in document}
         values["risks"] = {name: RiskBound(name=name, **fields) for name, fields in document["risks"].items()}
         values["coverage"] = Coverage(**document["coverage"])
         values["per_class"] = {name: Coverage(**fields) for name, fields in document["per_class"].items()}
-        for name in ("classes", "assumptions", "void_if"):
-            values[name] = tuple(values[name])
+        values["slices"] = tuple(
+            SliceClaim(**{**claim, "risks": {name: SliceCounts(**counts) for name, counts in claim["risks"].items()}})
+            for claim in values.get("slices", ())
+        )
+        for name in ("classes", "assumptions", "void_if", "slices_asked"):
+            values[name] = tuple(values.get(name, ()))
         return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -131,6 +142,8 @@ def percent(share: float) -> str:
 
 def claim(name: str, target: float, classes: Sequence[str], prior: float | None = None) -> str:
     """One risk limit in words, e.g. "among roadwork images that exit, at most 2 % are called 'none'"."""
+    if len(classes) > 2:
+        return _class_claim(name, target, classes)
     negative, positive = classes[0], classes[1]
     at_most = f"at most {percent(target)}"
     return {
@@ -140,6 +153,18 @@ def claim(name: str, target: float, classes: Sequence[str], prior: float | None 
         "false_exit_rate": f"{at_most} of all {images(negative)} exit as '{positive}'",
         "error": f"among images that exit, {at_most} are answered wrongly{_where(prior, positive)}",
     }[name]
+
+
+def _class_claim(name: str, target: float, classes: Sequence[str]) -> str:
+    """A risk of more than two classes in words: error, or one said of a class."""
+    kind, index = risk_parts(name, classes)
+    at_most, of = f"at most {percent(target)}", classes[index]
+    return {
+        "error": f"among images that exit, {at_most} are answered wrongly{_where(None, '')}",
+        "fnr": f"among '{of}' images that exit, {at_most} are answered wrongly",
+        "wrong": f"of the images that exit as '{of}', {at_most} are not '{of}'{_where(None, '')}",
+        "miss_rate": f"{at_most} of all '{of}' images exit with a wrong answer",
+    }[kind]
 
 
 def _where(prior: float | None, positive: str) -> str:
@@ -170,15 +195,16 @@ def certified_statement(
     """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits."""
     # Rounded down: "100 %" is said of all, not of almost all.
     shown = percent(floor(1000 * coverage) / 1000)
+    counted = "image" if unit == "group_mean" else unit
     sentence = (
-        f"With confidence {percent(request.confidence)}, {claims(request)}; {shown} of the calibration {unit}s exit."
+        f"With confidence {percent(request.confidence)}, {claims(request)}; {shown} of the calibration {counted}s exit."
     )
     if closed is not None:
-        sentence += (
-            f" No image exits as '{closed}': there are too few calibration {unit}s for that side, so it always defers."
-        )
+        sentence += f" No image exits as '{closed}': there are too few calibration {counted}s for that side, so it always defers."
     if unit == "group":
         sentence += " An image here is a random image of a random group (one image of each group was counted)."
+    if unit == "group_mean":
+        sentence += " An image here is a random image of a random group (all images were counted, each group with the same weight)."
     if assume_iid:
         sentence += (
             " This holds only if images are independent of each other although they come in groups (assume_iid)."
@@ -200,14 +226,19 @@ def refused_statement(request: Request, reason: str) -> str:
 
 def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...]:
     """What must be true for the sentence to be true."""
-    if "error" not in request.risks and request.coverage is None:
+    moved = [name for name in request.risks if name == "error" or name.startswith("wrong.")]
+    moved += ["coverage"] if request.coverage is not None else []
+    if not moved:
         class_balance = "The share of each class may differ from that of the calibration data: the risks are per class."
     elif request.target_prior is None:
-        class_balance = "The share of each class is that of the calibration data: error and coverage move with it."
+        several = len(moved) > 1
+        named = "error and coverage move" if len(request.classes) == 2 else f"{' and '.join(moved)} move{'' if several else 's'}"
+        class_balance = f"The share of each class is that of the calibration data: {named} with it."
     else:
         class_balance = f"The share of {request.classes[1]} is {percent(request.target_prior)}: error and coverage are stated for it."
     drawn = {
         "image": "The calibration images are an independent random sample of the images that the bundle will see, class by class.",
+        "group_mean": "The calibration groups are an independent random sample of the groups that the bundle will see.",
         "group": "The calibration groups are an independent random sample of the groups that the bundle will see, class by class.",
     }[unit]
     listed = [

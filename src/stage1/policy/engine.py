@@ -37,7 +37,8 @@ PATH_METHOD = "fixed sequence along the calibrated path, exact binomial, union n
 class Choice:
     """thresholds: chosen pair, both None where nothing passed. delta: what each risk's bound may spend.
 
-    floor_delta: the same for floors on coverage. tried: the first pair tested, where it failed.
+    floor_delta: the same for floors on coverage. tried: the first pair tested, where it failed. path, place: where the
+    thresholds stand on the path they were found on.
     """
 
     thresholds: Thresholds
@@ -45,57 +46,69 @@ class Choice:
     delta: float
     floor_delta: float
     tried: Thresholds | None = None
+    path: Path | None = None
+    place: int | None = None
 
 
 def choose(
-    score: Floats, labels: Labels, request: Request, select_score: Floats | None, select_labels: Labels | None
-) -> Choice:
+    score: Floats, labels: Labels, request: Request, select_score: Floats | None, select_labels: Labels | None,
+    *, along_path: bool = False,
+) -> Choice:  # fmt: skip
     """Thresholds for `request` from the counted units of val_calib, float [N] and int [N]; select: val_select, for the path.
 
+    along_path: use the path also where a closed-form rule exists (claims for slices are tested along it).
     Raises ConfigError where the target set needs val_select and it is missing or too small (10 of each class).
     """
-    return rule(request, len(score), select_score, select_labels)(score, labels)
+    return rule(request, len(score), select_score, select_labels, along_path=along_path)(score, labels)
 
 
-def rule(request: Request, n: int, select_score: Floats | None, select_labels: Labels | None) -> Rule:
+def rule(
+    request: Request, n: int, select_score: Floats | None, select_labels: Labels | None, *, along_path: bool = False
+) -> Rule:
     """The method for `request` as a function of the calibration units alone: everything val_select decides is done here."""
     targets, chosen = request.targets, frozenset(request.targets)
     delta = 1.0 - request.confidence
-    if chosen in METHODS and not request.has_floor:
+    closed_form = not request.has_floor and not along_path
+    if chosen in METHODS and closed_form:
         spent = shared_delta(request.confidence, len(targets))
         return lambda score, labels: Choice(
             choose_thresholds(score, labels, targets, spent), METHODS[chosen], spent, delta
         )
-    if chosen in ({"fnr"}, {"fpr"}) and not request.has_floor:
+    if chosen in ({"fnr"}, {"fpr"}) and closed_form:
         method = f"order statistic of one class, every image exits ({next(iter(chosen))})"
         return lambda score, labels: Choice(_everything_exits(score, labels, targets, delta), method, delta, delta)
     if select_score is None or select_labels is None:
         raise ConfigError(
             f"select: {' + '.join(targets)} needs labelled scores of val_select to order the thresholds; give them"
         )
-    spent = delta / 2 if request.has_floor else delta
-    goal = Goal(targets, n, spent, request.target_prior)
-    path = calibrated_path(select_score, select_labels, goal)
+    path = path_from(request, n, select_score, select_labels)
     if path is None:
         raise ConfigError(
             "select: val_select has fewer than 10 images of a class; this target needs them to order the thresholds"
         )
-    return lambda score, labels: _along(path, score, labels, request, spent)
+    return lambda score, labels: _along(path, score, labels, request, delta / 2 if request.has_floor else delta)
+
+
+def path_from(request: Request, n: int, select_score: Floats, select_labels: Labels) -> Path | None:
+    """The calibrated path for `request` on n calibration units; None where val_select has fewer than 10 of a class."""
+    delta = 1.0 - request.confidence
+    spent = delta / 2 if request.has_floor else delta
+    return calibrated_path(select_score, select_labels, Goal(request.targets, n, spent, request.target_prior))
 
 
 def _along(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
     """Test from the path's start towards more risk; with floors, also from the riskiest pair towards safety (2.5)."""
     exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
     place = fixed_sequence(certifies(exits, request.targets, delta, request.target_prior), path.start)
-    tried = _pair(path, path.start)
+    tried = pair_at(path, path.start)
     if place is not None and request.has_floor:
         # Coverage rises along the path, risk too: two sequences from the two ends, delta / 2 each; a pair in both holds both.
         lowest = fixed_sequence(floors_hold(exits, request, delta)[::-1])
         if lowest is None or place < len(path.lo) - 1 - lowest:
-            tried, place = _pair(path, place), None
+            tried, place = pair_at(path, place), None
     if place is None:
         return Choice(Thresholds(None, None), PATH_METHOD, delta, delta, tried)
-    return Choice(_pair(path, place), PATH_METHOD, delta, delta)
+    return Choice(pair_at(path, place), PATH_METHOD, delta, delta, path=path, place=place)
 
 
 def floors_hold(exits: Exits, request: Request, delta: float) -> NDArray[np.bool_]:
@@ -108,7 +121,8 @@ def floors_hold(exits: Exits, request: Request, delta: float) -> NDArray[np.bool
     return held
 
 
-def _pair(path: Path, place: int) -> Thresholds:
+def pair_at(path: Path, place: int) -> Thresholds:
+    """The thresholds at a place of the path; None for a side that never exits."""
     lo, hi = float(path.lo[place]), float(path.hi[place])
     return Thresholds(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None)
 

@@ -11,10 +11,12 @@ import numpy as np
 
 from stage1.documents import read_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
+from stage1.policy.calibrated import CalibratedPolicy, fit_calibrated, with_map
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import certify
 from stage1.policy.decision import Policy
 from stage1.policy.gate import GatePolicy, Kept, fit_gate
+from stage1.policy.multiclass import MulticlassPolicy, fit_multiclass
 from stage1.policy.request import Request
 from stage1.policy.scrc import ScrcPolicy, fit_scrc
 from stage1.policy.softmax import SoftmaxPolicy
@@ -43,18 +45,26 @@ def fit_policy(
     uncertified_because: str | None = None,
     variant: str = "I",
     kept: Kept = "gate",
+    slices: Sequence[str] = (),
+    confidence_score: str = "msp",
+    thresholds: str = "auto",
 ) -> Policy:
     """Choose the thresholds and certify them on `calib`, by the sharpest valid method for the set of risks.
 
     calib: labelled scores of val_calib, never seen by training or selection. select: labelled scores of val_select;
     needed where the target has no closed-form rule (both ratios, error, floors), else only its ids are looked at.
-    risks: name -> target in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error. coverage, class_coverage: floors on the
+    risks: name -> target in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; with more than two classes of error,
+    fnr.<class> (wrong among images of the class that exit), wrong.<class> (wrong among images that exit as it) and
+    miss_rate.<class> (wrong exits among all images of the class). coverage, class_coverage: floors on the
     share of images (of a class) that exit. All held jointly at `confidence`. target_prior: P(y = 1) for error and coverage.
     unit, assume_iid: see policy/units.py. allow_one_sided: permit a target that one class answers trivially.
     classes: names for the sentence. attempt: how many targets these calibration images have been used for.
     uncertified_because: a reason known beforehand (leakage) for which nothing may be certified.
     variant: of scrc, "I" or "T"; its `coverage` is the share to be selected (0.7 where none is given). kept: of gate,
-    "softmax" where the gate was refused (stage1.evaluation.accept_gate).
+    "softmax" where the gate was refused (stage1.evaluation.accept_gate). slices: attributes of Scores.slices; the risks
+    are then claimed for each of their values too (policy/slices.py). confidence_score, thresholds: of softmax with more than
+    two classes, a name in stage1.confidence (fixed before calib is seen, e.g. by stage1.evaluation.choose_confidence) and
+    "one" threshold, one "per_class", or "auto": what promises more on val_select (policy/multiclass.py).
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
     certified = False, the reason and what is needed. Raises ConfigError (policy, target or flag), DataError (scores).
@@ -63,7 +73,15 @@ def fit_policy(
         raise ConfigError(f"policy {name!r} is unknown; policies are {', '.join(POLICY_FILES)}")
     check_samples(calib, select)
     counting: dict[str, Any] = {"unit": unit, "assume_iid": assume_iid, "seed": seed, "attempt": attempt}
+    if slices and (name == "scrc" or calib.n_classes != 2):
+        raise ConfigError(
+            "slices: claims for slices are for the softmax and gate policies on two classes; leave them out"
+        )
     if name == "scrc":
+        if unit == "group_mean":
+            raise ConfigError(
+                "unit: group_mean is for softmax and gate; scrc counts images, or one image of each group"
+            )
         if class_coverage or target_prior is not None:
             raise ConfigError(
                 "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and gate"
@@ -72,21 +90,26 @@ def fit_policy(
             select=select, calib=calib, risks=risks, coverage=SCRC_COVERAGE if coverage is None else coverage, confidence=confidence,
             variant=variant, classes=classes, uncertified_because=uncertified_because, **counting,
         )  # fmt: skip
-    names = tuple(classes) if classes is not None else ("0", "1")
-    if len(names) != 2 or calib.n_classes != 2:
-        raise DataError(
-            f"classes: {len(names)} names, {calib.n_classes} columns of logits; this policy certifies two classes"
-        )
+    names = tuple(classes) if classes is not None else tuple(str(index) for index in range(calib.n_classes))
+    if len(names) != calib.n_classes:
+        raise DataError(f"classes: {len(names)} names, {calib.n_classes} columns of logits; give one name for each")
+    check_classes(name, names)
     request = Request(risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names)
     if name == "gate":
         if select is None:
             raise ConfigError("select: the gate is fitted on labelled scores of val_select; give them")
         return fit_gate(
             select=select, calib=calib, risks=risks, confidence=confidence, coverage=coverage, class_coverage=class_coverage,
-            target_prior=target_prior, allow_one_sided=allow_one_sided, classes=names, kept=kept,
+            target_prior=target_prior, allow_one_sided=allow_one_sided, classes=names, kept=kept, slices=slices,
             uncertified_because=uncertified_because, **counting,
         )  # fmt: skip
-    thresholds, certificate = certify(
+    if len(names) > 2:
+        return fit_multiclass(
+            request, calib=calib, select=select, confidence_score=confidence_score, thresholds=thresholds,
+            uncertified_because=uncertified_because, **counting,
+        )  # fmt: skip
+    counting["slices"] = slices
+    cuts, certificate = certify(
         name,
         lambda scores: scores.margin,
         request,
@@ -95,15 +118,27 @@ def fit_policy(
         uncertified_because=uncertified_because,
         **counting,
     )
-    return SoftmaxPolicy(thresholds.lo, thresholds.hi, names, certificate.certified, certificate)
+    return SoftmaxPolicy(cuts.lo, cuts.hi, names, certificate.certified, certificate)
+
+
+def check_classes(policy: str, classes: Sequence[str]) -> None:
+    """Raises ConfigError where a policy cannot be had with so many classes."""
+    if policy == "gate" and len(classes) > 2:
+        raise ConfigError(f"policy gate: is for two classes, there are {len(classes)}; use policy.name=softmax or scrc")
 
 
 def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
     """The same policy fitted anew from its scores, under the target, flags and seed that its certificate states.
 
+    calib, select: raw scores; a policy on mapped scores maps them first, by the map that it carries.
     What comes out equals `policy` where it was made from these scores. Raises as fit_policy does, and IntegrityError
     where the policy carries no certificate.
     """
+    if isinstance(policy, CalibratedPolicy):
+        base = policy.base
+        return fit_calibrated(
+            policy.frozen, lambda rows, units: refit(base, calib=units, select=rows), select=select, calib=calib
+        )
     stated = policy.certificate
     if stated is None:
         raise IntegrityError("certificate.json: missing; it states what the policy was fitted for")
@@ -117,7 +152,9 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
         # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
         uncertified_because=stated.reason if not stated.certified and stated.needed is None else None,
         variant=policy.variant if isinstance(policy, ScrcPolicy) else "I",
-        kept=policy.kept if isinstance(policy, GatePolicy) else "gate",
+        kept=policy.kept if isinstance(policy, GatePolicy) else "gate", slices=stated.slices_asked,
+        confidence_score=policy.confidence_score if isinstance(policy, MulticlassPolicy) else "msp",
+        thresholds=policy.mode if isinstance(policy, MulticlassPolicy) else "auto",
     )  # fmt: skip
 
 
@@ -135,9 +172,10 @@ def check_samples(calib: Scores, select: Scores | None) -> None:
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Read a policy file, or the one policy file of a folder, with `certificate.json` beside it where it is there.
+    """Read a policy file, or the one policy file of a folder, with certificate.json and calibration.json where they are there.
 
-    Raises MissingError (no file), IntegrityError (two policy files, damaged, or policy and certificate disagree).
+    With a calibration.json the policy states calibrated probabilities, and decides on mapped scores where its file says so.
+    Raises MissingError (no file), IntegrityError (two policy files, damaged, or policy, certificate and map disagree).
     """
     path = Path(path)
     if path.is_dir():
@@ -151,10 +189,16 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         certificate.policy != document["policy"] or certificate.certified != document["certified"]
     ):
         raise IntegrityError(f"{path}: does not belong to the certificate.json beside it; run `stage1 calibrate` again")
+    return with_map(_from_document(document, certificate), document, path.parent)
+
+
+def _from_document(document: dict[str, Any], certificate: Certificate | None) -> Policy:
     if document["policy"] == "gate":
         return GatePolicy.from_document(document, certificate)
     if document["policy"] == "scrc":
         return ScrcPolicy.from_document(document, certificate)
+    if len(document["classes"]) > 2:
+        return MulticlassPolicy.from_document(document, certificate)
     return SoftmaxPolicy(document["lo"], document["hi"], tuple(document["classes"]), document["certified"], certificate)
 
 

@@ -76,7 +76,7 @@ class GatePolicy:
         return (self.lo, self.hi) if self.kept == "softmax" else (None, None)
 
     def decide(self, scores: Scores, extra: Extra | None = None) -> Decision:
-        """Exit, label and P(class 1) of every row; extra: the columns that the gate was fitted with.
+        """Exit, label and P(class 1) of every row; extra: the columns that the gate was fitted with (None: scores.extra).
 
         P(class 1) is g where class 1 is predicted and 1 - g where class 0 is (the softmax's where softmax was kept). Raises
         DataError where scores have more than two classes or a column is missing.
@@ -85,7 +85,7 @@ class GatePolicy:
         if self.kept == "softmax":
             score, probability = scores.margin, scores.probabilities[:, 1]
         else:
-            g = self.model.apply(scores, extra)
+            g = self.model.apply(scores, scores.extra if extra is None else extra)
             score, probability = signed_gate(scores, g), np.where(predicted == 1, g, 1.0 - g)
         as_negative, as_positive = Thresholds(self.lo, self.hi).exits(score)
         label = np.where(as_negative, 0, np.where(as_positive, 1, predicted)).astype(np.int64)
@@ -145,7 +145,7 @@ def fit_gate(
     """Fit the gate on `select`, then choose the thresholds and certify them on `calib`, by the methods of fit_policy.
 
     select, calib: labelled scores of val_select and val_calib, with no id in common. extra_select, extra_calib: further
-    feature columns, the same names in both. source, ridge: see fit_gate_model. kept: "softmax" where the gate was refused
+    feature columns, the same names in both (None: Scores.extra). source, ridge: see fit_gate_model. kept: "softmax" where the gate was refused
     (evaluation.accept_gate): the thresholds are then those of the margin. counting: unit, assume_iid, attempt, and all other
     arguments, as fit_policy takes them.
 
@@ -162,6 +162,8 @@ def fit_gate(
         raise DataError(f"classes: {len(names)} names for 2 classes")
     request = Request(risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names)
     check_samples(calib, select)
+    extra_select = select.extra if extra_select is None else extra_select
+    extra_calib = calib.extra if extra_calib is None else extra_calib
     fit: dict[str, Any] = {"source": source, "ridge": ridge, "seed": seed}
     model = fit_gate_model(select, extra_select, **fit)
     if model.collapsed is not None and kept == "gate" and uncertified_because is None:

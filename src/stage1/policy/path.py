@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 Floats = NDArray[np.float64]
+Cuts = NDArray[np.intp]
 
 # Far beyond the targets: where the maps see too much risk in the tails, testing itself says where to stop.
 _SHARES = np.geomspace(0.1, 40.0, 160)
@@ -73,8 +74,7 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Pat
     pairs = {name: _sequence(model, goal) for name, model in models.items()}
     trust = _trust(score, labels, grid, models)
     paths = []
-    for name, pair in pairs.items():
-        low, high = pair.T
+    for name, (low, high) in pairs.items():
         chance = np.einsum("m,mt->t", trust, [_chance(model, goal, low, high) for model in models.values()])
         cover = np.einsum("m,mt->t", trust, [_coverage(model, low, high) for model in models.values()])
         start = int(np.argmax(chance))
@@ -184,98 +184,96 @@ def _class_model(p: Floats) -> ClassModel:
     return ClassModel(below(p), below(1 - p), p, float(p.mean()))
 
 
-def _sequence(model: ClassModel, goal: Goal) -> NDArray[np.int64]:
-    """Cuts (low, high) for rising shares of the targets, int [T, 2], up to the first pair that answers every image."""
-    pairs: list[tuple[int, int]] = []
-    for share in _SHARES:
-        pair = _solve(model, goal, share)
-        if not pairs or pair != pairs[-1]:
-            pairs.append(pair)
-        if pair[0] >= pair[1]:
-            break
-    return np.array(pairs)
+def _sequence(model: ClassModel, goal: Goal) -> tuple[Cuts, Cuts]:
+    """Cuts (low, high) for rising shares of the targets, int [T] each, up to the first pair that answers every image."""
+    low, high = _solve(model, goal, _SHARES)
+    closed = np.flatnonzero(low >= high)
+    last = int(closed[0]) + 1 if len(closed) else len(low)
+    new = np.append(True, (np.diff(low[:last]) != 0) | (np.diff(high[:last]) != 0))
+    return low[:last][new], high[:last][new]
 
 
-# ---- one pair ----------------------------------------------------------------------------------------------------
+# ---- pairs -------------------------------------------------------------------------------------------------------
 
 
-def _solve(model: ClassModel, goal: Goal, share: float) -> tuple[int, int]:
-    """Cuts (low, high) with every modelled risk at most share x target, and as many exits as that allows."""
-    limits = {name: min(share * target, 0.999) for name, target in goal.targets.items()}
-    last = len(model.below1) - 1
+def _solve(model: ClassModel, goal: Goal, shares: Floats) -> tuple[Cuts, Cuts]:
+    """Cuts (low, high), int [T] each, with every modelled risk at most share x target, and as many exits as that allows."""
+    limits = {name: np.minimum(shares * target, 0.999) for name, target in goal.targets.items()}
+    last = np.full(len(shares), len(model.below1) - 1)
     if "error" not in limits:
-        return _class_cuts(model, limits, last, 0)
+        return _class_cuts(model, limits, last, np.zeros_like(last))
     prior = model.prior if goal.prior is None else goal.prior
     # At another prior the odds move by a constant factor.
     odds = prior / (1 - prior) * (1 - model.prior) / model.prior
     posterior = model.posterior * odds / (model.posterior * odds + 1 - model.posterior)
+    # First cut from the left (right) at which the likelier answer is less likely than the bar asks; any order of posteriors.
+    rising, falling = np.maximum.accumulate(posterior), np.maximum.accumulate(1 - posterior[::-1])
 
-    def cuts(bar: float) -> tuple[int, int]:
+    def cuts(bar: Floats) -> tuple[Cuts, Cuts]:
         # Of all pairs with one error rate, the one with most exits leaves out where the likelier answer is least likely.
-        return _class_cuts(model, limits, int(np.argmax(np.append(posterior > bar, True))),
-                           last - int(np.argmax(np.append(posterior[::-1] < 1 - bar, True))))  # fmt: skip
+        return _class_cuts(model, limits, np.searchsorted(rising, bar, side="right"),
+                           last - np.searchsorted(falling, bar, side="right"))  # fmt: skip
 
-    low, high = 0.0, 0.5
+    low, high = np.zeros(len(shares)), np.full(len(shares), 0.5)
     for _ in range(12):
         bar = (low + high) / 2
-        if _error(model, prior, *cuts(bar)) <= limits["error"]:
-            low = bar
-        else:
-            high = bar
+        kept = _error(model, prior, *cuts(bar)) <= limits["error"]
+        low, high = np.where(kept, bar, low), np.where(kept, high, bar)
     return cuts(low)
 
 
-def _class_cuts(model: ClassModel, limits: Mapping[str, float], low_cap: int, high_cap: int) -> tuple[int, int]:
+def _class_cuts(model: ClassModel, limits: Mapping[str, Floats], low: Cuts, high: Cuts) -> tuple[Cuts, Cuts]:
     """Greatest fixed point: start from everything that the caps allow, and shrink until every class risk is kept."""
-    low, high = low_cap, high_cap
     bound_low, bound_high = {"fnr", "miss_rate"} & set(limits), {"fpr", "false_exit_rate"} & set(limits)
+    odds = {name: limits[name] / (1 - limits[name]) for name in ("fnr", "fpr") if name in limits}
     for _ in range(200):
         before = (low, high)
         right1, right0 = 1 - model.below1[high], model.below0[low]
         if "miss_rate" in limits:
-            low = min(low, _largest(model.below1, limits["miss_rate"]))
+            low = np.minimum(low, _largest(model.below1, limits["miss_rate"]))
         if "fnr" in limits:
-            low = min(low, _largest(model.below1, limits["fnr"] / (1 - limits["fnr"]) * right1))
+            low = np.minimum(low, _largest(model.below1, odds["fnr"] * right1))
         if "false_exit_rate" in limits:
-            high = max(high, _smallest(model.below0, limits["false_exit_rate"]))
+            high = np.maximum(high, _smallest(model.below0, limits["false_exit_rate"]))
         if "fpr" in limits:
-            high = max(high, _smallest(model.below0, limits["fpr"] / (1 - limits["fpr"]) * right0))
+            high = np.maximum(high, _smallest(model.below0, odds["fpr"] * right0))
         if not bound_low and "error" not in limits:
             low = high
         if not bound_high and "error" not in limits:
             high = low
-        if (low, high) == before:
+        if np.array_equal(low, before[0]) and np.array_equal(high, before[1]):
             break
     # Between overlapping cuts both answers keep every risk: any point there will do.
-    return (low, high) if low <= high else ((low + high) // 2, (low + high) // 2)
+    middle = (low + high) // 2
+    return np.where(low <= high, low, middle), np.where(low <= high, high, middle)
 
 
-def _largest(below: Floats, limit: float) -> int:
-    """Largest cut with at most `limit` of the class under it."""
-    return int(np.searchsorted(below, limit, side="right")) - 1
+def _largest(below: Floats, limit: Floats) -> Cuts:
+    """Largest cut with at most `limit` of the class under it, for each limit."""
+    return np.searchsorted(below, limit, side="right") - 1
 
 
-def _smallest(below: Floats, limit: float) -> int:
-    """Smallest cut with at most `limit` of the class above it."""
-    return int(np.searchsorted(below, 1 - limit, side="left"))
+def _smallest(below: Floats, limit: Floats) -> Cuts:
+    """Smallest cut with at most `limit` of the class above it, for each limit."""
+    return np.searchsorted(below, 1 - limit, side="left")
 
 
-def _error(model: ClassModel, prior: float, low: int, high: int) -> float:
+def _error(model: ClassModel, prior: float, low: Cuts, high: Cuts) -> Floats:
     wrong = prior * model.below1[low] + (1 - prior) * (1 - model.below0[high])
     right = prior * (1 - model.below1[high]) + (1 - prior) * model.below0[low]
-    return float(wrong / (wrong + right)) if wrong + right > 0 else 0.0
+    return np.divide(wrong, wrong + right, out=np.zeros_like(wrong), where=wrong + right > 0)
 
 
 # ---- prediction --------------------------------------------------------------------------------------------------
 
 
-def _coverage(model: ClassModel, low: NDArray[np.int64], high: NDArray[np.int64]) -> Floats:
+def _coverage(model: ClassModel, low: Cuts, high: Cuts) -> Floats:
     positive = model.below1[low] + 1 - model.below1[high]
     negative = model.below0[low] + 1 - model.below0[high]
     return np.asarray(model.prior * positive + (1 - model.prior) * negative)
 
 
-def _chance(model: ClassModel, goal: Goal, low: NDArray[np.int64], high: NDArray[np.int64]) -> Floats:
+def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
     """Predicted chance of each pair to pass every test on n units, float [T]: binomial at the expected counts."""
     n1, n0 = goal.n * model.prior, goal.n * (1 - model.prior)
     miss, right1 = model.below1[low], 1 - model.below1[high]
@@ -302,12 +300,17 @@ def _chance(model: ClassModel, goal: Goal, low: NDArray[np.int64], high: NDArray
 def _max_errors(n: Floats, target: float, delta: float) -> Floats:
     """`risk.max_errors` of each n [T]: the largest count with exact tail <= delta, -1 where there is none."""
     size = np.maximum(n, 1)
-    guess = np.floor(np.nan_to_num(special.bdtrik(delta, size, target), nan=-1.0))
-    for offset in (1, 0, -1):
-        count = guess + offset
-        fits = (count >= 0) & (count <= size) & (special.bdtr(np.clip(count, 0, size), size, target) <= delta)
-        if offset == 1:
-            best = np.where(fits, count, -1.0)
-        else:
-            best = np.where((best < 0) & fits, count, best)
-    return np.where(n > 0, best, -1.0)
+    # The quantile by its normal expansion is off by one at most; exact tails around it decide.
+    z = special.ndtri(delta)
+    guess = size * target + z * np.sqrt(size * target * (1 - target)) + (z * z - 1) * (1 - 2 * target) / 6 - 0.5
+    count = np.clip(np.floor(guess), 0, size - 1)
+
+    def passes(errors: Floats) -> NDArray[np.bool_]:
+        tail = special.bdtr(np.maximum(errors, 0), size, target)
+        return np.asarray((errors < 0) | (tail <= delta))
+
+    while not (kept := passes(count)).all():
+        count = np.where(kept, count, count - 1)
+    while (more := (count + 1 < size) & passes(np.minimum(count + 1, size))).any():
+        count = np.where(more, count + 1, count)
+    return np.where(n > 0, count, -1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from stage1.errors import ConfigError
 from stage1.risk.planning import SIDES
 
 RISKS = (*SIDES, "error")
+# More than two classes: each of these is said of one class, as KIND.CLASS.
+CLASS_RISKS = ("fnr", "wrong", "miss_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,8 @@ class Request:
     """A target set: every risk at most its value, coverage at least its floors, jointly at `confidence`.
 
     coverage: floor on P(exit); class_coverage: floors on P(exit | class), by class name. target_prior: P(y = 1) where the
-    bundle will work; `error` and `coverage` are then those at this prior. classes: (negative, positive).
+    bundle will work; `error` and `coverage` are then those at this prior. classes: (negative, positive), or K > 2 names; the
+    risks are then error, fnr.<class>, wrong.<class> and miss_rate.<class>, and there is no target_prior.
     Raises ConfigError naming the field.
     """
 
@@ -30,10 +34,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.risks:
-            raise ConfigError("risks: an empty target; name at least one, e.g. fnr=0.02")
+            raise ConfigError(
+                f"risks: an empty target; name at least one, e.g. {'fnr' if len(self.classes) == 2 else 'error'}=0.02"
+            )
         for name, target in self.risks.items():
-            if name not in RISKS:
-                raise ConfigError(f"risk {name!r} is unknown; risks are {', '.join(RISKS)}")
+            _check_name(name, self.classes)
             _check_rate(f"risks.{name}", target)
         _check_rate("confidence", self.confidence)
         for name, value in (("coverage", self.coverage), ("target_prior", self.target_prior)):
@@ -43,26 +48,77 @@ class Request:
             if name not in self.classes:
                 raise ConfigError(f"class_coverage.{name}: no such class; classes are {', '.join(self.classes)}")
             _check_rate(f"class_coverage.{name}", floor)
-        if self.one_sided and not self.allow_one_sided:
+        if self.target_prior is not None and len(self.classes) > 2:
             raise ConfigError(
-                f"risks: {' + '.join(self.risks)} constrains one side only; add the other side (e.g. miss_rate + "
-                "false_exit_rate), or set allow_one_sided=true"
+                f"target_prior: {self.target_prior:g} is a share of positives, and there are {len(self.classes)} classes; leave it "
+                "out (fnr.<class> and miss_rate.<class> hold at every class balance)"
             )
+        if self.one_sided and not self.allow_one_sided:
+            raise ConfigError(f"risks: {' + '.join(self.risks)} {self._way_out}, or set allow_one_sided=true")
+
+    @property
+    def _way_out(self) -> str:
+        if len(self.classes) == 2:
+            return "constrains one side only; add the other side (e.g. miss_rate + false_exit_rate)"
+        return "leaves wrong answers of other classes without a limit; add error, or one of these risks for each class"
 
     @property
     def one_sided(self) -> bool:
-        """True where answering everything with one class would satisfy the risks."""
-        sides = {SIDES[name][0] for name in self.risks if name in SIDES}
-        return "error" not in self.risks and len(sides) == 1
+        """True where some wrong answers are without a limit: "always answer this class" would satisfy the risks."""
+        if "error" in self.risks:
+            return False
+        if len(self.classes) == 2:
+            return len({SIDES[name][0] for name in self.risks if name in SIDES}) == 1
+        parts = [risk_parts(name, self.classes) for name in self.risks]
+        by_truth = {index for kind, index in parts if kind != "wrong"}
+        by_answer = {index for kind, index in parts if kind == "wrong"}
+        return max(len(by_truth), len(by_answer)) < len(self.classes)
 
     @property
     def targets(self) -> dict[str, float]:
         """The risks in a fixed order."""
-        return {name: float(self.risks[name]) for name in RISKS if name in self.risks}
+        return {name: float(self.risks[name]) for name in risk_names(self.classes) if name in self.risks}
 
     @property
     def has_floor(self) -> bool:
         return self.coverage is not None or bool(self.class_coverage)
+
+
+def risk_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Every risk that can be asked for with these classes, in a fixed order."""
+    if len(classes) == 2:
+        return RISKS
+    return ("error", *(f"{kind}.{name}" for kind in CLASS_RISKS for name in classes))
+
+
+def risk_parts(name: str, classes: Sequence[str]) -> tuple[str, int]:
+    """(kind, class) of a risk of more than two classes: "fnr.cat" -> ("fnr", 3); ("error", -1) for error.
+
+    Raises ConfigError for a name that `risk_names` does not hold.
+    """
+    _check_name(name, classes)
+    kind, _, of = name.partition(".")
+    return kind, list(classes).index(of) if of else -1
+
+
+def _check_name(name: str, classes: Sequence[str]) -> None:
+    if name in risk_names(classes):
+        return
+    kind, dot, of = name.partition(".")
+    if len(classes) > 2 and name in SIDES:
+        known = f"{kind}.<class>" if kind in CLASS_RISKS else "fnr.<class>"
+        raise ConfigError(
+            f"risk {name!r} is for two classes, there are {len(classes)}; use error, or {known}, e.g. {known.split('.')[0]}.{classes[0]}"
+        )
+    if dot and kind in CLASS_RISKS:
+        if len(classes) == 2:
+            raise ConfigError(f"risk {name!r} is for more than two classes; with two, risks are {', '.join(RISKS)}")
+        near = difflib.get_close_matches(of, classes, n=1, cutoff=0.5)
+        raise ConfigError(
+            f"risk {name!r}: no class {of!r}{f'; did you mean {kind}.{near[0]}?' if near else ''}; classes are {', '.join(classes)}"
+        )
+    shown = RISKS if len(classes) == 2 else ("error", *(f"{kind}.<class>" for kind in CLASS_RISKS))
+    raise ConfigError(f"risk {name!r} is unknown; risks are {', '.join(shown)}")
 
 
 def _check_rate(name: str, value: object) -> None:

@@ -113,7 +113,7 @@ class ScrcPolicy:
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and probability of every row, each by itself. Raises as sets() does."""
         selected, in_set = self.sets(scores)
-        leaves = selected & (in_set.sum(axis=1) == 1) & self.certified
+        leaves = _leaves(selected, in_set) & self.certified
         label = np.where(leaves, in_set.argmax(axis=1), scores.logits.argmax(axis=1)).astype(np.int64)
         probability = scores.probabilities
         of_label = probability[:, 1] if len(self.classes) == 2 else probability[np.arange(len(label)), label]
@@ -158,12 +158,24 @@ class ScrcPolicy:
         write_document(path, self.to_document(), "scrcparams")
 
 
+def _leaves(selected: Bools, in_set: Bools) -> Bools:
+    """Selected images whose set holds a single class, bool [N]."""
+    if in_set.shape[1] == 2:
+        return np.asarray(selected & (in_set[:, 0] != in_set[:, 1]))
+    return np.asarray(selected & (in_set.sum(axis=1) == 1))
+
+
 def _from_null(value: float | None) -> float:
     return -inf if value is None else float(value)
 
 
 def class_log_odds(logits: Floats) -> Floats:
     """log(p_k / (1 - p_k)) of the softmax, float [N, K], without the rounding of p; for K = 2 exactly -+ margin."""
+    if logits.shape[1] == 2:
+        with np.errstate(over="ignore"):
+            margin = logits[:, 1] - logits[:, 0]
+        # Plus 0.0: a tie has odds of 0.0, not of -0.0.
+        return np.asarray(np.clip(np.stack([0.0 - margin, margin + 0.0], axis=1), -_LARGEST, _LARGEST))
     rows, top = np.arange(len(logits)), logits.argmax(axis=1)
     others = logits.copy()
     others[rows, top] = -inf
@@ -173,8 +185,6 @@ def class_log_odds(logits: Floats) -> Floats:
         # -log(exp(gap) - 1); below the top p <= 1/2, so gap >= log 2 and nothing cancels
         gap = np.maximum(np.logaddexp(best, rest)[:, None] - logits, np.log(2.0))
         odds = -(gap + np.log1p(-np.exp(-gap)))
-        if logits.shape[1] == 2:
-            odds[:] = (second - best)[:, None]
         odds[rows, top] = best - rest
     return np.asarray(np.clip(odds, -_LARGEST, _LARGEST))
 
@@ -227,17 +237,19 @@ def fit_scrc(
     chosen = _choose(counted, kind, targets, coverage, 1.0 - confidence, variant)
     alpha = {target.risk: target.value for target in targets}
     policy = ScrcPolicy(variant, kind, chosen.tau, chosen.floors, names, True, coverage, alpha)
-    certified = uncertified_because is None and chosen.covers and bool(policy.decide(counted).exit.any())
+    selected, in_set = policy.sets(counted)
+    certified = uncertified_because is None and chosen.covers and bool(_leaves(selected, in_set).any())
     if not certified:
         policy = replace(policy, tau=-inf, floors=(-inf,) * len(names), certified=False)
-    bounds = _measured(policy, chosen, counted, targets)
+        selected, in_set = policy.sets(counted)
+    bounds = _measured(policy, chosen, in_set, counted.known_labels, targets)
     assert not certified or all(bound.holds for bound in bounds.values()), "a floor whose bound exceeds its target"
     reason, needed = (uncertified_because, None)
     if uncertified_because is None:
         reason, needed = _shortfall(bounds, chosen, policy, counted, targets, confidence, unit)
-    exits, selected, labels = policy.decide(counted).exit, policy.sets(counted)[0], counted.known_labels
+    exits, labels = _leaves(selected, in_set) & certified, counted.known_labels
     claims = _claims(policy, targets, confidence)
-    per_class = Request({"miss_rate": targets[0].value}, confidence, allow_one_sided=True, classes=names)
+    per_class = Request(alpha, confidence, classes=names)
     iid_assumed = assume_iid and unit == "image" and clustered(calib)
     certificate = Certificate(
         certified=certified,
@@ -332,10 +344,10 @@ def _tidied(floors: tuple[float, ...], kind: str, tau: float) -> tuple[float, ..
     return (0.0 - point, point)
 
 
-def _measured(policy: ScrcPolicy, chosen: _Choice, scores: Scores, targets: Sequence[_Target]) -> dict[str, RiskBound]:
+def _measured(
+    policy: ScrcPolicy, chosen: _Choice, in_set: Bools, labels: NDArray[np.int64], targets: Sequence[_Target]
+) -> dict[str, RiskBound]:
     """Errors and trials of each risk counted anew from the policy's sets, with the bound of its variant."""
-    _, in_set = policy.sets(scores)
-    labels = scores.known_labels
     bounds = {}
     for risk, k, value in ((target.risk, target.k, target.value) for target in targets):
         members = chosen.selected & (labels == k)

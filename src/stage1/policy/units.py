@@ -1,4 +1,4 @@
-"""The unit of independence: images, or one image of each group."""
+"""The unit of independence: images, or groups (one image of each, or the means of all their images)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from stage1.errors import ConfigError
 from stage1.scores import Scores
 
+UNITS = ("auto", "image", "group", "group_mean")
+
 
 def clustered(scores: Scores) -> bool:
     """True where some group has more than one image."""
@@ -17,12 +19,13 @@ def clustered(scores: Scores) -> bool:
 
 
 def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
-    """ "image" or "group" for `unit` = auto, image or group.
+    """ "image", "group" (one image of each) or "group_mean" (all images, policy/group_means.py) for `unit`.
 
-    Raises ConfigError where an image-level certificate is asked for although groups repeat and assume_iid is not set.
+    unit: auto, or one of the three. auto is "group" where groups repeat; certify may then take "group_mean" instead, by
+    power on val_select. Raises ConfigError where an image-level certificate is asked for although groups repeat and assume_iid is not set.
     """
-    if unit not in ("auto", "image", "group"):
-        raise ConfigError(f"unit: {unit!r} is unknown; use auto, image or group")
+    if unit not in UNITS:
+        raise ConfigError(f"unit: {unit!r} is unknown; use {', '.join(UNITS)}")
     if not clustered(scores):
         return "image"
     if unit == "image" and not assume_iid:
@@ -30,6 +33,8 @@ def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
             "unit: image: several images share a group, so they are not independent; use unit=group, or assume_iid=true "
             "(the certificate will say so)"
         )
+    if unit == "group_mean":
+        return unit
     return "image" if assume_iid and unit != "group" else "group"
 
 

@@ -15,6 +15,7 @@ from stage1.report.drawing import Drawing
 from stage1.report.evidence import collect
 from stage1.report.explorer import explorer, script
 from stage1.report.figures import draw_figures
+from stage1.report.shift_figure import draw_shift
 from stage1.report.verdict import Check, check_coverage, check_risk, interval, judge, refuse_disagreement
 from stage1.report.wording import number, percent, upper_percent, whole, words
 from stage1.scores import Scores
@@ -30,6 +31,11 @@ RISK_MEANINGS = {
     "miss_rate": "of all {pos} images, the share that exits as {neg}",
     "false_exit_rate": "of all {neg} images, the share that exits as {pos}",
     "error": "of all images that exit, the share answered wrongly",
+}
+CLASS_RISK_MEANINGS = {
+    "fnr": "of {name} images that exit, the share answered wrongly",
+    "wrong": "of images that exit as {name}, the share that is not {name}",
+    "miss_rate": "of all {name} images, the share that exits with a wrong answer",
 }
 METRIC_MEANINGS = {
     "auroc": "how well the score ranks positives above negatives; higher is better",
@@ -71,7 +77,7 @@ def write_report(
     certificate, evaluation, split, policy: the documents certificate.json, evaluation.json, splits.json (None where the
     roles come from elsewhere) and thresholds.json. scores: val_test, [N, K] with labels. thumbnails: the worst errors, worst first.
     run: facts to print, all optional: name, created, model, n_images, config (mapping or text), seconds (stage -> s),
-    bundle (where `stage1 verify` finds it); further keys are printed as they are.
+    bundle (where `stage1 verify` finds it), recompute (the command instead, where there is no bundle); further keys are printed as they are.
     calibration: the labelled scores of val_calib that the certificate counted (one image of each group where its unit is the
     group); with them the page has the threshold explorer and the threshold plane, without them it says so.
     Every number printed comes from these; the same input gives the same bytes.
@@ -81,6 +87,8 @@ def write_report(
     figures = draw_figures(
         certificate=certificate, evaluation=evaluation, policy=policy, scores=scores, calibration=calibration
     )
+    if (moved := draw_shift(evaluation)) is not None:
+        figures["label_shift"] = moved
     page = render_page(
         certificate=certificate,
         evaluation=evaluation,
@@ -121,7 +129,7 @@ def render_page(
         },
         grouped=unit == "group",
         meanings=METRIC_MEANINGS,
-        risk_meanings={name: text.format(**_class_words(evaluation)) for name, text in RISK_MEANINGS.items()},
+        risk_meanings={name: _meaning(name, evaluation) for name in evaluation["risks"]},
         split=_split_table(split),
         confusion=_confusion(evaluation),
         figures={name: _data_uri(drawing.png, "image/png") for name, drawing in figures.items()},
@@ -154,6 +162,14 @@ def _template() -> Template:
 # ---- the parts of the page ---------------------------------------------------------------------------------------
 
 
+def _meaning(name: str, evaluation: Document) -> str:
+    """A risk in words; with more than two classes the name says of which: fnr.cat."""
+    kind, dot, of = name.partition(".")
+    if dot:
+        return CLASS_RISK_MEANINGS.get(kind, "share of answers that are wrong").format(name=of)
+    return RISK_MEANINGS.get(name, "share of answers that are wrong").format(**_class_words(evaluation))
+
+
 def _class_words(evaluation: Document) -> dict[str, str]:
     names = evaluation["classes"]
     return {"neg": str(names[0]), "pos": str(names[-1])}
@@ -162,7 +178,7 @@ def _class_words(evaluation: Document) -> dict[str, str]:
 def _risk_card(check: Check, certificate: Document, evaluation: Document) -> dict[str, Any]:
     """One certified risk with its gauge: everything on a common scale, positions in per cent of the width."""
     promised, observed = certificate["risks"][check.name], evaluation["risks"].get(check.name)
-    meaning = RISK_MEANINGS.get(check.name, "share of answers that are wrong").format(**_class_words(evaluation))
+    meaning = _meaning(check.name, evaluation)
     seen = observed is not None and observed["observed"] is not None
     low, high = interval(observed, evaluation["unit"]) if observed is not None and seen else (None, None)
     # A bound or an interval from a handful of images may reach 1: it runs off the gauge, and the target stays in sight.
@@ -234,7 +250,7 @@ def _facts(run: Document) -> list[tuple[str, str]]:
     rows += [
         (key, words(value))
         for key, value in run.items()
-        if key not in (*named, "seconds", "bundle") and value is not None
+        if key not in (*named, "seconds", "bundle", "recompute") and value is not None
     ]
     seconds = run.get("seconds")
     if seconds:

@@ -78,10 +78,11 @@ def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> D
             left = text == "lo"
             axes[0].annotate(f"{text} = {value:.3g}", (value, 1.0), xycoords=axes[0].get_xaxis_transform(), xytext=(-3 if left else 3, 2),
                              textcoords="offset points", ha="right" if left else "left", fontsize=10)  # fmt: skip
-    if not thresholds:
+    if not thresholds and not policy["certified"]:
         axes[0].set_title("No thresholds: every image defers", fontsize=10, weight="normal")
     axes[-1].set_xlim(edges[0], edges[-1])
-    label = f"raw score: logit of {names[-1]} minus logit of {names[0]}" if len(names) == 2 else "raw score"
+    kind = f"{evaluation.get('calibration', {}).get('score', 'raw')} score"
+    label = f"{kind}: logit of {names[-1]} minus logit of {names[0]}" if len(names) == 2 else "confidence: logit of the largest probability"
     axes[-1].set_xlabel(f"{label}\n(the outermost bars hold everything beyond)" if beyond else label)
     return finished(figure)
 

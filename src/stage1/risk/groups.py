@@ -24,6 +24,10 @@ the two classes are dependent, and their joint level takes p = max or a divided 
 **Ratios.** X_g = mean(err) + target * mean(not trial), which is mean(err) - target * mean(trial) + target. E X_g >= target
 says E mean(err) >= target * E mean(trial): the ratio P(err) / P(trial) of a random frame is at least the target. An error is
 a trial, so 0 <= mean(err) <= mean(trial), and 0 <= X_g <= mean(trial) + mean(not trial) = 1.
+
+**Groups without a trial** have X_g = target whatever their answers: they say nothing, but they would pull the running mean
+towards the target and shrink the stakes. They are put last: the groups with a trial are themselves independent and alike,
+and their E X_g is at least the target exactly where that of all groups is.
 """
 
 from __future__ import annotations
@@ -70,7 +74,7 @@ def group_means(
     allowed. The rows say which risk is meant: see the top of this file.
     Raises DataError: shapes, values other than 0 and 1, an error that is no trial, a group that `order` lacks or repeats.
     """
-    wrong, idle = _group_shares(errors, trials, groups, order)
+    wrong, idle = group_shares(errors, trials, group_layout(groups, order))
     if not 0 < target < 1:
         raise DataError(f"target: must lie strictly between 0 and 1, got {target!r}")
     means = wrong + target * idle
@@ -83,7 +87,16 @@ def group_pvalue(errors: ArrayLike, trials: ArrayLike | None, groups: ArrayLike,
 
     Arguments and errors as for group_means; seed fixes the order of the groups. 1.0 where nothing is tried.
     """
-    return betting_pvalue(group_means(errors, trials, groups, target, group_order(groups, seed)), target)
+    wrong, idle = group_shares(errors, trials, group_layout(groups, group_order(groups, seed)))
+    return shares_pvalue(wrong, idle, target)
+
+
+def shares_pvalue(wrong: Floats, idle: Floats, target: float) -> Floats:
+    """group_pvalue from the groups' shares of wrong rows and of rows that are no trial (group_shares), in order of testing."""
+    if not 0 < target < 1:
+        raise DataError(f"target: must lie strictly between 0 and 1, got {target!r}")
+    wrong, idle = _tried_first(wrong, idle)
+    return betting_pvalue(np.minimum(wrong + target * idle, 1.0), target)
 
 
 def group_upper(
@@ -99,7 +112,13 @@ def group_upper(
 
     errors, trials: bool [N]; the rest as for group_means. Raises DataError as group_means and betting_upper do.
     """
-    wrong, idle = _group_shares(errors, trials, groups, group_order(groups, seed))
+    shares = group_shares(errors, trials, group_layout(groups, group_order(groups, seed)))
+    return shares_upper(*shares, delta, target=target)
+
+
+def shares_upper(wrong: Floats, idle: Floats, delta: float, *, target: float | None = None) -> float:
+    """group_upper from group_shares [G]."""
+    wrong, idle = _tried_first(wrong, idle)
     return betting_upper(wrong, delta, idle=idle, target=target)
 
 
@@ -131,27 +150,28 @@ def group_power(
     errors, trials: bool [N] of one candidate on val_select; groups: names [N]. Groups are drawn with replacement, the same for
     both methods. How frames agree within a group shows in few groups; the level of the risk does not, and a level that seems
     hopeless or easy makes both methods look alike. So the chance is the mean over risks of .2, .4 and .6 of the target: the
-    groups are drawn with weights exp(c (err - risk * trial)) that bring them there; without an error, as they are.
+    groups with an error are drawn as often as brings them there (weights exp(c err) would favour groups with few errors, and
+    so make frames look less alike than they are); without an error, as they are.
     Deterministic by seed. Raises DataError as group_means does, for no row, and for n_groups_calib < 1.
-    Source: exponential tilting of the empirical distribution (Efron 1981); measured in tests/risk/test_groups.py.
+    Measured in tests/risk/test_groups.py and tests/policy/test_group_means.py.
     """
     if n_groups_calib < 1:
         raise DataError(f"n_groups_calib: must be >= 1, got {n_groups_calib}")
     for name, rate in (("target", target), ("delta", delta)):
         if not 0 < rate < 1:
             raise DataError(f"{name}: must lie strictly between 0 and 1, got {rate!r}")
-    wrong, idle = _group_shares(errors, trials, groups, group_order(groups, seed))
+    wrong, idle = group_shares(errors, trials, group_layout(groups, group_order(groups, seed)))
     if wrong.ndim != 1 or not len(wrong):
         raise DataError(f"errors: one candidate with at least one row is expected, got {np.shape(errors)}")
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}|group power".encode()).digest()[:8], "big"))
-    tilts = [_tilt(wrong - share * target * (1 - idle)) for share in _RISK_SHARES]
-    reached: list[Floats | None] = [weights for weights in tilts if weights is not None]
+    levels = [_at_risk(wrong, 1 - idle, share * target) for share in _RISK_SHARES]
+    reached: list[Floats | None] = [weights for weights in levels if weights is not None]
     draws = int(np.clip(_CELLS // n_groups_calib, _FEWEST_DRAWS, _DRAWS))
     passed = []
     for weights in reached or [None]:
         drawn = rng.choice(len(wrong), (n_groups_calib, draws), p=weights)
         err, rest = wrong[drawn], idle[drawn]
-        betting = betting_pvalue(np.minimum(err + target * rest, 1.0), target)
+        betting = shares_pvalue(err, rest, target)
         # One frame of each group: wrong below its share of errors, no trial above its share of trials, right in between.
         frame = rng.random(drawn.shape)
         single = binomial_pvalue((frame < err).sum(axis=0), (frame < np.maximum(err, 1 - rest)).sum(axis=0), target)
@@ -174,41 +194,40 @@ def choose_group_method(
     return group_power(errors, trials, groups, target, delta, n_groups_calib=n_groups_calib, seed=seed).better
 
 
-def _tilt(excess: Floats) -> Floats | None:
-    """Weights w ~ exp(c * excess), summing to 1, under which the mean excess is 0; None where none can do that."""
-    if not excess.min() < 0 < excess.max():
+def _at_risk(wrong: Floats, tried: Floats, risk: float) -> Floats | None:
+    """Weights of the groups, summing to 1, at which P(wrong) / P(tried) is `risk`; None where none do that.
+
+    Groups with a wrong row get one weight, the others another: how far rows of one group agree stays as it was seen.
+    """
+    some = wrong > 0
+    if not some.any() or some.all():
         return None
-    scaled = excess / np.abs(excess).max()
-
-    def weights(c: float) -> Floats:
-        powers = c * scaled
-        raw: Floats = np.exp(powers - powers.max())
-        return np.asarray(raw / raw.sum())
-
-    low, high = -1.0, 1.0  # the mean rises with c
-    while weights(low) @ scaled > 0:
-        low *= 2
-    while weights(high) @ scaled < 0:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if weights(middle) @ scaled < 0 else (low, middle)
-    return weights((low + high) / 2)
+    excess = wrong - risk * tried
+    above, below = float(excess[some].mean()), float(excess[~some].mean())
+    if not above > 0 > below:
+        return None
+    share = -below / (above - below)
+    return np.asarray(np.where(some, share / some.sum(), (1 - share) / (~some).sum()))
 
 
-def _group_shares(
-    errors: ArrayLike, trials: ArrayLike | None, groups: ArrayLike, order: ArrayLike
-) -> tuple[Floats, Floats]:
-    """Share of rows that are wrong, and of those that are no trial, of each group of `order` that has a row."""
-    wrong = _checked_mask(errors, "errors")
+@dataclass(frozen=True, slots=True)
+class GroupLayout:
+    """Where the rows of each group stand, in order of testing: made once, used for many candidates.
+
+    rows: int [N], row numbers, group by group; starts: int [G], where each group begins in it; n_rows of each: sizes [G].
+    """
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def group_layout(groups: ArrayLike, order: ArrayLike) -> GroupLayout:
+    """The layout of groups (names [N]) in `order` (group_order). Raises DataError for a group that it lacks or repeats."""
     names, ordered = _checked_groups(groups), _checked_groups(order)
-    if wrong.ndim not in (1, 2) or len(wrong) != len(names):
-        raise DataError(f"errors {wrong.shape}: [N] or [N, C] is expected, with N = {len(names)} groups")
-    idle = np.zeros_like(wrong) if trials is None else ~_checked_mask(trials, "trials")
-    if idle.shape != wrong.shape:
-        raise DataError(f"trials {idle.shape}: must have the shape of errors {wrong.shape}")
-    if (wrong & idle).any():
-        raise DataError(f"errors: row {int(np.argwhere(wrong & idle)[0, 0])} is an error but no trial")
     place = {name: index for index, name in enumerate(ordered.tolist())}
     if len(place) < len(ordered):
         raise DataError(f"order: {len(ordered) - len(place)} group(s) stand in it more than once")
@@ -216,17 +235,39 @@ def _group_shares(
     missing = [name for name in present.tolist() if name not in place]
     if missing:
         raise DataError(f"order: lacks group {missing[0]!r} ({len(missing)} in all); take it from group_order")
-    if not len(names):
-        return wrong.astype(np.float64), idle.astype(np.float64)
-    rank = np.array([place[name] for name in present.tolist()])[inverse.reshape(len(names))]
+    rank = np.array([place[name] for name in present.tolist()], dtype=np.int64)[inverse.reshape(len(names))]
     rows = np.argsort(rank, kind="stable")
     starts = np.flatnonzero(np.diff(rank[rows], prepend=-1))
-    sizes = np.diff(starts, append=len(rows)).reshape((-1,) + (1,) * (wrong.ndim - 1))
+    return GroupLayout(rows, starts, np.diff(starts, append=len(rows)))
+
+
+def group_shares(errors: ArrayLike, trials: ArrayLike | None, layout: GroupLayout) -> tuple[Floats, Floats]:
+    """Share of rows that are wrong, and of those that are no trial, of each group: float64 [G] or [G, C] each.
+
+    errors, trials: as for group_means. Raises DataError: shapes, values other than 0 and 1, an error that is no trial.
+    """
+    wrong = _checked_mask(errors, "errors")
+    if wrong.ndim not in (1, 2) or len(wrong) != len(layout.rows):
+        raise DataError(f"errors {wrong.shape}: [N] or [N, C] is expected, with N = {len(layout.rows)} groups")
+    idle = np.zeros_like(wrong) if trials is None else ~_checked_mask(trials, "trials")
+    if idle.shape != wrong.shape:
+        raise DataError(f"trials {idle.shape}: must have the shape of errors {wrong.shape}")
+    if (wrong & idle).any():
+        raise DataError(f"errors: row {int(np.argwhere(wrong & idle)[0, 0])} is an error but no trial")
+    if not len(wrong):
+        return wrong.astype(np.float64), idle.astype(np.float64)
+    sizes = layout.sizes.reshape((-1,) + (1,) * (wrong.ndim - 1))
 
     def share(mask: Bools) -> Floats:
-        return np.asarray(np.add.reduceat(mask[rows], starts, axis=0, dtype=np.int64) / sizes)
+        return np.asarray(np.add.reduceat(mask[layout.rows], layout.starts, axis=0, dtype=np.int64) / sizes)
 
     return share(wrong), share(idle)
+
+
+def _tried_first(wrong: Floats, idle: Floats) -> tuple[Floats, Floats]:
+    """Groups without a trial last, the others in their order; per candidate."""
+    last = np.argsort(idle >= 1.0, axis=0, kind="stable")
+    return np.take_along_axis(wrong, last, axis=0), np.take_along_axis(idle, last, axis=0)
 
 
 def _checked_mask(values: ArrayLike, name: str) -> Bools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import ceil, sqrt
 
@@ -41,6 +41,17 @@ def shared_delta(confidence: float, risks: int) -> float:
     return 1.0 - confidence if risks == 1 else 1.0 - sqrt(confidence)
 
 
+def delta_of_each(risks: Collection[str], confidence: float) -> float:
+    """What each risk's own test may spend: shared where each class has one risk and a rule of its own, else all of it.
+
+    Two ratios, or two risks of one class, are tested together along a path: a pair is refused where one test fails (union
+    null), and every test has the whole delta.
+    """
+    sides = {SIDES[name][0] for name in risks if name in SIDES}
+    by_class = len(risks) == len(sides) == 2 and set(risks) != {"fnr", "fpr"}
+    return shared_delta(confidence, len(risks)) if by_class else 1.0 - confidence
+
+
 def plan(
     risks: Mapping[str, float],
     *,
@@ -57,11 +68,13 @@ def plan(
     """
     if not 0 < prior < 1:
         raise ConfigError(f"prior: must lie strictly between 0 and 1, got {prior}")
-    delta = shared_delta(confidence, len(risks))
+    delta = delta_of_each(risks, confidence)
     needs = []
     for name, target in risks.items():
         if name not in SIDES:
-            raise ConfigError(f"risk {name!r}: there is no plan for it yet; use {', '.join(SIDES)}")
+            raise ConfigError(
+                f"risk {name!r}: has no closed form; use {', '.join(SIDES)}, or pilot scores (stage1 plan --scores FILE)"
+            )
         side, only_exits = SIDES[name]
         rate = exit_rates[1 if side == "positive" else 0] if only_exits else 1.0
         if not 0 < rate <= 1:

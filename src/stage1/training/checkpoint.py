@@ -62,7 +62,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
 def run_facts(config: TrainConfig, head: HeadConfig, *, dim: int, n_classes: int, seed: int) -> dict[str, Any]:
     """Everything but the data that decides the trained weights, as nested JSON values."""
     train = {key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE}
-    shape = head.model_dump(mode="json") if head.kind != "linear" else {"kind": "linear"}
+    # What this head or objective does not read decides nothing.
+    if not head.selective:
+        del train["selective"]
+    if config.objective == "ce":
+        del train["risk"], train["objective"]
+    if config.entropy == 0.0:
+        del train["entropy"]
+    shape = head.model_dump(mode="json") if head.kind != "linear" else {"kind": "linear", "members": head.members}
+    if head.members == 1:
+        del shape["members"]
+    shape.pop("gate", None)  # fitted after the classifier, or only left out of the export
     return {"train": train, "head": shape, "dim": dim, "n_classes": n_classes, "seed": seed}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import Checkpointed, Stage1Error
 from stage1.files import write_error
-from stage1.model.head import BEST_WEIGHTS, Head, build_head, feature_statistics, save_weights
+from stage1.model.head import BEST_WEIGHTS, Classifier, build_head, feature_statistics, members_of, save_weights
 from stage1.training.checkpoint import (
     LAST,
     check_same_run,
@@ -34,8 +34,10 @@ from stage1.training.checkpoint import (
     save_checkpoint,
 )
 from stage1.training.ema import Ema
+from stage1.training.health import GateHealth
 from stage1.training.inputs import LabelledFeatures
 from stage1.training.losses import class_weights, cross_entropy_sum
+from stage1.training.objective import Objective
 from stage1.training.records import LOG, METRICS, Board, append_event, write_metrics
 from stage1.training.schedule import learning_rate, steps_per_epoch, warmup_steps
 from stage1.training.seeds import epoch_order, sub_seed
@@ -59,6 +61,8 @@ class TrainResult:
     used_ema: bool
     epochs_run: int
     metrics: dict[str, float]
+    gate: GateHealth | None = None
+    """Of the gate on val_select, where the head has one."""
 
 
 @dataclass(slots=True)
@@ -86,15 +90,17 @@ class Run:
         n_classes: int,
         seed: int,
         folder: Path,
+        module: nn.Module | None = None,
     ) -> None:
+        """module: what is trained where that is no head of `build_head`; it has its statistics and first weights."""
         self.train, self.select, self.config, self.seed, self.folder = train, select, config, seed, folder
         dim = train.features.shape[1]
         self.weights = class_weights(train.labels, n_classes, config.class_weights)
         self.facts = run_facts(config, head, dim=dim, n_classes=n_classes, seed=seed)
         self.data = data_digest(train.features, train.labels, select.features, select.labels)
-        self.head: Head = build_head(head, dim, n_classes, sub_seed(seed, "head"))
-        self.head.standardise(*feature_statistics(train.features))
-        self.head.start_at(np.bincount(train.labels, minlength=n_classes) * self.weights.numpy().astype(np.float64))
+        self.objective = Objective(config, head, self.weights, len(train.labels))
+        self.head: nn.Module = module if module is not None else self._new(head, dim, n_classes)
+        self.members = len(members_of(self.head))
         self.ema = Ema(self.head, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = _adamw(self.head, config)
         self.steps = steps_per_epoch(len(train.labels), config.batch_size, config.accumulate)
@@ -106,6 +112,13 @@ class Run:
         self.board: Board | None = None
         # One buffer for all batches, in torch's aligned memory; rows go into it straight from a memory map too.
         self.buffer = torch.empty(min(config.batch_size, len(train.labels)), dim, dtype=torch.float32)
+
+    def _new(self, config: HeadConfig, dim: int, n_classes: int) -> Classifier:
+        head = build_head(config, dim, n_classes, sub_seed(self.seed, "head"))
+        head.standardise(*feature_statistics(self.train.features))
+        frequencies = np.bincount(self.train.labels, minlength=n_classes) * self.weights.numpy().astype(np.float64)
+        head.start_at(frequencies)
+        return head
 
     # ---- start, resume, end ---------------------------------------------------------------------------------------
 
@@ -135,6 +148,24 @@ class Run:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+    def finish(
+        self,
+        stop: Callable[[], bool] | None = None,
+        fresh: bool = False,
+        progress: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> TrainResult:
+        """From where the folder's checkpoint stands to the end. Arguments as `train_head`."""
+        self.begin(fresh)
+        try:
+            while not self.at.done:
+                self.train_epoch(stop)
+                row = self.finish_epoch()
+                if progress is not None:
+                    progress(row)
+        finally:
+            self.close()
+        return self.result()
 
     def result(self) -> TrainResult:
         best = self.at.best
@@ -179,11 +210,13 @@ class Run:
                 torch.default_generator.manual_seed(sub_seed(self.seed, "dropout", self.at.epoch, self.at.step, part))
             batch = self._batch(rows[start : start + self.config.batch_size])
             target = labels[start : start + self.config.batch_size]
-            loss = cross_entropy_sum(self.head(batch), target, self.weights, self.config.label_smoothing)
+            part_rows = rows[start : start + self.config.batch_size]
+            loss = self._loss(batch, target, part_rows)
             (loss / weight).backward()
-            loss_sum += float(loss.detach())
+            loss_sum += float(loss.detach()) / self.members
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self.head.parameters(), limit))
+        # Each member of an ensemble is clipped by itself: it takes the steps that it would take alone.
+        norm = max(float(nn.utils.clip_grad_norm_(member.parameters(), limit)) for member in members_of(self.head))
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             self._diverged(f"loss {loss_sum / weight:g}, gradient norm {norm:g}")
         self.optimizer.step()
@@ -192,6 +225,11 @@ class Run:
         self.at.step += 1
         self.at.loss_sum += loss_sum
         self.at.weight_sum += weight
+
+    def _loss(self, batch: Tensor, target: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        if self.objective.plain and self.members == 1:
+            return cross_entropy_sum(self.head(batch), target, self.weights, self.config.label_smoothing)
+        return self.objective.loss_sum(self.head, batch, target, torch.from_numpy(rows), self.at.epoch)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate raw and EMA weights, keep the best so far, write files. Returns the epoch's row of metrics.csv."""
@@ -205,6 +243,8 @@ class Run:
         loss = self.at.loss_sum / self.at.weight_sum
         at = self.at
         at.epoch, at.step, at.loss_sum, at.weight_sum = at.epoch + 1, 0, 0.0, 0.0
+        if at.epoch == self.objective.start_epoch + 1:
+            at.best = None  # weights from before the loss that trains the gate are none to ship
         for head, metrics in zip(heads, found, strict=True):  # raw first: the average must be strictly better
             if at.best is None or metrics.key(self.config.select_by) < _best_key(at.best, self.config):
                 at.best = {"epoch": at.epoch, "ema": head is not self.head, "train_loss": loss, **metrics.to_json()}
@@ -215,7 +255,9 @@ class Run:
             row |= {f"{prefix}_{name}": value for name, value in metrics.to_json().items()}
         row["best_epoch"] = at.best["epoch"]
         at.rows.append(row)
-        at.done = at.epoch >= self.config.epochs or at.epoch - at.best["epoch"] >= self.config.patience
+        # No early end before the selective loss has begun: it has an epoch of its own to be the best.
+        settled = at.epoch > self.objective.start_epoch and at.epoch - at.best["epoch"] >= self.config.patience
+        at.done = at.epoch >= self.config.epochs or settled
         if at.done or at.epoch % self.config.checkpoint_every == 0:
             self._checkpoint()
         else:
@@ -244,6 +286,7 @@ class Run:
         modules["optimizer"] = flatten_optimizer(self.optimizer)
         if self.ema is not None:
             modules["ema"] = self.ema.module.state_dict()
+        modules["objective"] = self.objective.state()
         tensors = {f"{part}.{name}": tensor for part, state in modules.items() for name, tensor in state.items()}
         at = self.at
         # The schedule and every generator are functions of seed (in run) and position: the position is their state.
@@ -263,7 +306,7 @@ class Run:
             save_weights(self.folder / BEST_WEIGHTS, self.best_weights)
 
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "ema": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "ema": {}, "objective": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = tensor
@@ -271,6 +314,7 @@ class Run:
         restore_optimizer(self.optimizer, parts["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(parts["ema"], strict=True)
+        self.objective.restore(parts["objective"])
         self.best_weights = parts["best"]
         self.at = Position(**facts["position"], best=facts["best"], rows=list(facts["rows"]))
 

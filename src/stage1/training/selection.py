@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stage1.model.head import split
+
 SelectBy = Literal["nll", "accuracy", "augrc"]
 _ROWS = 8192
 
@@ -47,18 +49,32 @@ def select_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Se
     )
 
 
-@torch.no_grad()
 def all_logits(heads: Sequence[nn.Module], features: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Logits of each head (put in eval mode and back) on all rows of [N, D] features: [N, K] each."""
+    return [logits for logits, _ in all_outputs(heads, features)]
+
+
+@torch.no_grad()
+def all_outputs(
+    heads: Sequence[nn.Module], features: NDArray[np.float32]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Logits [N, K] and gate logits [N] (None for a head without a gate) of each head on all rows of [N, D] features."""
     pieces: list[list[NDArray[np.float32]]] = [[] for _ in heads]
+    gates: list[list[NDArray[np.float32]]] = [[] for _ in heads]
     modes = [head.training for head in heads]
     for head in heads:
         head.eval()
     for start in range(0, len(features), _ROWS):
         # A copy in torch's aligned memory: a kernel's rounding may depend on alignment, and numpy's varies.
         batch = torch.tensor(np.asarray(features[start : start + _ROWS]))
-        for head, piece in zip(heads, pieces, strict=True):
-            piece.append(head(batch).numpy())
+        for head, piece, gate in zip(heads, pieces, gates, strict=True):
+            logits, judged = split(head(batch))
+            piece.append(logits.numpy())
+            if judged is not None:
+                gate.append(judged.numpy())
     for head, mode in zip(heads, modes, strict=True):
         head.train(mode)
-    return [np.concatenate(piece) for piece in pieces]
+    return [
+        (np.concatenate(piece), np.concatenate(gate) if gate else None)
+        for piece, gate in zip(pieces, gates, strict=True)
+    ]

@@ -1,20 +1,26 @@
-"""Train a head on features in memory: the one entry point, and torch's global state around it."""
+"""Train a head on features in memory: the one entry point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import DataError
-from stage1.training.inputs import checked_features
-from stage1.training.run import THREADS, Run, TrainResult
+from stage1.model.head import BEST_WEIGHTS, Ensemble, GatedHead, Head, SelectiveHead, save_weights
+from stage1.training.gate import cross_fitted_gate_targets, fit_gate
+from stage1.training.health import gate_health
+from stage1.training.inputs import LabelledFeatures, checked_features
+from stage1.training.records import LOG, append_event
+from stage1.training.run import Run, TrainResult
+from stage1.training.selection import all_outputs
+from stage1.training.state import own_torch_state
 
 
 def train_head(
@@ -31,6 +37,7 @@ def train_head(
     progress: Callable[[Mapping[str, Any]], None] | None = None,
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
+    groups: NDArray[np.str_] | None = None,
 ) -> TrainResult:
     """Train a head on `features` [N, D], choosing epoch and raw or EMA weights on `select_features` [M, D].
 
@@ -38,7 +45,8 @@ def train_head(
     machine and versions); a finished run returns its result at once. Writes that file, model_best.pth, metrics.csv,
     log.jsonl and, if asked, tensorboard/.
     progress: called after each epoch with its row of metrics.csv. stop: asked before each optimizer step; True writes a
-    checkpoint and raises Checkpointed. fresh: drop what an earlier run left in `folder`.
+    checkpoint and raises Checkpointed. fresh: drop what an earlier run left in `folder`. groups: str [N] of train, which a gate
+    that is fitted after the classifier (head.gate linear or mlp) keeps whole in its folds; its parts stand in `folder`/gate.
     Raises DataError (shapes, NaN, labels, a class without images), ConfigError (checkpoint of another config or
     data), IntegrityError (damaged checkpoint), MissingError (tensorboard), Stage1Error (loss or gradient not finite,
     disk full).
@@ -52,33 +60,41 @@ def train_head(
             f"val_select: {select.features.shape[1]} feature columns, train has {train.features.shape[1]}; "
             "extract both with the same backbone"
         )
-    with _own_torch_state():
-        run = Run(train, select, config, head, n_classes, seed, folder)
-        run.begin(fresh)
-        try:
-            while not run.at.done:
-                run.train_epoch(stop)
-                row = run.finish_epoch()
-                if progress is not None:
-                    progress(row)
-        finally:
-            run.close()
-        return run.result()
+    with own_torch_state():
+        result = Run(train, select, config, head, n_classes, seed, folder).finish(stop, fresh, progress)
+        if head.gate in ("linear", "mlp"):
+            result = _with_gate(result, train, select, config, head, n_classes, seed, folder, stop, fresh, groups)
+        return _judged(result, select, folder)
 
 
-@contextmanager
-def _own_torch_state() -> Iterator[None]:
-    """Deterministic algorithms, a fixed thread count and gradients on; everything as before afterwards."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    generator = torch.get_rng_state()
-    try:
-        torch.set_num_threads(THREADS)
-        torch.use_deterministic_algorithms(True)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.set_rng_state(generator)
+def _with_gate(
+    result: TrainResult, train: LabelledFeatures, select: LabelledFeatures, config: TrainConfig, head: HeadConfig, n_classes: int,
+    seed: int, folder: Path, stop: Callable[[], bool] | None, fresh: bool, groups: NDArray[np.str_] | None,
+) -> TrainResult:  # fmt: skip
+    """The trained classifier with a gate fitted after it; model_best.pth then holds both."""
+    place = folder / "gate"
+    if fresh:
+        shutil.rmtree(place, ignore_errors=True)
+    targets = cross_fitted_gate_targets(
+        train.features, train.labels, groups, select_features=select.features, select_labels=select.labels, config=config,
+        head=head, n_classes=n_classes, seed=seed, folder=place, stop=stop,
+    )  # fmt: skip
+    answers, _ = all_outputs([result.head], select.features)[0]
+    gate = fit_gate(
+        train.features, targets, select.features, answers, answers.argmax(axis=1) == select.labels, config=config, head=head,
+        seed=seed, folder=place / "head", stop=stop,
+    )  # fmt: skip
+    assert isinstance(result.head, (Head, SelectiveHead, Ensemble))
+    whole = GatedHead(result.head, gate).eval().requires_grad_(False)
+    save_weights(folder / BEST_WEIGHTS, whole.state_dict())
+    return replace(result, head=whole)
+
+
+def _judged(result: TrainResult, select: LabelledFeatures, folder: Path) -> TrainResult:
+    """With the health of the gate on val_select, where there is one; a collapse goes into the log."""
+    logits, gate = all_outputs([result.head], select.features)[0]
+    if gate is None:
+        return result
+    health = gate_health(gate, logits.argmax(axis=1) == select.labels)
+    append_event(folder / LOG, "gate", **health.to_json())
+    return replace(result, gate=health)

@@ -1,0 +1,197 @@
+"""Several ways of training (arms), each with the runs of its seeds, on the same samples: paired differences to the first arm.
+
+- **An arm's number** is the mean of its runs' numbers. `sd` is their spread from seed to seed (n - 1), beside it.
+- **Intervals**: one bootstrap for everything. A replicate draws units (groups, else rows) within labels once, weighs the rows of
+  every run of every arm by that draw, and averages each arm's runs; so arms are paired, and the interval is about other samples
+  from where these came from, for these trained models. The spread from seed to seed is not in it: it stands in `sd`.
+- Each interval is for its own difference. Who looks at many arms will find one that differs by chance: choose on one role,
+  confirm the one chosen on another.
+
+Selective metrics, NLL and MCC are of the model's own softmax, as in stage1.evaluation.comparison. `coverage` (share of images that
+exit) and `exit_error` (share wrong among exits) are those of each run's exit policy, where every run has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.documents import finite_or_none
+from stage1.errors import ConfigError, DataError
+from stage1.evaluation import resampling
+from stage1.evaluation.bootstrap import check_options
+from stage1.evaluation.comparison import HIGHER_IS_BETTER, NO_DIFFERENCE, Side, percentile_interval, same_samples
+from stage1.evaluation.ranking import FloatArray, Weights
+from stage1.scores import Scores
+
+MODEL_METRICS = ("augrc", "aurc", "nll", "mcc", "accuracy")
+POLICY_METRICS = ("coverage", "exit_error")
+ENOUGH_SEEDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRun:
+    """One trained model: labelled scores, and the decision of its policy on the same rows (None: there is none).
+
+    exit: bool [N], the image is answered. label: int [N], the answer where it is.
+    """
+
+    scores: Scores
+    exit: NDArray[np.bool_] | None = None
+    label: NDArray[np.int64] | None = None
+
+
+def compare_arms(
+    arms: Mapping[str, Sequence[ArmRun]], *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """Values of every arm and paired differences of every other arm to the first, from one bootstrap (see above).
+
+    arms: name -> its runs, one for each seed; all of the same samples (by ids where there are any). One arm alone has values and
+    no differences. Returns "n", "n_groups", "unit", "level", "resamples", "seed", "reference" (the first arm's name);
+    "arms": name, seeds, metrics: {metric: value, low, high, sd, per_seed};
+    "differences": arm, metric, difference (arm - reference), low, high, better (the arm's name, the reference's, or None), verdict.
+    A verdict needs an interval without 0, else it is "no difference shown". Undefined numbers are None.
+    Raises DataError naming the first run that has other samples, ConfigError for no arms, an arm without runs or bad options.
+    """
+    check_options(n_resamples, level, seed)
+    if not arms or not all(arms.values()):
+        empty = next((name for name, runs in arms.items() if not runs), "arms")
+        raise ConfigError(f"{empty}: no runs; each arm needs at least one")
+    first_name = next(iter(arms))
+    first = arms[first_name][0]
+    aligned = {
+        name: [_aligned(first, run, (f"{first_name} (run 1)", f"{name} (run {place})")) for place, run in enumerate(runs, 1)]
+        for name, runs in arms.items()
+    }  # fmt: skip
+    n = len(first.scores)
+    decided = all(run.exit is not None for runs in aligned.values() for run in runs)
+    metrics = (*MODEL_METRICS, *(POLICY_METRICS if decided else ()))
+    sides = {name: [_ArmSide(run, metrics) for run in runs] for name, runs in aligned.items()}
+    groups = next(
+        (run.scores.groups for runs in aligned.values() for run in runs if run.scores.groups is not None), None
+    )
+    plan = resampling.units(n, first.scores.known_labels, groups)
+
+    whole = np.ones((1, n))
+    observed = {name: _per_run(runs, whole) for name, runs in sides.items()}
+    drawn: dict[str, list[dict[str, FloatArray]]] = {name: [] for name in sides}
+    for counts in resampling.draws(plan, n, n_resamples, seed) if len(plan) > 1 else ():
+        weights = plan.rows(counts)
+        for name, runs in sides.items():
+            drawn[name].append({metric: values.mean(axis=0) for metric, values in _per_run(runs, weights).items()})
+    replicates = {
+        name: {metric: np.concatenate([np.empty(0), *(part[metric] for part in parts)]) for metric in metrics}
+        for name, parts in drawn.items()
+    }
+
+    rows, differences = [], []
+    for name in sides:
+        found = {}
+        for metric in metrics:
+            per_seed = observed[name][metric][:, 0]
+            value = float(per_seed.mean())
+            low, high = percentile_interval(replicates[name][metric], value, level, n_resamples)
+            found[metric] = {
+                "value": finite_or_none(value), "low": finite_or_none(low), "high": finite_or_none(high),
+                "sd": finite_or_none(float(per_seed.std(ddof=1))) if len(per_seed) > 1 else None,
+                "per_seed": [finite_or_none(float(one)) for one in per_seed],
+            }  # fmt: skip
+            if name == first_name:
+                continue
+            gap = value - float(observed[first_name][metric][:, 0].mean())
+            below, above = percentile_interval(
+                replicates[name][metric] - replicates[first_name][metric], gap, level, n_resamples
+            )
+            differences.append({
+                "arm": name, "metric": metric, "difference": finite_or_none(gap), "low": finite_or_none(below),
+                "high": finite_or_none(above), **_verdict(metric, name, first_name, below, above),
+            })  # fmt: skip
+        rows.append({"name": name, "seeds": len(sides[name]), "metrics": found})
+    return {
+        "n": n,
+        "n_groups": len(plan),
+        "unit": "group" if len(plan) < n else "image",
+        "level": float(level),
+        "resamples": int(n_resamples),
+        "seed": int(seed),
+        "reference": first_name,
+        "arms": rows,
+        "differences": differences,
+    }
+
+
+def best_arm(comparison: Mapping[str, Any], by: str) -> str:
+    """The arm with the best value of a metric; at a tie, or where it is undefined everywhere, the earlier one.
+
+    Raises ConfigError for a metric that was not compared.
+    """
+    arms = comparison["arms"]
+    if by not in arms[0]["metrics"]:
+        raise ConfigError(f"by: {by!r} is not compared here; use {', '.join(arms[0]['metrics'])}")
+    sign = -1.0 if by in HIGHER_IS_BETTER else 1.0
+
+    def place(arm: Mapping[str, Any]) -> float:
+        value = arm["metrics"][by]["value"]
+        return float("inf") if value is None else sign * float(value)
+
+    return str(min(arms, key=place)["name"])
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
+
+
+class _ArmSide:
+    """The metrics of one run as functions of weights [B, N]."""
+
+    def __init__(self, run: ArmRun, metrics: Sequence[str]) -> None:
+        self._model = Side(run.scores, [name for name in metrics if name in MODEL_METRICS])
+        self._exit: FloatArray | None = None
+        if "coverage" in metrics:
+            assert run.exit is not None
+            assert run.label is not None
+            self._exit = run.exit.astype(np.float64)
+            self._wrong = self._exit * (run.label != run.scores.known_labels)
+
+    def values(self, weights: Weights) -> dict[str, FloatArray]:
+        found = self._model.values(weights)
+        if self._exit is not None:
+            rows = weights.astype(np.float64)
+            exits = rows @ self._exit
+            found["coverage"] = exits / rows.sum(axis=1)
+            found["exit_error"] = np.divide(rows @ self._wrong, exits, out=np.full(len(rows), np.nan), where=exits > 0)
+        return found
+
+
+def _per_run(sides: Sequence[_ArmSide], weights: Weights) -> dict[str, FloatArray]:
+    """metric -> float [runs, B]."""
+    found = [side.values(weights) for side in sides]
+    return {metric: np.stack([one[metric] for one in found]) for metric in found[0]}
+
+
+def _aligned(first: ArmRun, run: ArmRun, names: tuple[str, str]) -> ArmRun:
+    """The run with its rows in the order of `first`. Raises DataError naming what differs."""
+    n = len(run.scores)
+    if (run.exit is None) != (run.label is None) or any(
+        column is not None and len(column) != n for column in (run.exit, run.label)
+    ):
+        raise DataError(f"{names[1]}: exit and label go together, one of each for every one of its {n} rows")
+    scores = same_samples(first.scores, run.scores, names)
+    exits, label = run.exit, run.label
+    if first.scores.ids is not None and run.scores.ids is not None and exits is not None and label is not None:
+        place = {name: row for row, name in enumerate(run.scores.ids.tolist())}
+        order = np.array([place[name] for name in first.scores.ids.tolist()], dtype=np.int64)
+        exits, label = exits[order], label[order]
+    return ArmRun(scores, exits, label)
+
+
+def _verdict(metric: str, arm: str, reference: str, low: float, high: float) -> dict[str, str | None]:
+    if np.isnan(low):
+        return {"better": None, "verdict": "undefined"}
+    if low <= 0 <= high:
+        return {"better": None, "verdict": NO_DIFFERENCE}
+    better = arm if (low > 0) == (metric in HIGHER_IS_BETTER) else reference
+    return {"better": better, "verdict": f"{better} is better"}

@@ -1,0 +1,145 @@
+"""Backbone and head as one trainable module: what is frozen, what learns how fast, how the average is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stage1.config import AdapterConfig, ImageTrainConfig, TrainConfig
+from stage1.errors import ConfigError
+from stage1.model.adapter import Adapted, adapt, layer_ids
+from stage1.model.backbone import Backbone
+
+
+class ImageModel(nn.Module):
+    """float32 [N, 3, S, S] -> logits float32 [N, K]; body is the backbone's module, head a head on its features.
+
+    half: the body computes in bfloat16 (autocast keeps sums and norms in float32); the head never does.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, half: bool) -> None:
+        super().__init__()
+        self.body = backbone.module
+        self.head = head
+        self.half = half
+
+    @property
+    def body_trained(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.body.parameters())
+
+    def features(self, images: Tensor) -> Tensor:
+        """float32 [N, D]; without a graph where nothing in the body is trained."""
+        cast = torch.autocast(images.device.type, dtype=torch.bfloat16) if self.half else nullcontext()
+        frozen = nullcontext() if self.body_trained else torch.no_grad()
+        with frozen, cast:
+            return self.body(images).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+    def train(self, mode: bool = True) -> ImageModel:
+        """Training mode, but for batch norms: their statistics stay those of pretraining.
+
+        So the gradient of a step does not depend on how its images are cut into batches (memory, accumulation, processes).
+        A body in which nothing is trained stays in eval mode.
+        """
+        super().train(mode)
+        if not self.body_trained:
+            self.body.eval()
+        for module in self.body.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def prepare(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig, seed: int) -> Adapted | None:
+    """Set what in the backbone learns, in place; returns the adapter, where there is one.
+
+    Raises ConfigError: an adapter together with unfrozen layers, more blocks than there are, checkpointing that the model
+    has not; and what `adapt` raises.
+    """
+    model = backbone.module.model
+    backbone.module.requires_grad_(False)
+    adapted = None
+    if adapter.kind != "none":
+        if images.unfreeze != "none":
+            raise ConfigError(
+                f"adapter.kind={adapter.kind} with images.unfreeze={images.unfreeze}: an adapter leaves the backbone frozen; "
+                "set one of them to none"
+            )
+        adapted = adapt(backbone, adapter, seed)
+    elif images.unfreeze == "all":
+        model.requires_grad_(True)
+    elif images.unfreeze == "last":
+        layers = layer_ids(model)
+        top = max(layers.values())
+        if images.blocks > top:
+            raise ConfigError(f"images.blocks={images.blocks}: {backbone.name} has {top}; use images.unfreeze=all")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(layers[name] > top - images.blocks)
+    if images.grad_checkpointing:
+        switch = getattr(model, "set_grad_checkpointing", None)
+        try:
+            if switch is None:
+                raise AssertionError("it has no such switch")
+            switch(True)
+        except AssertionError as error:
+            raise ConfigError(
+                f"images.grad_checkpointing: {backbone.name} cannot ({error}); set it to false"
+            ) from error
+    return adapted
+
+
+def parameter_groups(model: ImageModel, train: TrainConfig, images: ImageTrainConfig) -> list[dict[str, Any]]:
+    """Groups for AdamW: params, weight_decay, and `scale`, by which the group's learning rate differs from the head's.
+
+    Head: 1. Backbone layer i of 0..L (L next to the head): learning_rate_scale * layer_decay ** (L - i), as in BEiT
+    (Bao et al. 2022). Weight decay on matrices only; not on biases, norms, tokens and position embeddings.
+    """
+    inner = model.body.model
+    layers = layer_ids(inner, fine=True) if images.layer_decay < 1 and model.body_trained else {}
+    top = max(layers.values(), default=0)
+    plain: set[str] = set(getattr(inner, "no_weight_decay", set)())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        local = name.removeprefix("body.model.")
+        scale = 1.0
+        if name.startswith("body."):
+            scale = images.learning_rate_scale * images.layer_decay ** (top - layers.get(local, top))
+        decay = train.weight_decay if parameter.ndim >= 2 and local not in plain else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    return [{"params": params, "weight_decay": decay, "scale": scale} for (scale, decay), params in groups.items()]
+
+
+def trained_state(model: ImageModel) -> dict[str, Tensor]:
+    """What training may change, and the head's buffers: name -> tensor, shared with the model."""
+    state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return state | {f"head.{name}": buffer for name, buffer in model.head.named_buffers()}
+
+
+@torch.no_grad()
+def put_trained(model: ImageModel, values: Mapping[str, Tensor]) -> None:
+    """Copy tensors of `trained_state` into the model. Raises KeyError where one lacks."""
+    for name, tensor in trained_state(model).items():
+        tensor.copy_(values[name])
+
+
+@contextmanager
+def swapped(parameters: list[nn.Parameter], values: list[nn.Parameter]) -> Iterator[None]:
+    """Inside the block the parameters hold `values`; the same bits as before afterwards."""
+    with torch.no_grad():
+        kept = [parameter.detach().clone() for parameter in parameters]
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)

@@ -1,0 +1,163 @@
+"""Train on images, through the backbone: the one entry point, alone or under torchrun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stage1.config import AdapterConfig, HeadConfig, ImageTrainConfig, TrainConfig
+from stage1.engine import Item, cores
+from stage1.errors import ConfigError, DataError
+from stage1.model.adapter import Adapted, merge, save_adapter
+from stage1.model.backbone import Backbone
+from stage1.model.head import build_head
+from stage1.training.distributed import Processes, chosen_device, half_precision, processes, world_size
+from stage1.training.image_batches import checked_images
+from stage1.training.image_model import ImageModel, prepare
+from stage1.training.image_run import ImageRun
+from stage1.training.seeds import sub_seed
+from stage1.training.state import own_torch_state
+
+TUNED = "backbone_tuned.safetensors"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTrainResult:
+    """Backbone (adapter merged, on the CPU, frozen) and head with the best weights, and how they came about.
+
+    metrics of the best: nll, accuracy, augrc on val_select, train_loss. trainable, share: parameters that were trained,
+    head included, and their share of all. waiting_share: of the training time, waiting for images. images_at_a_time: what
+    memory held.
+    """
+
+    backbone: Backbone
+    head: nn.Module
+    best_epoch: int
+    best_metric: float
+    used_ema: bool
+    epochs_run: int
+    metrics: dict[str, float]
+    trainable: int
+    share: float
+    waiting_share: float
+    images_at_a_time: int
+
+
+def train_on_images(
+    backbone: Backbone,
+    train: tuple[Sequence[str], Sequence[Item], NDArray[np.int64]],
+    select: tuple[Sequence[str], Sequence[Item], NDArray[np.int64]],
+    *,
+    config: TrainConfig,
+    head: HeadConfig,
+    images: ImageTrainConfig,
+    adapter: AdapterConfig,
+    n_classes: int,
+    seed: int,
+    folder: Path,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    fresh: bool = False,
+) -> ImageTrainResult:
+    """Train a head, and what `images` and `adapter` name of the backbone, choosing epoch and raw or EMA weights on `select`.
+
+    train, select: (ids str [N], items [N] to read, labels int64 [N]). `backbone` is changed in place and must not be used
+    after this: the result has its own. config.batch_size counts images over all processes.
+    Goes on from `folder`/checkpoints/last.safetensors, bit-equal to never having stopped (same machine, versions, threads,
+    processes). Writes that file, metrics.csv, log.jsonl, model_best.pth (the head), and, where the backbone learned,
+    backbone_tuned.safetensors (plain timm weights, adapter merged: give it as backbone.weights) and adapter/.
+    progress, stop, fresh: as in `train_head`. Under torchrun every process calls this alike; the first one writes.
+    Raises DataError (labels, a class without images, fewer images than a batch), ConfigError (a head or objective that needs
+    cached features, a checkpoint of another run), MissingError (device, peft), IntegrityError, Stage1Error (loss not finite:
+    names the step; an image that cannot be read; a lost process: names the checkpoint), Checkpointed.
+    """
+    folder = Path(folder)
+    labelled = checked_images(*train, n_classes, "train")
+    chosen = checked_images(*select, n_classes, "val_select")
+    _check(config, head, len(labelled))
+    if world_size() > min(len(chosen), images.statistics_images, config.batch_size):
+        raise DataError(f"{world_size()} processes: more than images in a batch or in val_select; start fewer")
+    device = chosen_device(images.device)
+    with processes(device) as group, backbone_torch_state(images.threads, device, group):
+        fingerprint = backbone.fingerprint
+        adapted = prepare(backbone, adapter, images, sub_seed(seed, "adapter"))
+        made = build_head(head, backbone.dim, n_classes, sub_seed(seed, "head"))
+        model = ImageModel(backbone, made, half_precision(images.precision, device))
+        run = ImageRun(
+            labelled, chosen, model, backbone.preprocessing, fingerprint, (config, head, images, adapter), n_classes, seed,
+            folder, device, group,
+        )  # fmt: skip
+        best = run.finish(stop, fresh, progress)
+        trainable = sum(p.numel() for p in run.trained)
+        share = trainable / sum(p.numel() for p in model.parameters())
+        model.to("cpu")
+        backbone.to("cpu")
+        tuned = _finished(backbone, adapted, model, folder, group)
+        group.wait()  # no process goes on before the files are there
+    metrics = {key: float(best[key]) for key in ("nll", "accuracy", "augrc", "train_loss")}
+    return ImageTrainResult(
+        backbone=tuned, head=made.eval().requires_grad_(False), best_epoch=best["epoch"], used_ema=best["ema"],
+        best_metric=metrics[config.select_by], epochs_run=run.at.epoch, metrics=metrics, trainable=trainable, share=share,
+        waiting_share=run.loader.waiting_share, images_at_a_time=run.passes.micro,
+    )  # fmt: skip
+
+
+def _check(config: TrainConfig, head: HeadConfig, n: int) -> None:
+    if head.kind not in ("linear", "mlp") or head.members > 1 or head.gate not in ("auto", "none"):
+        raise ConfigError(
+            f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}: on images one linear or mlp head is "
+            "trained; train this one on the features of the tuned backbone afterwards"
+        )
+    if config.objective != "ce" or config.entropy > 0:
+        raise ConfigError(
+            f"train.objective={config.objective}, train.entropy={config.entropy:g}: on images the loss is cross-entropy; train "
+            "the head again on the features of the tuned backbone with this objective"
+        )
+    step = config.batch_size * config.accumulate
+    if n < step:
+        raise DataError(
+            f"train: {n} images, fewer than the {step} of one step (train.batch_size={config.batch_size} x "
+            f"train.accumulate={config.accumulate}); lower train.batch_size to {max(1, n // config.accumulate)} or add images"
+        )
+
+
+def _finished(
+    backbone: Backbone, adapted: Adapted | None, model: ImageModel, folder: Path, group: Processes
+) -> Backbone:
+    """The backbone with its best weights, and the files that hold them."""
+    if not model.body_trained:
+        return backbone
+    checkpointing = getattr(backbone.module.model, "set_grad_checkpointing", None)
+    if getattr(backbone.module.model, "grad_checkpointing", False) and checkpointing is not None:
+        checkpointing(False)
+    if adapted is None:
+        tuned = backbone.renewed(f"{backbone.weights} + tuned")
+    else:
+        if group.first:
+            save_adapter(adapted, folder / ADAPTER)
+        tuned = merge(adapted)
+    if group.first:
+        tuned.save_weights(folder / TUNED)
+    return tuned
+
+
+@contextmanager
+def backbone_torch_state(threads: int, device: torch.device, group: Processes) -> Iterator[None]:
+    """As for heads, but with the threads that a backbone can use."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    with own_torch_state():
+        torch.set_num_threads(threads or max(1, cores() // group.local_world))
+        if device.type == "cuda":  # some backward passes have no deterministic kernel: a warning there, not an error
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        yield
