@@ -35,6 +35,9 @@ Recipe = Annotated[
     str | None, typer.Option("--recipe", help="A named recipe of the package; see `stage1 config recipes`.")
 ]
 Phase = Annotated[int | None, typer.Option("--phase", help="0 to 6: the recipe of that phase.")]
+IgnoreAcceptance = Annotated[
+    bool, typer.Option("--ignore-acceptance", help="Bundle although an acceptance gate failed; the bundle's card says so.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 
 
@@ -59,6 +62,7 @@ def run(
     allow_leakage: Annotated[
         bool, typer.Option("--allow-leakage", help="Go on with images in two roles; the run is uncertified.")
     ] = False,
+    ignore_acceptance: IgnoreAcceptance = False,
     force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -78,7 +82,7 @@ def run(
         show(_dry_run(folder, config, outlook, allow_change), as_json, _dry_run_lines)
         return
     with opened(folder, config, allow_change=allow_change) as directory:
-        result = execute(directory, Progress(quiet=quiet), force=force)
+        result = execute(directory, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance)
     show(_run_summary(result), as_json, _run_lines)
 
 
@@ -115,11 +119,14 @@ def smoke(
 # ---- single stages -----------------------------------------------------------------------------------------------
 
 
-def _stage(name: str, run: Path, overrides: list[str] | None, force: bool, quiet: bool, as_json: bool) -> None:
+def _stage(
+    name: str, run: Path, overrides: list[str] | None, force: bool, quiet: bool, as_json: bool, ignore_acceptance: bool = False
+) -> None:
     from stage1.config import load_config, to_yaml
     from stage1.pipeline import execute_one, opened
     from stage1.pipeline.progress import Progress
-    from stage1.pipeline.rundir import stored_config
+    from stage1.pipeline.rundir import followed, stored_config
+    from stage1.pipeline.tuning_stages import is_follower
 
     config = None
     if overrides:
@@ -131,8 +138,12 @@ def _stage(name: str, run: Path, overrides: list[str] | None, force: bool, quiet
         import yaml
 
         config, _ = load_config(values=yaml.safe_load(to_yaml(stored)), overrides=overrides, environment={})
+    if name == "tune" and is_follower():
+        with followed(run, config) as directory:
+            execute_one(directory, name, Progress(quiet=True), force=force)
+        return
     with opened(run, config, allow_change=bool(overrides)) as directory:
-        done = execute_one(directory, name, Progress(quiet=quiet), force=force)
+        done = execute_one(directory, name, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance)
         outputs = sorted(directory.state[name]["outputs"])
     show(
         {"stage": name, "done": done, "outputs": outputs},
@@ -180,10 +191,32 @@ def split(
 
 
 @app.command(rich_help_panel=STAGES)
+def pretrain(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """ExPLoRA: adapt a ViT to unlabelled images of a folder or of train; resumes where it stopped.
+
+    Example: stage1 pretrain runs/photos pretrain.folder=unlabelled
+    """
+    _stage("pretrain", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def tune(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Train the backbone, or an adapter in it, on the images of train; resumes where it stopped. Also under torchrun.
+
+    Example: stage1 tune runs/photos images.unfreeze=last
+    """
+    _stage("tune", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
 def extract(
     run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
-    """Export the frozen backbone and cache its features of train and val_select.
+    """Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and val_select.
 
     Example: stage1 extract runs/photos features.engine=onnx
     """
@@ -334,14 +367,19 @@ def evaluate(
 
 @app.command(rich_help_panel=STAGES)
 def bundle(
-    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+    run: RunFolder,
+    overrides: Overrides = None,
+    ignore_acceptance: IgnoreAcceptance = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the folder that ships: model, thresholds, certificate, calibration data, model card.
 
     Example: stage1 bundle runs/photos
     """
     _exit_by_certificate(run)
-    _stage("bundle", run, overrides, force, quiet, as_json)
+    _stage("bundle", run, overrides, force, quiet, as_json, ignore_acceptance)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -464,6 +502,8 @@ def compare(
             write_comparison(document, output)
         show(document, as_json, arms_lines)
         return
+    if output is not None:
+        raise ConfigError(f"--output {output}: of run directories only; two score files print, or give --json")
     document = compare_sources(given[0], given[1], values=values, columns=_pairs(columns), resamples=resamples, level=0.95, seed=0)
     show(document, as_json, _comparison_lines)
 
@@ -555,6 +595,33 @@ def plan(
     if figure is not None:
         write_figure(document, figure)
     show(document, as_json, plan_lines)
+
+
+@app.command("audit-labels", rich_help_panel=SUPPORT)
+def audit_labels(
+    run: RunFolder,
+    top: Annotated[int, typer.Option("--top", help="How many suspects to list.")] = 100,
+    apply: Annotated[
+        Path | None, typer.Option("--apply", help="labels.csv with new_label filled in: write a corrected table from it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the audit (RUN/label_audit); with --apply the .csv to write.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Labels of train and val_select that look wrong: a CSV to fill in, a page of pictures; and back into a table.
+
+    Nothing is deleted, and the source stays as it is.
+
+    Example: stage1 audit-labels runs/demo --top 50
+    """
+    from stage1.pipeline.label_audit import FOLDER, applied_lines, apply_labels, audit_lines
+    from stage1.pipeline.label_audit import audit_labels as audited
+
+    if apply is not None:
+        show(apply_labels(run, apply, output), as_json, applied_lines)
+        return
+    show(audited(run, output, top=top), as_json, lambda document: audit_lines(document, output or run / FOLDER))
 
 
 @app.command(rich_help_panel=SUPPORT)

@@ -144,8 +144,9 @@ class SelectiveConfig(Section):
     Below the number of classes, else a blind guess pays more than abstaining."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """sat: the target keeps this share of itself each epoch. The paper's 0.99 is for hundreds of epochs."""
-    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
-    """deepgamblers, sat: share of the epochs with plain cross-entropy before the selective loss."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """deepgamblers, sat: share of the epochs with plain cross-entropy before the selective loss. What ships is from after it,
+    so it must end before the head overfits."""
 
 
 class RiskTrainingConfig(Section):
@@ -228,13 +229,19 @@ class AdapterConfig(Section):
 
 
 class ImageTrainConfig(Section):
-    """Training on images, through the backbone. Steps, schedule, EMA and selection are those of `train`."""
+    """Stage `tune`: the backbone learns from the labelled images of train, before features are extracted.
 
-    enabled: bool = False
-    """Train on images instead of on cached features."""
+    Asked for by `unfreeze` or by `adapter.kind`. Schedule, EMA and selection are those of `train`.
+    """
+
     unfreeze: Literal["none", "last", "all"] = "none"
-    """none: the head alone (and the adapter). last: also the last `blocks` blocks of a ViT or stages of a ConvNet."""
+    """none: nothing but the adapter, if there is one. last: the last `blocks` blocks of a ViT or stages of a ConvNet."""
     blocks: PositiveInt = 1
+    epochs: PositiveInt = 10
+    """These three stand for those of `train`, which are the head's on cached features afterwards."""
+    batch_size: PositiveInt = 32
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Of the linear head that is trained along, and dropped afterwards."""
     learning_rate_scale: Annotated[float, Field(gt=0.0)] = 0.1
     """Learning rate of the backbone's last layer, as a share of the head's (adapters: 1 is usual)."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
@@ -259,7 +266,9 @@ class PretrainConfig(Section):
     """ExPLoRA: self-supervision goes on, on unlabelled images of the domain, before any label is used (ViTs only; extra: none)."""
 
     folder: str | None = None
-    """Folder with unlabelled images, searched at every depth; None: no such stage."""
+    """Folder with unlabelled images, searched at every depth. None of it may be, or nearly be, in val_calib or val_test."""
+    train_images: bool = False
+    """Use the images of train, without their labels, too. Without this and without a folder there is no such stage."""
     objective: Literal["masked", "dino"] = "masked"
     """masked: rebuild hidden patches from the others. dino: agree with an averaged teacher on two views of an image."""
     unfreeze: PositiveInt = 1
@@ -341,6 +350,54 @@ class EvaluationConfig(Section):
     level: Rate = 0.95
 
 
+_ACCEPTED = (
+    "auroc", "aurc", "e_aurc", "augrc", "e_augrc", "auroc_f", "accuracy", "mcc", "nll", "brier", "ece", "coverage",
+    "fnr", "fpr", "miss_rate", "false_exit_rate", "error", "wrong",
+)  # fmt: skip
+_GAINS = ("augrc", "aurc", "nll", "mcc", "accuracy", "coverage", "exit_error")
+
+
+class AcceptanceGate(Section):
+    """One limit, judged after evaluate; see pipeline/acceptance.py for what each metric is."""
+
+    metric: str
+    """Of evaluation.json: accuracy, augrc, error, coverage, coverage.CLASS ..; certificate.RISK, certificate.coverage; gate.gain; gain.METRIC."""
+    at_least: float | None = None
+    at_most: float | None = None
+    by: Literal["value", "bound"] = "value"
+    """bound: the end of the interval that counts against the run must keep the limit, not the value alone."""
+    phase: Annotated[int, Field(ge=0, le=6)] | None = None
+    """The phase that the gate ends: a label in acceptance.json and in messages."""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> AcceptanceGate:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"gate {self.metric}: one of at_least and at_most is needed")
+        head, _, rest = self.metric.partition(".")
+        known = {"gain": rest in _GAINS, "gate": rest == "gain", "certificate": bool(rest)}
+        if not known.get(head, head in _ACCEPTED):
+            names = (*_ACCEPTED, "certificate.RISK", "certificate.coverage", "gate.gain", *(f"gain.{name}" for name in _GAINS))
+            raise ValueError(f"gate {self.metric!r} is unknown{_nearest(self.metric, names)}; use {', '.join(names)}")
+        upward = self.metric == "certificate.coverage"
+        if head == "certificate" and self.by == "bound" and (self.at_most if upward else self.at_least) is not None:
+            raise ValueError(f"gate {self.metric}: its bound is a {'lower' if upward else 'upper'} one; give {'at_least' if upward else 'at_most'}")
+        return self
+
+
+class AcceptanceConfig(Section):
+    """Limits that a run must keep before it is bundled; none by default."""
+
+    gates: list[AcceptanceGate] = []
+    reference: str | None = None
+    """Run directory on the same split that gain.METRIC compares with."""
+
+    @model_validator(mode="after")
+    def _reference_given(self) -> AcceptanceConfig:
+        if self.reference is None and (gains := [gate.metric for gate in self.gates if gate.metric.startswith("gain.")]):
+            raise ValueError(f"gate {gains[0]} compares with another run; set acceptance.reference=RUN")
+        return self
+
+
 class RunConfig(Section):
     """Everything that decides a run. `stage1 config schema` prints this as JSON Schema."""
 
@@ -378,6 +435,17 @@ class RunConfig(Section):
     unit: Literal["auto", "image", "group", "group_mean"] = "auto"
     """What is counted where groups repeat: one image of each group, group means of all images, or (auto) the better on val_select."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the run has the stage `pretrain`."""
+        return self.pretrain.folder is not None or self.pretrain.train_images
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the run has the stage `tune`."""
+        return self.adapter.kind != "none" or self.images.unfreeze != "none"
 
     @field_validator("risks")
     @classmethod

@@ -13,6 +13,7 @@ from stage1 import Scores
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import augrc, bootstrap, brier, compare, ece, mcc, nll
+from stage1.evaluation.arms import ArmRun, _seed_shares, best_arm, compare_arms
 from stage1.evaluation.comparison import METRICS, NO_DIFFERENCE, same_samples
 
 
@@ -314,3 +315,120 @@ def test_one_class_leaves_mcc_undefined():
         None,
         "undefined",
     )
+
+
+# ---- arms with seeds ---------------------------------------------------------------------------------------------
+
+
+def decided(scores: Scores, bar: float = 1.0) -> ArmRun:
+    """Exits where the two logits are `bar` apart."""
+    return ArmRun(scores, np.abs(scores.margin) > bar, scores.logits.argmax(axis=1))
+
+
+def found_in(document):
+    return {(row["arm"], row["metric"]): row for row in document["differences"]}
+
+
+def test_one_run_each_is_the_comparison_of_two():
+    """The same draws: values, difference and interval of compare()."""
+    a, b = pair(noise=(0.3, 1.0), groups=np.repeat(np.arange(100), 3).astype(str))
+    two = rows_of(compare(a, b, n_resamples=200, seed=4))
+    arms = found_in(compare_arms({"b": [ArmRun(b)], "a": [ArmRun(a)]}, n_resamples=200, seed=4))
+    for metric in ("augrc", "aurc", "nll", "mcc", "accuracy"):
+        row = arms["a", metric]
+        assert [row[key] for key in ("difference", "low", "high")] == pytest.approx(
+            [two[metric][key] for key in ("difference", "low", "high")], abs=1e-12
+        )
+        assert (row["better"] == "a") == (two[metric]["better"] == "a")
+
+
+def test_seeds_are_averaged_and_their_spread_is_told():
+    runs = [decided(pair(noise=(spread, 1.0), seed=1)[0]) for spread in (0.2, 0.6, 1.0)]
+    other = [decided(pair(noise=(1.5, 1.0), seed=1)[0])]
+    found = compare_arms({"x": runs, "y": other}, n_resamples=50)
+    x = found["arms"][0]["metrics"]
+    exits, wrong = zip(
+        *((run.exit.mean(), (run.exit & (run.label != run.scores.labels)).sum() / run.exit.sum()) for run in runs),
+        strict=True,
+    )
+    assert x["coverage"]["per_seed"] == pytest.approx(exits)
+    assert x["exit_error"]["value"] == pytest.approx(np.mean(wrong))
+    assert x["coverage"]["sd"] == pytest.approx(np.std(exits, ddof=1))
+    assert found["arms"][1]["metrics"]["coverage"]["sd"] is None
+    assert found["differences"][5]["metric"] == "coverage"
+    assert found["differences"][5]["difference"] == pytest.approx(other[0].exit.mean() - np.mean(exits))
+
+
+def test_a_run_that_never_exits_has_no_exit_error():
+    a, b = pair()
+    found = compare_arms({"x": [decided(a)], "never": [decided(b, bar=np.inf)]}, n_resamples=50)
+    row = found_in(found)["never", "exit_error"]
+    assert (row["difference"], row["verdict"]) == (None, "undefined")
+    assert found["arms"][1]["metrics"]["coverage"]["value"] == 0.0
+
+
+def test_without_policies_there_is_no_coverage():
+    a, b = pair()
+    assert "coverage" not in compare_arms({"x": [decided(a)], "y": [ArmRun(b)]}, n_resamples=20)["arms"][0]["metrics"]
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_the_shares_of_seeds_have_the_variance_of_a_mean(k):
+    shares = _seed_shares(np.random.default_rng(0), k, 40000)
+    assert np.allclose(shares.sum(axis=0), 1.0)
+    values = np.random.default_rng(1).normal(size=k)
+    assert (shares * values[:, None]).sum(axis=0).var() == pytest.approx(values.var(ddof=1) / k, rel=0.05)
+
+
+def _false_alarms(seeds, pretend_one, trials=120):
+    """Share of trials in which the interval excludes 0 although both arms are trained alike: models differ by their seed only."""
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 300)
+    shared = 1.6 * (2 * labels - 1) + rng.normal(size=300)
+    alarms = 0
+    for _ in range(trials):
+        arms = {}
+        for name in "xy":
+            # A seed moves the whole model: here the place of its boundary.
+            runs = [shared + rng.normal(0, 0.5) for _ in range(seeds)]
+            arms[name] = [ArmRun(Scores(np.stack([-m, m], axis=1), labels=labels)) for m in runs]
+        if pretend_one:
+            arms = {
+                name: [ArmRun(Scores(np.mean([run.scores.logits for run in runs], axis=0), labels=labels))]
+                for name, runs in arms.items()
+            }
+        alarms += found_in(compare_arms(arms, n_resamples=100))["y", "nll"]["better"] is not None
+    return alarms / trials
+
+
+def test_the_spread_from_seed_to_seed_is_in_the_interval():
+    """5 seeds: false alarms near 5 % (a percentile of few seeds is a little short); a single model for each arm: most of the time."""
+    assert _false_alarms(5, pretend_one=False) <= 0.18
+    assert _false_alarms(1, pretend_one=True) >= 0.4
+
+
+def test_the_best_arm_and_ties():
+    a, b = pair(noise=(0.2, 1.5))
+    found = compare_arms({"worse": [decided(b)], "good": [decided(a)], "twin": [decided(a)]}, n_resamples=20)
+    assert best_arm(found, "augrc") == best_arm(found, "mcc") == "good"
+    with pytest.raises(ConfigError, match="'beauty' is not compared"):
+        best_arm(found, "beauty")
+
+
+def test_rows_in_another_order_are_put_right():
+    a, b = pair(noise=(0.3, 1.0))
+    order = np.random.default_rng(2).permutation(len(b))
+    run = decided(b)
+    shuffled = ArmRun(b.take(order), run.exit[order], run.label[order])
+    first, again = (compare_arms({"a": [decided(a)], "b": [one]}, n_resamples=30) for one in (run, shuffled))
+    assert first == again
+
+
+def test_arms_of_other_samples_are_refused():
+    a, b = pair()
+    with pytest.raises(DataError, match=r"'s00000' is in x \(run 1\) and not in y \(run 2\)"):
+        compare_arms({"x": [ArmRun(a)], "y": [ArmRun(b), ArmRun(b.take(np.arange(1, 300)))]}, n_resamples=10)
+    with pytest.raises(ConfigError, match="y: no runs"):
+        compare_arms({"x": [ArmRun(a)], "y": []})
+    with pytest.raises(DataError, match="go together"):
+        compare_arms({"x": [ArmRun(a, exit=np.ones(300, bool))]})

@@ -19,7 +19,7 @@ from stage1.files import digest_file  # noqa: E402
 from stage1.model import export  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.export import backbone_digest, export_backbone, export_model  # noqa: E402
-from stage1.model.head import GatedHead, build_head, split  # noqa: E402
+from stage1.model.head import GatedHead, build_gate, build_head, split  # noqa: E402
 
 BATCHES = (1, 2, 3, 7)
 
@@ -93,7 +93,7 @@ def test_gates_and_ensembles_answer_as_torch_does(vit, tmp_path, config):
     backbone, base = vit
     module = build_head(config, backbone.dim, 2, 0)
     if config.gate == "mlp":
-        module = GatedHead(module, build_head(HeadConfig(kind="mlp", hidden=16), backbone.dim + 3, 2, 1))
+        module = GatedHead(module, build_gate(config, backbone.dim + 3, 0.7, -0.2, 1))
     with torch.no_grad():  # as if trained: outputs that differ from image to image
         for parameter in module.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))

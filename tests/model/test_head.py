@@ -12,8 +12,8 @@ from stage1.model.head import (
     BEST_WEIGHTS,
     Ensemble,
     GatedHead,
-    Head,
     SelectiveHead,
+    build_gate,
     build_head,
     feature_statistics,
     gate_inputs,
@@ -164,9 +164,7 @@ def whole(config: HeadConfig, dim: int, n_classes: int, seed: int) -> torch.nn.M
     head = build_head(config, dim, n_classes, seed)
     if config.gate not in ("linear", "mlp"):
         return head.eval()
-    gate = build_head(HeadConfig(kind=config.gate, hidden=config.hidden), dim + n_classes + 1, 2, seed)
-    assert isinstance(gate, Head)
-    return GatedHead(head, gate).eval()
+    return GatedHead(head, build_gate(config, dim + n_classes + 1, 0.7, -0.2, seed)).eval()
 
 
 @pytest.mark.parametrize("config", SELECTIVE, ids=lambda config: config.kind)
@@ -236,9 +234,10 @@ def test_a_fitted_gate_looks_at_features_and_at_the_answer() -> None:
     np.testing.assert_allclose(made[:, :4].detach(), x)
     np.testing.assert_allclose(made[:, 4:7].detach(), (logits - logits.mean(dim=1, keepdim=True)).detach(), atol=1e-6)
     np.testing.assert_allclose(made[:, 7].detach(), (ordered[:, 2] - ordered[:, 1]).detach(), atol=1e-6)
-    judged = head.gate(made)
+    judged = head.gate.head(made)
     assert gate is not None
-    np.testing.assert_allclose(gate.detach(), (judged[:, 1] - judged[:, 0]).detach(), atol=1e-6)
+    expected = 0.7 * made[:, 7] - 0.2 + judged[:, 1] - judged[:, 0]
+    np.testing.assert_allclose(gate.detach(), expected.detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize("config", OTHERS, ids=lambda config: f"{config.kind}-{config.members}-{config.gate}")

@@ -29,7 +29,7 @@ SMALLER = {
     ],
     "sweep": ["sweep.learning_rates=[0.001, 0.01]", "sweep.weight_decays=[0.01]", "sweep.resamples=20"],
     "gate": ["head.hidden=16"],
-    "deepgamblers": ["head.hidden=16"],
+    "deepgamblers": ["head.hidden=16", "train.learning_rate=0.01"],
     "ensemble": ["head.hidden=16"],
 }
 

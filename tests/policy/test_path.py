@@ -110,6 +110,126 @@ def test_path_goes_from_safe_to_risky():
     assert calibrated_path(scores.margin[:5], scores.labels[:5], Goal({"fnr": 0.05, "fpr": 0.05}, 5000, 0.05)) is None
 
 
+def plain_pair(model, targets, prior=None, cuts=None):
+    """One pair by a plain loop over every cut: the oracle of the vectorised fixed point."""
+    last = len(model.below1) - 1
+    low, high = (last, 0) if cuts is None else cuts
+    while True:
+        before = low, high
+        if "miss_rate" in targets:
+            low = max(g for g in range(low + 1) if model.below1[g] <= targets["miss_rate"])
+        if "fnr" in targets:
+            odds = targets["fnr"] / (1 - targets["fnr"])
+            low = max(g for g in range(low + 1) if model.below1[g] <= odds * (1 - model.below1[high]))
+        if "false_exit_rate" in targets:
+            high = min(g for g in range(high, last + 1) if model.below0[g] >= 1 - targets["false_exit_rate"])
+        if "fpr" in targets:
+            odds = targets["fpr"] / (1 - targets["fpr"])
+            high = min(g for g in range(high, last + 1) if model.below0[g] >= 1 - odds * model.below0[low])
+        if (low, high) == before:
+            return (low, high) if low <= high else ((low + high) // 2,) * 2
+
+
+@pytest.mark.parametrize("risks", [("fnr", "fpr"), ("miss_rate", "fpr"), ("fnr", "false_exit_rate")])
+def test_all_shares_at_once_are_the_fixed_points_of_a_plain_loop(risks):
+    from stage1.policy.path import _class_model, _solve
+
+    posterior = np.sort(np.random.default_rng(3).beta(0.3, 0.4, size=150))
+    model = _class_model(posterior)
+    goal = Goal(dict.fromkeys(risks, 0.05), 1000, 0.05)
+    shares = np.geomspace(0.1, 18.0, 12)
+    low, high = _solve(model, goal, shares)
+    for share, ours in zip(shares, zip(low, high, strict=True), strict=True):
+        assert ours == plain_pair(model, {name: share * 0.05 for name in risks})
+    assert len({*low}) > 4
+
+
+def test_steps_shrink_as_more_errors_are_expected():
+    from stage1.policy.path import _shares
+
+    labels = np.repeat([0, 1], [70, 30])
+    few, many = (_shares(labels, Goal({"fnr": 0.02, "fpr": 0.05}, n, 0.05)) for n in (3000, 36_000))
+    assert len(few) == 160
+    assert 160 < len(many) <= 480
+    assert many[1] / many[0] - 1 == approx(0.2 / np.sqrt(0.3 * 36_000 * 0.02), rel=0.15)
+    assert (few[0], few[-1]) == (many[0], many[-1])
+
+
+def saturated(rng, n) -> Scores:
+    """A third of the scores at one end, where a few labels are wrong: the maps disagree about that tail."""
+    labels = (rng.random(n) < 0.5).astype(np.int64)
+    margin = np.where(labels == 1, rng.normal(6, 5, n), rng.normal(-1.0, 0.5, n))
+    margin = np.where((labels == 1) & (rng.random(n) < 0.6), 40.0, margin)
+    wrong = (labels == 0) & (rng.random(n) < 0.01)
+    return Scores(logits=np.stack([np.zeros(n), np.where(wrong, 40.0, margin)], axis=1), labels=labels)
+
+
+def test_a_path_is_hedged_where_the_maps_disagree_only():
+    goal = Goal({"fnr": 0.02, "fpr": 0.02}, 2700, 0.05)
+    sure = [gaussian(np.random.default_rng(seed), 800) for seed in range(8)]
+    unsure = [saturated(np.random.default_rng(seed), 480) for seed in range(8)]
+    hedged = [
+        [calibrated_path(scores.margin, scores.labels, goal).hedge is not None for scores in kind]
+        for kind in (sure, unsure)
+    ]
+    assert sum(hedged[0]) <= 2
+    assert sum(hedged[1]) >= 6
+    path = calibrated_path(unsure[0].margin, unsure[0].labels, goal)
+    assert path.hedge is None or path.hedge.hedge is None
+
+
+def test_a_hedged_path_shares_its_delta():
+    from dataclasses import replace
+
+    from stage1.policy.engine import _along
+    from stage1.policy.path import HEDGE, Path
+    from stage1.policy.request import Request
+
+    rng = np.random.default_rng(2)
+    scores = gaussian(rng, 20_000)
+    request = Request({"fnr": 0.05, "fpr": 0.05})
+    safe = Path(np.array([0.0]), np.array([2.8]), 0, 0.0, "safe")
+    hopeless = Path(np.array([1.25]), np.array([1.25]), 0, 0.0, "hopeless")
+
+    def test(path):
+        return _along(path, scores.margin, scores.labels, request, 0.05)
+
+    assert test(safe).delta == 0.05
+    assert test(replace(safe, hedge=hopeless)).delta == approx(0.05 * (1 - HEDGE))
+    insured = test(replace(hopeless, hedge=safe))
+    assert insured.delta == approx(0.05 * HEDGE)
+    assert (insured.thresholds.lo, insured.thresholds.hi) == (0.0, 2.8)
+    refused = test(replace(hopeless, hedge=hopeless))
+    assert refused.thresholds.lo is None
+    assert refused.tried is not None
+
+
+@pytest.mark.parametrize("draws", [150, pytest.param(1500, marks=pytest.mark.slow)])
+def test_a_hedged_path_keeps_its_promise(draws):
+    """Two different paths and the whole delta: the worst case for a first failure that is forgiven."""
+    from stage1.policy.engine import _along
+    from stage1.policy.path import Path
+    from stage1.policy.request import Request
+
+    rng, delta = np.random.default_rng(11), 0.1
+    # Each pair breaks one promise by a hair: every certificate is false.
+    first = Path(np.array([stats.norm.ppf(0.0501) + SEPARATION]), np.array([9.0]), 0, 0.0, "too many misses")
+    request = Request({"miss_rate": 0.05, "false_exit_rate": 0.05}, 1 - delta)
+    second = Path(np.array([-9.0]), np.array([stats.norm.isf(0.0501)]), 0, 0.0, "too many false exits")
+    both = Path(first.lo, first.hi, 0, 0.0, "first", second)
+    certified = unfair = 0
+    for _ in range(draws):
+        scores = gaussian(rng, 3000)
+        certified += _along(both, scores.margin, scores.labels, request, delta).path is not None
+        # The control: both at the full delta.
+        unfair += any(
+            _along(path, scores.margin, scores.labels, request, delta).path is not None for path in (first, second)
+        )
+    error = np.sqrt(delta * (1 - delta) / draws)
+    assert certified / draws <= delta + 3 * error
+    assert unfair / draws > delta + 2 * error
+
+
 def test_error_at_a_prior_is_covered_and_not_vacuous():
     rng, draws = np.random.default_rng(5), 400
     lo, hi = np.array([0.5]), np.array([2.0])

@@ -9,7 +9,7 @@ import torch
 
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import Checkpointed, DataError
-from stage1.model.head import GatedHead
+from stage1.model.head import Gate, GatedHead, gate_inputs
 from stage1.training import cross_fitted_gate_targets, gate_health, load_head, train_head
 from stage1.training.gate import GateTargets, fit_gate
 from stage1.training.selection import all_outputs
@@ -143,22 +143,45 @@ def test_too_few_groups_are_refused_by_name() -> None:
         targets_of(data, folds=1)
 
 
+def judged(gate: Gate, features: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    made = gate(gate_inputs(torch.tensor(features), torch.tensor(logits))).numpy()
+    return np.asarray(made[:, 1] - made[:, 0])
+
+
+def planted(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x, logits = rng.normal(size=(1000, 4)).astype(np.float32), rng.normal(size=(1000, 2)).astype(np.float32)
+    return x, logits, x[:, 2] > -0.7
+
+
 def test_the_gate_is_fitted_on_the_targets_that_are_given(tmp_path: Path) -> None:
     """Planted targets that have nothing to do with the classifier: the gate follows them."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1000, 4)).astype(np.float32)
-    right = x[:, 2] > -0.7
-    logits = rng.normal(size=(1000, 2)).astype(np.float32)
+    x, logits, right = planted(0)
     given = GateTargets(right[:700], logits[:700], np.zeros(700, np.int64))
     gate = fit_gate(
-        x[:700], given, x[700:], logits[700:], right[700:],
-        config=TrainConfig(epochs=25, learning_rate=0.05), head=HeadConfig(gate="linear"), seed=0, folder=tmp_path,
+        x[:700], given, x[700:], logits[700:], right[700:], config=TrainConfig(epochs=25, learning_rate=0.5),
+        head=HeadConfig(gate="linear"), seed=0, folder=tmp_path,
     )  # fmt: skip
-    assert gate.mean.shape == (4 + 2 + 1,)
-    from stage1.model.head import gate_inputs
+    assert ((judged(gate, x[700:], logits[700:]) > 0) == right[700:]).mean() > 0.9
 
-    judged = gate(gate_inputs(torch.tensor(x[700:]), torch.tensor(logits[700:]))).numpy()
-    assert ((judged[:, 1] > judged[:, 0]) == right[700:]).mean() > 0.93
+
+def test_where_features_add_nothing_the_gate_is_what_the_margin_says(tmp_path: Path) -> None:
+    """Many columns of noise, few wrong answers: a gate that fitted them would order worse than the margin it started from."""
+    rng = np.random.default_rng(0)
+    x, logits = rng.normal(size=(600, 300)).astype(np.float32), 2.0 * rng.normal(size=(600, 2)).astype(np.float32)
+    margin = np.abs(logits[:, 1] - logits[:, 0])
+    right = rng.random(600) < 1 / (1 + np.exp(-(0.8 * margin - 0.3)))
+    given = GateTargets(right[:400], logits[:400], np.zeros(400, np.int64))
+    # The rate that the classifier has; its tenth is still enough to fit noise, so val_select must say no.
+    gate = fit_gate(
+        x[:400], given, x[400:], logits[400:], right[400:], config=TrainConfig(epochs=20, learning_rate=0.5),
+        head=HeadConfig(gate="linear"), seed=0, folder=tmp_path,
+    )  # fmt: skip
+    values = judged(gate, x[400:], logits[400:])
+    assert np.array_equal(np.argsort(values), np.argsort(margin[400:]))
+    oracle = pytest.importorskip("sklearn.linear_model").LogisticRegression(C=1e6).fit(margin[:400, None], right[:400])
+    assert float(gate.slope) == pytest.approx(oracle.coef_[0, 0], rel=0.03)
+    assert float(gate.offset) == pytest.approx(oracle.intercept_[0], abs=0.03)
 
 
 # ---- collapse ------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_the_gate_finds_the_images_that_cannot_be_answered(kind: str, tmp_path: 
     hopeless = TEST[0][:, 1] > 0
     assert right[~hopeless].mean() > 0.95
     assert auroc(gate, right) > 0.68  # an oracle that knows the hopeless half: .75
-    assert auroc(gate, ~hopeless) > 0.9
+    assert auroc(gate, ~hopeless) > 0.85
     assert result.gate is not None
     assert result.gate.collapsed is None
     loaded = load_head(tmp_path, head, 6, 2)

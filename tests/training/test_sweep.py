@@ -60,10 +60,10 @@ def test_every_candidate_ends_as_it_does_alone(kind: str, options: dict[str, Any
 
 def test_a_broken_schedule_is_seen_by_that_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: with the images of an epoch in another order the logits part by more than the tolerance."""
-    from stage1.training import sweep
+    from stage1.training import sweep_batch
 
-    order = sweep.epoch_order
-    monkeypatch.setattr(sweep, "epoch_order", lambda n, seed, epoch: order(n, seed, epoch + 1))
+    order = sweep_batch.epoch_order
+    monkeypatch.setattr(sweep_batch, "epoch_order", lambda n, seed, epoch: order(n, seed, epoch + 1))
     found = swept(candidates(SMALL, TrainConfig(epochs=4, batch_size=32), HeadConfig(), 3))
     gaps = [
         np.abs(all_logits([alone(item.candidate, tmp_path / str(place)).head], SELECT[0])[0] - item.logits).max()

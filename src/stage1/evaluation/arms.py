@@ -2,8 +2,9 @@
 
 - **An arm's number** is the mean of its runs' numbers. `sd` is their spread from seed to seed (n - 1), beside it.
 - **Intervals**: one bootstrap for everything. A replicate draws units (groups, else rows) within labels once, weighs the rows of
-  every run of every arm by that draw, and averages each arm's runs; so arms are paired, and the interval is about other samples
-  from where these came from, for these trained models. The spread from seed to seed is not in it: it stands in `sd`.
+  every run of every arm by that draw, and averages each arm's runs; so arms are paired. Where an arm has several runs, the replicate
+  also draws its runs with replacement, their deviations from the arm's mean widened by sqrt(k / (k - 1)), so that the variance of
+  a mean of k seeds is right. The interval is then about other samples and other seeds; of one run, about other samples only.
 - Each interval is for its own difference. Who looks at many arms will find one that differs by chance: choose on one role,
   confirm the one chosen on another.
 
@@ -79,10 +80,13 @@ def compare_arms(
     whole = np.ones((1, n))
     observed = {name: _per_run(runs, whole) for name, runs in sides.items()}
     drawn: dict[str, list[dict[str, FloatArray]]] = {name: [] for name in sides}
+    seeds = {name: resampling.generator(seed, f"seeds of {name}") for name in sides}
     for counts in resampling.draws(plan, n, n_resamples, seed) if len(plan) > 1 else ():
         weights = plan.rows(counts)
         for name, runs in sides.items():
-            drawn[name].append({metric: values.mean(axis=0) for metric, values in _per_run(runs, weights).items()})
+            found = _per_run(runs, weights)
+            share = _seed_shares(seeds[name], len(runs), len(weights))
+            drawn[name].append({metric: (share * values).sum(axis=0) for metric, values in found.items()})
     replicates = {
         name: {metric: np.concatenate([np.empty(0), *(part[metric] for part in parts)]) for metric in metrics}
         for name, parts in drawn.items()
@@ -90,12 +94,12 @@ def compare_arms(
 
     rows, differences = [], []
     for name in sides:
-        found = {}
+        values_of: dict[str, dict[str, Any]] = {}
         for metric in metrics:
             per_seed = observed[name][metric][:, 0]
             value = float(per_seed.mean())
             low, high = percentile_interval(replicates[name][metric], value, level, n_resamples)
-            found[metric] = {
+            values_of[metric] = {
                 "value": finite_or_none(value), "low": finite_or_none(low), "high": finite_or_none(high),
                 "sd": finite_or_none(float(per_seed.std(ddof=1))) if len(per_seed) > 1 else None,
                 "per_seed": [finite_or_none(float(one)) for one in per_seed],
@@ -110,7 +114,7 @@ def compare_arms(
                 "arm": name, "metric": metric, "difference": finite_or_none(gap), "low": finite_or_none(below),
                 "high": finite_or_none(above), **_verdict(metric, name, first_name, below, above),
             })  # fmt: skip
-        rows.append({"name": name, "seeds": len(sides[name]), "metrics": found})
+        rows.append({"name": name, "seeds": len(sides[name]), "metrics": values_of})
     return {
         "n": n,
         "n_groups": len(plan),
@@ -170,6 +174,14 @@ def _per_run(sides: Sequence[_ArmSide], weights: Weights) -> dict[str, FloatArra
     """metric -> float [runs, B]."""
     found = [side.values(weights) for side in sides]
     return {metric: np.stack([one[metric] for one in found]) for metric in found[0]}
+
+
+def _seed_shares(rng: np.random.Generator, k: int, replicates: int) -> FloatArray:
+    """How much each of k runs counts in each replicate, float [k, B], columns sum to 1; all 1 for one run."""
+    if k == 1:
+        return np.ones((1, replicates))
+    drawn = rng.multinomial(k, np.full(k, 1 / k), size=replicates).T / k
+    return np.asarray(1 / k + np.sqrt(k / (k - 1)) * (drawn - 1 / k))
 
 
 def _aligned(first: ArmRun, run: ArmRun, names: tuple[str, str]) -> ArmRun:

@@ -182,7 +182,9 @@ def _check(data: bytes, reference: Callable[[Any], tuple[NDArray[np.float32], ..
         batch = rng.standard_normal((count, 3, size, size), dtype=np.float32)
         outputs, wanted = engine.run(batch), reference(batch)
         if len(outputs) != len(wanted):
-            raise IntegrityError(f"{where}: the export has {len(outputs)} outputs, torch {len(wanted)}; it was not written")
+            raise IntegrityError(
+                f"{where}: the export has {len(outputs)} outputs, torch {len(wanted)}; it was not written"
+            )
         for made, expected in zip(outputs, wanted, strict=True):
             scale = float(np.abs(expected).max()) or 1.0
             gap = float(np.abs(made - expected).max()) if made.shape == expected.shape else float("inf")

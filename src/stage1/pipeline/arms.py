@@ -107,7 +107,7 @@ def compare_runs(
             f"{', '.join(map(str, given))}: one arm only (its runs differ in nothing but the seed); give a second arm to compare with"
         )
     everyone = [entrant for entrants in grouped.values() for entrant in entrants]
-    _refuse_other_splits(everyone)
+    refuse_other_splits(everyone)
     notes = _notes(grouped, on, by)
     decide = len({entrant.target for entrant in everyone}) == 1 and everyone[0].target is not None
     if by in POLICY_METRICS and not decide:
@@ -181,7 +181,7 @@ def _grouped(named: dict[str, list[Entrant]], rest: Sequence[Entrant]) -> dict[s
     found = dict(named)
     for group, name in zip(groups, names, strict=True):
         folder = group[0].path
-        choices = ([name] if names.count(name) == 1 else []) + [folder.name, str(folder)]
+        choices = [*([name] if names.count(name) == 1 else []), folder.name, str(folder), f"{folder} (no --arm)"]
         found[next(choice for choice in choices if choice and choice not in found)] = group
     for name, entrants in found.items():
         if not entrants:
@@ -202,7 +202,7 @@ def _apart(a: Entrant, b: Entrant) -> list[str]:
     return [key for key in keys if key not in _NOT_THE_ARM]
 
 
-def _refuse_other_splits(everyone: Sequence[Entrant]) -> None:
+def refuse_other_splits(everyone: Sequence[Entrant]) -> None:
     first = everyone[0]
     for other in everyone[1:]:
         if other.table.classes != first.table.classes:
@@ -223,7 +223,7 @@ def _notes(grouped: Mapping[str, Sequence[Entrant]], on: str, by: str) -> list[s
     notes = []
     if few := [f"{name} ({len(entrants)})" for name, entrants in grouped.items() if len(entrants) < ENOUGH_SEEDS]:
         notes.append(
-            f"Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. What another seed would give is not known; the intervals do not hold it."
+            f"Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. An interval holds the spread from seed to seed only as far as these seeds show it."
         )
     for name, entrants in grouped.items():
         apart = sorted({key for entrant in entrants[1:] for key in _apart(entrants[0], entrant) if key != "name"})
@@ -232,18 +232,19 @@ def _notes(grouped: Mapping[str, Sequence[Entrant]], on: str, by: str) -> list[s
     everyone = [entrant for entrants in grouped.values() for entrant in entrants]
     targets = {entrant.target for entrant in everyone}
     if None in targets:
-        lacking = next(entrant.path for entrant in everyone if entrant.target is None)
+        lacking = next(entrant.path.name for entrant in everyone if entrant.target is None)
         notes.append(
-            f"coverage and exit_error are left out: {lacking} has no certificate (`stage1 calibrate {lacking}`)."
+            f"coverage and exit_error are left out: {lacking} has no certificate; `stage1 calibrate` makes one."
         )
     elif len(targets) > 1:
-        other = next(entrant.path for entrant in everyone if entrant.target != everyone[0].target)
+        other = next(entrant.path.name for entrant in everyone if entrant.target != everyone[0].target)
         notes.append(
-            f"coverage and exit_error are left out: {other} was certified for another target than {everyone[0].path}."
+            f"coverage and exit_error are left out: {other} was certified for another target than {everyone[0].path.name}."
         )
-    if stale := [str(entrant.path) for entrant in everyone if _stale(entrant)]:
+    if stale := [entrant.path.resolve().name for entrant in everyone if _stale(entrant)]:
+        more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
         notes.append(
-            f"Not up to date with their config or this version: {', '.join(stale)}; `stage1 run` would redo them."
+            f"Not up to date with their config or this version: {', '.join(stale[:3])}{more}; `stage1 run` would redo what is."
         )
     if by in POLICY_METRICS:
         notes.append(

@@ -18,11 +18,12 @@ from stage1.errors import IntegrityError, MissingError
 from stage1.evaluation.calibration_report import Stated
 from stage1.files import digest_file, write_text
 from stage1.images import Preprocessing
+from stage1.pipeline.acceptance import accept, acceptance_lines, accepted_in_words, read_acceptance, reference_state
 from stage1.pipeline.fitting import fit_configured
 from stage1.pipeline.mapping import REORDERING
 from stage1.pipeline.reporting import report_of_run
 from stage1.pipeline.rundir import RunDir
-from stage1.pipeline.shifting import Shift, label_shift, shift_of_run
+from stage1.pipeline.shifting import Shift, label_shift, shift_of_run, target_state
 from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy, decided_on, load_policy, policy_file, stated
 from stage1.policy.calibrated import has_own_probability
 from stage1.policy.certify import calibration_digest
@@ -113,7 +114,16 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
         resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed, shift=shift_of_run(run),
     )  # fmt: skip
     written += report_of_run(run, table, scores, policy, document)
+    written += accept(run, document)
+    if (judged := read_acceptance(run.path)) is not None:
+        for line in acceptance_lines(judged):
+            context.progress.say(f"  {line}")
     return written
+
+
+def evaluation_state(run: RunDir) -> str:
+    """What `evaluate` reads outside this run's own files: the target's scores, and the run that acceptance compares with."""
+    return target_state(run) + reference_state(run)
 
 
 def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
@@ -185,6 +195,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
         for role in ("train", "val_select", "val_calib", "val_test")
     }
     folder = run / "bundle"
+    accepted = accepted_in_words(run.path)
     write_bundle(
         folder,
         model=run / "model.onnx",
@@ -201,7 +212,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
             "backbone_licence": features["licence"],
             "base_model": None if features["backbone"] == "embedded" else f"timm/{features['backbone']}",
             "config_digest": digest_file(run / "config.yaml"),
-            "data": {"source": _source_name(config.data), "roles": roles},
+            "data": {"source": _source_name(config.data), **({} if accepted is None else {"acceptance": accepted}), "roles": roles},
             "versions": {
                 name: metadata.version(name) for name in ("stage1-pro", "numpy", "onnxruntime", "torch", "timm")
             },

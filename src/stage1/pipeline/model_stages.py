@@ -14,6 +14,7 @@ from stage1.errors import IntegrityError, Stage1Error
 from stage1.files import digest_file, write_text
 from stage1.images import Preprocessing
 from stage1.pipeline.rundir import RunDir
+from stage1.pipeline.tuning_stages import backbone_config, backbone_file
 from stage1.scores import Scores, write_role
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ SWEEP_TOLERANCE = 1e-4  # of a logit: one head's sums and those of a stack are r
 
 
 def extract(run: RunDir, context: Context) -> list[Path]:
-    """Features of train and val_select by the frozen backbone; backbone.onnx, exported once."""
+    """Features of train and val_select by the backbone, the run's own where it has made one; backbone.onnx, exported once."""
     from stage1.data.table import SampleTable
     from stage1.features import FeatureStore, extract_features
     from stage1.model.backbone import load_backbone
@@ -37,7 +38,7 @@ def extract(run: RunDir, context: Context) -> list[Path]:
     config = run.config
     table = SampleTable.read(run / "samples.parquet")
     rows = np.concatenate([table.rows(role) for role in TRAINING_ROLES])
-    backbone = load_backbone(config.backbone, config.seed)
+    backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
     onnx = run / "backbone.onnx"
     if not (onnx.is_file() and _made_of(run, backbone.fingerprint, onnx)):
         export_backbone(backbone, onnx)
@@ -207,7 +208,7 @@ def export(run: RunDir, context: Context) -> list[Path]:
 
     config, document = run.config, read_document(run / "features.json", "features")
     table = SampleTable.read(run / "samples.parquet")
-    backbone = load_backbone(config.backbone, config.seed)
+    backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
     if backbone.fingerprint != document["fingerprint"]:
         raise IntegrityError(
             f"{run / 'features.json'}: made by another backbone than the one loaded now; run `stage1 extract` again"

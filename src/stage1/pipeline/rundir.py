@@ -24,16 +24,22 @@ STATE_FILE = "stages.json"
 
 @dataclass
 class RunDir:
-    """One run directory. `state` says per finished stage: the digest of its inputs and the fingerprint of its outputs."""
+    """One run directory. `state` says per finished stage: the digest of its inputs and the fingerprint of its outputs.
+
+    writes: False for a process that helps another one which holds the lock: its state is never written.
+    """
 
     path: Path
     config: RunConfig
     state: dict[str, Any] = field(default_factory=dict)
+    writes: bool = True
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     def save_state(self) -> None:
+        if not self.writes:
+            return
         write_document(self / STATE_FILE, {"stage1_version": __version__, "stages": self.state}, "stages")
 
     def record(self, stage: str, inputs: str, outputs: Iterator[Path], seconds: float) -> None:
@@ -123,9 +129,23 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
         yield RunDir(folder, config, read_state(folder))
 
 
+@contextmanager
+def followed(path: str | os.PathLike[str], config: RunConfig | None) -> Iterator[RunDir]:
+    """The run directory as a second process sees it that works with the one which has `opened` it: no lock, nothing written.
+
+    Raises MissingError where it is no run directory.
+    """
+    folder = Path(path)
+    config = config or stored_config(folder)
+    if config is None:
+        raise MissingError(f"{folder}: not a run directory (no {CONFIG_FILE}); `stage1 split {folder}` starts one")
+    yield RunDir(folder, config, read_state(folder), writes=False)
+
+
 def _sweep(folder: Path) -> None:
     """Remove what a killed process left half-written; under the lock nobody else can be writing here."""
-    for leftover in [*folder.glob(".*.tmp*"), *folder.glob("figures/.*.tmp*")]:
+    written = ("", "figures/", "checkpoints/", "tune/", "tune/adapter/", "tune/checkpoints/")
+    for leftover in [file for place in written for file in folder.glob(f"{place}.*.tmp*")]:
         if leftover.is_file():
             leftover.unlink()
 

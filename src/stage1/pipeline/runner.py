@@ -18,6 +18,7 @@ from stage1.errors import Checkpointed, ConfigError, NotCertifiable, Stage1Error
 from stage1.files import digest_bytes
 from stage1.pipeline.progress import Progress
 from stage1.pipeline.rundir import RunDir, config_digest, opened
+from stage1.pipeline.tuning_stages import ASKED_BY, backbone_file, pretrained_file, require_alone
 from stage1.policy import POLICY_FILES, Certificate
 
 
@@ -58,7 +59,8 @@ class Context:
 class Stage:
     """One stage: which sections of the config and which files it depends on, and the function that does it.
 
-    external: a digest of what it reads outside the run directory. work returns the files it wrote.
+    external: a digest of what it reads outside the run directory. work returns the files it wrote. wanted: whether a run with
+    this config has the stage at all.
     """
 
     name: str
@@ -66,10 +68,18 @@ class Stage:
     reads: tuple[str, ...]
     work: Callable[[RunDir, Context], list[Path]]
     external: Callable[[RunDir], str] | None = None
+    wanted: Callable[[RunConfig], bool] = lambda config: True
 
     def files(self, run: RunDir) -> tuple[str, ...]:
-        """The files it reads; "{policy}" stands for the one policy file of the run."""
-        return tuple(name.format(policy=POLICY_FILES[run.config.policy.name]) for name in self.reads)
+        """The files it reads; "{policy}" stands for the one policy file of the run, "{pretrained}" and "{backbone}" for the
+        weights that `pretrain`, and `tune` or `pretrain`, have made in this run: none where it has no such stage."""
+        config = run.config
+        places = {
+            "policy": POLICY_FILES[config.policy.name],
+            "pretrained": pretrained_file(config),
+            "backbone": backbone_file(config),
+        }
+        return tuple(file for name in self.reads if (file := name.format(**places)))
 
     def inputs(self, run: RunDir) -> str:
         """Digest of everything the result depends on. Raises MissingError where an input file is not there yet."""
@@ -102,30 +112,42 @@ def run(
     output: str | os.PathLike[str] | None = None,
     allow_change: bool = False,
     quiet: bool = True,
+    ignore_acceptance: bool = False,
 ) -> RunResult:
     """Run every stage, from images to a bundle, in the run directory `output` (default runs/<config name>).
 
     config: a RunConfig, a YAML file, or None with a recipe. Stages whose inputs are unchanged are skipped.
-    Raises NotCertifiable after the report is written where nothing can be certified; other Stage1Error kinds as they come.
+    Raises NotCertifiable after the report is written where nothing can be certified, Stage1Error where an acceptance gate failed
+    (ignore_acceptance: bundle nevertheless; its card says so); other Stage1Error kinds as they come.
     Example: run(recipe="demo", output="runs/demo").bundle
     """
     if not isinstance(config, RunConfig):
         config, _ = load_config(config, recipe=recipe, overrides=overrides)
     with opened(output or Path("runs") / config.name, config, allow_change=allow_change) as directory:
-        return execute(directory, Progress(quiet=quiet))
+        return execute(directory, Progress(quiet=quiet), ignore_acceptance=ignore_acceptance)
 
 
-def execute(run: RunDir, progress: Progress, *, force: bool = False) -> RunResult:
-    """All stages of an opened run directory, in order."""
+def execute(
+    run: RunDir, progress: Progress, *, force: bool = False, ignore_acceptance: bool = False
+) -> RunResult:
+    """All stages of an opened run directory, in order; before the bundle the acceptance gates must have passed."""
+    from stage1.pipeline.acceptance import check_reference
     from stage1.pipeline.stages import STAGES
 
+    require_alone("`stage1 run`")
+    check_reference(run.config)
     began = time.monotonic()
     done: list[str] = []
     skipped: list[str] = []
     with _terminable() as stop:
         for stage in STAGES:
-            if stage.name == "bundle" and not _certificate(run).certified:
+            if not stage.wanted(run.config):
+                run.forget(stage.name)
                 continue
+            if stage.name == "bundle":
+                if not _certificate(run).certified:
+                    continue
+                _require_accepted(run, progress, ignore_acceptance)
             (done if _do(stage, run, Context(progress, stop), force) else skipped).append(stage.name)
     certificate = _certificate(run)
     if not certificate.certified:
@@ -136,20 +158,28 @@ def execute(run: RunDir, progress: Progress, *, force: bool = False) -> RunResul
     return RunResult(run.path, certificate, run / "bundle", tuple(done), tuple(skipped), time.monotonic() - began)
 
 
-def execute_one(run: RunDir, name: str, progress: Progress, *, force: bool = False) -> bool:
+def execute_one(
+    run: RunDir, name: str, progress: Progress, *, force: bool = False, ignore_acceptance: bool = False
+) -> bool:
     """One stage alone. Returns False where it was skipped as unchanged.
 
     Raises ConfigError where an earlier stage is out of date under the present config, so that no stage ever works on
-    what another config made.
+    what another config made; where the run has no such stage; and under torchrun for any stage but `tune`.
     """
     from stage1.pipeline.stages import STAGES
 
+    if name != "tune":
+        require_alone(f"`stage1 {name}`")
     position = [stage.name for stage in STAGES].index(name)
+    if not STAGES[position].wanted(run.config):
+        raise ConfigError(f"{run.path}: this run has no stage {name!r}; ask for it with {ASKED_BY[name]}")
     for stage in STAGES[:position]:
-        if not run.is_current(stage.name, stage.inputs(run)):
+        if stage.wanted(run.config) and not run.is_current(stage.name, stage.inputs(run)):
             raise ConfigError(
                 f"{run.path}: stage {stage.name!r} is not done or out of date; run `stage1 {stage.name} {run.path}` (or `stage1 run`) first"
             )
+    if name == "bundle":
+        _require_accepted(run, progress, ignore_acceptance)
     with _terminable() as stop:
         return _do(STAGES[position], run, Context(progress, stop), force)
 
@@ -161,6 +191,8 @@ def outlook(run: RunDir) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     stale = False
     for stage in STAGES:
+        if not stage.wanted(run.config):
+            continue
         try:
             digest = None if stale else stage.inputs(run)
         except Stage1Error:
@@ -193,6 +225,13 @@ def _do(stage: Stage, run: RunDir, context: Context, force: bool) -> bool:
     run.record(stage.name, inputs, iter(written), time.monotonic() - began)
     context.progress.say(f"{stage.name:<10} done in {time.monotonic() - began:.1f} s")
     return True
+
+
+def _require_accepted(run: RunDir, progress: Progress, ignore: bool) -> None:
+    from stage1.pipeline.acceptance import require_accepted
+
+    for line in require_accepted(run, ignore=ignore):
+        progress.say(line)
 
 
 def _certificate(run: RunDir) -> Certificate:

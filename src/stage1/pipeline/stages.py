@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from stage1.pipeline.certify_stages import bundle, calibrate, evaluate
+from stage1.pipeline.acceptance import acceptance_state
+from stage1.pipeline.certify_stages import bundle, calibrate, evaluate, evaluation_state
 from stage1.pipeline.data_stage import source_state, split
 from stage1.pipeline.model_stages import export, extract, score, train
 from stage1.pipeline.runner import Stage
-from stage1.pipeline.shifting import target_state
+from stage1.pipeline.tuning_stages import folder_state, pretrain, tune
 
 ROLE_FILES = {
     role: (f"{role}_logits.pt", f"{role}_labels.pt", f"{role}_ids.json") for role in ("val_select", "val_calib", "val_test")
@@ -14,7 +15,22 @@ ROLE_FILES = {
 
 STAGES = (
     Stage("split", ("data", "split"), (), split, source_state),
-    Stage("extract", ("backbone", "features", "seed"), ("samples.parquet",), extract),
+    Stage(
+        "pretrain",
+        ("pretrain", "backbone", "seed"),
+        ("samples.parquet",),
+        pretrain,
+        folder_state,
+        wanted=lambda config: config.pretrains,
+    ),
+    Stage(
+        "tune",
+        ("images", "adapter", "train", "backbone", "seed"),
+        ("samples.parquet", "{pretrained}"),
+        tune,
+        wanted=lambda config: config.tunes,
+    ),
+    Stage("extract", ("backbone", "features", "seed"), ("samples.parquet", "{backbone}"), extract),
     Stage("train", ("head", "train", "sweep", "seed"), ("samples.parquet", "features.json"), train),
     Stage("export", ("export", "head"), ("model_best.pth", "backbone.onnx", "features.json"), export),
     Stage("score", (), ("model.onnx", "parity.json", "samples.parquet", "features.json"), score),
@@ -38,7 +54,7 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        ("evaluation", "name", "seed"),
+        ("evaluation", "acceptance", "name", "seed"),
         (
             *ROLE_FILES["val_test"],
             *ROLE_FILES["val_calib"],
@@ -50,7 +66,7 @@ STAGES = (
             "features.json",
         ),
         evaluate,
-        target_state,
+        evaluation_state,
     ),
     Stage(
         "bundle",
@@ -66,5 +82,6 @@ STAGES = (
             *ROLE_FILES["val_calib"],
         ),
         bundle,
+        acceptance_state,
     ),
 )

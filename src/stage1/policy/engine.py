@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
 from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_lower
-from stage1.policy.path import Goal, Path, calibrated_path
+from stage1.policy.path import HEDGE, Goal, Path, calibrated_path
 from stage1.policy.request import Request
 from stage1.policy.softmax import METHODS, Thresholds, choose_thresholds
 from stage1.risk import order_statistic_rank
@@ -97,6 +97,15 @@ def path_from(request: Request, n: int, select_score: Floats, select_labels: Lab
 
 
 def _along(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
+    """Test along the path, and where it is hedged and fails at once along the other one: two sequences share the delta."""
+    if path.hedge is None or request.has_floor:
+        return _test(path, score, labels, request, delta)
+    first = _test(path, score, labels, request, (1 - HEDGE) * delta)
+    second = first if first.path is not None else _test(path.hedge, score, labels, request, HEDGE * delta)
+    return second if second.path is not None else first
+
+
+def _test(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
     """Test from the path's start towards more risk; with floors, also from the riskiest pair towards safety (2.5)."""
     exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
     place = fixed_sequence(certifies(exits, request.targets, delta, request.target_prior), path.start)

@@ -121,6 +121,7 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str) ->
     exits = count_exits(score[labels == 0], score[labels == 1], lo, hi)
     claims = risk_claims(request)
     counted = "image" if unit == "group_mean" else unit
+    kind = "bound" if unit == "group_mean" else "exact bound"
     failed, nearest = [], []
     for name, target in request.targets.items():
         errors, n = (int(column[0]) for column in exits.counts(name))
@@ -131,7 +132,7 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str) ->
         else:
             bound = float(binomial_upper(errors, n, choice.delta))
         if bound > target:
-            failed.append(f"{name} <= {target:g}: {errors} of {n} {counted}s wrong there, bound {bound:.4f}")
+            failed.append(f"{name} <= {target:g}: {errors} of {n} {counted}s wrong there, {kind} {bound:.4f}")
             nearest.append(f"risks.{name} >= {_up(bound)}")
     if not failed:
         asked = [f"coverage >= {request.coverage:g}"] if request.coverage is not None else []

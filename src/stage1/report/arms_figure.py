@@ -32,7 +32,7 @@ def arms_drawing(document: Mapping[str, Any]) -> Drawing:
     lines = [(name, found, document["on"]) for name in others]
     lines += [(name, confirmed, "val_test") for name in others if any(arm == name for arm, _ in confirmed)]
     with style():
-        figure = new_figure(rows * (1.15 + 0.36 * len(lines)) + 0.7)
+        figure = new_figure(rows * (1.2 + 0.3 * len(lines)) + 0.6)
         axes = figure.subplots(rows, _COLUMNS, squeeze=False, sharey=True)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
@@ -70,11 +70,12 @@ def _draw_row(axis: Any, place: int, row: Mapping[str, Any], name: str, *, diamo
 def _finish(axis: Any, metric: str, lines: list[tuple[str, Any, str]]) -> None:
     label, _, good = SHOWN[metric]
     axis.axvline(0.0, color=INK, linewidth=1.0)
-    axis.set_title(f"{label}  ({'←' if good == 'lower' else '→'} better)", fontsize=10)
+    axis.set_title(label, fontsize=10)
+    axis.set_xlabel(f"{'←' if good == 'lower' else '→'} better", fontsize=9)
     roles = {role for _, _, role in lines}
     axis.set_yticks(
         range(len(lines)),
-        [_short(name) + (f", {role}" if len(roles) > 1 else "") for name, _, role in lines],
+        [_short(name) + (f" on {role}" if len(roles) > 1 and role == "val_test" else "") for name, _, role in lines],
         fontsize=9,
     )
     axis.set_ylim(len(lines) - 0.4, -0.6)  # first arm on top

@@ -46,8 +46,8 @@ from stage1.training.seeds import epoch_order, sub_seed
 from stage1.training.selection import select_metrics
 
 log = logging.getLogger("stage1")
-# These change no weight on one machine: they may change between a stop and the resume.
-_FREE = {"enabled", "workers", "threads", "device"}
+# These change no weight on one machine: they may change between a stop and the resume. The second row stands in TrainConfig.
+_FREE = {"workers", "threads", "device", "epochs", "batch_size", "learning_rate"}
 
 
 class ImageRun:

@@ -66,6 +66,7 @@ def train_on_images(
     seed: int,
     folder: Path,
     progress: Callable[[Mapping[str, Any]], None] | None = None,
+    started: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
 ) -> ImageTrainResult:
@@ -76,7 +77,8 @@ def train_on_images(
     Goes on from `folder`/checkpoints/last.safetensors, bit-equal to never having stopped (same machine, versions, threads,
     processes). Writes that file, metrics.csv, log.jsonl, model_best.pth (the head), and, where the backbone learned,
     backbone_tuned.safetensors (plain timm weights, adapter merged: give it as backbone.weights) and adapter/.
-    progress, stop, fresh: as in `train_head`. Under torchrun every process calls this alike; the first one writes.
+    progress, stop, fresh: as in `train_head`. started: called before the first step with the number of trained parameters and
+    of all. epochs, batch_size and learning_rate are those of `config`; the ones in `images` are for the caller. Under torchrun every process calls this alike; the first one writes.
     Raises DataError (labels, a class without images, fewer images than a batch), ConfigError (a head or objective that needs
     cached features, a checkpoint of another run), MissingError (device, peft), IntegrityError, Stage1Error (loss not finite:
     names the step; an image that cannot be read; a lost process: names the checkpoint), Checkpointed.
@@ -97,9 +99,11 @@ def train_on_images(
             labelled, chosen, model, backbone.preprocessing, fingerprint, (config, head, images, adapter), n_classes, seed,
             folder, device, group,
         )  # fmt: skip
+        trainable, parameters = (sum(p.numel() for p in part) for part in (run.trained, model.parameters()))
+        if started is not None and group.first:
+            started(trainable, parameters)
         best = run.finish(stop, fresh, progress)
-        trainable = sum(p.numel() for p in run.trained)
-        share = trainable / sum(p.numel() for p in model.parameters())
+        share = trainable / parameters
         model.to("cpu")
         backbone.to("cpu")
         tuned = _finished(backbone, adapted, model, folder, group)

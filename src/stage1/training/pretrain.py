@@ -46,6 +46,7 @@ def pretrain(
     seed: int,
     folder: Path,
     progress: Callable[[Mapping[str, Any]], None] | None = None,
+    started: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
 ) -> PretrainResult:
@@ -54,7 +55,8 @@ def pretrain(
     images: from `printed`, after `refuse_overlap`. Goes on from `folder`/checkpoints/pretrain.safetensors, bit-equal to never
     having stopped (same machine, versions, threads). Writes that file, pretrain.csv, log.jsonl and, at the end,
     backbone_explora.safetensors: plain timm weights, to be given as backbone.weights.
-    progress: called with each row. stop: asked before each step. fresh: drop what an earlier run left.
+    progress: called with each row. started: called before the first step with the number of trained parameters of the backbone and
+    of all. stop: asked before each step. fresh: drop what an earlier run left.
     Raises ConfigError (ConvNets; another run's checkpoint), DataError (too few images), Stage1Error (loss not finite: names the
     step; collapse: names rank or spread; the last good checkpoint stays), MissingError (device), Checkpointed.
     """
@@ -69,10 +71,12 @@ def pretrain(
         adapted = prepare_explora(backbone, config, seed)
         backbone.to(device)
         run = PretrainRun(images, backbone, config, fingerprint, half_precision(config.precision, device), seed, folder)
-        run.finish(stop, fresh, progress)
         trained = sum(p.numel() for p in run.trained.values())
-        share = trained / sum(p.numel() for p in backbone.module.parameters())
+        parameters = sum(p.numel() for p in backbone.module.parameters())
+        if started is not None:
+            started(trained, parameters)
+        run.finish(stop, fresh, progress)
         backbone.to("cpu")
         merged = merge_explora(backbone)
     merged.save_weights(folder / WEIGHTS)
-    return PretrainResult(merged, list(run.at.rows), run.before, share, tuple(adapted))
+    return PretrainResult(merged, list(run.at.rows), run.before, trained / parameters, tuple(adapted))

@@ -42,7 +42,7 @@ CHECKPOINT = Path("checkpoints") / "pretrain.safetensors"
 ROWS = "pretrain.csv"
 LOG = "log.jsonl"
 _COLUMNS = ("epoch", "step", "learning_rate", "loss", "rank", "spread", "teacher_entropy")
-_FREE = {"folder", "workers", "threads", "device"}
+_FREE = {"folder", "train_images", "workers", "threads", "device"}
 
 
 class PretrainRun:

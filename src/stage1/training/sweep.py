@@ -1,9 +1,6 @@
-"""Many heads as one batched computation, the best chosen on val_select.
+"""A sweep over configurations of a head: all trained at once, the best chosen on val_select by AUGRC.
 
-Every configuration is one slice of stacked parameters. Configurations of one seed see the same batches, so a batch is read
-once for all of them and their logits are one matrix product; widths below the largest are padded with zero units, which
-stay zero. Order of the images, first weights, dropout masks, schedule, clipping, averaging and the choice of the epoch are those of
-`Run`: the winner, trained alone, ends with the same logits up to the rounding of sums (measured, and said).
+The winner, trained alone by `train_head`, ends with the same logits up to the rounding of sums (measured where it is done, and said).
 """
 
 from __future__ import annotations
@@ -14,41 +11,24 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from stage1.config import HeadConfig, SweepConfig, TrainConfig
-from stage1.errors import Checkpointed, ConfigError, Stage1Error
+from stage1.errors import Checkpointed, ConfigError
 from stage1.files import write_text
-from stage1.model.head import Head, build_head, feature_statistics
-from stage1.training.ema import decay_at
 from stage1.training.inputs import LabelledFeatures
-from stage1.training.losses import class_weights
-from stage1.training.schedule import learning_rate, steps_per_epoch, warmup_steps
-from stage1.training.seeds import epoch_order, sub_seed
+from stage1.training.seeds import sub_seed
 from stage1.training.selection import SelectMetrics, select_metrics
 from stage1.training.state import own_torch_state
+from stage1.training.sweep_batch import Candidate, SweepBatch
 
 SWEEP = "sweep.csv"
 COLUMNS = (
     "rank", "learning_rate", "weight_decay", "label_smoothing", "hidden", "seed", "augrc", "augrc_low", "augrc_high", "nll",
     "accuracy", "best_epoch", "used_ema", "epochs_run",
 )  # fmt: skip
-_ROWS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One configuration: the config of its run, of its head, and its seed. What `train_head` needs to train it alone."""
-
-    train: TrainConfig
-    head: HeadConfig
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +59,7 @@ def candidates(sweep: SweepConfig, config: TrainConfig, head: HeadConfig, seed: 
     if config.accumulate > 1:
         raise ConfigError(f"sweep.enabled: with train.accumulate={config.accumulate}; set train.accumulate=1")
     widths = (sweep.hidden or [head.hidden]) if head.kind == "mlp" else [head.hidden]
-    seeds = [seed if index == 0 else sub_seed(seed, "sweep", index) for index in range(sweep.seeds)]
+    seeds = [seed if index == 0 else sub_seed(seed, "sweep", index) % 2**31 for index in range(sweep.seeds)]
     grid = itertools.product(seeds, sweep.learning_rates, sweep.weight_decays, sweep.label_smoothings, widths)
     made = [
         Candidate(
@@ -110,7 +90,7 @@ def train_sweep(
     Raises Stage1Error where a candidate's loss is not finite (it names the candidate), DataError as `train_head` does.
     """
     with own_torch_state():
-        batch = _Batch(train, select, entrants, n_classes)
+        batch = SweepBatch(train, select, entrants, n_classes)
         for epoch in range(batch.config.epochs):
             if stop is not None and stop():
                 raise Checkpointed(
@@ -142,216 +122,8 @@ def write_sweep(path: str | os.PathLike[str], found: Sequence[Swept]) -> None:
     write_text(path, text.getvalue())
 
 
-# ---- the batched computation ---------------------------------------------------------------------------------------
-
-
-class _Batch:
-    """Stacked parameters [S seeds, C configurations, ...], their optimizer, averages and the state of early stopping."""
-
-    def __init__(
-        self, train: LabelledFeatures, select: LabelledFeatures, entrants: Sequence[Candidate], n_classes: int
-    ) -> None:
-        self.train, self.select, self.entrants = train, select, list(entrants)
-        self.config = entrants[0].train
-        self.seeds = list(dict.fromkeys(item.seed for item in entrants))
-        self.shape = (len(self.seeds), len(entrants) // len(self.seeds))
-        ordered = [item.seed for item in entrants]
-        if ordered != [seed for seed in self.seeds for _ in range(self.shape[1])]:
-            raise ConfigError("sweep: candidates must come seed by seed, the same number for each")
-        self.n_classes = n_classes
-        self.weights = class_weights(train.labels, n_classes, self.config.class_weights)
-        heads = self._heads()
-        self.mean, self.scale = heads[0].mean, heads[0].scale
-        self.parameters = [stacked.requires_grad_(True) for stacked in self._stacked(heads)]
-        self.average = [p.detach().clone() for p in self.parameters] if self.config.ema_decay > 0 else None
-        self.best = [p.detach().clone() for p in self.parameters]
-        self.smoothing = torch.tensor([item.train.label_smoothing for item in entrants]).reshape(self.shape)
-        # What the optimizer moves: each candidate's slice of the stacks, in the stacks' own memory.
-        self.slices = [[own.detach() for own in stack.detach().flatten(0, 1)] for stack in self.parameters]
-        self.optimizer = self._adamw()
-        n = len(entrants)
-        self.keys: list[tuple[float, float] | None] = [None] * n
-        self.best_epoch, self.used_ema = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
-        self.done, self.epochs_run = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
-        self.steps = steps_per_epoch(len(train.labels), self.config.batch_size, 1)
-        self.total = self.steps * self.config.epochs
-        self.warmup = warmup_steps(self.total, self.config.warmup)
-        self.buffer = torch.empty(
-            self.shape[0], min(self.config.batch_size, len(train.labels)), train.features.shape[1], dtype=torch.float32
-        )
-
-    def _heads(self) -> list[Head]:
-        frequencies = np.bincount(self.train.labels, minlength=self.n_classes) * self.weights.numpy().astype(np.float64)
-        statistics = feature_statistics(self.train.features)
-        heads: list[Head] = []
-        for item in self.entrants:
-            head = build_head(item.head, self.train.features.shape[1], self.n_classes, sub_seed(item.seed, "head"))
-            assert isinstance(head, Head)
-            head.standardise(*statistics)
-            head.start_at(frequencies)
-            heads.append(head)
-        return heads
-
-    def _stacked(self, heads: Sequence[Head]) -> list[Tensor]:
-        """Weights and biases of each layer in turn, [S, C, ...] each; narrow heads padded with zeros."""
-        each = [[parameter.detach() for parameter in head.parameters()] for head in heads]
-        stacks = []
-        for values in zip(*each, strict=True):
-            sizes = [max(value.shape[axis] for value in values) for axis in range(values[0].ndim)]
-            stack = torch.zeros(len(values), *sizes)
-            for place, value in zip(stack, values, strict=True):
-                place[tuple(slice(size) for size in value.shape)] = value
-            stacks.append(stack.reshape(*self.shape, *sizes))
-        return stacks
-
-    def _adamw(self) -> torch.optim.AdamW:
-        """One group for each rate and decay, as `Run` has one: decay on matrices only."""
-        groups: dict[tuple[float, float], list[Tensor]] = {}
-        for stack in self.slices:
-            for item, own in zip(self.entrants, stack, strict=True):
-                decay = item.train.weight_decay if own.ndim > 1 else 0.0
-                groups.setdefault((item.train.learning_rate, decay), []).append(own)
-        return torch.optim.AdamW(
-            [{"params": own, "weight_decay": decay, "lr": rate, "base": rate} for (rate, decay), own in groups.items()],
-            fused=True,
-        )
-
-    # ---- forward --------------------------------------------------------------------------------------------------
-
-    def _logits(self, parameters: Sequence[Tensor], features: Tensor, masks: Tensor | None) -> Tensor:
-        """features: standardised [S or 1, B, D]. Returns [S, C, K, B]: images last, so that gradients come contiguous."""
-        seeds, count = self.shape
-        weight, bias = parameters[0], parameters[1]
-        made = weight.reshape(seeds, -1, weight.shape[-1]) @ features.transpose(1, 2)
-        made = made.unflatten(1, (count, -1)) + bias[..., None]
-        if len(parameters) == 2:
-            return made
-        hidden = functional.gelu(made)
-        if masks is not None:
-            hidden = hidden * masks
-        return parameters[2] @ hidden + parameters[3][..., None]
-
-    def _masks(self, rows: int, epoch: int, step: int) -> Tensor | None:
-        """Dropout masks [S, C, H, B], zeros and 1 / (1 - p): the ones that each head alone would draw at this step."""
-        first = self.entrants[0].head
-        if len(self.parameters) == 2 or first.dropout == 0.0:
-            return None
-        masks = torch.ones(*self.shape, self.parameters[0].shape[2], rows)
-        for place, seed in enumerate(self.seeds):
-            drawn: dict[int, Tensor] = {}
-            for column in range(self.shape[1]):
-                width = self.entrants[place * self.shape[1] + column].head.hidden
-                if width not in drawn:
-                    torch.default_generator.manual_seed(sub_seed(seed, "dropout", epoch, step, 0))
-                    drawn[width] = functional.dropout(torch.ones(rows, width), first.dropout).T
-                masks[place, column, :width] = drawn[width]
-        return masks
-
-    # ---- one epoch ------------------------------------------------------------------------------------------------
-
-    def train_epoch(self, epoch: int) -> None:
-        orders = np.stack([epoch_order(len(self.train.labels), seed, epoch) for seed in self.seeds])
-        for step in range(self.steps):
-            start = step * self.config.batch_size
-            self._step(orders[:, start : start + self.config.batch_size], epoch, step)
-
-    def _step(self, rows: NDArray[np.int64], epoch: int, step: int) -> None:
-        labels = torch.from_numpy(self.train.labels[rows])  # [S, B]
-        batch = self.buffer[:, : rows.shape[1]]
-        for place, own in enumerate(rows):
-            np.take(self.train.features, own, axis=0, out=batch[place].numpy(), mode="clip")
-        features = (batch - self.mean) / self.scale
-        logits = self._logits(self.parameters, features, self._masks(rows.shape[1], epoch, step))
-        losses = self._losses(logits, labels)
-        gradients = list(torch.autograd.grad(losses.sum(), self.parameters))
-        with torch.no_grad():
-            each = [torch.linalg.vector_norm(gradient.flatten(2), dim=2) for gradient in gradients]
-            norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
-            if not bool((torch.isfinite(norms) & torch.isfinite(losses)).all()):
-                self._diverged(losses, norms, epoch * self.steps + step)
-            self._update(gradients, norms, epoch * self.steps + step)
-
-    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of each candidate on the batch, [S, C]: as cross_entropy_sum, divided by the summed class weight."""
-        log_p = functional.log_softmax(logits, dim=2)
-        row_weights = self.weights[labels]  # [S, B]
-        right = log_p.gather(2, labels[:, None, None].expand(-1, self.shape[1], 1, -1))[:, :, 0]
-        loss = -(1.0 - self.smoothing) * (row_weights[:, None] * right).sum(dim=2)
-        if bool((self.smoothing > 0).any()):
-            loss = loss - self.smoothing / self.n_classes * (log_p * self.weights[:, None]).sum(dim=(2, 3))
-        return loss / row_weights.sum(dim=1, keepdim=True)
-
-    def _update(self, gradients: list[Tensor], norms: Tensor, step: int) -> None:
-        """Clipped, then AdamW with a rate and a decay of its own for each candidate, then the average."""
-        share = learning_rate(step, total=self.total, warmup=self.warmup, base=1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base"] * share
-        if self.config.clip_norm is not None:
-            clip = torch.clamp(self.config.clip_norm / (norms + 1e-6), max=1.0)
-            for gradient in gradients:
-                gradient.mul_(clip.reshape(*clip.shape, *[1] * (gradient.ndim - 2)))
-        for stack, gradient in zip(self.slices, gradients, strict=True):
-            for own, part in zip(stack, gradient.flatten(0, 1), strict=True):
-                own.grad = part
-        self.optimizer.step()
-        if self.average is not None:
-            weight = 1.0 - decay_at(step, self.config.ema_decay)
-            for average, parameter in zip(self.average, self.parameters, strict=True):
-                average.lerp_(parameter, weight)
-
-    # ---- choosing the epoch ---------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _select_logits(self, parameters: Sequence[Tensor]) -> NDArray[np.float32]:
-        """[S C, M, K] on val_select."""
-        pieces = []
-        for start in range(0, len(self.select.labels), _ROWS):
-            batch = torch.tensor(np.asarray(self.select.features[start : start + _ROWS]))
-            pieces.append(self._logits(parameters, ((batch - self.mean) / self.scale)[None], None).flatten(0, 1))
-        return np.ascontiguousarray(torch.cat(pieces, dim=2).transpose(1, 2).numpy())
-
-    def validate(self, epoch: int) -> None:
-        """The best weights so far of each candidate that has not stopped: raw first, the average must be strictly better."""
-        for averaged, parameters in enumerate([self.parameters, *([self.average] if self.average is not None else [])]):
-            keys = _keys(self._select_logits(parameters), self.select.labels, self.config.select_by)
-            for index in np.flatnonzero(~self.done).tolist():
-                before = self.keys[index]
-                if before is None or keys[index] < before:
-                    self.keys[index] = keys[index]
-                    self.best_epoch[index], self.used_ema[index] = epoch + 1, bool(averaged)
-                    place = divmod(index, self.shape[1])
-                    for kept, current in zip(self.best, parameters, strict=True):
-                        kept[place] = current.detach()[place]
-        self.epochs_run[~self.done] = epoch + 1
-        self.done |= epoch + 1 - self.best_epoch >= self.config.patience
-
-    def best_logits(self) -> NDArray[np.float32]:
-        return self._select_logits(self.best)
-
-    def _diverged(self, losses: Tensor, norms: Tensor, step: int) -> None:
-        bad = torch.nonzero(~(torch.isfinite(norms) & torch.isfinite(losses)).flatten())[:, 0].tolist()
-        worst = self.entrants[bad[0]].train
-        raise Stage1Error(
-            f"sweep: {len(bad)} of {len(self.entrants)} candidates have no finite loss at step {step + 1}, first learning_rate "
-            f"{worst.learning_rate:g}, weight_decay {worst.weight_decay:g}; take it out of sweep.learning_rates or set train.clip_norm"
-        )
-
-
-def _keys(logits: NDArray[np.float32], labels: NDArray[np.int64], by: Any) -> list[tuple[float, float]]:
-    """SelectMetrics.key of each of [H, M, K] logits; AUGRC, the slow one, only where it chooses."""
-    if by == "augrc":
-        return [select_metrics(values, labels).key(by) for values in logits]
-    values = logits.astype(np.float64)
-    values -= values.max(axis=2, keepdims=True)
-    log_p = values - np.log(np.exp(values).sum(axis=2, keepdims=True))
-    nll = -log_p[:, np.arange(len(labels)), labels].mean(axis=1)
-    accuracy = (log_p.argmax(axis=2) == labels).mean(axis=1)
-    first = -accuracy if by == "accuracy" else nll
-    return list(zip(first.tolist(), nll.tolist(), strict=True))
-
-
 def _judged(
-    batch: _Batch, index: int, logits: NDArray[np.float32], select: LabelledFeatures, groups: NDArray[np.str_] | None, resamples: int
+    batch: SweepBatch, index: int, logits: NDArray[np.float32], select: LabelledFeatures, groups: NDArray[np.str_] | None, resamples: int
 ) -> Swept:  # fmt: skip
     from stage1.evaluation import bootstrap
 

@@ -1,0 +1,235 @@
+"""pretrain, tune: the stages that make the run's own backbone, before features are extracted; each only where it is asked for.
+
+    split -> [pretrain] -> [tune] -> extract -> train -> ...
+Whatever they change ends in one file of plain timm weights; from `extract` on it is a backbone as any other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stage1.config import BackboneConfig, HeadConfig, RunConfig, TrainConfig
+from stage1.documents import write_document
+from stage1.errors import ConfigError
+from stage1.files import digest_bytes, digest_file, write_text
+from stage1.pipeline.rundir import RunDir
+
+if TYPE_CHECKING:
+    from stage1.pipeline.runner import Context
+    from stage1.training.pretrain_data import Prints
+
+TUNE_FOLDER = "tune"
+_TUNED = f"{TUNE_FOLDER}/backbone_tuned.safetensors"
+_PRETRAINED = "backbone_explora.safetensors"
+ASKED_BY = {
+    "pretrain": "pretrain.folder=FOLDER or pretrain.train_images=true",
+    "tune": "adapter.kind=lora (or another) or images.unfreeze=last",
+}
+# Below this share of what rank and spread were before pretraining a person should look; training itself ends at collapse_share.
+_WORRYING = 0.5
+
+
+def pretrained_file(config: RunConfig) -> str:
+    """The weights that `pretrain` writes, or "" where the run has no such stage."""
+    return _PRETRAINED if config.pretrains else ""
+
+
+def backbone_file(config: RunConfig) -> str:
+    """The weights of the run's own backbone, made by `tune` or else `pretrain`; "" where the run has neither."""
+    return _TUNED if config.tunes else pretrained_file(config)
+
+
+def backbone_config(run: RunDir, file: str) -> BackboneConfig:
+    """The backbone of the config, with the weights in `file` of the run directory ("": its own)."""
+    given = run.config.backbone
+    return given.model_copy(update={"weights": str(run / file), "random_weights": False}) if file else given
+
+
+def tune_settings(config: RunConfig) -> TrainConfig:
+    """How the backbone is trained: `train`, with what `images` says instead, and the loss that works on images."""
+    images = config.images
+    return config.train.model_copy(update={
+        "epochs": images.epochs, "batch_size": images.batch_size, "learning_rate": images.learning_rate, "objective": "ce",
+        "entropy": 0.0,
+    })  # fmt: skip
+
+
+# ---- pretrain ----------------------------------------------------------------------------------------------------
+
+
+def folder_state(run: RunDir) -> str:
+    """Digest of path, size and time of every unlabelled image; "" without a folder."""
+    folder = run.config.pretrain.folder
+    if folder is None:
+        return ""
+    from stage1.training.pretrain_data import unlabelled_images
+
+    found = [(path, path.stat()) for path in unlabelled_images(folder)]
+    return digest_bytes("\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found).encode())
+
+
+def pretrain(run: RunDir, context: Context) -> list[Path]:
+    """ExPLoRA on unlabelled images; backbone_explora.safetensors.
+
+    Raises DataError where an unlabelled image is, or nearly is, in val_calib or val_test.
+    """
+    from stage1.model.backbone import load_backbone
+    from stage1.training.pretrain import pretrain as pretrained
+
+    config, settings = run.config, run.config.pretrain
+    backbone = load_backbone(config.backbone, config.seed)  # before the images: what lacks is said at once
+    images = _unlabelled(run)
+    context.progress.say(f"  {len(images)} images, objective {settings.objective}")
+    facts = (settings.model_dump(mode="json"), backbone.fingerprint, config.seed, images.ids)
+    fresh = _is_fresh(run / "checkpoints" / "pretrain_inputs", digest_bytes(repr(facts).encode()))
+    if fresh:
+        (run / _PRETRAINED).unlink(missing_ok=True)
+        _remember(run / "checkpoints" / "pretrain_inputs", digest_bytes(repr(facts).encode()))
+    with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
+        result = pretrained(
+            backbone, images, config=settings, seed=config.seed, folder=run.path, stop=context.stop, fresh=fresh,
+            started=lambda trained, parameters: context.progress.say(_share_line(trained, parameters)),
+            progress=lambda row: advance(1, f"loss {row['loss']:.4f}, rank {row['rank']:.1f}"),
+        )  # fmt: skip
+    first, last = result.rows[0], result.rows[-1]
+    vitals = {name: (getattr(result.before, name), float(last[name])) for name in ("rank", "spread")}
+    context.progress.say(
+        f"  loss {first['loss']:.4f} -> {last['loss']:.4f}; of the features: "
+        + ", ".join(f"{name} {before:.3g} -> {after:.3g}" for name, (before, after) in vitals.items())
+    )
+    for name, (before, after) in vitals.items():
+        if after < _WORRYING * before:
+            context.progress.say(
+                f"  WARNING {name} of the features fell to {after / before:.0%}: near collapse; compare with a run without "
+                "pretraining, lower pretrain.learning_rate or use the other pretrain.objective"
+            )
+    if not last["loss"] < first["loss"] and len(result.rows) > 1:
+        context.progress.say("  WARNING the loss did not fall; more pretrain.epochs or another pretrain.learning_rate")
+    write_document(run / "pretrain.json", {
+        "objective": settings.objective, "images": len(images), "loss_first": float(first["loss"]), "loss_last": float(last["loss"]),
+        "rank_before": vitals["rank"][0], "rank_after": vitals["rank"][1], "spread_before": vitals["spread"][0],
+        "spread_after": vitals["spread"][1], "share": result.share, "adapted": len(result.adapted),
+        "fingerprint": result.backbone.fingerprint,
+    }, "pretrain")  # fmt: skip
+    return [run / _PRETRAINED, run / "pretrain.csv", run / "pretrain.json"]
+
+
+def _unlabelled(run: RunDir) -> Prints:
+    """The images to pretrain on: of the folder, checked against the roles that judge, and of train."""
+    from stage1.data.table import SampleTable
+    from stage1.training.pretrain_data import printed, protected_images, refuse_overlap, unlabelled_images
+
+    config, settings = run.config, run.config.pretrain
+    table = SampleTable.read(run / "samples.parquet")
+    items: list[Any] = []
+    names: list[str] = []
+    if settings.folder is not None:
+        paths = unlabelled_images(settings.folder)
+        found = printed(
+            paths, [str(path) for path in paths], workers=settings.workers, max_pixels=config.data.max_pixels
+        )
+        protected = protected_images(table, workers=settings.workers)
+        refuse_overlap(found, protected, config.data.near_duplicate_distance)
+        if not settings.train_images:
+            return found
+        items, names = list(found.items), list(found.names)
+    # Of train nothing is checked: the split keeps images and near-duplicates of it out of the other roles.
+    rows = table.rows("train")
+    items, names = [*items, *table.items(rows)], [*names, *table.paths[rows].tolist()]
+    return printed(items, names, workers=settings.workers, max_pixels=config.data.max_pixels)
+
+
+# ---- tune --------------------------------------------------------------------------------------------------------
+
+
+def tune(run: RunDir, context: Context) -> list[Path]:
+    """The backbone on the labelled images of train; epoch and EMA are chosen on val_select. tune/backbone_tuned.safetensors.
+
+    Under torchrun every process is here; the first one writes.
+    """
+    from stage1.data.table import SampleTable
+    from stage1.model.backbone import load_backbone
+    from stage1.training.distributed import chosen_device, processes
+    from stage1.training.images import ADAPTER, train_on_images
+
+    config, folder = run.config, run / TUNE_FOLDER
+    settings, head = tune_settings(config), HeadConfig(kind="linear")
+    backbone = load_backbone(backbone_config(run, pretrained_file(config)), config.seed)
+    table = SampleTable.read(run / "samples.parquet")
+    roles = []
+    for role in ("train", "val_select"):
+        rows = table.rows(role)
+        roles.append((table.ids[rows].tolist(), table.items(rows), table.labels[rows]))
+    device = chosen_device(config.images.device)
+    with processes(device) as group:
+        free = {"workers": 0, "threads": 0, "device": device.type}
+        facts = (settings, config.images.model_copy(update=free), config.adapter, config.seed, backbone.fingerprint)
+        inputs = digest_bytes(repr((facts, digest_file(run / "samples.parquet"))).encode())
+        # Asked of all before the first one writes it down, so that all start in the same way.
+        fresh = group.any(_is_fresh(folder / "inputs", inputs))
+        if fresh and group.first:
+            for old in [run / _TUNED, *(folder / ADAPTER).glob("*")]:
+                old.unlink(missing_ok=True)
+            _remember(folder / "inputs", inputs)
+        with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
+            result = train_on_images(
+                backbone, *roles, config=settings, head=head, images=config.images, adapter=config.adapter,
+                n_classes=len(table.classes), seed=config.seed, folder=folder, stop=context.stop, fresh=fresh,
+                started=lambda trained, parameters: context.progress.say(_share_line(trained, parameters)),
+                progress=lambda row: advance(1, _tune_note(row)),
+            )  # fmt: skip
+        if not group.first:
+            return []
+    kind = "EMA" if result.used_ema else "raw"
+    context.progress.say(
+        f"  best epoch {result.best_epoch} of {result.epochs_run} ({kind} weights): {settings.select_by} "
+        f"{result.best_metric:.4f} on val_select; {result.waiting_share:.0%} of the time waiting for images"
+    )
+    if config.head.gate in ("linear", "mlp"):
+        context.progress.say(
+            "  WARNING head.gate: the backbone has seen the labels of train, so a gate fitted there sees too few errors; "
+            "accept it only by its gain on val_select"
+        )
+    write_document(folder / "tune.json", {
+        "best_epoch": result.best_epoch, "best_metric": result.best_metric, "select_by": settings.select_by,
+        "used_ema": result.used_ema, "epochs_run": result.epochs_run, "metrics": result.metrics, "trainable": result.trainable,
+        "share": result.share, "processes": group.world, "fingerprint": result.backbone.fingerprint,
+    }, "tune")  # fmt: skip
+    adapter = sorted((folder / ADAPTER).glob("*"))
+    return [run / _TUNED, folder / "metrics.csv", folder / "tune.json", *adapter]
+
+
+def is_follower() -> bool:
+    """Whether torchrun started this process as another than the first one: it computes, and writes nothing."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def require_alone(what: str) -> None:
+    """Raises ConfigError under torchrun: only `tune` shares its work between processes."""
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(
+            f"{what} is the work of one process, torchrun started {world}; start it without, only `tune` takes many"
+        )
+
+
+# ---- small things ------------------------------------------------------------------------------------------------
+
+
+def _share_line(trained: int, parameters: int) -> str:
+    return f"  {trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})"
+
+
+def _tune_note(row: Mapping[str, Any]) -> str:
+    return f"loss {row['train_loss']:.4f}, val_select nll {row['select_nll']:.4f}"
+
+
+def _is_fresh(path: Path, inputs: str) -> bool:
+    return not path.is_file() or path.read_text(encoding="utf-8") != inputs
+
+
+def _remember(path: Path, inputs: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, inputs)
