@@ -15,10 +15,10 @@ from scipy import stats
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import peer
-import populations
-import power
-import validity
+import peer  # noqa: E402
+import populations  # noqa: E402
+import power  # noqa: E402
+import validity  # noqa: E402
 
 real = pytest.mark.skipif(not populations.SHARED.is_dir(), reason="../shared/data is not beside this checkout")
 

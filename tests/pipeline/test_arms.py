@@ -194,3 +194,17 @@ def test_the_command_groups_by_arm(runs, tmp_path):
     assert (tmp_path / "out" / "comparison.svg").is_file()
     one_line_error(stage1("compare", "--arm", "frozen"), 2, "NAME=RUN")
     one_line_error(stage1("compare", runs / "frozen0"), 2, "one arm only")
+
+
+def test_parameters_are_those_of_the_exported_model(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from stage1.pipeline.costs import parameters_of
+
+    weights = [
+        onnx.numpy_helper.from_array(np.zeros((3, 4), np.float32), "w"),
+        onnx.numpy_helper.from_array(np.zeros(5, np.float16), "b"),
+        onnx.numpy_helper.from_array(np.zeros(7, np.int64), "shape"),
+    ]
+    graph = onnx.helper.make_graph([], "g", [], [], initializer=weights)
+    onnx.save(onnx.helper.make_model(graph), str(tmp_path / "model.onnx"))
+    assert parameters_of(tmp_path / "model.onnx") == 17

@@ -140,7 +140,7 @@ def test_all_shares_at_once_are_the_fixed_points_of_a_plain_loop(risks):
     shares = np.geomspace(0.1, 18.0, 12)
     low, high = _solve(model, goal, shares)
     for share, ours in zip(shares, zip(low, high, strict=True), strict=True):
-        assert ours == plain_pair(model, {name: share * 0.05 for name in risks})
+        assert ours == plain_pair(model, dict.fromkeys(risks, share * 0.05))
     assert len({*low}) > 4
 
 

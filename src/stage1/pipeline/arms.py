@@ -9,23 +9,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stage1.config import RunConfig, differences
 from stage1.data.table import SampleTable
-from stage1.documents import SCHEMA_VERSION, read_document, validate, write_document
+from stage1.documents import SCHEMA_VERSION, validate, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.evaluation.arms import ENOUGH_SEEDS, MODEL_METRICS, POLICY_METRICS, ArmRun, best_arm, compare_arms
 from stage1.evaluation.comparison import NO_DIFFERENCE
 from stage1.files import digest_ids, write_bytes, write_text
-from stage1.pipeline.rundir import STATE_FILE, RunDir, stored_config
+from stage1.pipeline.costs import recorded_stages, run_facts
+from stage1.pipeline.rundir import RunDir, stored_config
 from stage1.policy import POLICY_FILES, Policy, load_policy
 from stage1.scores import ROLES, Scores, read_role
 
 CHOOSE_ON = ("val_select", "val_test")
 # Seeds, and where things lie: runs that differ in nothing else are seeds of one arm.
 _NOT_THE_ARM = ("seed", "features.store", "features.workers")
-_FLOATS = (1, 10, 11, 16)  # onnx.TensorProto FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,17 @@ class Entrant:
         if scores.ids is None or digest_ids(scores.ids.tolist()) != self.digests[role]:
             raise IntegrityError(f"{self.path}: scores of {role} are of another split; run `stage1 score {self.path}`")
         return scores
+
+    @property
+    def certified(self) -> bool | None:
+        """Whether it certified anything; None where it was not calibrated."""
+        certificate = None if self.policy is None else self.policy.certificate
+        return None if certificate is None else certificate.certified
+
+    @property
+    def scored(self) -> int:
+        """How many images the stage `score` answers."""
+        return sum(len(self.table.rows(role)) for role in ROLES if role != "train")
 
     def arm_run(self, role: str, *, decide: bool) -> ArmRun:
         scores = self.scores(role)
@@ -125,7 +134,10 @@ def compare_runs(
     if on == "val_select":
         confirmation = {"role": "val_test", **found("val_test", list(dict.fromkeys((reference, chosen))))}
     for arm in comparison["arms"]:
-        arm["runs"] = [_run_facts(entrant) for entrant in grouped[arm["name"]]]
+        arm["runs"] = [
+            run_facts(entrant.path, entrant.config.seed, entrant.scored, entrant.certified)
+            for entrant in grouped[arm["name"]]
+        ]
     document = {
         "schema_version": SCHEMA_VERSION,
         "on": on,
@@ -261,53 +273,12 @@ def _stale(entrant: Entrant) -> bool:
 
     if entrant.policy is None:
         return False
-    run = RunDir(entrant.path, entrant.config, _state(entrant.path))
+    run = RunDir(entrant.path, entrant.config, recorded_stages(entrant.path))
     stage = next(stage for stage in STAGES if stage.name == "calibrate")
     try:
         return not run.is_current(stage.name, stage.inputs(run))
     except MissingError:
         return True
-
-
-def _state(folder: Path) -> dict[str, Any]:
-    # Whatever version wrote it: seconds stay seconds.
-    path = folder / STATE_FILE
-    return dict(read_document(path, "stages")["stages"]) if path.is_file() else {}
-
-
-# ---- what a run costs --------------------------------------------------------------------------------------------
-
-
-def _run_facts(entrant: Entrant) -> dict[str, Any]:
-    state = _state(entrant.path)
-    seconds = {name: float(entry["seconds"]) for name, entry in state.items()}
-    scored = sum(len(entrant.table.rows(role)) for role in ROLES if role != "train")
-    model = entrant.path / "model.onnx"
-    files = [path for path in (model, model.with_name("model.onnx.data")) if path.is_file()]
-    certificate = None if entrant.policy is None else entrant.policy.certificate
-    return {
-        # The name alone: where a run lies on this machine says nothing about it.
-        "run": entrant.path.resolve().name,
-        "seed": entrant.config.seed,
-        "certified": None if certificate is None else certificate.certified,
-        "parameters": _parameters(model),
-        "model_bytes": sum(path.stat().st_size for path in files) or None,
-        "train_seconds": seconds.get("train"),
-        "seconds": round(sum(seconds.values()), 3) if seconds else None,
-        "images_per_second": round(scored / seconds["score"], 2) if seconds.get("score") else None,
-    }
-
-
-def _parameters(model: Path) -> int | None:
-    """Numbers in the float weights of an ONNX file, without reading weights that lie beside it; None where there is no file."""
-    if not model.is_file():
-        return None
-    try:
-        import onnx
-    except ImportError:
-        return None  # the extra train is not installed: the count is left out, and stands as "-" in the table
-    graph = onnx.load(str(model), load_external_data=False).graph
-    return int(sum(np.prod(item.dims, dtype=np.int64) for item in graph.initializer if item.data_type in _FLOATS))
 
 
 # ---- in words ----------------------------------------------------------------------------------------------------

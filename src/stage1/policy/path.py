@@ -26,9 +26,9 @@ _SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot te
 _KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
 _EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
 _PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way: it has no freedom of its own
-# A first test that passes with less than this chance, on the average of the maps, is worth insuring: all or nothing hangs on it.
-# COCO at .02 is at .62 to .80 and gains .02; the other cases of benchmarks/power.py are above .94 and would lose .000 to .005.
-_UNSURE = 0.9
+# Where one map is sure that the first test passes and their average is not, all hangs on which map is right: worth insuring.
+# Where all are in doubt there are too few labels, and a share of delta helps nowhere.
+_SURE, _UNSURE = 0.95, 0.9
 HEDGE = 0.1
 _MINIMUM = 10  # of each class in val_select, for a map with three parameters
 
@@ -85,17 +85,18 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Pat
     shares = _shares(labels, goal)
     pairs = {name: _sequence(model, goal, shares) for name, model in models.items()}
     trust = _trust(score, labels, grid, models)
-    paths, certain = [], {}
+    paths, disputed = [], {}
     for name, (low, high) in pairs.items():
-        chance = np.einsum("m,mt->t", trust, [_chance(model, goal, low, high) for model in models.values()])
+        chances = np.stack([_chance(model, goal, low, high) for model in models.values()])
+        chance = np.einsum("m,mt->t", trust, chances)
         cover = np.einsum("m,mt->t", trust, [_coverage(model, low, high) for model in models.values()])
         start = int(np.argmax(chance))
         reached = np.minimum.accumulate(chance[start:])
         gain = np.diff(np.concatenate([[0.0], np.maximum.accumulate(cover[start:])]))
         paths.append(Path(cuts[low], cuts[high], start, float(np.einsum("t,t->", reached, gain)), name))
-        certain[name] = float(chance[start])
+        disputed[name] = bool(chances[:, start].max() >= _SURE and chance[start] < _UNSURE)
     best, second = sorted(paths, key=lambda path: path.expected, reverse=True)[:2]
-    return replace(best, hedge=second) if certain[best.map_name] < _UNSURE else best
+    return replace(best, hedge=second) if disputed[best.map_name] else best
 
 
 def _trust(score: Floats, labels: NDArray[np.int64], grid: Floats, models: Mapping[str, ClassModel]) -> Floats:
