@@ -109,21 +109,23 @@ def main() -> None:
             train_images=True, objective=options.objective, epochs=options.epochs, learning_rate=options.learning_rate,
             augment="aggressive" if options.objective == "dino" else "moderate",
         )  # fmt: skip
+        start = "untrained" if options.weights is None else Path(options.weights).name
+        print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
+        print(
+            f"{options.backbone} ({start}), {options.side} px, {len(free)} unlabelled frames, objective {options.objective}"
+        )
+        print(f"\n{'epoch':<8}{'loss':>9}{'rank':>9}{'spread':>9}", flush=True)
         began = time.perf_counter()
         result = pretrain(
             backbone, printed(free, [str(path) for path in free]), config=config, seed=options.seed, folder=Path(scratch),
+            progress=lambda row: print(
+                f"{row['epoch']:<8}{row['loss']:>9.4f}{row['rank']:>9.2f}{row['spread']:>9.3f}", flush=True
+            ),
         )  # fmt: skip
-        seconds = time.perf_counter() - began
+        print(f"{'before':<8}{'':>9}{result.before.rank:>9.2f}{result.before.spread:>9.3f}")
+        print(f"{result.share:.0%} of the parameters trained, {time.perf_counter() - began:.0f} s", flush=True)
         after = probe(features(result.backbone, labelled), labels, groups, thirds, options.seed)
 
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
-    start = "untrained" if options.weights is None else Path(options.weights).name
-    print(f"{options.backbone} ({start}), {options.side} px, {len(free)} unlabelled frames, objective {options.objective}, "
-          f"{result.share:.0%} of the parameters trained, {seconds:.0f} s")  # fmt: skip
-    print(f"\n{'epoch':<8}{'loss':>9}{'rank':>9}{'spread':>9}")
-    print(f"{'before':<8}{'':>9}{result.before.rank:>9.2f}{result.before.spread:>9.3f}")
-    for row in result.rows:
-        print(f"{row['epoch']:<8}{row['loss']:>9.4f}{row['rank']:>9.2f}{row['spread']:>9.3f}")
     found = compare(after, before, names=("after", "before"), metrics=METRICS, n_resamples=options.resamples, seed=0)
     assert before.groups is not None  # given above
     print(f"\nlinear probe on {len(before)} frames of {len(np.unique(before.groups))} videos")

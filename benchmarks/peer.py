@@ -12,19 +12,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.policy.path import fit_logistic
+
 Floats = NDArray[np.float64]
 FWER = ("bonferroni", "bonferroni_holm", "split_fixed_sequence")
 
 
-def quantile_pairs(score: Floats, side: int) -> Floats:
-    """All pairs lo <= hi of `side` quantiles of these scores, float [T, 2]; labels are not looked at.
+def grids(score: Floats, labels: NDArray[np.int64]) -> dict[str, Floats]:
+    """Grids to let it choose from, by name: quantiles of all scores (q), or of the scores on either side of even odds (s).
 
-    Quantiles that tie are one, and pairs beyond which no score lies are left out: a class without exits has no p-value there
-    (NaN), and one NaN stops the controller's Holm procedure before its first rejection.
+    Even odds are those of a logistic fit on these labels; "s" has lo below and hi above, a square of pairs that may make sense.
     """
-    levels = np.unique(np.quantile(score, (np.arange(side) + 0.5) / side))
-    levels = levels[(levels > score.min()) & (levels < score.max())]
+    odds = fit_logistic(score[:, None], labels)(score[:, None])
+    found = {f"q{side}": quantile_pairs(score, side) for side in (12, 22, 32)}
+    for side in (10, 19):
+        levels = (np.arange(side) + 0.5) / side
+        low, high = (_levels(np.quantile(score[rows], levels), score) for rows in (odds <= 0, odds > 0))
+        found[f"s{side}"] = np.array([(lo, hi) for lo in low for hi in high])
+    return found
+
+
+def quantile_pairs(score: Floats, side: int) -> Floats:
+    """All pairs lo <= hi of `side` quantiles of these scores, float [T, 2]; labels are not looked at."""
+    levels = _levels(np.quantile(score, (np.arange(side) + 0.5) / side), score)
     return np.array([(lo, hi) for place, lo in enumerate(levels) for hi in levels[place:]])
+
+
+def _levels(levels: Floats, score: Floats) -> Floats:
+    """Levels that tie are one, and those beyond which no score lies are left out.
+
+    A class without exits has no p-value there (NaN), and one NaN stops the controller's Holm procedure before its first rejection.
+    """
+    levels = np.unique(levels)
+    return levels[(levels > score.min()) & (levels < score.max())]
 
 
 def answers(score: Floats, lo: float, hi: float) -> Floats:
@@ -53,16 +73,16 @@ def controller(pairs: Floats, target: float, fwer: str, confidence: float = 0.95
 def certified_pair(
     select: tuple[Floats, NDArray[np.int64]],
     calib: tuple[Floats, NDArray[np.int64]],
-    side: int,
+    pairs: Floats,
     target: float,
     fwer: str,
 ) -> tuple[float, float] | None:
     """The pair of thresholds that it certifies from these labels, None where none passes.
 
     (score, labels) of each part. Only split fixed sequence needs the split; the corrections test on all labels.
-    The grid is made of scores, without their labels.
+    pairs: its grid, made on `select`.
     """
-    control = controller(quantile_pairs(select[0], side), target, fwer)
+    control = controller(pairs, target, fwer)
     with warnings.catch_warnings():
         # It warns where no pair passes; that is an answer here.
         warnings.simplefilter("ignore")

@@ -7,8 +7,8 @@ checkout, real scores of published models as the population (15 % for selection)
 coverage of every fitted policy are then known. "no confidence": the same path, thresholds whose observed risks meet the targets.
 
 MAPIE's controller on the first --peer-draws of the same draws: Bonferroni and Holm test on all labels, split fixed sequence learns its
-order on ours for selection; quantile grids of 12, 22 and 32 thresholds a side, the best of the three for each method shown (chosen on
-the result, in its favour). "ours" in that table is on the same draws.
+order on ours for selection; grids of 12, 22 and 32 quantiles a side (q) and of 10 and 19 on either side of even odds (s), the best for
+each method shown (chosen on the result, in its favour). "ours" in that table is on the same draws.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from stage1.config import load_config
 from stage1.pipeline.audit import Sizes, audit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peer import FWER, certified_pair
+from peer import FWER, certified_pair, grids
 from populations import ANIMALS, CAT, DOG, SHARED, VEHICLES, cifar, coco, gaussian
 
-SIDES = (12, 22, 32)
 CASES: list[tuple[str, Callable[[], Scores], int, float, float, float]] = [
     # name, population, labels in all, share for selection, target of both ratios, coverage wanted
     ("Gaussian", gaussian, 8_000, 0.10, 0.02, 0.46),
@@ -57,10 +56,10 @@ def exits(population: Scores, lo: float | None, hi: float | None) -> tuple[float
 
 def beside(
     population: Scores, sizes: Sizes, target: float, draws: int, seed: int
-) -> dict[str, tuple[float, float, int]]:
-    """method -> (mean coverage, violation, thresholds a side of its best grid) on the draws of `audit` with this seed."""
+) -> dict[str, tuple[float, float, str]]:
+    """method -> (mean coverage, violation, its best grid) on the draws of `audit` with this seed."""
     rng = np.random.default_rng(seed)
-    found: dict[tuple[str, int], list[tuple[float, bool]]] = {}
+    found: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     for _ in range(draws):
         # As the audit draws: val_select, then val_calib.
         select, calib = (
@@ -68,8 +67,14 @@ def beside(
         )
         parts = (select.margin, select.known_labels), (calib.margin, calib.known_labels)
         policy = fit_policy("softmax", select=select, calib=calib, risks={"fnr": target, "fpr": target})
-        pairs: dict[tuple[str, int], tuple[float | None, float | None] | None] = {("ours", 0): policy.margin_thresholds}
-        pairs |= {(fwer, side): certified_pair(*parts, side, target, fwer) for fwer in FWER for side in SIDES}
+        pairs: dict[tuple[str, str], tuple[float | None, float | None] | None] = {
+            ("ours", ""): policy.margin_thresholds
+        }
+        pairs |= {
+            (fwer, grid): certified_pair(*parts, points, target, fwer)
+            for grid, points in grids(*parts[0]).items()
+            for fwer in FWER
+        }
         for method, pair in pairs.items():
             coverage, risk = exits(population, *(pair or (None, None)))
             found.setdefault(method, []).append((coverage, risk > target))
@@ -108,14 +113,12 @@ def main() -> None:
     if arguments.peer_draws < 1 or find_spec("mapie") is None:
         print("MAPIE's controller is left out")
         return
-    print(
-        f"\nbeside MAPIE's controller, the first {arguments.peer_draws} of these draws: coverage (violation; thresholds a side)"
-    )
+    print(f"\nbeside MAPIE's controller, the first {arguments.peer_draws} of these draws: coverage (violation; grid)")
     print(f"{'scores':<27}{'labels':>7}{'target':>8}{'ours':>16}" + "".join(f"{name:>26}" for name in FWER))
     for name, make, labels, share, target, _ in cases:
         sizes = Sizes(int(labels * share), labels - int(labels * share))
         best = beside(populations[make], sizes, target, arguments.peer_draws, arguments.seed)
-        shown = [f"{cover:.3f} ({bad:.2f}{f'; {side}' if side else ''})" for cover, bad, side in best.values()]
+        shown = [f"{cover:.3f} ({bad:.2f}{f'; {grid}' if grid else ''})" for cover, bad, grid in best.values()]
         print(
             f"{name:<27}{labels:>7}{target:>8g}{shown[0]:>16}" + "".join(f"{text:>26}" for text in shown[1:]),
             flush=True,

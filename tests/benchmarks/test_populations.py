@@ -60,14 +60,25 @@ def test_the_peer_certifies_the_pair_that_exact_tails_and_the_correction_allow(f
         if p_values[index] > 0.05 / (len(pairs) - (place if fwer == "bonferroni_holm" else 0)):
             break
         passed.append(index)
-    found = peer.certified_pair(select, calib, 9, 0.05, fwer)
+    found = peer.certified_pair(select, calib, pairs, 0.05, fwer)
     assert found is not None
     assert ((score < found[0]) | (score > found[1])).mean() == max(coverage[index] for index in passed)
 
 
 def test_the_peer_says_none_where_nothing_passes():
     pytest.importorskip("mapie", reason="MAPIE is the peer")
-    assert peer.certified_pair(labelled(60, 0), labelled(60, 1), 6, 0.01, "bonferroni_holm") is None
+    select = labelled(60, 0)
+    for pairs in peer.grids(*select).values():
+        assert peer.certified_pair(select, labelled(60, 1), pairs, 0.01, "bonferroni_holm") is None
+
+
+def test_the_square_grid_has_a_threshold_on_either_side_of_even_odds():
+    score, labels = labelled(20_000, 3)
+    pairs = peer.grids(score, labels)["s19"]
+    assert len(pairs) == 19 * 19
+    middle = (4.5 - np.log(0.4 / 0.6)) / 3.0  # where P(y = 1 | s) = 1/2 in this design
+    assert pairs[:, 0].max() < middle + 0.1
+    assert pairs[:, 1].min() > middle - 0.1
 
 
 def test_coverage_and_risk_of_a_pair():

@@ -32,6 +32,7 @@ pytest.importorskip("timm", reason="the extra train is not installed")
 TINY = (
     *SETTINGS,
     "backbone={name: test_vit, random_weights: true, input_size: 32, pooling: cls, weights: null}",
+    "features.engine=onnx",  # auto measures, and a loaded machine may measure otherwise the next time
     "images.epochs=2",
     "images.batch_size=16",
     "images.workers=1",
@@ -262,7 +263,8 @@ def command(photos, folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def killed_after_a_checkpoint(arguments: list[str], path: Path, number: int) -> None:
+def signalled_after_a_checkpoint(arguments: list[str], path: Path, number: int) -> int:
+    """Exit code of a run that gets this signal as soon as `path` is there."""
     with subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
@@ -270,6 +272,7 @@ def killed_after_a_checkpoint(arguments: list[str], path: Path, number: int) -> 
             time.sleep(0.01)
         assert process.poll() is None, "it ended before it could be killed"
         os.killpg(process.pid, number)
+        return process.wait(timeout=120)
 
 
 @pytest.mark.slow
@@ -277,9 +280,12 @@ def test_kill_in_tune_and_resume_to_the_same_bits(photos, tmp_path):
     pytest.importorskip("peft", reason="the extra peft is not installed")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(photos, whole), check=True, capture_output=True, timeout=300)
-    killed_after_a_checkpoint(
-        command(photos, killed), killed / "tune" / "checkpoints" / "last.safetensors", signal.SIGKILL
-    )
+    checkpoint = killed / "tune" / "checkpoints" / "last.safetensors"
+    assert signalled_after_a_checkpoint(command(photos, killed), checkpoint, signal.SIGKILL) == -signal.SIGKILL
+    assert not (killed / WEIGHTS).exists()
+    # Politely, the next time: a checkpoint at the step where it is, and the exit code that says so.
+    checkpoint.unlink()
+    assert signalled_after_a_checkpoint(command(photos, killed), checkpoint, signal.SIGTERM) == 75
     assert not (killed / WEIGHTS).exists()
     subprocess.run(command(photos, killed), check=True, capture_output=True, timeout=300)
     for name in (WEIGHTS, "tune/metrics.csv", "model_best.pth", "model.onnx", "certificate.json", "bundle/bundle.json"):

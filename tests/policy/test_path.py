@@ -156,12 +156,11 @@ def test_steps_shrink_as_more_errors_are_expected():
 
 
 def saturated(rng, n) -> Scores:
-    """A third of the scores at one end, where a few labels are wrong: the maps disagree about that tail."""
+    """Negatives close together, positives far apart, a third of all at one end: maps of scores and of ranks disagree."""
     labels = (rng.random(n) < 0.5).astype(np.int64)
-    margin = np.where(labels == 1, rng.normal(6, 5, n), rng.normal(-1.0, 0.5, n))
-    margin = np.where((labels == 1) & (rng.random(n) < 0.6), 40.0, margin)
-    wrong = (labels == 0) & (rng.random(n) < 0.01)
-    return Scores(logits=np.stack([np.zeros(n), np.where(wrong, 40.0, margin)], axis=1), labels=labels)
+    z = rng.normal(size=n) + 4.0 * (labels - 0.5)
+    margin = np.where(z > 2.3, 700.0, np.where(z > 0, 6.0 * z, 0.5 * z))
+    return Scores(logits=np.stack([np.zeros(n), margin], axis=1), labels=labels)
 
 
 def test_a_path_is_hedged_where_the_maps_disagree_only():

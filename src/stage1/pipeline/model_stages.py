@@ -145,7 +145,7 @@ def _sweep(
     ]
     with context.progress.bar(f"epochs of {len(entrants)} heads", config.train.epochs) as advance:
         found = train_sweep(
-            *both, entrants, n_classes=n_classes, groups=select_groups, resamples=config.sweep.resamples,
+            both[0], both[1], entrants, n_classes=n_classes, groups=select_groups, resamples=config.sweep.resamples,
             progress=lambda epoch: advance(1, ""), stop=context.stop,
         )  # fmt: skip
     write_sweep(run / SWEEP, found)

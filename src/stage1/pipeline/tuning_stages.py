@@ -77,17 +77,26 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
     Raises DataError where an unlabelled image is, or nearly is, in val_calib or val_test.
     """
     from stage1.model.backbone import load_backbone
+    from stage1.training.distributed import chosen_device
     from stage1.training.pretrain import pretrain as pretrained
 
     config, settings = run.config, run.config.pretrain
     backbone = load_backbone(config.backbone, config.seed)  # before the images: what lacks is said at once
     images = _unlabelled(run)
     context.progress.say(f"  {len(images)} images, objective {settings.objective}")
-    facts = (settings.model_dump(mode="json"), backbone.fingerprint, config.seed, images.ids)
-    fresh = _is_fresh(run / "checkpoints" / "pretrain_inputs", digest_bytes(repr(facts).encode()))
+    free = {
+        "folder": None,
+        "train_images": False,
+        "workers": 0,
+        "threads": 0,
+        "device": chosen_device(settings.device).type,
+    }
+    facts = (settings.model_copy(update=free), backbone.fingerprint, config.seed, images.ids)
+    inputs, path = digest_bytes(repr(facts).encode()), run / "checkpoints" / "pretrain_inputs"
+    fresh = _is_fresh(path, inputs)
     if fresh:
         (run / _PRETRAINED).unlink(missing_ok=True)
-        _remember(run / "checkpoints" / "pretrain_inputs", digest_bytes(repr(facts).encode()))
+        _remember(path, inputs)
     with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
         result = pretrained(
             backbone, images, config=settings, seed=config.seed, folder=run.path, stop=context.stop, fresh=fresh,
