@@ -18,7 +18,7 @@ are pooled and cut again, whole groups, into parts of the same size, and thresho
 2.5 % and 97.5 % points describe, they are no confidence interval.
 
 Seconds are of the process's CPU time, one thread, the sweep's 64 heads included. A finished run is kept under --work and not done again.
---write puts the tables into benchmarks/arms.md.
+--write puts each table into benchmarks/arms.md, in place of one with the same heading.
 """
 
 from __future__ import annotations
@@ -117,16 +117,17 @@ TARGETS: dict[str, tuple[dict[str, float], bool]] = {
 # ---- features of all roles -----------------------------------------------------------------------------------------
 
 
-def problem(name: str, work: Path, demo_run: Path, table_file: Path | None) -> Problem:
+def problem(name: str, work: Path, demo_run: Path, table_file: Path | None, scenes_seed: int = 0) -> Problem:
     """Split and features of a data set. Evaluation roles are made by the shipped engine, as everywhere."""
-    folder = work / name
-    if name == "demo" and (demo_run / "features.json").is_file():
+    folder = work / (f"{name}-{scenes_seed}" if name == "demo" and scenes_seed else name)
+    if name == "demo" and scenes_seed == 0 and (demo_run / "features.json").is_file():
         config, source = load_config(demo_run / "config.yaml", environment={})[0], demo_run
         if not (folder / "features").is_dir() and (demo_run / "features").is_dir():
             shutil.copytree(demo_run / "features", folder / "features", ignore=shutil.ignore_patterns(".lock"))
     else:
         if name == "demo":
-            config, _ = load_config(recipe="demo", overrides=["features.engine=onnx"], environment={})
+            changes = ["features.engine=onnx", f"data.roadscenes.seed={scenes_seed}"]
+            config, _ = load_config(recipe="demo", overrides=changes, environment={})
         else:
             if table_file is None:
                 raise SystemExit("--data potholes needs --table LABELS.csv (columns image, label, group)")
@@ -145,7 +146,7 @@ def problem(name: str, work: Path, demo_run: Path, table_file: Path | None) -> P
     table = SampleTable.read(source / "samples.parquet")
     features = _features(RunDir(source, config), document, table, FeatureStore(folder / "features"))
     risks, assume_iid = TARGETS[name]
-    return Problem(name, risks, assume_iid, document["preprocessing"]["size"], features, table)
+    return Problem(folder.name, risks, assume_iid, document["preprocessing"]["size"], features, table)
 
 
 def _features(
@@ -289,6 +290,8 @@ class Table:
     select: dict[str, Any]
     test: dict[str, Any]
     redrawn: dict[str, list[float]]
+    held: dict[str, dict[str, float]]
+    by_groups: str
 
 
 def measure(data: Problem, names: Sequence[str], seeds: int, work: Path, redraws: int) -> Table:
@@ -296,6 +299,7 @@ def measure(data: Problem, names: Sequence[str], seeds: int, work: Path, redraws
     kept: dict[str, list[str]] = {}
     certified: dict[str, int] = {}
     entered: dict[str, dict[str, list[ArmRun]]] = {role: {} for role in ("val_select", "val_test")}
+    held: dict[str, dict[str, float]] = {}
     for name in names:
         runs[name] = [trained(data, name, seed, work) for seed in range(seeds)]
         kept[name] = [keeps(run.scores["val_select"]) for run in runs[name]]
@@ -308,6 +312,8 @@ def measure(data: Problem, names: Sequence[str], seeds: int, work: Path, redraws
             arms[name] = [
                 decided(policy, run.scores[role]) for policy, run in zip(policies, runs[name], strict=True)
             ]  # fmt: skip
+        found = [observed(run) for run in entered["val_test"][name]]
+        held[name] = {risk: float(np.mean([one[risk] for one in found])) for risk in found[0]}
         print(
             f"  {data.name} {name}: {sum(run.seconds for run in runs[name]) / seeds:.1f} s, certified {certified[name]} of {seeds}, "
             f"coverage on val_test {np.mean([run.exit.mean() for run in entered['val_test'][name] if run.exit is not None]):.3f}",
@@ -315,8 +321,34 @@ def measure(data: Problem, names: Sequence[str], seeds: int, work: Path, redraws
         )
     return Table(
         data, runs, kept, certified, compare_arms(entered["val_select"]), compare_arms(entered["val_test"]),
-        redrawn(data, runs, kept, redraws),
+        redrawn(data, runs, kept, redraws), held, by_groups(data, runs[REFERENCE][0]),
     )  # fmt: skip
+
+
+def observed(run: ArmRun) -> dict[str, float]:
+    """fnr (wrong among positives that exit) and false_exit_rate (negatives that exit as positive) of one run; NaN without any."""
+    assert run.exit is not None
+    assert run.label is not None
+    positive = run.scores.known_labels == 1
+    out = run.exit & positive
+    return {
+        "fnr": float((run.label[out] == 0).mean()) if out.any() else float("nan"),
+        "false_exit_rate": float((run.exit & (run.label == 1))[~positive].mean()),
+    }
+
+
+def by_groups(data: Problem, run: Trained) -> str:
+    """Where images were counted as independent: what the same target gives when they are not."""
+    if not data.assume_iid:
+        return ""
+    policy = fit_policy(
+        "softmax", select=run.scores["val_select"], calib=run.scores["val_calib"], risks=data.risks, assume_iid=False
+    )
+    certificate = policy.certificate
+    assert certificate is not None
+    if certificate.certified:
+        return "Without assume_iid linear certifies this target too."
+    return f"Without assume_iid nothing is certified: {certificate.reason}"
 
 
 def redrawn(
@@ -363,39 +395,43 @@ def markdown(table: Table, seeds: int) -> str:
         if data.assume_iid
         else "groups respected"
     )
+    extra = f" redraws ({len(table.redrawn[REFERENCE])}): coverage | difference to linear (2.5 % to 97.5 %) |"
+    redraws = bool(table.redrawn[REFERENCE])
     lines = [
-        f"## {data.name}",
+        f"## {data.name}, {seeds} seed{'s' * (seeds > 1)}",
         "",
-        f"Input {data.size} px. {counts}. Target {target}, each seed's certificate at 95 %, {unit}. {seeds} seed{'s' * (seeds > 1)}.",
+        f"Input {data.size} px. {counts}. Target {target}, each seed's certificate at 95 %, {unit}. Differences are to {REFERENCE}, with 95 % intervals.",
         "",
-        "| arm | parameters | CPU s | AUGRC val_select | AUGRC val_test | difference to linear [95 %] | certified | coverage | difference to linear [95 %] "
-        "| exit error | redraws: coverage | difference to linear (2.5 % to 97.5 %) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| arm | parameters | CPU s | AUGRC val_select, e-3 | AUGRC val_test, e-3 | difference | certified | coverage (sd of seeds) | difference "
+        "| exit error | fnr, false exits on val_test |" + (extra if redraws else ""),
+        "|---" * (13 if redraws else 11) + "|",
     ]
     on_select = {arm["name"]: arm["metrics"] for arm in table.select["arms"]}
     for arm in table.test["arms"]:
         name, values = arm["name"], arm["metrics"]
-        runs = table.runs[name]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    f"**{name}**" if name == chosen else name,
-                    f"{runs[0].parameters:,}",
-                    f"{np.mean([run.seconds for run in runs]):.1f}",
-                    f"{1000 * on_select[name]['augrc']['value']:.2f}e-3",
-                    f"{1000 * values['augrc']['value']:.2f}e-3",
-                    _difference(table.test, name, "augrc", 1000.0, "e-3"),
-                    f"{table.certified[name]} of {len(runs)}",
-                    f"{_number(values['coverage']['value'], 3)} ({', '.join(f'{one:.3f}' for one in values['coverage']['per_seed'])})",
-                    _difference(table.test, name, "coverage", 1.0, ""),
-                    _number(values["exit_error"]["value"], 4),
-                    *_redraws(table.redrawn, name),
-                ]
-            )
-            + " |"
-        )
+        runs, coverage, held = table.runs[name], values["coverage"], table.held[name]
+        cells = [
+            f"**{name}**" if name == chosen else name,
+            f"{runs[0].parameters:,}",
+            f"{np.mean([run.seconds for run in runs]):.1f}",
+            f"{1000 * on_select[name]['augrc']['value']:.2f}",
+            f"{1000 * values['augrc']['value']:.2f}",
+            _difference(table.test, name, "augrc", 1000.0),
+            f"{table.certified[name]} of {len(runs)}",
+            f"{coverage['value']:.3f}" + ("" if coverage["sd"] is None else f" ({coverage['sd']:.3f})"),
+            _difference(table.test, name, "coverage", 1.0),
+            _number(values["exit_error"]["value"], 4),
+            f"{held['fnr']:.3f}, {held['false_exit_rate']:.3f}",
+            *(_redraws(table.redrawn, name) if redraws else ()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Least AUGRC on val_select: {chosen} (bold). {_verdict(table)}"]
+    if (few := table.test["n_groups"]) < 20:
+        lines.append(
+            f"val_test has {few} groups: intervals from so few are rough, and no verdict here should be leaned on."
+        )
+    if table.by_groups:
+        lines.append(table.by_groups)
     gates = [
         f"{name} {sum(choice == 'gate' for choice in choices)} of {len(choices)}"
         for name, choices in table.kept.items()
@@ -405,8 +441,15 @@ def markdown(table: Table, seeds: int) -> str:
         lines.append(
             f"Gates that gained on val_select beyond chance, and were used: {', '.join(gates)}; else softmax was kept."
         )
-    notes = [f"{name} {'; '.join(run.note for run in runs)}" for name, runs in table.runs.items() if any(run.note for run in runs)]  # fmt: skip
-    return "\n".join([*lines, *(f"Chosen or noted in training: {note}." for note in notes), ""])
+    notes = [
+        f"{name} seed {seed}: {run.note}"
+        for name, runs in table.runs.items()
+        for seed, run in enumerate(runs)
+        if run.note
+    ]
+    if notes:
+        lines.append(f"Chosen or noted in training: {'. '.join(notes)}.")
+    return "\n".join([*lines, ""])
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -417,12 +460,12 @@ def _row(comparison: Mapping[str, Any], arm: str, metric: str) -> Mapping[str, A
     return next((row for row in comparison["differences"] if row["arm"] == arm and row["metric"] == metric), None)
 
 
-def _difference(comparison: Mapping[str, Any], arm: str, metric: str, scale: float, unit: str) -> str:
+def _difference(comparison: Mapping[str, Any], arm: str, metric: str, scale: float) -> str:
     row = _row(comparison, arm, metric)
     if row is None or row["difference"] is None:
         return "-"
     digits = 2 if scale != 1.0 else 3
-    text = f"{scale * row['difference']:+.{digits}f}{unit}"
+    text = f"{scale * row['difference']:+.{digits}f}"
     return (
         text if row["low"] is None else f"{text} [{scale * row['low']:+.{digits}f}, {scale * row['high']:+.{digits}f}]"
     )
@@ -455,31 +498,44 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--demo-run", type=Path, default=Path("runs/demo"))
+    parser.add_argument(
+        "--scenes-seed", type=int, default=0, help="demo: other scenes than the recipe's, generated anew"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/arms"))
     parser.add_argument("--redraws", type=int, default=100)
     parser.add_argument("--write", action="store_true", help="write the tables to benchmarks/arms.md")
     options = parser.parse_args()
     names = [REFERENCE, *(name for name in ARMS if name in options.only and name != REFERENCE)]
-    parts = []
     for name in options.data:
-        data = problem(name, options.work, options.demo_run, options.table)
-        parts.append(markdown(measure(data, names, options.seeds, options.work, options.redraws), options.seeds))
-        print(parts[-1], flush=True)
-    if options.write:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        command = " ".join(
-            ["python benchmarks/arms.py", "--data", *options.data, "--seeds", str(options.seeds)]
-            + (["--only", *options.only] if len(options.only) < len(ARMS) else [])
-            + (["--table", "LABELS.csv"] if "potholes" in options.data else [])
-            + ["--redraws", str(options.redraws), "--write"]
-        )
-        what = "\n".join(f"- {name}: {arm.what} (recipe {arm.recipe}{', ' if arm.changes else ''}{', '.join(arm.changes)})."
-                         for name, arm in ARMS.items() if name in names)  # fmt: skip
-        write_text(
-            HERE / "arms.md",
-            f"# Arms on cached features\n\n`{command}`; {machine}, {datetime.now(UTC):%Y-%m-%d}. The script's docstring says how each "
-            f"number is made. Every arm that was run stands here.\n\n{what}\n\n" + "\n".join(parts),
-        )
+        data = problem(name, options.work, options.demo_run, options.table, options.scenes_seed)
+        section = markdown(measure(data, names, options.seeds, options.work, options.redraws), options.seeds)
+        print(section, flush=True)
+        if options.write:
+            command = ["python benchmarks/arms.py --data", name, "--seeds", str(options.seeds)]
+            command += ["--only", *options.only] if len(options.only) < len(ARMS) else []
+            command += ["--table", "LABELS.csv"] if name == "potholes" else []
+            command += ["--scenes-seed", str(options.scenes_seed)] if options.scenes_seed else []
+            command += ["--redraws", str(options.redraws), "--write"]
+            put(HERE / "arms.md", section, " ".join(command))
+
+
+def put(path: Path, section: str, command: str) -> None:
+    """Put a section into the file, in place of one with the same heading."""
+    heading, _, body = section.partition("\n")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
+    what = "\n".join(
+        f"- {name}: {arm.what} (recipe {', '.join((arm.recipe, *arm.changes))})." for name, arm in ARMS.items()
+    )
+    intro = (
+        "# Arms on cached features\n\nWritten by `benchmarks/arms.py`, whose docstring says how each number is made. Every arm that was run "
+        f"stands here, null results too.\n\n{what}\n"
+    )
+    sections: dict[str, str] = {}
+    if path.is_file():
+        for part in path.read_text(encoding="utf-8").split("\n## ")[1:]:
+            sections["## " + part.partition("\n")[0]] = part.partition("\n")[2].strip()
+    sections[heading] = f"`{command}`; {machine}.\n\n{body.strip()}"
+    write_text(path, intro + "".join(f"\n{title}\n\n{text}\n" for title, text in sorted(sections.items())))
 
 
 if __name__ == "__main__":

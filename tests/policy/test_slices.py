@@ -7,6 +7,8 @@ import pytest
 
 from stage1.errors import ConfigError
 from stage1.policy import fit_policy, load_policy, refit
+from stage1.policy.engine import choose, path_from
+from stage1.policy.request import Request
 from stage1.scores import Scores
 
 RISKS = {"fnr": 0.1, "false_exit_rate": 0.1}
@@ -106,3 +108,24 @@ def test_bad_slices_are_named():
         fit_policy(
             "softmax", select=select, calib=many, risks={"miss_rate": 0.3, "false_exit_rate": 0.3}, slices=("town",)
         )
+
+
+def test_slices_are_tested_along_one_path_only():
+    """A second path, tested where the first fails, would be chosen by calibration labels: slices would have to pay for it."""
+    rng = np.random.default_rng(6)
+    request = Request({"fnr": 0.02, "fpr": 0.02})
+    hedged = 0
+    for _ in range(200):
+        n = 150
+        labels = rng.integers(0, 2, n)
+        score = (labels - 0.5) * rng.uniform(2, 8) + rng.standard_t(2, n)
+        path = path_from(request, 1500, score, labels)
+        if path is None or path.hedge is None:
+            continue
+        hedged += 1
+        calib = rng.integers(0, 2, 1500)
+        chosen = choose((calib - 0.5) * 8 + rng.normal(size=1500), calib, request, score, labels, along_path=True)
+        assert chosen.delta == pytest.approx(0.05)
+        if chosen.path is not None:
+            assert chosen.path.hedge is None
+    assert hedged  # without one this test says nothing

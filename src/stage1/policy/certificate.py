@@ -232,7 +232,11 @@ def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...
         class_balance = "The share of each class may differ from that of the calibration data: the risks are per class."
     elif request.target_prior is None:
         several = len(moved) > 1
-        named = "error and coverage move" if len(request.classes) == 2 else f"{' and '.join(moved)} move{'' if several else 's'}"
+        named = (
+            "error and coverage move"
+            if len(request.classes) == 2
+            else f"{' and '.join(moved)} move{'' if several else 's'}"
+        )
         class_balance = f"The share of each class is that of the calibration data: {named} with it."
     else:
         class_balance = f"The share of {request.classes[1]} is {percent(request.target_prior)}: error and coverage are stated for it."

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,9 @@ def rule(
         raise ConfigError(
             "select: val_select has fewer than 10 images of a class; this target needs them to order the thresholds"
         )
+    if along_path:
+        # Slices are tested along the path of the thresholds; which of two that is would depend on the calibration labels.
+        path = replace(path, hedge=None)
     return lambda score, labels: _along(path, score, labels, request, delta / 2 if request.has_floor else delta)
 
 
