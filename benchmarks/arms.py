@@ -1,7 +1,7 @@
 """Ways of training a head, side by side on the same cached features: does any of them certify more than a frozen linear probe?
 
     python benchmarks/arms.py [--data demo|potholes ...] [--only linear mlp ...] [--seeds 3] [--table LABELS.csv]
-        [--demo-run runs/demo] [--work runs/arms] [--redraws 100] [--write]
+        [--demo-run runs/demo] [--work runs/arms] [--redraws 12] [--write]
 
 An arm is a recipe of the package (ARMS says which, with what changed) on frozen features of the embedded CNN, from --seeds training
 seeds on one split. Per run: the head is trained on train, its epoch chosen on val_select; thresholds are fitted and certified on
@@ -502,7 +502,7 @@ def main() -> None:
         "--scenes-seed", type=int, default=0, help="demo: other scenes than the recipe's, generated anew"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/arms"))
-    parser.add_argument("--redraws", type=int, default=100)
+    parser.add_argument("--redraws", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="write the tables to benchmarks/arms.md")
     options = parser.parse_args()
     names = [REFERENCE, *(name for name in ARMS if name in options.only and name != REFERENCE)]
