@@ -8,10 +8,11 @@ import pytest
 from stage1 import Scores
 from stage1.evaluation.rates import exit_shares
 from stage1.policy.multiclass import fit_multiclass, path_of, walk
-from stage1.policy.multiclass_path import ClassGoal, _most_errors
+from stage1.policy.multiclass_path import ClassGoal
 from stage1.policy.multiclass_shortfall import Sample
 from stage1.policy.request import Request
 from stage1.risk import max_errors
+from stage1.risk.testing import max_errors_each
 from stage1.scores import from_probabilities
 
 from .multiclass_draws import NAMES, draw
@@ -161,4 +162,4 @@ def test_power_and_promise_on_cifar10_in_50_draws(cifar10, risks):
 def test_most_errors_of_many_sizes_is_that_of_each(target):
     n = np.concatenate([np.arange(0, 400, 7), [1000, 5000, 20011]]).astype(float)
     for delta in (0.01, 0.05):
-        assert _most_errors(n, target, delta).tolist() == [max_errors(int(size), target, delta) for size in n]
+        assert max_errors_each(n, target, delta).tolist() == [max_errors(int(size), target, delta) for size in n]

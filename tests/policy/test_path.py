@@ -13,7 +13,7 @@ from stage1 import Scores, fit_policy
 from stage1.errors import ConfigError
 from stage1.policy.counts import certifies, count_exits, coverage_lower, error_upper
 from stage1.policy.path import Goal, calibrated_path, fit_logistic
-from stage1.risk import binomial_pvalue, max_errors
+from stage1.risk import binomial_pvalue
 from stage1.risk.sequence import fixed_sequence
 
 SEPARATION = 2.5
@@ -377,16 +377,3 @@ def test_random_scores_never_crash_and_never_exceed(seed, n, separation, ties, r
     for risk in policy.certificate.risks.values():
         assert not policy.certified or risk.bound <= risk.target
     assert policy.certified == policy.decide(scores.take(range(n, 2 * n))).exit.any()
-
-
-def test_max_errors_of_the_path_equal_those_of_the_risk_room():
-    from stage1.policy.path import _max_errors
-
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        n, level, delta = (
-            int(rng.integers(0, 4000)),
-            float(rng.choice([0.005, 0.02, 0.1, 0.4])),
-            float(rng.choice([0.01, 0.05, 0.1])),
-        )
-        assert _max_errors(np.array([float(n)]), level, delta)[0] == (max_errors(n, level, delta) if n else -1)

@@ -10,6 +10,7 @@ from scipy import stats
 
 from stage1.errors import ConfigError, DataError
 from stage1.risk import max_errors, minimum_samples, order_statistic_rank, plan, walk_length
+from stage1.risk.testing import max_errors_each
 
 
 @pytest.mark.parametrize("delta, expected", [(0.05, [598, 299, 149, 99, 59, 29]), (0.10, [460, 230, 114, 76, 45, 22])])
@@ -100,3 +101,14 @@ def test_plan_names_what_is_out_of_range(arguments):
 def test_negative_errors_are_refused():
     with pytest.raises(DataError, match="errors"):
         minimum_samples(0.02, 0.05, -1)
+
+
+def test_max_errors_of_many_sizes_are_those_of_each():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n, level, delta = (
+            int(rng.integers(0, 4000)),
+            float(rng.choice([0.005, 0.02, 0.1, 0.4])),
+            float(rng.choice([0.01, 0.05, 0.1])),
+        )
+        assert max_errors_each(np.array([float(n)]), level, delta)[0] == (max_errors(n, level, delta) if n else -1)

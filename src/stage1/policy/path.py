@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from stage1.risk.testing import max_errors_each
+
 Floats = NDArray[np.float64]
 Cuts = NDArray[np.intp]
 
@@ -312,27 +314,8 @@ def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
         errors, expected = trials[name]
         n = np.round(expected)
         rate = np.divide(errors, expected, out=np.ones_like(expected), where=expected > 0)
-        allowed = _max_errors(n, target, goal.delta)
+        allowed = max_errors_each(n, target, goal.delta)
         chance *= np.where(
             allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), np.clip(rate, 0.0, 1.0)), 0.0
         )
     return chance
-
-
-def _max_errors(n: Floats, target: float, delta: float) -> Floats:
-    """`risk.max_errors` of each n [T]: the largest count with exact tail <= delta, -1 where there is none."""
-    size = np.maximum(n, 1)
-    # The quantile by its normal expansion is off by one at most; exact tails around it decide.
-    z = special.ndtri(delta)
-    guess = size * target + z * np.sqrt(size * target * (1 - target)) + (z * z - 1) * (1 - 2 * target) / 6 - 0.5
-    count = np.clip(np.floor(guess), 0, size - 1)
-
-    def passes(errors: Floats) -> NDArray[np.bool_]:
-        tail = special.bdtr(np.maximum(errors, 0), size, target)
-        return np.asarray((errors < 0) | (tail <= delta))
-
-    while not (kept := passes(count)).all():
-        count = np.where(kept, count, count - 1)
-    while (more := (count + 1 < size) & passes(np.minimum(count + 1, size))).any():
-        count = np.where(more, count + 1, count)
-    return np.where(n > 0, count, -1.0)

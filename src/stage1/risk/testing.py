@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
 from stage1.errors import DataError
 from stage1.risk.bounds import binomial_pvalue
 
@@ -29,6 +33,26 @@ def minimum_samples(level: float, delta: float, errors: int = 0) -> int:
 def max_errors(trials: int, level: float, delta: float) -> int:
     """Largest number of errors among `trials` that still certifies risk <= level at 1 - delta; -1 where even 0 does not."""
     return order_statistic_rank(trials, level, delta) - 1
+
+
+def max_errors_each(n: ArrayLike, level: float, delta: float) -> NDArray[np.float64]:
+    """max_errors of each n, float [T] of whole numbers, in one go; -1 where even no error is too many. n: whole, >= 0."""
+    wanted: NDArray[np.float64] = np.asarray(n, dtype=np.float64)
+    size = np.maximum(wanted, 1)
+    # The quantile by its normal expansion is off by one at most; exact tails around it decide.
+    z = special.ndtri(delta)
+    guess = size * level + z * np.sqrt(size * level * (1 - level)) + (z * z - 1) * (1 - 2 * level) / 6 - 0.5
+    count = np.clip(np.floor(guess), 0, size - 1)
+
+    def passes(errors: NDArray[np.float64]) -> NDArray[np.bool_]:
+        tail = special.bdtr(np.maximum(errors, 0), size, level)
+        return np.asarray((errors < 0) | (tail <= delta))
+
+    while not (kept := passes(count)).all():
+        count = np.where(kept, count, count - 1)
+    while (more := (count + 1 < size) & passes(np.minimum(count + 1, size))).any():
+        count = np.where(more, count + 1, count)
+    return np.where(wanted > 0, count, -1.0)
 
 
 def order_statistic_rank(n: int, level: float, delta: float) -> int:
