@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from stage1.errors import DataError, MissingError
 from stage1.training.checkpoint import LAST, load_checkpoint
 from stage1.training.distributed import Processes, chosen_device, half_precision, processes
 
-from .distributed_worker import main
 from .image_tasks import fit
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -44,32 +42,33 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def launcher() -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that forks the workers: pytest's has had threads, and a fork of it may die of them."""
+    global LAUNCHER
+    with subprocess.Popen(
+        [sys.executable, str(WORKER), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as LAUNCHER:
+        yield LAUNCHER
+        LAUNCHER.kill()
+
+
+LAUNCHER: subprocess.Popen[str]
+
+
 def together(folder: Path, each: Sequence[dict[str, Any]] = ({}, {}), **options: Any) -> list[Ended]:
     """Run workers as torchrun would, each with its own rank; how they ended, in order of rank.
 
     Forked, as importing torch and timm anew takes 15 s; `test_torchrun_itself` starts real ones.
     """
-    port, world = free_port(), len(each)
-    fork = multiprocessing.get_context("fork")
-
-    def worker(rank: int) -> None:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-        torch.set_num_threads(1)  # the parent's pool of threads is not there after a fork
-        with (folder / f"{rank}.out").open("w") as sys.stdout, (folder / f"{rank}.err").open("w") as sys.stderr:
-            code = main(fit, folder, {**OPTIONS, **options, **each[rank]})
-        os._exit(code)
-
-    running = [fork.Process(target=worker, args=(rank,)) for rank in range(world)]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(60)
-        assert process.exitcode is not None, "hangs"
-    texts = [[(folder / f"{rank}.{kind}").read_text() for kind in ("out", "err")] for rank in range(world)]
-    return [Ended(process.exitcode or 0, *text) for process, text in zip(running, texts, strict=True)]
+    assert LAUNCHER.stdin is not None
+    assert LAUNCHER.stdout is not None
+    order = {"folder": str(folder), "port": free_port(), "each": [{**OPTIONS, **options, **own} for own in each]}
+    print(json.dumps(order), file=LAUNCHER.stdin, flush=True)
+    codes = json.loads(LAUNCHER.stdout.readline())
+    assert None not in codes, "hangs"
+    texts = [[(folder / f"{rank}.{kind}").read_text() for kind in ("out", "err")] for rank in range(len(each))]
+    return [Ended(code, *text) for code, text in zip(codes, texts, strict=True)]
 
 
 def table(folder: Path) -> np.ndarray:
