@@ -1,0 +1,35 @@
+"""The command line, thin: parse, call, print. Results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Each registers its commands, in the order in which --help shows them.
+from stage1.cli import runs, stages, use, support  # isort: skip
+from stage1.cli.root import app
+from stage1.errors import Stage1Error
+
+__all__ = ["app", "main", "runs", "stages", "support", "use"]
+
+
+def main() -> None:
+    """Entry point: errors that a user can cause become one line on stderr and the exit code of DESIGN.md."""
+    try:
+        app()
+    except Stage1Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of stdout went away (`| head`): not an error; stop Python from complaining at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (OSError, MemoryError) as error:
+        print(
+            f"error: {getattr(error, 'filename', None) or 'system'}: {getattr(error, 'strerror', None) or error or 'out of memory'}",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -1,0 +1,5 @@
+"""`python -m stage1.cli`."""
+
+from stage1.cli import main
+
+main()

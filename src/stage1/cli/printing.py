@@ -1,0 +1,99 @@
+"""Results as lines for people. Each takes the document that --json would print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stage1.errors import ConfigError
+
+
+def outlined(folder: Path, config: Any, outlook: Any, allow_change: bool) -> dict[str, Any]:
+    from stage1.config import differences
+    from stage1.pipeline.rundir import RunDir, read_state, stored_config
+
+    stored = stored_config(folder)
+    changes = differences(stored, config) if stored is not None else []
+    if changes and not allow_change:
+        raise ConfigError(
+            f"{folder}: made with another config ({'; '.join(changes[:3])}); use another --output, or --allow-change"
+        )
+    return {"run": str(folder), "stages": outlook(RunDir(folder, config, read_state(folder)))}
+
+
+def dry_run_lines(document: dict[str, Any]) -> list[str]:
+    return [document["run"], *(
+        f"{row['stage']:<10} {'skip' if row['skip'] else 'run ':<5} inputs {(row['inputs_digest'] or 'not known yet')[:16]:<16} "
+        f"config: {', '.join(row['config']) or '-'}  reads: {', '.join(row['reads']) or 'sources'}"
+        for row in document["stages"]
+    )]  # fmt: skip
+
+
+def run_summary(result: Any) -> dict[str, Any]:
+    certificate = result.certificate
+    return {
+        "run": str(result.folder), "certified": certificate.certified, "statement": certificate.statement,
+        "coverage": certificate.coverage.value, "report": str(result.folder / "report.html"), "bundle": str(result.bundle),
+        "done": list(result.done), "skipped": list(result.skipped), "seconds": round(result.seconds, 1),
+    }  # fmt: skip
+
+
+def run_lines(summary: dict[str, Any]) -> list[str]:
+    return [
+        "",
+        f"CERTIFIED  {summary['statement']}",
+        "",
+        f"report  {summary['report']}",
+        f"bundle  {summary['bundle']}",
+    ]
+
+
+def check_lines(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{'ok  ' if check['passed'] else 'FAIL'}  {check['policy']:<8} {check['check']:<44} {check['detail']}"
+        for check in result["checks"]
+    ]
+
+
+def evaluation_lines(document: dict[str, Any]) -> list[str]:
+    from stage1.evaluation.summary import metrics_rows
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    return [f"{'metric':<20}{'value':>9}{'low':>9}{'high':>9}", *(
+        f"{row['metric']:<20}{number(row['value']):>9}{number(row['low']):>9}{number(row['high']):>9}" for row in metrics_rows(document)
+    ), *shift_lines(document)]  # fmt: skip
+
+
+def shift_lines(document: dict[str, Any]) -> list[str]:
+    from stage1.pipeline.shifting import shift_lines
+
+    return ["", *shift_lines(document["label_shift"]), ""] if "label_shift" in document else []
+
+
+def verify_lines(document: dict[str, Any]) -> list[str]:
+    if not document["ok"]:
+        return [f"CHANGED  {document['bundle']}", *document["problems"]]
+    recomputed = "; the certificate follows from calibration.parquet" if document["recomputed"] else ""
+    return [f"ok  {document['bundle']}  {document['digest']}  {document['files']} files{recomputed}"]
+
+
+def comparison_lines(document: dict[str, Any]) -> list[str]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    return [f"{'metric':<14}{'a':>9}{'b':>9}{'a - b':>9}{'low':>9}{'high':>9}{'p':>9}  verdict", *(
+        f"{row['metric']:<14}" + "".join(f"{number(row[key]):>9}" for key in ("a", "b", "difference", "low", "high", "p_value")) + f"  {row['verdict']}"
+        for row in document["rows"]
+    )]  # fmt: skip
+
+
+def audit_lines(found: dict[str, Any]) -> list[str]:
+    low, high = found["violation_low"], found["violation_high"]
+    return [
+        f"{found['policy']}, {', '.join(f'{name} <= {target:g}' for name, target in found['risks'].items())} at {found['confidence']:g}, "
+        f"{found['draws']} draws of {found['n_select']} + {found['n_calib']}",
+        f"certified   violation {found['violation']:.4f} [{low:.4f}, {high:.4f}]  coverage {found['coverage']:.4f}  (certified in {found['certified']:.3f})",
+        f"plug-in     violation {found['plug_in_violation']:.4f}                    coverage {found['plug_in_coverage']:.4f}",
+    ]

@@ -1,0 +1,106 @@
+"""The app, its options, and what every command uses: parse, call, show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stage1 import __version__
+from stage1.errors import ConfigError
+
+app = typer.Typer(
+    name="stage1",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train the first stage of an image-classification cascade and certify when it may answer.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(no_args_is_help=True, help="Show the configuration, or its JSON Schema.")
+WHOLE, STAGES, USE, SUPPORT = "Whole runs", "Single stages", "Bundles and scores", "Before and around"
+app.add_typer(config_app, name="config", rich_help_panel=SUPPORT)
+
+RunFolder = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Config overrides, a.b=value.", metavar="[A.B=VALUE]...")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it again although nothing changed.")]
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", help="A named recipe of the package; see `stage1 config recipes`.")
+]
+Phase = Annotated[int | None, typer.Option("--phase", help="0 to 6: the recipe of that phase.")]
+IgnoreAcceptance = Annotated[
+    bool,
+    typer.Option("--ignore-acceptance", help="Bundle although an acceptance gate failed; the bundle's card says so."),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
+ScoresFile = Annotated[Path | None, typer.Option("--scores", help="Scores of any model: .npz, .parquet or .csv.")]
+Values = Annotated[str, typer.Option("--values", help="What the score columns hold: logits or probabilities.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--columns", help="FIELD=NAME for scores, label, group, id, role; repeatable.")
+]
+
+
+def show(document: Any, as_json: bool, lines: Any) -> None:
+    """One result on stdout: a JSON document, or lines for people."""
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        typer.echo("\n".join(lines(document)))
+
+
+def chosen_recipe(recipe: str | None, phase: int | None) -> str | None:
+    from stage1.config import phase_recipe
+
+    if phase is None:
+        return recipe
+    if recipe is not None:
+        raise ConfigError("--phase and --recipe: give one of them")
+    return phase_recipe(phase)
+
+
+def given_config(file: str | None, recipe: str | None, phase: int | None, overrides: list[str]) -> Any:
+    from stage1.config import load_config
+
+    return load_config(file, recipe=chosen_recipe(recipe, phase), overrides=overrides)[0]
+
+
+def run_folder(given: list[str]) -> Path:
+    if not given or "=" in given[0]:
+        raise ConfigError("a run directory is needed (stage1 calibrate RUN), or --scores FILE")
+    return Path(given.pop(0))
+
+
+def pairs(columns: list[str] | None) -> dict[str, str]:
+    pairs = [item.partition("=") for item in columns or []]
+    if bad := [key for key, sign, name in pairs if not sign or not name]:
+        raise ConfigError(f"--columns {bad[0]}: looks like FIELD=NAME, e.g. scores=prob")
+    return {key: name for key, _, name in pairs}
+
+
+def exit_by_certificate(folder: Path) -> None:
+    from stage1.errors import NotCertifiable
+    from stage1.policy import Certificate
+
+    certificate = Certificate.load(folder / "certificate.json")
+    if not certificate.certified:
+        raise NotCertifiable(f"{certificate.reason} Needed: {certificate.needed or 'see the reason.'}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stage1-pro {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train the first stage of an image-classification cascade and certify when it may answer."""

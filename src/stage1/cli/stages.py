@@ -1,0 +1,318 @@
+"""The stages of a run, each alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stage1.cli.printing import evaluation_lines, shift_lines
+from stage1.cli.root import (
+    STAGES,
+    AsJson,
+    Columns,
+    Force,
+    IgnoreAcceptance,
+    Output,
+    Overrides,
+    Phase,
+    Quiet,
+    Recipe,
+    RunFolder,
+    ScoresFile,
+    Values,
+    app,
+    exit_by_certificate,
+    given_config,
+    pairs,
+    run_folder,
+    show,
+)
+from stage1.errors import ConfigError
+
+
+def _stage(
+    name: str,
+    run: Path,
+    overrides: list[str] | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    ignore_acceptance: bool = False,
+) -> None:
+    from stage1.config import load_config, to_yaml
+    from stage1.pipeline import execute_one, opened
+    from stage1.pipeline.progress import Progress
+    from stage1.pipeline.rundir import followed, stored_config
+    from stage1.pipeline.tuning_stages import is_follower
+
+    config = None
+    if overrides:
+        stored = stored_config(run)
+        if stored is None:
+            raise ConfigError(
+                f"{run}: not a run directory; `stage1 run --output {run}` or `stage1 split {run} --recipe NAME` starts one"
+            )
+        import yaml
+
+        config, _ = load_config(values=yaml.safe_load(to_yaml(stored)), overrides=overrides, environment={})
+    if name == "tune" and is_follower():
+        with followed(run, config) as directory:
+            execute_one(directory, name, Progress(quiet=True), force=force)
+        return
+    with opened(run, config, allow_change=bool(overrides)) as directory:
+        done = execute_one(directory, name, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance)
+        outputs = sorted(directory.state[name]["outputs"])
+    show(
+        {"stage": name, "done": done, "outputs": outputs},
+        as_json,
+        lambda result: [f"{run / item}" for item in result["outputs"]],
+    )
+    if name == "calibrate":
+        exit_by_certificate(run)
+
+
+@app.command(rich_help_panel=STAGES)
+def split(
+    run: RunFolder,
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    phase: Phase = None,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Go on with images in two roles; the run is uncertified.")
+    ] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read the sources, quarantine what is broken, give each group a role. Starts a run directory where there is none.
+
+    Example: stage1 split runs/photos --recipe baseline data.table=photos.csv
+    """
+    from stage1.config import to_yaml
+    from stage1.files import write_text
+    from stage1.pipeline.rundir import CONFIG_FILE, stored_config
+
+    overrides = [*(overrides or []), *(["split.allow_leakage=true"] if allow_leakage else [])]
+    if stored_config(run) is None:
+        write_text(run / CONFIG_FILE, to_yaml(given_config(None, recipe, phase, overrides)))
+        overrides = []
+    elif recipe is not None or phase is not None:
+        raise ConfigError(
+            f"{run}: has a config already; change it with overrides a.b=value, or use another run directory"
+        )
+    _stage("split", run, overrides, force, quiet, as_json)
+    if not as_json:
+        from stage1.pipeline.data_stage import split_report
+
+        typer.echo("\n".join(split_report(run)))
+
+
+@app.command(rich_help_panel=STAGES)
+def pretrain(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """ExPLoRA: adapt a ViT to unlabelled images of a folder or of train; resumes where it stopped.
+
+    Example: stage1 pretrain runs/photos pretrain.folder=unlabelled
+    """
+    _stage("pretrain", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def tune(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Train the backbone, or an adapter in it, on the images of train; resumes where it stopped. Also under torchrun.
+
+    Example: stage1 tune runs/photos images.unfreeze=last
+    """
+    _stage("tune", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def extract(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and val_select.
+
+    Example: stage1 extract runs/photos features.engine=onnx
+    """
+    _stage("extract", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def train(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Train the head on the cached features; resumes where it stopped.
+
+    Example: stage1 train runs/photos train.epochs=30 head.kind=mlp
+    """
+    _stage("train", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def export(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Write model.onnx and compare it with the trained model on real images.
+
+    Example: stage1 export runs/photos
+    """
+    _stage("export", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def score(
+    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Score val_select, val_calib and val_test with the exported model, from image bytes.
+
+    Example: stage1 score runs/photos
+    """
+    _stage("score", run, overrides, force, quiet, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def calibrate(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Run directory (not with --scores) and overrides.", metavar="[RUN] [A.B=VALUE]..."),
+    ] = None,
+    scores: ScoresFile = None,
+    values: Values = "logits",
+    columns: Columns = None,
+    shares: Annotated[
+        str, typer.Option("--shares", help="val_select,val_calib,val_test, where the file has no role column.")
+    ] = "0.1,0.6,0.3",
+    output: Output = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the exit thresholds and certify them on val_calib; of a run, or of scores of any model.
+
+    Example: stage1 calibrate --scores mine.parquet --output runs/mine risks.fnr=0.02
+    """
+    given = list(arguments or [])
+    if scores is None:
+        _stage("calibrate", run_folder(given), given, force, quiet, as_json)
+        return
+    from stage1.pipeline.score_files import calibrate_scores
+
+    folder = output or Path("runs") / scores.stem
+    policy = calibrate_scores(
+        scores, folder, config=given_config(None, None, None, given), values=values, columns=pairs(columns), shares=shares,
+        say=lambda text: typer.echo(text, err=True),
+    )  # fmt: skip
+    assert policy.certificate is not None
+    show(
+        policy.certificate.to_document(),
+        as_json,
+        lambda document: [
+            document["statement"],
+            f"{folder}: policy file, calibration.json, certificate.json, scores.parquet",
+        ],
+    )
+    exit_by_certificate(folder)
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Run directory (not with --scores) and overrides.", metavar="[RUN] [A.B=VALUE]..."),
+    ] = None,
+    scores: ScoresFile = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="With --scores: folder with a policy file and certificate.json.")
+    ] = None,
+    values: Values = "logits",
+    columns: Columns = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target",
+            help="Unlabelled scores of the same model where the classes have other shares: estimate the shares, restate everything. "
+            "In a run they stay as target_scores.parquet.",
+        ),
+    ] = None,
+    target_values: Annotated[
+        str | None, typer.Option("--target-values", help="What --target holds, if not the same as --values.")
+    ] = None,
+    target_columns: Annotated[
+        list[str] | None, typer.Option("--target-columns", help="FIELD=NAME for --target, if not as --columns.")
+    ] = None,
+    output: Output = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any model.
+
+    With --target FILE, or target_prior=0.5, also at another class balance.
+
+    Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5
+    """
+    given = list(arguments or [])
+    there = pairs(columns if target_columns is None else target_columns)
+    if scores is None:
+        folder = run_folder(given)
+        if target is not None:
+            from stage1.pipeline.score_files import checked_values
+            from stage1.pipeline.shifting import adopt_target
+
+            adopt_target(folder, target, values=checked_values(target_values or values), columns=there)
+        _stage("evaluate", folder, given, force, quiet, as_json)
+        if not as_json:
+            from stage1.documents import read_document
+
+            typer.echo("\n".join(shift_lines(read_document(folder / "evaluation.json", "evaluation"))), nl=False)
+        return
+    from stage1.pipeline.score_files import evaluate_scores
+
+    document = evaluate_scores(
+        scores, policy or scores.parent, output or policy or scores.parent, config=given_config(None, None, None, given),
+        values=values, columns=pairs(columns), target=target, target_values=target_values, target_columns=there,
+    )  # fmt: skip
+    show(document, as_json, evaluation_lines)
+
+
+@app.command(rich_help_panel=STAGES)
+def bundle(
+    run: RunFolder,
+    overrides: Overrides = None,
+    ignore_acceptance: IgnoreAcceptance = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the folder that ships: model, thresholds, certificate, calibration data, model card.
+
+    Example: stage1 bundle runs/photos
+    """
+    exit_by_certificate(run)
+    _stage("bundle", run, overrides, force, quiet, as_json, ignore_acceptance)
+
+
+@app.command(rich_help_panel=STAGES)
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Run directory, or a folder of calibrate and evaluate --scores.", metavar="FOLDER")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html and its figures from what the folder holds: of a run, or of scores of any model (without images).
+
+    Example: stage1 report runs/mine
+    """
+    from stage1.pipeline.reporting import rewrite_report
+
+    written = rewrite_report(folder)
+    show(
+        {"report": str(written[0]), "figures": sorted(str(path) for path in written[1:])},
+        as_json,
+        lambda document: [document["report"]],
+    )

@@ -1,0 +1,160 @@
+"""What is done with bundles and scores."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stage1.cli.printing import audit_lines, comparison_lines, verify_lines
+from stage1.cli.root import USE, AsJson, Columns, Output, Overrides, Quiet, Values, app, given_config, pairs, show
+from stage1.errors import ConfigError, Stage1Error
+
+
+@app.command(rich_help_panel=USE)
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, a table with an image column, or - for paths on stdin.", metavar="PATHS|TABLE|-"
+        ),
+    ],
+    kind: Annotated[str, typer.Option("--format", help="table, csv, parquet or json.")] = "table",
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer or defer, image by image. Broken files are named and the rest answered (exit 1 at the end).
+
+    Example: stage1 predict runs/demo/bundle photos/ --format csv
+    """
+    from stage1.inference import load_bundle
+    from stage1.inference.inputs import iterate_inputs
+    from stage1.inference.output import open_writer, predict_to
+
+    loaded = load_bundle(bundle)
+    with open_writer("json" if as_json else kind, output or sys.stdout, loaded.about) as writer:  # type: ignore[arg-type]
+        failures = predict_to(
+            loaded.predictor, iterate_inputs(images, sys.stdin.buffer), writer,
+            on_failure=lambda row: typer.echo(f"{row.path}: {row.error}", err=True),
+        )  # fmt: skip
+    if failures:
+        typer.echo(f"error: {failures} image(s) could not be answered; they defer", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=USE)
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")],
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Also make the certificate again from calibration.parquet.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find any changed, missing or extra byte (exit 5).
+
+    Example: stage1 verify runs/demo/bundle --recompute
+    """
+    from stage1.bundle import verify_bundle
+
+    report = verify_bundle(bundle, recompute=recompute)
+    document = {"bundle": str(bundle), "ok": report.ok, "digest": report.digest, "files": report.files,
+                "recomputed": report.recomputed, "problems": list(report.problems)}  # fmt: skip
+    show(document, as_json, verify_lines)
+    if not report.ok:
+        raise typer.Exit(5)
+
+
+@app.command(rich_help_panel=USE)
+def compare(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Run directories (two or more, on one split), or two score files.", metavar="RUN RUN..|FILE FILE"
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            help="NAME=RUN,RUN,..: the runs of one arm, one for each seed; repeatable, the first is the reference.",
+        ),
+    ] = None,
+    on: Annotated[
+        str, typer.Option("--on", help="Runs: the role to choose on; the one chosen is then confirmed on val_test.")
+    ] = "val_select",
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by", help="Runs: the metric to choose by: augrc, aurc, nll, mcc, accuracy, coverage, exit_error."
+        ),
+    ] = "augrc",
+    values: Values = "logits",
+    columns: Columns = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", help="Bootstrap replicates (and, of files, permutations).")
+    ] = 1000,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Runs: folder for comparison.json, .md, .png and .svg.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which arm is better, and is it shown? Paired differences with intervals: runs on one split with their seeds, or two score files.
+
+    Runs whose configs differ in nothing but the seed are one arm.
+
+    Example: stage1 compare runs/frozen runs/lora --output runs/compared
+    """
+    from stage1.pipeline.comparing import are_runs, arms_given, compare_sources
+
+    given, arms = list(sources or []), arms_given(arm or [])
+    if are_runs(given, arms):
+        from stage1.pipeline.arms import compare_runs, write_comparison
+        from stage1.report.arms_table import arms_lines
+
+        document = compare_runs(given, arms, on=on, by=by, resamples=resamples, level=0.95, seed=0)
+        if output is not None:
+            write_comparison(document, output)
+        show(document, as_json, arms_lines)
+        return
+    if output is not None:
+        raise ConfigError(f"--output {output}: of run directories only; two score files print, or give --json")
+    document = compare_sources(
+        given[0], given[1], values=values, columns=pairs(columns), resamples=resamples, level=0.95, seed=0
+    )
+    show(document, as_json, comparison_lines)
+
+
+@app.command(rich_help_panel=USE)
+def audit(
+    scores: Annotated[Path, typer.Option("--scores", help="Labelled scores that stand for the population.")],
+    overrides: Overrides = None,
+    draws: Annotated[int, typer.Option("--draws", help="How many times to draw, fit and check.")] = 1000,
+    select: Annotated[int, typer.Option("--select", help="Images drawn for val_select.")] = 500,
+    calib: Annotated[int, typer.Option("--calib", help="Images drawn for val_calib.")] = 2500,
+    values: Values = "logits",
+    columns: Columns = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Is the promise kept? Draw from real scores, fit, and compare every claim with the truth, which is then known.
+
+    Example: stage1 audit --scores mine.parquet --draws 200 risks.fnr=0.05
+    """
+    from stage1.pipeline.audit import Sizes
+    from stage1.pipeline.audit import audit as audited
+    from stage1.pipeline.progress import Progress
+    from stage1.pipeline.score_files import checked_values
+    from stage1.scores import read_scores
+
+    config = given_config(None, None, None, overrides or [])
+    population, _ = read_scores(scores, values=checked_values(values), columns=pairs(columns))
+    with Progress(quiet=quiet).bar("draws", draws) as advance:
+        found = audited(population, config, draws=draws, sizes=Sizes(select, calib), seed=config.seed, advance=advance)
+    show(found, as_json, audit_lines)
+    if not found["kept"]:
+        raise Stage1Error(
+            f"the promise is broken in {found['violation']:.3f} of the draws, more than {found['delta']:g}; please report this"
+        )
