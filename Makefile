@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench client-venv clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,5 +29,11 @@ lint: $(STAMP)
 bench: $(STAMP)  ## every benchmark prints its table; figures go to benchmarks/README.md by hand
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+client-venv: pyproject.toml  ## the StreetVision client's pins beside our package, for its slow test
+	$(PYTHON) -m venv .client-venv
+	.client-venv/bin/python -m pip install --quiet transformers==4.45.2 torch==2.14.1 onnxruntime pillow numpy pyyaml
+	.client-venv/bin/python -m pip install --quiet --no-deps --editable .
+	@echo "CLIENT_VENV=$(CURDIR)/.client-venv make test-slow"
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .client-venv runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,87 @@
+"""streetvision: our bundle as a detector of the StreetVision client: run a miner with it, check it, and what it earns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stage1.cli.root import USE, AsJson, Quiet, app, show
+
+streetvision_app = typer.Typer(no_args_is_help=True, help="A bundle as a detector of the StreetVision client.")
+app.add_typer(streetvision_app, name="streetvision", rich_help_panel=USE)
+
+
+@streetvision_app.command("run")
+def streetvision_run(
+    command: Annotated[
+        list[str],
+        typer.Argument(help="After --: [python] script.py or -m module, with its options.", metavar="MINER-COMMAND"),
+    ],
+    registry: Annotated[
+        str,
+        typer.Option("--registry", help="MODULE[:ATTRIBUTE] of the client's registry; attribute DETECTOR_REGISTRY."),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Name under which the detector is registered.")] = "Stage1",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Detector YAML, or bundle folder, where the miner names none.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="MODULE:CLASS of the client that the detector must derive from.")
+    ] = None,
+    show_only: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
+) -> None:
+    """Register the detector with the client, then become the miner, in the miner's own Python.
+
+    Example: stage1 streetvision run --config stage1.yaml --registry client.registry -- python neurons/miner.py
+    """
+    import os
+    import shlex
+
+    from stage1.errors import MissingError
+    from stage1.integrations.streetvision.launch import miner_command
+
+    words = miner_command(
+        command, registry=registry, name=name, base=base, config=None if config is None else str(config)
+    )
+    if show_only:
+        typer.echo(shlex.join(words))
+        return
+    try:
+        os.execvp(words[0], words)
+    except OSError as error:
+        raise MissingError(
+            f"miner command: {words[0]}: {error.strerror}; give the path of the miner's Python"
+        ) from error
+
+
+@streetvision_app.command("check")
+def streetvision_check(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, or a detector YAML.", metavar="BUNDLE|YAML")],
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help="Labelled images (any source); generated road scenes where not given."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", help="Challenges of each level.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", help="Of the challenges.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda, as the client gives it.")] = "cpu",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Play challenges of every level through the detector: latency, failures, and what the client would pay (exit 1 if any fails).
+
+    Example: stage1 streetvision check runs/demo/bundle --images photos.csv
+    """
+    from stage1.integrations.streetvision import Stage1Detector
+    from stage1.integrations.streetvision.check import check, check_lines, frames_of, require_count, scenes
+    from stage1.pipeline.progress import Progress
+
+    require_count(count)  # before scenes are drawn for it
+    detector = Stage1Detector(model_name="stage1", config_name=str(bundle), device=device)
+    frames = scenes() if images is None else frames_of(images, detector.classes)
+    with Progress(quiet=quiet).bar("challenges", 4 * count) as advance:
+        document = check(detector, frames, count=count, seed=seed, advance=advance)
+    show(document, as_json, check_lines)
+    if document["failures"]:
+        raise typer.Exit(1)

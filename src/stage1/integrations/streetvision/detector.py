@@ -1,0 +1,176 @@
+"""The detector by the client's contract: built by keywords, loaded once, then one float in [0, 1] for every picture."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from stage1.errors import ConfigError, DataError, IntegrityError
+from stage1.images import Preprocessing
+from stage1.integrations.streetvision.lanes import Lane, Late
+from stage1.integrations.streetvision.looks import views_of
+from stage1.integrations.streetvision.picture import pixels
+from stage1.integrations.streetvision.remap import on_side, remap
+from stage1.integrations.streetvision.sealed import open_bundle
+from stage1.integrations.streetvision.session import Session
+from stage1.integrations.streetvision.settings import load_settings
+from stage1.integrations.streetvision.stage2 import load_stage2
+from stage1.integrations.streetvision.verdict import judge
+
+log = logging.getLogger("stage1.streetvision")
+_COUNTED = ("exit", "stage2", "stage1", "fallback", "stage2_failed", "views_add_nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage1Answer:
+    """What stage 1 says: `exit`, `label` (0 none, 1 roadwork) and P(roadwork), as `load_bundle(..).predict` does."""
+
+    exit: bool
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer with its history.
+
+    value: what the client gets. by: "exit" (stage 1, certified side), "stage2", "stage1" (deferred, no answer of a stage
+    2) or "fallback" (the picture could not be answered). stage1: None at a fallback. trouble: one line, or None.
+    """
+
+    value: float
+    by: str
+    stage1: Stage1Answer | None
+    trouble: str | None = None
+
+
+class Stage1Detector:
+    """A detector of the StreetVision client around one of our bundles. The client's own classes are not needed for it.
+
+    model_name: for the log. config_name: a YAML (every key becomes an attribute; see `Settings`), or a bundle folder.
+    device: "cpu", "cuda" or an object with such a text (a torch.device). Loads at once, so that what is wrong with bundle or
+    configuration is one line at the miner's start. Raises ConfigError, MissingError, IntegrityError.
+
+    An exit keeps the side that the policy gave it. What defers is asked of stage 2 where there is one, within what is left
+    of the deadline; without its answer stage 1's own probability counts. May be called from several threads.
+
+    Example: Stage1Detector(model_name="stage1", config_name="stage1.yaml", device="cuda")(picture)
+    """
+
+    bundle: str
+    decision_threshold: float
+    stage2: str | None
+    stage2_threshold: float
+    deadline_s: float
+    fallback_answer: float
+    threads: int
+
+    def __init__(self, model_name: str = "stage1", config_name: str | None = None, device: Any = "cpu") -> None:
+        self.model_name = model_name
+        self.config_name = config_name
+        self.device = device
+        self._loaded = False
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        for name, value in asdict(load_settings(config_name)).items():
+            setattr(self, name, value)
+        self.load_model()
+
+    def load_model(self) -> None:
+        """Check and load the bundle, and import stage 2. A second call does nothing: the client may make it."""
+        if self._loaded:
+            return
+        sealed = open_bundle(Path(self.bundle))
+        if str(sealed.manifest["classes"][0]).lower() == "roadwork":
+            raise ConfigError(
+                f"{self.bundle}: its class 0 is roadwork; the client asks for P(roadwork), let it be class 1"
+            )
+        self._judge = judge(sealed)
+        certified = sealed.certificate.get("views")
+        self._views = views_of(sealed.views, certified, sealed.views_digest, gated=self._judge.needs_gate)
+        self._spec = Preprocessing.from_json(dict(sealed.manifest["preprocessing"]))
+        where = f"{self.bundle}/model.onnx"
+        self._session = Session(sealed.model, where, device=self.device, threads=self.threads, size=self._spec.size)
+        if self._views.steps and self._session.has_gate:
+            raise IntegrityError(f"{where}: has a gate, which adaptive views do not go with; bundle it anew")
+        if self._judge.needs_gate and not self._session.has_gate:
+            raise IntegrityError(f"{where}: no output `gate_logits`, which the policy needs; bundle it anew")
+        self._first = Lane(self.stage1_answer)
+        self._second = None if self.stage2 is None else Lane(load_stage2(self.stage2))
+        self.bundle_digest = sealed.digest
+        self.classes = (str(sealed.manifest["classes"][0]), str(sealed.manifest["classes"][1]))
+        self._loaded = True
+        log.info("%s: bundle %s on %s", self.model_name, sealed.digest[:12], self._session.provider)
+
+    def __call__(self, image: Image.Image) -> float:
+        """P(roadwork) for the client: above 0.5 is roadwork. Always a float in [0, 1], whatever the picture; never raises."""
+        try:
+            return self.answer(image).value
+        except Exception as error:  # the last net: an exception here would leave the client without an answer
+            self._count("fallback", f"{type(error).__name__}: {error}")
+            return self.fallback_answer
+
+    def answer(self, image: Image.Image) -> Answer:
+        """The answer with its history; what went wrong is in it, counted, and logged."""
+        until = time.monotonic() + self.deadline_s
+        try:
+            first = self._first.call(image, until)
+        except Exception as error:  # whatever it is, the client gets a number
+            return self._counted(Answer(self.fallback_answer, "fallback", None, _one_line(error)))
+        own = remap(first.probability, self.decision_threshold)
+        if first.exit:
+            return self._counted(Answer(on_side(own, first.label == 1), "exit", first))
+        if self._second is None:
+            return self._counted(Answer(own, "stage1", first))
+        try:
+            asked = self._second.call(image, until)
+        except Exception as error:  # someone else's code: any failure of it means stage 1 stands
+            return self._counted(Answer(own, "stage1", first, f"stage2: {_one_line(error)}"))
+        return self._counted(Answer(remap(asked, self.stage2_threshold), "stage2", first))
+
+    def stage1_answer(self, image: Image.Image) -> Stage1Answer:
+        """Exit, label and probability of stage 1 alone. Raises DataError (no usable picture), IntegrityError (NaN)."""
+        if not isinstance(image, Image.Image):
+            raise DataError(f"image: {type(image).__name__}; a PIL image is expected")
+        rgb = pixels(image, self._spec.max_pixels)
+        scores = self._views.look(rgb, self._spec, self._session.run)
+        if self._views.adds_nothing(rgb.shape[0], rgb.shape[1], self._spec):
+            with self._counting:
+                self._counts["views_add_nothing"] += 1
+        verdict = self._judge(scores)
+        return Stage1Answer(bool(verdict.exit[0]), int(verdict.label[0]), float(verdict.probability[0]))
+
+    @property
+    def provider(self) -> str:
+        """On what the model runs: CPU or CUDA."""
+        return self._session.provider
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many answers came from "exit", "stage2", "stage1" and "fallback"; in how many of them stage 2 failed; and for how
+        many images the further views of the bundle could add nothing, since the model saw every pixel of them anyway."""
+        with self._counting:
+            return {name: self._counts[name] for name in _COUNTED}
+
+    def _counted(self, answer: Answer) -> Answer:
+        self._count(answer.by, answer.trouble)
+        return answer
+
+    def _count(self, by: str, trouble: str | None) -> None:
+        with self._counting:
+            self._counts[by] += 1
+            self._counts["stage2_failed"] += trouble is not None and by == "stage1"
+        if trouble is not None:
+            log.warning("%s: %s answers: %s", self.model_name, by, trouble)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, (DataError, IntegrityError, Late)) and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,88 @@
+"""Calls with a deadline: each in a daemon thread, so that a call which hangs holds up neither the answer nor the exit."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+_Outcomes = queue.SimpleQueue  # of one pair: (result, None) or (None, what was raised)
+_Tasks = queue.SimpleQueue  # of (function, given, outcomes), or None: no more will come
+
+
+class Late(Exception):
+    """No result within the deadline, or no free slot to ask for one."""
+
+
+class Lane(Generic[Given, Result]):
+    """One function behind deadlines. slots: calls that may be going on at once, overdue ones included.
+
+    Python cannot stop a thread: a call that hangs keeps its slot until it returns, and with all slots taken the function is
+    not called at all until one of them does. A function that holds the interpreter lock while it hangs cannot be outrun.
+    Threads stay for later calls (a new one each time costs milliseconds on a busy machine) and end with the lane.
+    """
+
+    def __init__(self, function: Callable[[Given], Result], slots: int = 16) -> None:
+        self._function = function
+        self._free = threading.BoundedSemaphore(slots)
+        self._slots = slots
+        self._idle: deque[_Tasks[Any]] = deque()
+        self._all: list[_Tasks[Any]] = []
+        weakref.finalize(self, _end, self._all)
+
+    def call(self, given: Given, until: float) -> Result:
+        """`function(given)`, waited for up to time.monotonic() == until.
+
+        Raises Late, or what the function raised (SystemExit and its like as RuntimeError: they must not end the miner).
+        """
+        if not self._free.acquire(blocking=False):
+            raise Late(f"{self._slots} earlier calls have not returned")
+        outcomes: _Outcomes[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._worker().put((self._function, given, outcomes))
+        try:
+            result, error = outcomes.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty as empty:
+            raise Late("no result before the deadline") from empty
+        if isinstance(error, Exception):
+            raise error
+        if error is not None:
+            raise RuntimeError(f"{type(error).__name__} inside the call") from error
+        found: Result = result
+        return found
+
+    def _worker(self) -> _Tasks[Any]:
+        """The tasks of a thread that has nothing to do: the one that was busy last, else a new one."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            tasks: _Tasks[Any] = queue.SimpleQueue()
+            self._all.append(tasks)
+            work = (tasks, self._idle, self._free)
+            threading.Thread(target=_work, args=work, name="stage1-lane", daemon=True).start()
+            return tasks
+
+
+def _work(tasks: _Tasks[Any], idle: deque[_Tasks[Any]], free: threading.BoundedSemaphore) -> None:
+    # No reference to the lane, nor to a finished call: whoever drops a detector gets its memory back.
+    while (task := tasks.get()) is not None:
+        function, given, outcomes = task
+        try:
+            outcome: tuple[Any, BaseException | None] = (function(given), None)
+        except BaseException as error:  # handed to the caller, who decides
+            outcome = (None, error)
+        # Idle, and the slot free, before the caller goes on: who calls in a row never meets its own last call.
+        idle.append(tasks)
+        free.release()
+        outcomes.put(outcome)
+        del task, function, given, outcomes, outcome
+
+
+def _end(workers: list[_Tasks[Any]]) -> None:
+    for tasks in workers:
+        tasks.put(None)

@@ -1,0 +1,135 @@
+"""The detector's configuration: a YAML (or JSON) file of the client's kind, every key of it known and checked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from stage1.errors import ConfigError, MissingError
+
+# Where a miner names no configuration; `stage1 streetvision run --config` sets it.
+CONFIG_VARIABLE = "STAGE1_STREETVISION_CONFIG"
+_LONGEST = 8.0  # of the client's 9 s, what its network and its own work need is left out
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the file may say.
+
+    bundle: folder of the bundle, relative to the file. decision_threshold: P(roadwork) above which the answer is roadwork,
+    in (0, 1), or a JSON file with that key (`stage1 streetvision reward` writes one). stage2: "module:function" that
+    answers what stage 1 defers, None: stage 1's own probability. stage2_threshold: the same for its probability.
+    deadline_s: for the whole answer. fallback_answer: what is said of an image that cannot be answered; 0.5 counts as none.
+    threads: of the model within one image.
+    """
+
+    bundle: str
+    decision_threshold: float = 0.5
+    stage2: str | None = None
+    stage2_threshold: float = 0.5
+    deadline_s: float = 4.0
+    fallback_answer: float = 0.5
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("decision_threshold", "stage2_threshold"):
+            _require(name, getattr(self, name), 0.0, 1.0, closed=False)
+        _require("fallback_answer", self.fallback_answer, 0.0, 1.0, closed=True)
+        _require("deadline_s", self.deadline_s, 0.01, _LONGEST, closed=True)
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
+            raise ConfigError(f"threads: {self.threads!r}; a whole number from 1 is needed")
+        if not isinstance(self.bundle, str) or not self.bundle:
+            raise ConfigError(f"bundle: {self.bundle!r}; the path of a bundle folder is needed")
+        if self.stage2 is not None and not isinstance(self.stage2, str):
+            raise ConfigError(f"stage2: {self.stage2!r}; write it as module:function")
+
+
+def load_settings(config_name: str | os.PathLike[str] | None) -> Settings:
+    """Settings from a file, or all defaults around a bundle where `config_name` is the folder of one.
+
+    None: what the environment variable STAGE1_STREETVISION_CONFIG names. A name without suffix is tried with .yaml too.
+    Raises ConfigError (none given, unknown key, bad value), MissingError (no such file, no PyYAML to read it).
+    """
+    name = config_name or os.environ.get(CONFIG_VARIABLE)
+    if not name:
+        raise ConfigError(
+            f"config_name: none; give a YAML with the key `bundle`, a bundle folder, or set {CONFIG_VARIABLE}"
+        )
+    path = Path(name)
+    if path.is_dir():
+        return Settings(bundle=str(path))
+    if not path.exists() and Path(f"{path}.yaml").is_file():
+        path = Path(f"{path}.yaml")
+    if not path.is_file():
+        raise MissingError(f"config_name: {path}: no such file; give its path from {Path.cwd()}, or an absolute one")
+    return _from_mapping(_parsed(path), path)
+
+
+def _from_mapping(values: Mapping[str, Any], path: Path) -> Settings:
+    known = [field.name for field in fields(Settings)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{path}: unknown key {key!r}; did you mean {near!r}? Known: {', '.join(known)}")
+    if "bundle" not in values:
+        raise ConfigError(f"{path}: key `bundle` is missing; give the folder that `stage1 bundle` wrote")
+    given = dict(values)
+    if isinstance(threshold := given.get("decision_threshold"), str):
+        given["decision_threshold"] = _threshold_of(path.parent / threshold)
+    try:
+        settings = Settings(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    # As in other configuration files: what it names lies beside it.
+    return replace(settings, bundle=str(path.parent / settings.bundle))
+
+
+def _threshold_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["decision_threshold"]
+    except FileNotFoundError as error:
+        raise MissingError(
+            f"decision_threshold: {path}: no such file; give a number, or the file of `stage1 streetvision reward`"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"decision_threshold: {path} holds none; give a number in (0, 1), or a JSON file with that key"
+        ) from error
+
+
+def _parsed(path: Path) -> Mapping[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = json.loads(text) if path.suffix == ".json" else _yaml(text, path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())[:160]}); fix the file") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: {type(values).__name__}; a mapping of keys is expected")
+    return values
+
+
+def _yaml(text: str, path: Path) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingError(
+            f"{path}: PyYAML is not installed here; install it, or write the configuration as .json"
+        ) from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _require(name: str, value: Any, low: float, high: float, *, closed: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not (low <= value <= high if closed else low < value < high):
+        raise ConfigError(
+            f"{name}: {value!r}; a number in {'[' if closed else '('}{low:g}, {high:g}{']' if closed else ')'} is needed"
+        )

@@ -1,0 +1,132 @@
+"""export --to hf: the model of a run as a stock Hugging Face folder, held against model.onnx on images of val_select."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stage1.calibration import CALIBRATION_FILE, FrozenMap
+from stage1.documents import read_document
+from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.files import digest_file
+from stage1.pipeline.model_stages import _trained_head
+from stage1.pipeline.rundir import RunDir, read_state, stored_config
+from stage1.pipeline.tuning_stages import backbone_config, backbone_file
+from stage1.policy import POLICY_FILES, load_policy
+from stage1.policy.calibrated import has_own_probability
+
+CLIENT_LABELS = ("None", "Roadwork")  # the client takes the score of the label called exactly so
+
+
+def export_hf(
+    folder: Path, target: Path, *, keep_names: bool = False, threshold: float | None = None
+) -> dict[str, Any]:
+    """Write `target` from the run directory `folder`; returns the facts of stage1_export.json.
+
+    keep_names: the run's own class names instead of the client's None and Roadwork. threshold: the stated P(class 1) that
+    becomes the stock 0.5 (two classes). Raises as write_stock_folder does, MissingError where the run is not exported yet.
+    """
+    from stage1.data.table import SampleTable
+
+    config = stored_config(folder)
+    if config is None:
+        inside = " (it holds the ONNX graph, not the weights)" if (folder / "bundle.json").is_file() else ""
+        raise MissingError(f"{folder}: not a run directory{inside}; give the run that made it")
+    run = RunDir(folder, config, read_state(folder))
+    _check_run(run)
+    table = SampleTable.read(run / "samples.parquet")
+    labels = _labels(table.classes, keep_names)
+    cut = 0.5 if threshold is None else threshold
+    shift = 0.0 if threshold is None else margin_at(folder, threshold, len(table.classes))
+    # Not above: torch and transformers take seconds, a wrong option is said at once.
+    from stage1.images import decode
+    from stage1.inference import Predictor
+    from stage1.integrations.huggingface import Answers, Reference, write_stock_folder
+    from stage1.model.backbone import load_backbone
+    from stage1.training import load_head
+
+    backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
+    head = load_head(run / "model_best.pth", _trained_head(run), backbone.dim, len(table.classes))
+    rows = table.rows("val_select")
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), config.export.parity_images)).astype(int))]
+    items = table.items(rows)
+    _, logits, _, failures = Predictor(run / "model.onnx", backbone.preprocessing, table.classes).outputs(items)
+    if failures:
+        raise MissingError(
+            f"{table.paths[rows[failures[0][0]]]}: cannot be read any more ({failures[0][1]}); restore it"
+        )
+    reference = Reference([decode(item()) for item in items], logits, digest_file(run / "model.onnx"))
+    return write_stock_folder(target, backbone, head, table.classes, Answers(labels, shift, cut), reference)
+
+
+def hf_lines(facts: dict[str, Any], target: Path) -> list[str]:
+    """The facts for people."""
+    parity, client = facts["parity"], facts["client_processor"]
+    lines = [
+        f"{target}: {facts['architecture']}, labels {', '.join(facts['labels'])}",
+        f"logits within {parity['largest_difference']:.2g} of model.onnx on {parity['images']} images (allowed {parity['tolerance']:g})",
+    ]
+    if client is not None and client["largest_difference"] > parity["tolerance"]:
+        lines.append(
+            f"the client resizes with torchvision: on {client['side']} px images that moves a logit by up to "
+            f"{client['largest_difference']:.2g}; backbone.input_size={client['side']} needs no resizing"
+        )
+    if facts["margin_shift"] != 0:
+        lines.append(f"0.5 there is {facts['decision_threshold']:.6g} here")
+    return [*lines, "it answers every image: thresholds, deferral and certificate stay with the bundle"]
+
+
+def margin_at(folder: Path, threshold: float, n_classes: int) -> float:
+    """The raw margin at which the run states P(class 1) = `threshold`: the inverse of its calibration map.
+
+    Raises ConfigError: not two classes, a threshold outside (0, 1), a map that does not rise, or one that never gets there.
+    """
+    if n_classes != 2:
+        raise ConfigError(f"--threshold {threshold:g}: is for two classes, these are {n_classes}")
+    if not 0.0 < threshold < 1.0:
+        raise ConfigError(f"--threshold {threshold:g}: a probability between 0 and 1 is needed")
+    if any((folder / name).is_file() for name in POLICY_FILES.values()) and has_own_probability(load_policy(folder)):
+        raise ConfigError(
+            f"--threshold {threshold:g}: the gate of this run states a probability of its own, which stays here"
+        )
+    if not (folder / CALIBRATION_FILE).is_file():
+        return math.log(threshold) - math.log1p(-threshold)
+    found = FrozenMap.load(folder / CALIBRATION_FILE).map
+    if not found.keeps_order:
+        raise ConfigError(
+            f"--threshold {threshold:g}: the {found.name} map of this run is not strictly rising; use 0.5"
+        )
+    low, high = -1e4, 1e4
+
+    def stated(margin: float) -> float:
+        return float(found.apply(np.array([[0.0, margin]]))[0, 1])
+
+    if not stated(low) < threshold < stated(high):
+        raise ConfigError(
+            f"--threshold {threshold:g}: this run never states it ({stated(low):.3g} to {stated(high):.3g})"
+        )
+    while high - low > 1e-9 * max(1.0, abs(low)):
+        middle = (low + high) / 2
+        low, high = (middle, high) if stated(middle) < threshold else (low, middle)
+    return (low + high) / 2
+
+
+def _check_run(run: RunDir) -> None:
+    parity = read_document(run / "parity.json", "parity")
+    if not parity["passed"] or parity["model"] != digest_file(run / "model.onnx"):
+        raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
+    from stage1.aggregation import VIEWS_FILE, FrozenViews
+
+    if (run / VIEWS_FILE).is_file() and (count := FrozenViews.load(run / VIEWS_FILE).policy.count) > 1:
+        raise ConfigError(
+            f"{run / VIEWS_FILE}: this run looks at {count} views of an image, a stock folder at one; "
+            "ship its ONNX bundle with the detector of stage1.integrations.streetvision instead"
+        )
+
+
+def _labels(classes: Sequence[str], keep_names: bool) -> tuple[str, ...]:
+    return CLIENT_LABELS if len(classes) == 2 and not keep_names else tuple(classes)

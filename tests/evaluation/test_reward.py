@@ -1,0 +1,174 @@
+"""The client's reward: its rules one by one, and the exact expectation against enumeration, simulation and the published table."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import matthews_corrcoef
+
+from stage1.errors import DataError
+from stage1.evaluation.reward import (
+    ALPHA,
+    expected_reward,
+    mcc_of_table,
+    moving_average,
+    play,
+    reward_formula,
+    simulated,
+)
+
+# STREETVISION.md, expected reward at balanced labels: made there by simulation, so rounded and a few thousandths off.
+PUBLISHED = {
+    (0.996, 0.132): 0.740, (0.95, 0.05): 0.800, (0.98, 0.05): 0.856, (0.97, 0.03): 0.877, (0.98, 0.02): 0.915,
+    (0.99, 0.01): 0.957, (0.5, 0.5): 0.026,
+}  # fmt: skip
+ROUNDING, THEIR_ERROR = 0.0005, 0.003
+
+
+@pytest.mark.parametrize("rates, published", PUBLISHED.items(), ids=str)
+def test_the_published_table(rates, published):
+    assert float(expected_reward(*rates)) == pytest.approx(published, abs=ROUNDING + THEIR_ERROR)
+
+
+@pytest.mark.parametrize("rates", PUBLISHED, ids=str)
+def test_expectation_is_what_the_rule_pays_on_average(rates):
+    ends = simulated(*rates, answers=400, runs=250, seed=3)
+    standard_error = ends.std(ddof=1) / np.sqrt(len(ends))
+    # .95^300 of the score is still that of the warm-up, whatever that was: 2e-7
+    assert abs(ends.mean() - float(expected_reward(*rates))) <= 3.5 * standard_error
+    assert standard_error < 0.012  # power: an error of .04 anywhere would be seen
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3, 4])
+@pytest.mark.parametrize("tpr, fpr, prior", [(0.9, 0.2, 0.5), (0.6, 0.5, 0.3), (1.0, 0.0, 0.8)])
+def test_expectation_equals_enumeration(tpr, fpr, prior, answers):
+    total = 0.0
+    for labels in product((0, 1), repeat=answers):
+        for said in product((0, 1), repeat=answers):
+            chance = np.prod([
+                (prior if y else 1 - prior) * ((tpr if a else 1 - tpr) if y else (fpr if a else 1 - fpr))
+                for y, a in zip(labels, said, strict=True)
+            ])  # fmt: skip
+            total += chance * play(said, labels).rewards[-1]
+    assert float(expected_reward(tpr, fpr, prior, answers=answers)) == pytest.approx(total, abs=1e-12)
+
+
+def test_recent_answers_are_a_random_part_of_the_window():
+    # 12 answers: the 10 of the accuracy are not all of the window any more.
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, (4000, 12))
+    said = (rng.random((4000, 12)) < np.where(labels == 1, 0.8, 0.3)).astype(float)
+    ends = np.array([play(a, y).rewards[-1] for a, y in zip(said, labels, strict=True)])
+    assert ends.mean() == pytest.approx(
+        float(expected_reward(0.8, 0.3, answers=12)), abs=3.5 * ends.std() / np.sqrt(4000)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0.5, 1.0), st.floats(0.0, 0.49), st.floats(0.05, 0.95), st.floats(0.0, 0.2))
+def test_better_rates_never_pay_less(tpr, fpr, prior, step):
+    here = float(expected_reward(tpr, fpr, prior))
+    assert 0.0 <= here <= 1.0 + 1e-12
+    assert float(expected_reward(min(1.0, tpr + step), fpr, prior)) >= here - 1e-12
+    assert float(expected_reward(tpr, max(0.0, fpr - step), prior)) >= here - 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.1, 0.9))
+def test_naming_the_classes_the_other_way_round_pays_the_same(tpr, fpr, prior):
+    assert float(expected_reward(tpr, fpr, prior)) == pytest.approx(
+        float(expected_reward(1 - fpr, 1 - tpr, 1 - prior)), abs=1e-10
+    )
+
+
+def test_expected_reward_broadcasts_and_knows_its_ends():
+    many = expected_reward(np.array([[0.9], [1.0]]), np.array([0.1, 0.0, 0.3]))
+    assert many.shape == (2, 3)
+    assert many[0, 0] == pytest.approx(float(expected_reward(0.9, 0.1)))
+    # Always right: only 100 equal labels in a row keep it from 1.
+    assert many[1, 1] == pytest.approx(1.0, abs=1e-12)
+    assert float(expected_reward(1.0, 1.0)) == pytest.approx((0.5**3) * 0.5 * (1.6 / 4 + 0.1 * 0.5 * 6) * 0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("arguments, word", [((1.1, 0.0), "tpr"), ((0.5, -0.1), "fpr"), ((0.5, float("nan")), "fpr"), ((0.5, 0.5, 2.0), "prior"), ((0.5, 0.5, 0.5, 0), "answers")])  # fmt: skip
+def test_bad_rates_are_named(arguments, word):
+    with pytest.raises(DataError, match=word):
+        expected_reward(*arguments)
+
+
+# ---- played
+
+
+def test_warm_up_uses_what_there_is():
+    rewards = play([1.0, 0.0, 1.0], [1, 0, 0]).rewards
+    assert rewards[0] == 0.5**3  # one label only: MCC counts 0, accuracy 1
+    assert rewards[1] == 1.0
+    assert rewards[2] == pytest.approx(float(reward_formula(mcc_of_table(1, 1, 1, 2), 2 / 3)))
+
+
+def test_windows_forget():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 260)
+    said = np.where(np.arange(260) < 150, 1 - labels, labels)  # all wrong, then all right
+    rewards = play(said, labels).rewards
+    assert rewards[149] == 0.0
+    assert rewards[159] < 1.0  # the last ten are right, the last hundred are not
+    assert rewards[249] == 1.0
+
+
+def test_mcc_of_each_window_is_that_of_scikit_learn():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 300)
+    answers = np.clip(labels * 0.4 + rng.normal(0.3, 0.3, 300), 0, 1)
+    rewards = play(answers, labels).rewards
+    for end in (5, 40, 99, 100, 101, 250, 299):
+        hundred, ten = slice(max(0, end - 99), end + 1), slice(max(0, end - 9), end + 1)
+        said = answers > 0.5
+        mcc = max(0.0, matthews_corrcoef(labels[hundred], said[hundred]))
+        assert rewards[end] == pytest.approx((0.5 * mcc + 0.5 * (said[ten] == labels[ten]).mean()) ** 3)
+
+
+def test_exactly_one_half_says_class_0():
+    assert play([0.5, 0.500001], [0, 1]).rewards[1] == 1.0
+    assert play([0.5], [1]).rewards[0] == 0.0
+
+
+def test_out_of_range_and_no_reply_earn_nothing():
+    answers = [0.9, 1.2, -0.1, -1.0, float("nan"), 0.1]
+    labels = [1, 1, 0, 1, 1, 0]
+    rewards = play(answers, labels).rewards
+    assert (rewards[1:5] == 0).all()
+    # 1.2 and -0.1 round to the right class and count as such later; -1 and NaN are left out of what is measured.
+    assert rewards[5] == 1.0
+    # An answer that rounds to neither class is a wrong one in the windows.
+    assert play([0.9, 0.1, 7.0, 0.9], [1, 0, 1, 1]).rewards[3] < play([0.9, 0.1, -1.0, 0.9], [1, 0, 1, 1]).rewards[3]
+
+
+def test_no_reply_takes_a_place_in_the_window():
+    labels = np.tile([0, 1], 60)
+    right, silent = labels.astype(float), labels.astype(float)
+    right[0] = silent[0] = 1.0  # one wrong answer, then 99 places
+    silent[1:11] = -1.0
+    assert play(right[:101], labels[:101]).rewards[100] == play(silent[:101], labels[:101]).rewards[100] == 1.0
+    assert play(silent[:100], labels[:100]).rewards[99] < play(right[:100], labels[:100]).rewards[99]
+
+
+def test_one_label_only_counts_as_no_mcc():
+    assert (play(np.ones(30), np.ones(30, dtype=int)).rewards == 0.125).all()
+
+
+def test_moving_average_starts_at_zero():
+    assert moving_average(np.ones(2)).tolist() == [ALPHA, ALPHA + (1 - ALPHA) * ALPHA]
+    played = play([1.0] * 3, [1] * 3)
+    assert played.scores.tolist() == moving_average(played.rewards).tolist()
+    assert played.mean == 0.125
+
+
+@pytest.mark.parametrize("answers, labels", [([], []), ([0.1], [0, 1]), ([0.1], [2])])
+def test_bad_sequences_are_refused(answers, labels):
+    with pytest.raises(DataError):
+        play(answers, labels)
