@@ -1,0 +1,113 @@
+"""Whether the next stage can take what the first one defers: an upper bound of the defer rate against a capacity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from stage1.errors import ConfigError, DataError
+from stage1.inference.cascade.config import StageConfig
+from stage1.risk import binomial_upper
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class DeferRate:
+    """Share of images that go on. observed, upper: at 1 - delta; n: counted units; method: in words; prior: of class 1, if stated."""
+
+    observed: float
+    upper: float
+    n: int
+    delta: float
+    method: str
+    prior: float | None
+
+
+def defer_rate(
+    deferred: Bools, labels: Ints | None, *, delta: float, prior: float | None, fitted_here: bool
+) -> DeferRate:
+    """From independent units: deferred bool [N], labels int [N] (needed with prior).
+
+    fitted_here: the thresholds were chosen on these very images. Then an exact binomial would be too small; the share of
+    scores between two thresholds is bounded for all pairs at once instead (Dvoretzky-Kiefer-Wolfowitz with Massart's
+    constant, twice as an interval has two ends). prior: P(class 1) where the cascade works: class by class, delta / 2 each.
+    Raises DataError for no units or a class without any.
+    """
+    if not len(deferred):
+        raise DataError("defer rate: no scores; give a folder of `stage1 cascade evaluate`, or a bundle as first stage")
+    if prior is None:
+        seen, upper = _share(deferred, delta, fitted_here)
+    else:
+        if labels is None or not ((labels == 1).any() and (labels == 0).any()):
+            raise DataError("--prior: needs labelled scores of both classes")
+        parts = [_share(deferred[labels == label], delta / 2, fitted_here) for label in (1, 0)]
+        seen, upper = (prior * one + (1 - prior) * zero for one, zero in zip(*parts, strict=True))
+    method = "uniform over all pairs of thresholds (DKW)" if fitted_here else "exact binomial"
+    return DeferRate(seen, min(upper, 1.0), len(deferred), delta, method, prior)
+
+
+def _share(deferred: Bools, delta: float, fitted_here: bool) -> tuple[float, float]:
+    seen, n = float(deferred.mean()), len(deferred)
+    if not fitted_here:
+        return seen, float(binomial_upper(int(deferred.sum()), n, delta))
+    return seen, min(1.0, seen + 2 * sqrt(log(2 / delta) / (2 * n)))
+
+
+def arrival_rate(text: str) -> float:
+    """ "120/min", "2/s", "5000/h" as images a minute. Raises ConfigError."""
+    number, _, unit = text.partition("/")
+    per_minute = {
+        "s": 60.0,
+        "sec": 60.0,
+        "second": 60.0,
+        "m": 1.0,
+        "min": 1.0,
+        "minute": 1.0,
+        "h": 1 / 60,
+        "hour": 1 / 60,
+    }
+    try:
+        rate = float(number) * per_minute[unit.strip()]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"--rate {text!r}: looks like 120/min, 2/s or 5000/h") from error
+    if not 0 < rate < float("inf"):
+        raise ConfigError(f"--rate {text!r}: must be positive, like 120/min")
+    return rate
+
+
+def capacity_per_minute(stage: StageConfig, milliseconds: float | None, attempts: float) -> tuple[float | None, str]:
+    """Images a minute that a stage can take, and what limits it; None where neither its budget nor its speed is known.
+
+    milliseconds: of one image (retries included), attempts: per image, as measured.
+    """
+    limits = []
+    if stage.calls.per_minute is not None:
+        limits.append(
+            (stage.calls.per_minute / max(attempts, 1.0), f"budget of {stage.calls.per_minute} attempts a minute")
+        )
+    if milliseconds:
+        at_once = stage.calls.concurrency if stage.kind != "bundle" else 1
+        limits.append((60_000.0 / milliseconds * at_once, f"{milliseconds:.4g} ms an image, {at_once} at once"))
+    return min(limits) if limits else (None, "neither calls.per_minute nor cost.milliseconds is given")
+
+
+def load(rate: float, share: DeferRate, capacity: float | None) -> dict[str, Any]:
+    """The check: images a minute that arrive at the stage, expected and at most, against what it takes.
+
+    busy_minutes: share of minutes in which more arrive than that (Poisson arrivals at the upper bound).
+    """
+    expected, most = rate * share.observed, rate * share.upper
+    fits = None if capacity is None else most <= capacity
+    return {
+        "expected_per_minute": expected, "upper_per_minute": most, "capacity_per_minute": capacity, "fits": fits,
+        "busy_minutes": None if capacity is None else float(stats.poisson.sf(np.floor(capacity), most)),
+        "rate_that_fits": None if capacity is None else capacity / share.upper if share.upper > 0 else None,
+        "defer_share_that_fits": None if capacity is None else min(capacity / rate, 1.0),
+    }  # fmt: skip

@@ -1,0 +1,165 @@
+"""One POST to an endpoint that may do anything: bounded in time and size, never redirected, the key in no message."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from stage1.errors import ConfigError, MissingError
+from stage1.inference.cascade.chat import chat_probability, chat_request
+from stage1.inference.cascade.config import HttpConfig
+from stage1.inference.cascade.resilience import CallFailed
+
+_PIECE = 16384
+_MEDIA = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n", "image/png"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"))
+
+
+class Endpoint:
+    """An HTTP stage ready to be asked; `ask` may be called from several threads, each call on a connection of its own.
+
+    Raises MissingError where the environment variable of the key is not set, ConfigError where it cannot be a header.
+    """
+
+    def __init__(self, config: HttpConfig) -> None:
+        self._config = config
+        parts = urlsplit(config.url)
+        self._secure, self._host = parts.scheme == "https", parts.hostname or ""
+        self._port = parts.port or (443 if self._secure else 80)
+        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._key = _key(config.key_env) if config.key_env else None
+
+    def ask(self, image: bytes) -> float:
+        """P(second class) of one image by one request; the number is checked by the caller. Raises CallFailed."""
+        kind = media_type(image)
+        if self._config.format == "bytes":
+            body, content = image, kind
+        else:
+            text = base64.b64encode(image).decode("ascii")
+            chat = self._config.chat
+            document = {"image": text} if chat is None else chat_request(chat, f"data:{kind};base64,{text}")
+            body, content = json.dumps(document).encode(), "application/json"
+        try:
+            return self._probability(self._post(body, content))
+        except CallFailed as error:
+            # An endpoint may echo what it was sent.
+            detail = " ".join(error.detail.split())[:200]
+            error.detail = detail.replace(self._key, "***") if self._key else detail
+            raise
+
+    def _probability(self, answer: bytes) -> float:
+        try:
+            document: Any = json.loads(answer)
+        # RecursionError: 64 KiB of opening brackets.
+        except (ValueError, RecursionError) as error:
+            raise CallFailed("invalid", f"{len(answer)} bytes that are no JSON") from error
+        if self._config.chat is not None:
+            return chat_probability(self._config.chat, document)
+        if not isinstance(document, dict) or "probability" not in document:
+            raise CallFailed("invalid", "JSON without `probability`")
+        value: float = document["probability"]
+        return value
+
+    def _post(self, body: bytes, content_type: str) -> bytes:
+        config = self._config
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=config.connect_timeout_s)
+        late = threading.Event()
+        timer: threading.Timer | None = None
+        try:
+            try:
+                connection.connect()
+            except TimeoutError as error:
+                raise CallFailed("timeout", f"no connection within {config.connect_timeout_s:g} s") from error
+            timer = _cut_after(config.read_timeout_s, connection.sock, late)
+            connection.request("POST", self._path, body, self._headers(content_type))
+            answer = self._read(connection.getresponse())
+            if late.is_set():
+                # Cut in the middle of the head, what is there passes for an answer without a body.
+                raise CallFailed("timeout", "")
+            return answer
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if late.is_set() or isinstance(error, TimeoutError):
+                raise CallFailed("timeout", f"no whole answer within {config.read_timeout_s:g} s") from error
+            if isinstance(error, OSError):
+                raise CallFailed("unreachable", error.strerror or type(error).__name__) from error
+            raise CallFailed("invalid", f"not an HTTP answer ({type(error).__name__})") from error
+        except CallFailed as error:
+            if late.is_set():
+                raise CallFailed("timeout", f"no whole answer within {config.read_timeout_s:g} s") from error
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            connection.close()
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        status, most = response.status, self._config.max_response_bytes
+        if 300 <= status < 400:
+            raise CallFailed("redirect", f"HTTP {status}; redirects are not followed, give the final url", retry=False)
+        if status != 200:
+            again = status == 429 or status >= 500
+            raise CallFailed(
+                "http_error", f"HTTP {status}", retry=again, wait_s=_seconds(response.getheader("Retry-After"))
+            )
+        pieces, size = [], 0
+        while size <= most and (response.length is None or response.length <= most):
+            piece = response.read1(_PIECE)
+            if not piece:
+                break
+            pieces.append(piece)
+            size += len(piece)
+        else:
+            raise CallFailed("too_large", f"more than {most} bytes (max_response_bytes)", retry=False)
+        if response.length:
+            raise CallFailed("invalid", f"ends {response.length} bytes early")
+        return b"".join(pieces)
+
+    def _headers(self, content_type: str) -> dict[str, str]:
+        headers = {"Content-Type": content_type, "Accept": "application/json", "Connection": "close"}
+        if self._key is not None:
+            name = self._config.key_header
+            headers[name] = f"Bearer {self._key}" if name.lower() == "authorization" else self._key
+        return headers
+
+
+def media_type(image: bytes) -> str:
+    """By the first bytes; application/octet-stream for what is not known."""
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for start, kind in _MEDIA if image.startswith(start)), "application/octet-stream")
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "")
+    if not key:
+        raise MissingError(f"{variable}: the environment variable with the API key (key_env) is not set")
+    if not all(32 < ord(char) < 127 for char in key):
+        raise ConfigError(f"{variable}: its value holds spaces, line breaks or letters that no HTTP header takes")
+    return key
+
+
+def _cut_after(seconds: float, connection: socket.socket, late: threading.Event) -> threading.Timer:
+    """Closes the connection at the deadline: a socket's own timeout starts anew with every byte."""
+    connection.settimeout(seconds)
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError):  # already closed: there is nothing left to cut
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Retry-After in seconds; 0 where it is missing or a date."""
+    return float(retry_after) if retry_after is not None and retry_after.isdecimal() and len(retry_after) < 6 else 0.0

@@ -1,0 +1,178 @@
+"""Asking a stage that may fail: retries with jitter, a budget per minute, a circuit breaker; every end is an outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stage1.inference.cascade.config import CallsConfig
+
+ANSWERED = "answered"
+# What can come of asking one stage for one image. Those of OUTAGES say nothing of the image: they come in runs.
+OUTCOMES = (
+    ANSWERED, "timeout", "unreachable", "http_error", "redirect", "too_large", "invalid", "failed", "broken_image",
+    "over_budget", "breaker_open",
+)  # fmt: skip
+OUTAGES = ("over_budget", "breaker_open")
+
+
+class CallFailed(Exception):
+    """One attempt without an answer. kind: of OUTCOMES; retry: another attempt may do better."""
+
+    def __init__(self, kind: str, detail: str, *, retry: bool = True, wait_s: float = 0.0) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.retry = retry
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """How asking ended. probability: None unless outcome is "answered". attempts: requests made; milliseconds: all of them."""
+
+    outcome: str
+    probability: float | None
+    attempts: int
+    milliseconds: float
+    detail: str | None = None
+
+
+def checked_probability(value: Any) -> float:
+    """`value` as a probability. Raises CallFailed("invalid") for NaN, 1.7, text, true."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CallFailed("invalid", f"probability is {type(value).__name__}, a number is expected")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits, which str() might refuse as well
+        number = math.inf
+    if not 0 <= number <= 1:
+        raise CallFailed("invalid", f"probability {number:g}, between 0 and 1 is expected")
+    return number
+
+
+class Budget:
+    """At most `per_minute` attempts in any 60 seconds; None: no limit. Thread-safe."""
+
+    def __init__(
+        self, per_minute: int | None, wait: bool, clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> None:
+        self._limit, self._wait, self._clock, self._sleep = per_minute, wait, clock, sleep
+        self._taken: deque[float] = deque()
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Take one attempt, waiting for it where that is asked for; False where the budget is spent."""
+        while self._limit is not None:
+            with self._lock:
+                now = self._clock()
+                while self._taken and now - self._taken[0] >= 60.0:
+                    self._taken.popleft()
+                if len(self._taken) < self._limit:
+                    self._taken.append(now)
+                    return True
+                free_in = 60.0 - (now - self._taken[0])
+            if not self._wait:
+                return False
+            self._sleep(free_in)
+        return True
+
+
+class Breaker:
+    """Closed until `failures` attempts in a row fail; open for `pause_s`; then one attempt decides. Thread-safe."""
+
+    def __init__(self, failures: int, pause_s: float, clock: Callable[[], float]) -> None:
+        self._most, self._pause, self._clock = failures, pause_s, clock
+        self._in_a_row = 0
+        self._open_until: float | None = None
+        self._trying = False
+        self._lock = threading.Lock()
+
+    def allows(self) -> bool:
+        """Whether an attempt may be made now. After True, `ended` or `released` must follow."""
+        with self._lock:
+            if self._open_until is None:
+                return True
+            if self._trying or self._clock() < self._open_until:
+                return False
+            self._trying = True
+            return True
+
+    def ended(self, good: bool) -> None:
+        with self._lock:
+            self._trying = False
+            if good:
+                self._in_a_row, self._open_until = 0, None
+                return
+            self._in_a_row += 1
+            if self._in_a_row >= self._most:
+                self._open_until = self._clock() + self._pause
+
+    def released(self) -> None:
+        """The attempt was not made after all."""
+        with self._lock:
+            self._trying = False
+
+
+class Guard:
+    """Everything between a stage and whoever asks it; one per stage and process.
+
+    clock, sleep: time.monotonic and time.sleep, or a test's own.
+    """
+
+    def __init__(
+        self, settings: CallsConfig, stage: str, seed: int, *,
+        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        self._settings, self._stage, self._seed = settings, stage, seed
+        self._clock, self._sleep = clock, sleep
+        self._budget = Budget(settings.per_minute, settings.when_over == "wait", clock, sleep)
+        self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, clock)
+
+    def call(self, ask: Callable[[], float], key: str) -> Called:
+        """Ask until there is an answer, or no further attempt is allowed. key: names the image, for the jitter.
+
+        ask: one attempt; raises CallFailed.
+        """
+        began, attempts = self._clock(), 0
+        failure = CallFailed("breaker_open", "the stage failed too often in a row and is left alone for a while")
+        while attempts <= self._settings.retries:
+            if not self._breaker.allows():
+                break
+            if not self._budget.take():
+                self._breaker.released()
+                if not attempts:
+                    failure = CallFailed("over_budget", f"{self._settings.per_minute} attempts a minute are spent")
+                break
+            attempts += 1
+            try:
+                probability = checked_probability(ask())
+            except CallFailed as error:
+                self._breaker.ended(False)
+                failure = error
+                if not error.retry or attempts > self._settings.retries:
+                    break
+                self._sleep(max(self._delay(key, attempts), min(error.wait_s, self._settings.backoff_max_s)))
+                continue
+            except BaseException:
+                self._breaker.released()
+                raise
+            self._breaker.ended(True)
+            return Called(ANSWERED, probability, attempts, self._since(began))
+        return Called(failure.kind, None, attempts, self._since(began), failure.detail)
+
+    def _since(self, began: float) -> float:
+        return round(1000 * (self._clock() - began), 3)
+
+    def _delay(self, key: str, attempt: int) -> float:
+        """Uniform up to the backoff: by hash, so that it does not depend on which thread asks when."""
+        digest = hashlib.sha256(f"{self._seed}|{self._stage}|{key}|{attempt}".encode()).digest()
+        most: float = min(self._settings.backoff_s * 2.0 ** (attempt - 1), self._settings.backoff_max_s)
+        share: float = int.from_bytes(digest[:8]) / 2**64
+        return most * share

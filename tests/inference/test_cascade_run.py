@@ -1,0 +1,283 @@
+"""Every image is answered once, whatever the stages do; the record can be gone on with; nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
+from stage1.inference import Input
+from stage1.inference.cascade import fixed_rules, header, open_cascade, open_log, read_answers, recorded, run_cascade
+from stage1.inference.cascade.run import Tally
+from stage1.inference.cascade.stages import Cascade
+
+MODULE = """
+import time
+import numpy as np
+asked = []
+def by_length(data):
+    asked.append(data)
+    if data.startswith(b"hang"):
+        time.sleep(30)
+    if data.startswith(b"boom"):
+        raise RuntimeError("boom\\nsecond line")
+    if data.startswith(b"bye"):
+        raise SystemExit(3)
+    if data.startswith(b"nan"):
+        return float("nan")
+    return len(data) / 100
+def sure(data):
+    return np.float32(0.75)
+def counts(data):
+    return np.array(0.25)
+not_a_function = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    # A module of its own for each test: what is imported once stays imported.
+    name = f"stages_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    (tmp_path / "name").write_text(name)
+    return tmp_path
+
+
+def cascade(folder: Path, first: dict | None = None, second: dict | None = None, **top: object) -> Cascade:
+    module = (folder / "name").read_text()
+    stages = [
+        {"name": "first", "callable": f"{module}:by_length", "exit": {"below": 0.1, "above": 0.9},
+         "calls": {"retries": 0, "timeout_s": 0.3, "breaker_failures": 99}, **(first or {})},
+        {"name": "second", "callable": f"{module}:sure", "calls": {"retries": 0, "breaker_failures": 99}, **(second or {})},
+    ]  # fmt: skip
+    for stage in stages:
+        stage["callable"] = stage["callable"].replace("MODULE", module)
+    path = folder / "cascade.yaml"
+    path.write_text(yaml.safe_dump({"classes": ["none", "roadwork"], "stages": stages, **top}))
+    return open_cascade(path)
+
+
+def asked(folder: Path) -> list[bytes]:
+    import sys
+
+    return sys.modules[(folder / "name").read_text()].asked
+
+
+def run(opened: Cascade, images: dict[str, bytes], path: Path, rules: object = "fixed") -> Tally:
+    chosen = fixed_rules(opened.config) if rules == "fixed" else None
+    head = header(opened.digest, None if chosen is None else [rule.to_document() for rule in chosen], opened.names)
+    with open_log(path, head) as (done, sink):
+        inputs = [Input(name, data) for name, data in images.items()]
+        return run_cascade(opened, inputs, sink, rules=chosen, done=[answer.image for answer in done])
+
+
+def by_name(path: Path) -> dict:
+    return {answer.image: answer for answer in read_answers(path)[1]}
+
+
+def test_exits_defers_and_answers(folder):
+    images = {"short": b"x", "long": b"x" * 95, "middle": b"x" * 50, "middle2": b"x" * 40}
+    tally = run(cascade(folder), images, folder / "a.jsonl")
+    found = by_name(folder / "a.jsonl")
+    assert {name: (found[name].label, found[name].answered_by, found[name].fallback) for name in images} == {
+        "short": ("none", "first", False),
+        "long": ("roadwork", "first", False),
+        "middle": ("roadwork", "second", False),
+        "middle2": ("roadwork", "second", False),
+    }
+    assert found["middle"].probability == 0.75
+    assert [call.stage for call in found["middle"].calls] == ["first", "second"]
+    assert (tally.answered, tally.fallbacks, tally.by) == (4, 0, {"first": 2, "second": 2})
+
+
+def test_a_stage_that_fails_is_stood_in_for_by_the_one_before(folder):
+    opened = cascade(folder, first={"callable": "MODULE:sure"}, second={"callable": "MODULE:by_length", "calls": {
+        "retries": 0, "timeout_s": 0.3, "breaker_failures": 99}})  # fmt: skip
+    images = {name: name.encode() for name in ("hang", "boom", "bye", "nan", "fine")}
+    began = time.perf_counter()
+    tally = run(opened, images, folder / "a.jsonl")
+    assert time.perf_counter() - began < 5
+    found = by_name(folder / "a.jsonl")
+    outcomes = {name: found[name].calls[1].outcome for name in images}
+    assert outcomes == {"hang": "timeout", "boom": "failed", "bye": "failed", "nan": "invalid", "fine": "answered"}
+    for name in ("hang", "boom", "bye", "nan"):
+        assert (found[name].label, found[name].probability, found[name].answered_by) == ("roadwork", 0.75, "first")
+        assert found[name].fallback
+    assert not found["fine"].fallback
+    assert found["boom"].calls[1].detail == "RuntimeError: boom second line"
+    assert tally.failed["second"] == {"timeout": 1, "failed": 2, "invalid": 1}
+
+
+def test_a_first_stage_that_fails_leaves_it_to_the_next(folder):
+    run(cascade(folder), {"boom": b"boom"}, folder / "a.jsonl")
+    answer = by_name(folder / "a.jsonl")["boom"]
+    assert (answer.answered_by, answer.label, answer.fallback) == ("second", "roadwork", False)
+
+
+@pytest.mark.parametrize("default, label", [(0.5, "none"), (0.9, "roadwork")])
+def test_where_no_stage_answers_the_default_does(folder, default, label):
+    opened = cascade(folder, second={"callable": "MODULE:by_length"}, default_probability=default)
+    run(opened, {"boom": b"boom"}, folder / "a.jsonl")
+    answer = by_name(folder / "a.jsonl")["boom"]
+    assert (answer.answered_by, answer.label, answer.probability) == ("default", label, default)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_rest_answered(folder):
+    opened = cascade(folder)
+    rules = fixed_rules(opened.config)
+    answers = []
+
+    class Sink:
+        def write(self, answer):
+            answers.append(answer)
+
+    inputs = [Input("gone.jpg", folder / "gone.jpg"), Input("ok", b"x"), Input("ok", b"x"), Input("b\udcff", b"x" * 50)]
+    tally = run_cascade(opened, inputs, Sink(), rules=rules)
+    found = {answer.image: answer for answer in answers}
+    assert found["gone.jpg"].error == "No such file or directory"
+    assert found["gone.jpg"].answered_by == "default"
+    assert (tally.answered, tally.skipped) == (3, 1)
+    assert json.loads(found["b\udcff"].to_line())["image"] == "b\\udcff"
+
+
+def test_numbers_of_numpy_are_numbers(folder):
+    opened = cascade(folder, second={"callable": "MODULE:counts"})
+    run(opened, {"middle": b"x" * 50}, folder / "a.jsonl")
+    assert by_name(folder / "a.jsonl")["middle"].probability == 0.25
+
+
+# ---- the record
+
+
+def test_going_on_asks_only_what_is_missing(folder):
+    images = {f"image {index}": b"x" * (40 + index) for index in range(10)}
+    path = folder / "a.jsonl"
+    opened = cascade(folder)
+    run(opened, dict(list(images.items())[:6]), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])  # killed while it wrote the sixth
+    before = len(asked(folder))
+    tally = run(opened, images, path)
+    assert (tally.answered, tally.skipped) == (5, 5)
+    assert len(asked(folder)) - before == 5
+    assert sorted(by_name(path)) == sorted(images)
+    assert len(path.read_text().splitlines()) == 11
+
+
+def test_a_record_of_other_stages_or_rules_is_not_mixed(folder):
+    path = folder / "a.jsonl"
+    run(cascade(folder), {"a": b"x"}, path)
+    with pytest.raises(ConfigError, match="other exit rules"):
+        run(cascade(folder, first={"exit": {"below": 0.2}}), {"b": b"x"}, path)
+    with pytest.raises(ConfigError, match="other stages"):
+        run(cascade(folder, second={"callable": "MODULE:counts"}), {"b": b"x"}, path)
+
+
+def test_two_writers_of_one_record(folder):
+    opened = cascade(folder)
+    head = header(opened.digest, None, opened.names)
+    with (
+        open_log(folder / "a.jsonl", head),
+        pytest.raises(Stage1Error, match="another process"),
+        open_log(folder / "a.jsonl", head),
+    ):
+        raise AssertionError("two writers")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line[: len(line) // 2],
+        lambda line: line.replace('"outcome": "answered"', '"outcome": "great"'),
+        lambda line: line.replace('"probability": 0.01', '"probability": 1.7'),
+        lambda line: line.replace('"probability": 0.01', '"probability": NaN'),
+        lambda line: line.replace('"calls"', '"cals"'),
+        lambda line: line + "\n" + line,
+        lambda line: "[]",
+    ],
+)
+def test_a_damaged_record_is_named_by_line(folder, change):
+    path = folder / "a.jsonl"
+    run(cascade(folder), {"a": b"x"}, path)
+    head, line = path.read_text().splitlines()
+    assert change(line) != line
+    path.write_text(f"{head}\n{change(line)}\n")
+    with pytest.raises(IntegrityError, match=r"a\.jsonl: line [23]"):
+        read_answers(path)
+
+
+def test_other_files_are_no_record(folder):
+    (folder / "a.jsonl").write_text('{"schema_version": 1}\n')
+    with pytest.raises(IntegrityError, match="not a file of cascade answers"):
+        read_answers(folder / "a.jsonl")
+    with pytest.raises(MissingError):
+        read_answers(folder / "b.jsonl")
+
+
+def test_asking_every_stage_decides_nothing(folder):
+    opened = cascade(folder)
+    run(opened, {"short": b"x", "boom": b"boom"}, folder / "a.jsonl", rules=None)
+    found = by_name(folder / "a.jsonl")
+    assert [call.stage for call in found["short"].calls] == ["first", "second"]
+    assert found["short"].label is None
+    arrays = recorded(list(found.values()), opened.names, opened.config.classes)
+    assert arrays.outcome.tolist() == [["answered", "answered"], ["failed", "answered"]] or arrays.outcome.tolist() == [
+        ["failed", "answered"],
+        ["answered", "answered"],
+    ]
+
+
+# ---- opening
+
+
+@pytest.mark.parametrize(
+    "target, words",
+    [
+        ("no_such_module_here:f", "cannot be imported"),
+        ("MODULE:nothing", "cannot be imported"),
+        ("MODULE:not_a_function", "is int"),
+    ],
+)
+def test_a_callable_that_is_none(folder, target, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        cascade(folder, second={"callable": target})
+    assert "'second'" in str(caught.value)
+
+
+def test_a_bundle_of_other_classes_and_none_at_all(folder, bundle_folder):
+    document = {"classes": ["roadwork", "none"], "stages": [
+        {"name": "first", "bundle": str(bundle_folder), "exit": "own"}, {"name": "second", "callable": "json:loads"}]}  # fmt: skip
+    (folder / "c.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match="none, roadwork, the cascade roadwork, none"):
+        open_cascade(folder / "c.yaml")
+    document["stages"][0]["bundle"] = "nowhere"
+    (folder / "c.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(MissingError, match="nowhere"):
+        open_cascade(folder / "c.yaml")
+
+
+def test_a_bundles_own_exits_count(folder, bundle_folder, picture):
+    document = {"classes": ["none", "roadwork"], "stages": [
+        {"name": "first", "bundle": str(bundle_folder), "exit": "own"},
+        {"name": "second", "callable": f"{(folder / 'name').read_text()}:sure"}]}  # fmt: skip
+    (folder / "c.yaml").write_text(yaml.safe_dump(document))
+    opened = open_cascade(folder / "c.yaml")
+    images = {
+        "red": picture((200, 60, 60)),
+        "blue": picture((60, 60, 200)),
+        "grey": picture((120, 120, 120)),
+        "cut": picture()[:200],
+    }
+    run(opened, images, folder / "a.jsonl")
+    found = by_name(folder / "a.jsonl")
+    rows = {row.path: row for row in opened.bundles[0].predict(list(images.values()))}
+    for place, name in enumerate(images):
+        row = rows[f"#{place}"]
+        assert found[name].answered_by == ("first" if row.exit else "second")
+        assert not row.exit or found[name].label == row.label
+    assert found["cut"].calls[0].outcome == "broken_image"
+    assert {found["red"].label, found["blue"].label} == {"roadwork", "none"}
