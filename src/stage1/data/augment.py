@@ -1,7 +1,7 @@
 """Named distortions of training images: pixels in, pixels out, a function of (seed, epoch, index) alone.
 
 Each name stands for one frozen Recipe, whose values are stored with the run; `client` is what the StreetVision validator sends
-(STREETVISION.md, "What it sends"). Nothing here is ever applied to evaluation roles.
+(data/challenge). Nothing here is ever applied to evaluation roles.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
+from stage1.data.challenge.distort import CLIENT, LEVELS, Pixels, distort, jpeg, noisy
 from stage1.errors import ConfigError
 from stage1.images import Preprocessing, to_tensor
 
-Pixels = NDArray[np.uint8]
 Name = Literal["none", "moderate", "aggressive", "client"]
 _KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -55,24 +55,6 @@ RECIPES = {
         gray=0.1, blur=0.3, noise=0.04, erase=0.25, jpeg=(40, 95),
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The validator's distortions. A tuple of levels: index 0 is "off". Levels L0 to L3 come equally often."""
-
-    size: int = 224
-    degrees: float = 20.0
-    area: tuple[float, float] = (0.2, 1.0)
-    chroma: tuple[float, ...] = (1.0, 0.4, 0.3)
-    brightness: tuple[float, ...] = (1.0, 0.85, 0.725)
-    resample: tuple[int, ...] = (1, 2, 3)
-    noise_variance: tuple[float, ...] = (0.0, 0.001, 0.002)
-    blur_kernel: tuple[int, ...] = (0, 7, 9)
-    quality: int = 75
-
-
-CLIENT = Client()
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -117,44 +99,17 @@ def augment(rgb: Pixels, name: str, spec: Preprocessing, rng: np.random.Generato
         image = image.filter(ImageFilter.GaussianBlur(sigma))
     pixels = np.asarray(image)
     if recipe.noise:
-        pixels = _noisy(pixels, level, rng)
+        pixels = noisy(pixels, level**2, rng)
     if erase < recipe.erase:
         pixels = _erased(pixels, rng)
     low, high = recipe.jpeg
-    return _jpeg(pixels, int(rng.integers(low, high + 1))) if high else pixels
+    return _decoded(jpeg(pixels, int(rng.integers(low, high + 1)))) if high else pixels
 
 
 def client(rgb: Pixels, rng: np.random.Generator, level: int | None = None) -> Pixels:
-    """What the StreetVision validator makes of a frame: uint8 [224, 224, 3]; `level` 0..3, None: drawn.
-
-    L0: centre square; L1: rotation and random square crop; L2: and each of chroma, brightness, resampling at level 0 or 1;
-    L3: and each of these, noise and blur at level 0, 1 or 2. JPEG quality 75, 4:2:0, at the end. Its flips never fire.
-    The kernels of its resizing are not published: bilinear here.
-    """
-    level = int(rng.integers(4)) if level is None else level
-    side = CLIENT.size
-    if level == 0:
-        return _jpeg(np.asarray(_square(Image.fromarray(rgb), 0.5, 0.5, 1.0, side)), CLIENT.quality)
-    image = Image.fromarray(rgb).rotate(rng.uniform(-CLIENT.degrees, CLIENT.degrees), Image.Resampling.NEAREST)
-    image = _square(image, rng.random(), rng.random(), rng.uniform(*CLIENT.area), side)
-    levels = rng.integers(0, level, size=5) if level > 1 else np.zeros(5, np.int64)
-    chroma, brightness, resample, noise, blur = levels.tolist()
-    if level == 2:
-        noise = blur = 0
-    pixels = np.asarray(image)
-    if chroma:
-        pixels = _chroma(pixels, CLIENT.chroma[chroma])
-    if brightness:
-        pixels = _scaled(pixels.astype(np.float32) * CLIENT.brightness[brightness])
-    if resample:
-        small = side // CLIENT.resample[resample]
-        image = Image.fromarray(pixels).resize((small, small), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
-    if noise:
-        pixels = _noisy(pixels, float(np.sqrt(CLIENT.noise_variance[noise])), rng)
-    if blur:
-        pixels = _blurred(pixels, CLIENT.blur_kernel[blur])
-    return _jpeg(pixels, CLIENT.quality)
+    """What the StreetVision client makes of a frame (data/challenge): uint8 [224, 224, 3]; `level` 0..3, None: drawn."""
+    level = int(rng.integers(len(LEVELS))) if level is None else level
+    return _decoded(jpeg(distort(rgb, level, rng)))
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------
@@ -184,22 +139,6 @@ def _crop(rgb: Pixels, recipe: Recipe, spec: Preprocessing, rng: np.random.Gener
     return Image.fromarray(rgb).resize((spec.size, spec.size), _KERNELS[spec.interpolation], box=box)
 
 
-def _square(image: Image.Image, x: float, y: float, area: float, side: int) -> Image.Image:
-    """The square with `area` of the largest possible one, at share x, y of the room left, resized."""
-    edge = min(image.size) * np.sqrt(area)
-    left, top = x * (image.width - edge), y * (image.height - edge)
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
-
-
-def _scaled(values: NDArray[np.float32]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
-
-def _noisy(pixels: Pixels, deviation: float, rng: np.random.Generator) -> Pixels:
-    noise = rng.standard_normal(pixels.shape, dtype=np.float32)
-    return _scaled(pixels.astype(np.float32) + np.float32(255.0 * deviation) * noise)
-
-
 def _erased(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     side = pixels.shape[0]
     area, ratio = rng.uniform(0.02, 0.2), float(np.exp(rng.uniform(-1.0, 1.0)))
@@ -210,27 +149,5 @@ def _erased(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return out
 
 
-def _chroma(pixels: Pixels, factor: float) -> Pixels:
-    """Cb and Cr drawn towards grey by `factor`, in YCbCr of BT.601."""
-    values = np.asarray(Image.fromarray(pixels).convert("YCbCr")).astype(np.float32)
-    values[..., 1:] = 128.0 + factor * (values[..., 1:] - 128.0)
-    return np.asarray(Image.fromarray(_scaled(values), mode="YCbCr").convert("RGB"))
-
-
-def _blurred(pixels: Pixels, kernel: int) -> Pixels:
-    """Gaussian blur with a kernel of `kernel` taps, sigma = kernel / 6; mirrored at the edge."""
-    reach = kernel // 2
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (kernel / 6.0)) ** 2).astype(np.float32)
-    taps /= taps.sum()
-    values = pixels.astype(np.float32)
-    for axis in (0, 1):
-        width = [(reach, reach) if place == axis else (0, 0) for place in range(3)]
-        padded, n = np.pad(values, width, mode="reflect"), values.shape[axis]
-        values = sum(t * np.take(padded, range(i, i + n), axis=axis) for i, t in enumerate(taps))
-    return _scaled(values)
-
-
-def _jpeg(pixels: Pixels, quality: int) -> Pixels:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=quality, subsampling=2)
-    return np.asarray(Image.open(stream).convert("RGB"))
+def _decoded(data: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -11,6 +11,7 @@ import numpy as np
 from stage1.config import DataConfig, RunConfig
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError
+from stage1.pipeline.challenging import challenged, ingested, source_config
 from stage1.pipeline.rundir import RunDir, stored_config
 from stage1.policy.certificate import images
 from stage1.policy.units import choose_unit, one_per_group
@@ -28,13 +29,12 @@ def source_state(run: RunDir) -> str:
     from stage1.data.sources import source_digest
 
     # What the generator writes follows from the config alone, which is in the stage's digest already.
-    return "roadscenes" if run.config.data.source == "roadscenes" else source_digest(run.config.data)
+    return "roadscenes" if run.config.data.source == "roadscenes" else source_digest(source_config(run.config.data))
 
 
 def split(run: RunDir, context: Context) -> list[Path]:
     """Read, check and split the sources. Writes quarantine.csv even where too much had to be quarantined."""
     from stage1.data.quarantine import QuarantineError, write_quarantine
-    from stage1.data.sources import read_source
     from stage1.data.splits import split_table
 
     config = run.config
@@ -44,11 +44,11 @@ def split(run: RunDir, context: Context) -> list[Path]:
         raise ConfigError("data.table: not set; name a table, a folder of class folders, or a saved data set")
     quarantine_file = run / "quarantine.csv"
     try:
-        ingest = read_source(config.data)
+        ingest = ingested(config.data)
     except QuarantineError as error:
         write_quarantine(quarantine_file, error.quarantine)
         raise
-    result = split_table(ingest, config, _previous(run))
+    result = challenged(split_table(ingest, config, _previous(run)), run, context)
     write_quarantine(quarantine_file, [*ingest.quarantine, *result.quarantine])
     result.table.write(run / "samples.parquet")
     write_document(run / "splits.json", result.document, "splits")

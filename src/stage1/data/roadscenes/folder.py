@@ -5,24 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from stage1.data.processes import mapper
 from stage1.data.roadscenes.videos import GENERATOR, Video, describe_video, video_frames
 from stage1.documents import read_document, write_document
-from stage1.errors import ConfigError, Stage1Error
+from stage1.errors import ConfigError
 from stage1.files import write_bytes, write_text
 
 QUALITY = 88  # of the JPEG files
-_POOL_FROM = 24  # videos: below this, starting processes costs more than it saves
 _COLUMNS = ("image", "label", "group", "source", "timestamp")
 
 
@@ -62,7 +58,7 @@ def write_roadscenes(
         table.unlink(missing_ok=True)  # it promises that all images are there
         total = sum(video.frames for video in plan)
         done = total - sum(video.frames for video in missing)
-        with _mapper(workers, len(missing)) as run:
+        with mapper(workers, len(missing), "roadscenes: a drawing") as run:
             for count in run(partial(_write_video, str(folder), seed, size), [video.index for video in missing]):
                 done += count
                 if progress is not None:
@@ -117,22 +113,3 @@ def _write_video(folder: str, seed: int, size: int, index: int) -> int:
             Image.fromarray(frame).save(buffer, "JPEG", quality=QUALITY)
             write_bytes(path, buffer.getvalue())
     return len(frames)
-
-
-@contextmanager
-def _mapper(workers: int, tasks: int) -> Iterator[Callable[[Callable[[int], int], list[int]], Iterator[int]]]:
-    """`map` over a pool of processes, or in this one where a pool does not pay."""
-    workers = workers or len(os.sched_getaffinity(0))
-    if workers == 1 or tasks < _POOL_FROM:
-        yield lambda function, items: map(function, items)
-        return
-    # spawn: a fork of a process that runs torch's or ONNX Runtime's threads may hang.
-    pool = ProcessPoolExecutor(min(workers, tasks), mp_context=get_context("spawn"))
-    try:
-        yield partial(pool.map, chunksize=4)
-    except BrokenProcessPool as error:
-        raise Stage1Error(
-            "roadscenes: a drawing process died (memory, or no main guard in the script); use workers=1"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
