@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stage1"
-CORE = {"errors", "files", "documents", "scores", "roles", "images", "engine", "config", "confidence"}
+CORE = {"errors", "files", "documents", "scores", "roles", "images", "engine", "config", "confidence", "views"}
 # Each room may import the rooms named; rooms to the left in DESIGN.md's arrow.
 NUMPY = {
     **dict.fromkeys(CORE, CORE),
@@ -20,9 +20,10 @@ NUMPY = {
     "evaluation": CORE | {"risk", "calibration"},
 }
 NUMPY |= {
-    "bundle": CORE | {"risk", "calibration", "policy", "evaluation"},
-    "inference": CORE | {"risk", "calibration", "policy", "evaluation", "bundle"},
-    "report": CORE | {"risk", "calibration", "policy", "evaluation"},
+    "aggregation": CORE | {"risk", "calibration", "evaluation"},
+    "bundle": CORE | {"risk", "calibration", "policy", "evaluation", "aggregation"},
+    "inference": CORE | {"risk", "calibration", "policy", "evaluation", "aggregation", "bundle"},
+    "report": CORE | {"risk", "calibration", "policy", "evaluation", "aggregation"},
 }
 TORCH = {
     "data": CORE | {"evaluation"},

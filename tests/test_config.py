@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -105,3 +107,35 @@ def test_known_keys_reach_into_sections():
 def test_differences_name_key_and_values():
     old, new = load_config(environment={})[0], load_config(overrides=["seed=4"], environment={})[0]
     assert differences(old, new) == ["seed: 0 -> 4"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["views.grid=3"], "views.grid"),
+        (["views.grid=3by3"], "views.grid: a grid looks like ROWSxCOLUMNS"),
+        (["views.grid=9x9"], "views: 82 views"),
+        (["views.whole=false"], "views: 0 views"),
+        (["views.train=mil"], "views: train needs views beside the whole image"),
+        (["views.adaptive=true"], "views: adaptive needs views"),
+        (["views.grid=2x2", "views.pool=max"], "views.pool: unknown pooling"),
+        (["views.grid=2x2", "views.train=mil", "head.kind=sat"], "views.train=mil with head.kind=sat"),
+        (["views.grid=2x2", "views.train=views", "head.gate=mlp"], "views.train=views with head.gate=mlp"),
+        (["views.grid=2x2", "views.train=mil", "sweep.enabled=true"], "views.train=mil with sweep.enabled"),
+        (["views.gird=2x2"], "did you mean 'views.grid'"),
+    ],
+)
+def test_views_that_make_no_sense_are_named(overrides, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config(overrides=overrides)
+
+
+def test_views_are_off_by_default_and_cached_only_where_the_head_learns_from_them():
+    views = load_config()[0].views
+    assert views.policy is None
+    assert views.cached is None
+    views = load_config(overrides=["views.grid=3x3"])[0].views
+    assert views.policy.count == 10
+    assert views.cached is None
+    views = load_config(overrides=["views.grid=3x3", "views.train=mil", "images.unfreeze=last"])[0].views
+    assert views.cached == views.policy

@@ -15,7 +15,8 @@ from PIL import Image
 import stage1.engine as engine_module
 from stage1.engine import BatchLimit, Engine, StreamTimes, cores, out_of_memory, stream
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.images import ImageError, Preprocessing, load_tensor
+from stage1.images import ImageError, Preprocessing, decode, load_tensor
+from stage1.views import ViewPolicy, cut
 
 SPEC = Preprocessing(size=8)
 
@@ -324,3 +325,47 @@ def test_the_same_image_gives_the_same_bits_in_any_batch():
 
 def test_helper_model_is_valid():
     onnx.checker.check_model(onnx.load_from_string(model_bytes()), full_check=True)
+
+
+# ---- views -------------------------------------------------------------------------------------------------------
+
+
+def noisy(seed: int) -> bytes:
+    side = np.random.default_rng(seed).integers(5, 40, 2)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*side, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 1000])
+def test_all_views_of_an_image_come_from_one_decode_in_one_forward(batch_size, monkeypatch):
+    engine, views = Engine(model_bytes()), ViewPolicy(grid=(2, 2))
+    items = [noisy(seed) for seed in range(9)]
+    items[4] = b"broken"
+    sizes, run = [], engine.run
+    monkeypatch.setattr(engine, "run", lambda batch: sizes.append(len(batch)) or run(batch))
+    rows, features, failed, counts = [], [], [], []
+    for index, outputs, errors in stream(engine, items, SPEC, views=views, batch_size=batch_size):
+        assert [output.shape[:2] for output in outputs[:2]] == [(len(index), 5)] * 2
+        assert outputs[2].shape == (len(index), 2)
+        for place, row in enumerate(index.tolist()):
+            rgb = decode(items[row])
+            assert outputs[2][place].tolist() == list(rgb.shape[:2])
+            assert np.allclose(outputs[0][place], cut(rgb, views, SPEC).mean(axis=(2, 3)), atol=1e-5)
+        rows += index.tolist()
+        features.append(outputs[0])
+        failed += errors
+        counts.append(len(index))
+    assert rows == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert [row for row, _ in failed] == [4]
+    assert max(sizes) == 5 * max(counts) <= max(batch_size, 5), "rows of a forward are views"
+    assert sum(sizes) == 40
+
+
+def test_no_image_at_all_has_empty_views():
+    engine = Engine(model_bytes())
+    [(rows, outputs, failed)] = stream(engine, [b"broken"], SPEC, views=ViewPolicy(grid=(2, 2)))
+    assert len(rows) == 0
+    assert [output.shape for output in outputs] == [(0, 5, 3), (0, 5, 1), (0, 2)]
+    assert len(failed) == 1

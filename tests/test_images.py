@@ -375,3 +375,22 @@ def test_thumbnail_is_a_small_oriented_jpeg() -> None:
     small = Image.open(io.BytesIO(thumbnail(encoded(photo(60, 120), "JPEG", exif=exif), 40)))
     assert small.format == "JPEG"
     assert small.size == (20, 40)
+
+
+def test_a_box_is_framed_in_the_thumbnail():
+    stream = io.BytesIO()
+    Image.new("RGB", (400, 200), (120, 120, 120)).save(stream, "PNG")
+    plain, framed = (decode(thumbnail(stream.getvalue(), 100, box)).astype(int) for box in (None, (100, 200, 200, 400)))
+    assert framed.shape == plain.shape == (50, 100, 3)
+    changed = np.abs(framed - plain).max(axis=2) > 60
+    assert changed[25:, 50:].any()
+    assert changed[25, 60:90].any()
+    assert not changed[:20].any(), "nothing outside the box"
+    assert not changed[34:42, 60:90].any(), "the picture inside stays"
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (2, 2)])
+def test_a_box_on_a_picture_of_a_few_pixels_is_drawn_too(size):
+    stream = io.BytesIO()
+    Image.new("RGB", size, (120, 120, 120)).save(stream, "PNG")
+    assert decode(thumbnail(stream.getvalue(), 100, (0, 0, 1, 1))).ndim == 3

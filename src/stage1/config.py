@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stage1.errors import ConfigError, MissingError
+from stage1.errors import ConfigError, DataError, MissingError
+from stage1.views import ViewPolicy
 
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -33,6 +34,27 @@ class RoadscenesConfig(Section):
     """Side of the square frames, pixels."""
     seed: int = 0
     """Seed of the generator; the same seed gives the same pixels."""
+
+
+_Role = Literal["train", "val_select", "val_calib", "val_test"]
+
+
+class ChallengeConfig(Section):
+    """Images as the StreetVision client sends them (data/challenge), made after the split: a certificate is then of these."""
+
+    roles: dict[_Role, Literal["L0", "L1", "L2", "L3", "mixture"]] = {}
+    """Level per role; mixture: the four, equally likely. A role that is not named keeps its own images; empty: none is made."""
+    copies: dict[_Role, PositiveInt] = {}
+    """Challenges per image of a role; 1 where not named. Copies stay in the group of their image."""
+    seed: int = 0
+    filter: bool = False
+    """Keep only rows that the client would send: class 1 with a text in the column scene_description, class 0 without."""
+
+    @model_validator(mode="after")
+    def _copies_of_made_roles(self) -> ChallengeConfig:
+        if idle := sorted(set(self.copies) - set(self.roles)):
+            raise ValueError(f"copies.{idle[0]}: no level is given for this role; add roles.{idle[0]}=mixture")
+        return self
 
 
 class DataConfig(Section):
@@ -58,6 +80,7 @@ class DataConfig(Section):
     """Largest Hamming distance of two 64-bit dHashes that counts as a near-duplicate."""
     roadscenes: RoadscenesConfig = RoadscenesConfig()
     """The embedded generator, used where `source` is roadscenes."""
+    challenge: ChallengeConfig = ChallengeConfig()
 
 
 class FractionsConfig(Section):
@@ -305,6 +328,81 @@ class PretrainConfig(Section):
     threads: Annotated[int, Field(ge=0)] = 0
 
 
+class ViewsConfig(Section):
+    """Parts of each image that are looked at beside the whole, and how their answers become one. Off without grid, scales or flips."""
+
+    whole: bool = True
+    """The whole image, as without views, is the first view."""
+    grid: str | None = None
+    """Tiles as ROWSxCOLUMNS, e.g. 3x3."""
+    overlap: Share = 0.12
+    """A tile is this share longer than side / n."""
+    flips: bool = False
+    """Each view also mirrored."""
+    scales: list[Rate] = []
+    """Further centre crops, of these shares of each side."""
+    aggregate: str | list[str] = "auto"
+    """From the views' logits to the image's: whole, mean, topk:3, lse:8, noisy_or, max or learned. A list, or auto (all of
+    them): the one of least AUGRC on val_select whose gain over the whole view is shown, else the whole view alone."""
+    adaptive: bool = False
+    """Look at one view after the other and stop where the answer is safe; two classes."""
+    train: Literal["whole", "views", "mil"] = "whole"
+    """What the head learns from. whole: whole images. views: each view with the label of its image. mil: the pooled views."""
+    pool: str = "mean"
+    """How views are pooled in training (mil) and for the choice of the epoch: mean, lse:8 or topk:3."""
+    resamples: PositiveInt = 1000
+    """Bootstrap resamples of the comparison on val_select."""
+
+    @field_validator("grid")
+    @classmethod
+    def _rows_and_columns(cls, grid: str | None) -> str | None:
+        rows, sign, columns = (grid or "").lower().partition("x")
+        if grid is not None and not (sign and rows.isdecimal() and columns.isdecimal()):
+            raise ValueError("a grid looks like ROWSxCOLUMNS, e.g. 3x3")
+        return grid
+
+    @field_validator("pool")
+    @classmethod
+    def _known_pool(cls, pool: str) -> str:
+        kind, _, number = pool.partition(":")
+        try:
+            known = (
+                pool == "mean" or (kind == "lse" and 0 < float(number) < 1e6) or (kind == "topk" and int(number) >= 1)
+            )
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("unknown pooling; use mean, lse:8 or topk:3")
+        return pool
+
+    @model_validator(mode="after")
+    def _geometry(self) -> ViewsConfig:
+        try:
+            policy = self.policy
+        except DataError as error:
+            raise ValueError(str(error).removeprefix("views: ")) from error
+        if policy is None and (self.adaptive or self.train != "whole"):
+            name = "adaptive" if self.adaptive else "train"
+            raise ValueError(f"{name} needs views beside the whole image; set views.grid=3x3")
+        return self
+
+    @property
+    def policy(self) -> ViewPolicy | None:
+        """The views, or None where there is nothing but the whole image. Raises DataError for an impossible geometry."""
+        if self.whole and self.grid is None and not self.flips and not self.scales:
+            return None
+        rows, _, columns = (self.grid or "").lower().partition("x")
+        return ViewPolicy(
+            whole=self.whole, grid=(int(rows), int(columns)) if rows else None, overlap=self.overlap, flips=self.flips,
+            scales=tuple(self.scales),
+        )  # fmt: skip
+
+    @property
+    def cached(self) -> ViewPolicy | None:
+        """The views whose features training needs; None where the head learns from whole images."""
+        return None if self.train == "whole" else self.policy
+
+
 class ExportConfig(Section):
     parity_tolerance: Annotated[float, Field(gt=0.0)] = 1e-3
     """Largest difference of a logit, trained model against exported model, on real val_select images."""
@@ -415,6 +513,7 @@ class RunConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     images: ImageTrainConfig = ImageTrainConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    views: ViewsConfig = ViewsConfig()
     export: ExportConfig = ExportConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -446,6 +545,23 @@ class RunConfig(Section):
     def tunes(self) -> bool:
         """Whether the run has the stage `tune`."""
         return self.adapter.kind != "none" or self.images.unfreeze != "none"
+
+    @model_validator(mode="after")
+    def _views_go_with_the_head(self) -> RunConfig:
+        """Heads whose loss or gate is of one image's one vector learn from the whole image alone."""
+        learn, head = self.views.train, self.head
+        if learn == "whole":
+            return self
+        if head.selective or head.gate in ("linear", "mlp"):
+            what = f"head.kind={head.kind}" if head.selective else f"head.gate={head.gate}"
+            raise ValueError(
+                f"views.train={learn} with {what}; it is for linear and mlp heads without a gate, set views.train=whole"
+            )
+        if self.sweep.enabled:
+            raise ValueError(
+                f"views.train={learn} with sweep.enabled; a sweep is on whole images, set views.train=whole"
+            )
+        return self
 
     @field_validator("risks")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from stage1.errors import DataError
 
@@ -320,10 +320,24 @@ def load_tensor(data: bytes, spec: Preprocessing) -> NDArray[np.float32]:
     return to_tensor(decode(data, max_pixels=spec.max_pixels), spec)
 
 
-def thumbnail(data: bytes, side: int) -> bytes:
-    """A JPEG (bytes) of the image, oriented, longer side at most `side` pixels; for the report. Raises ImageError."""
+def thumbnail(data: bytes, side: int, box: tuple[int, int, int, int] | None = None) -> bytes:
+    """A JPEG (bytes) of the image, oriented, longer side at most `side` pixels; for the report.
+
+    box: (top, left, bottom, right) in pixels of the decoded image, drawn as a frame. Raises ImageError.
+    """
     image = Image.fromarray(decode(data))
+    width, height = image.size
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    if box is not None:
+        top, left, bottom, right = box
+        across, down = image.width / width, image.height / height
+        frame = [round(left * across), round(top * down), round(right * across) - 1, round(bottom * down) - 1]
+        # Bright between dark lines: seen on any picture. A box narrower than the lines is drawn as the lines.
+        draw = ImageDraw.Draw(image)
+        for inset, colour, thick in ((0, (20, 20, 20), 5), (1, (255, 214, 10), 3)):
+            first, second = frame[0] + inset, frame[1] + inset
+            corners = (first, second, max(frame[2] - inset, first), max(frame[3] - inset, second))
+            draw.rectangle(corners, outline=colour, width=thick)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=85)
     return stream.getvalue()

@@ -371,7 +371,7 @@ def _column_of_numbers(values: NDArray[Any], name: str, path: Path) -> NDArray[n
 
 
 def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> list[Path]:
-    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` (with groups and slices) and, with a gate, `_gate_logits.pt`.
+    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` (with groups, slices and extra signals) and, with a gate, `_gate_logits.pt`.
 
     Plain tensors that load with `weights_only=True`; needs torch. Returns the paths written.
     """
@@ -396,6 +396,7 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
         "ids": None if scores.ids is None else scores.ids.tolist(),
         "groups": None if scores.groups is None else scores.groups.tolist(),
         "slices": {name: values.tolist() for name, values in scores.slices.items()},
+        **({"extra": {name: values.tolist() for name, values in scores.extra.items()}} if scores.extra else {}),
     }) + "\n")  # fmt: skip
     return [*written, path]
 
@@ -429,6 +430,6 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
     try:
         keys = json.loads(names.read_text(encoding="utf-8"))
         return Scores(logits=logits, labels=tensor("labels"), gate=tensor("gate_logits"),
-                      groups=keys["groups"], ids=keys["ids"], slices=keys.get("slices", {}))  # fmt: skip
+                      groups=keys["groups"], ids=keys["ids"], slices=keys.get("slices", {}), extra=keys.get("extra", {}))  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{names}: does not agree with its tensors ({error}); run `stage1 score` again") from error

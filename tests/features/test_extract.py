@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +18,12 @@ from PIL import Image  # noqa: E402
 
 from stage1.config import BackboneConfig, FeaturesConfig  # noqa: E402
 from stage1.errors import DataError, MissingError  # noqa: E402
-from stage1.features import FeatureStore, extract  # noqa: E402
+from stage1.features import FeatureKey, FeatureStore, extract  # noqa: E402
 from stage1.features.extract import extract_features  # noqa: E402
-from stage1.images import ImageError, load_tensor  # noqa: E402
+from stage1.images import ImageError, decode, load_tensor  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.export import export_backbone  # noqa: E402
+from stage1.views import ViewPolicy, cut  # noqa: E402
 
 CONFIG = FeaturesConfig(shard_size=8, max_batch_size=4)
 
@@ -157,3 +160,37 @@ def test_another_preprocessing_or_backbone_never_hits(made, items, tmp_path):
     assert second.key.backbone != first.key.backbone
     assert second.key.preprocessing != first.key.preprocessing
     assert not np.array_equal(first.features, second.features)
+
+
+# ---- views -------------------------------------------------------------------------------------------------------
+
+
+def test_features_of_views_stand_under_a_key_of_their_own(made, items, tmp_path):
+    backbone, _ = made
+    views = ViewPolicy(grid=(2, 2))
+    whole = run(made, tmp_path, items, engine="onnx")
+    viewed = run(made, tmp_path, items, engine="onnx", views=views)
+    assert viewed.features.shape == (len(items), 5, backbone.dim)
+    expected = np.stack([backbone.features(cut(decode(item), views, backbone.preprocessing)) for item in items])
+    assert np.allclose(viewed.features, expected, atol=1e-4)
+    assert np.allclose(viewed.features[:, 0], whole.features, atol=1e-5)
+    other = run(made, tmp_path, items, engine="onnx", views=ViewPolicy(grid=(2, 2), overlap=0.3))
+    assert len({whole.key.digest, viewed.key.digest, other.key.digest}) == 3
+    assert not np.allclose(other.features[:, 1], viewed.features[:, 1])
+
+
+def test_features_of_views_are_made_once(made, items, tmp_path):
+    options = {"engine": "onnx", "views": ViewPolicy(scales=(0.5,))}
+    first = run(made, tmp_path, items[:12], **options)
+    states = []
+    again = run(made, tmp_path, items, progress=states.append, **options)
+    assert states[-1].total == len(items) - 12
+    assert (again.features[:12] == first.features).all()
+
+
+def test_a_key_without_views_is_what_it_was_before_there_were_any():
+    key = FeatureKey("p", "b", "pool", "float32", "torch:cpu")
+    fields = {"preprocessing": "p", "backbone": "b", "pooling": "pool", "dtype": "float32", "engine": "torch:cpu"}
+    assert key.to_json() == fields
+    assert key.digest == hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    assert FeatureKey(**replace(key, views="v").to_json()) == replace(key, views="v")

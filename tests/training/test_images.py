@@ -210,6 +210,16 @@ def test_bfloat16_trains_the_body_coarsely_and_the_head_exactly(tmp_path):
     assert np.isfinite([exact.metrics["nll"], half.metrics["nll"]]).all()
 
 
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_the_layout_in_memory_changes_features_by_rounding_only(name):
+    backbone = tiny(name)
+    model = ImageModel(backbone, torch.nn.Linear(backbone.dim, 2), False)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.features(images), backbone.module(images), atol=1e-5, rtol=1e-5)
+    # What is trained and stored keeps its own layout: a checkpoint resumes on the same bits.
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
 # ---- resume ------------------------------------------------------------------------------------------------------
 
 

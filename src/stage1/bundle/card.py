@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from stage1.aggregation import FrozenViews
 from stage1.policy import Certificate
 
 # Licences that the hub knows by name; any other is "other" with its own name beside.
@@ -23,15 +24,18 @@ _METRICS = {
 }  # fmt: skip
 
 
-def model_card(manifest: Mapping[str, Any], certificate: Certificate, evaluation: Mapping[str, Any] | None) -> str:
+def model_card(
+    manifest: Mapping[str, Any], certificate: Certificate, evaluation: Mapping[str, Any] | None, views: FrozenViews | None = None
+) -> str:  # fmt: skip
     """README.md: the YAML header of the hub, then guarantee, intended use, data, evaluation, how to verify, limits.
 
     manifest: bundle.json, complete up to `files` and `digest` (which cannot stand in a file that they cover).
-    evaluation: the evaluation document of val_test, or None: the card then says that there was none.
+    evaluation: the evaluation document of val_test, or None: the card then says that there was none. views: the views that
+    every answer rests on, None for the whole image alone.
     """
     sections = (
         f"# {_line(manifest['name'])}",
-        _summary(manifest, certificate),
+        _summary(manifest, certificate, _views(views, evaluation)),
         "## Guarantee", _guarantee(certificate, manifest),
         "## Intended use", _intended_use(manifest, certificate),
         "## Data", _data(manifest["data"]),
@@ -68,7 +72,7 @@ def _header(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
 
 
-def _summary(manifest: Mapping[str, Any], certificate: Certificate) -> str:
+def _summary(manifest: Mapping[str, Any], certificate: Certificate, views: Mapping[str, str]) -> str:
     head = "**Certified.**" if certificate.certified else "**Not certified: every image defers.**"
     classes = ", ".join(f"`{_line(name)}`" for name in manifest["classes"])
     backbone = manifest["backbone"]
@@ -84,11 +88,25 @@ def _summary(manifest: Mapping[str, Any], certificate: Certificate) -> str:
                 "policy": f"{manifest['policy']} (`{manifest['policy_file']}`)",
                 "probability": _probability(manifest),
                 "input": _input(manifest["preprocessing"]),
+                **views,
                 "made by": f"stage1-pro {manifest['stage1_version']}, config {manifest['created_from']['config'][:12]}",
                 "model": f"sha256 `{manifest['created_from']['model']}`",
             }
         )
     )
+
+
+def _views(views: FrozenViews | None, evaluation: Mapping[str, Any] | None) -> dict[str, str]:
+    """What is looked at and why; nothing for the whole image alone."""
+    if views is None:
+        return {}
+    lines = {"views": f"{views.description} (`views.json`); the certificate is of these views"}
+    if views.comparison is not None:
+        lines["views chosen"] = _line(views.comparison["reason"])
+    if views.sequence is not None and evaluation is not None and "views" in evaluation:
+        seen = evaluation["views"]
+        lines["views looked at"] = f"{_number(seen['mean'])} of {seen['of']} on average on `{evaluation['role']}`"
+    return lines
 
 
 def _probability(manifest: Mapping[str, Any]) -> str:

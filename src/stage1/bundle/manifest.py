@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stage1.bundle.views import read_views
 from stage1.calibration import CALIBRATION_FILE
 from stage1.documents import read_document
 from stage1.errors import IntegrityError, MissingError, Stage1Error
@@ -188,6 +189,13 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     for name, classes in ((manifest["policy_file"], policy.classes), (CERTIFICATE, certificate.classes)):
         if list(classes) != manifest["classes"]:
             problems.append(f"{name}: classes {', '.join(classes)}; {MANIFEST} says {', '.join(manifest['classes'])}")
+    try:
+        views = read_views(folder, certificate)
+    except Stage1Error as error:
+        return [_inside(folder, error)]
+    described = None if views is None else {"description": views.description, "count": views.policy.count}
+    if manifest.get("views") != described:
+        problems.append(f"{MANIFEST}: says other views than {CERTIFICATE}")
     if certificate.policy != manifest["policy"]:
         problems.append(f"{CERTIFICATE}: made for policy {certificate.policy!r}, the bundle has {manifest['policy']!r}")
     if (CALIBRATION_FILE in manifest["files"]) != ("probability" in manifest):

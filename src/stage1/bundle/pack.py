@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from stage1.aggregation import VIEWS_FILE
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import (
     CALIBRATION,
@@ -28,6 +29,7 @@ from stage1.bundle.manifest import (
     sealed,
     verify_bundle,
 )  # fmt: skip
+from stage1.bundle.views import read_views
 from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.documents import SCHEMA_VERSION, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
@@ -66,6 +68,7 @@ def write_bundle(
     calibration: Scores,
     selection: Scores | None = None,
     map_file: str | os.PathLike[str] | None = None,
+    views_file: str | os.PathLike[str] | None = None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None = None,
@@ -74,7 +77,8 @@ def write_bundle(
 
     calibration: scores of val_calib with labels, ids and (where there are any) groups: what the certificate is made of.
     selection: the same of val_select, where the thresholds were ordered on it. map_file: calibration.json, the map under
-    every probability that the bundle states; None: those of the model.
+    every probability that the bundle states; None: those of the model. views_file: views.json, the views that the scores are
+    made of; None: whole images.
     licences: {name: full text}, written to LICENSES/NAME.txt. evaluation: the evaluation document, for the card.
     The same inputs give the same bytes. Before it is renamed into place the new bundle is verified like any other, and
     its model answers one blank image with one logit per class.
@@ -87,7 +91,8 @@ def write_bundle(
     if calibration.ids is None or calibration.labels is None:
         raise DataError("calibration: a bundle needs the ids and labels of val_calib, so that anyone can recompute it")
     needed = [(model, "export"), (policy_file, "calibrate"), (certificate_file, "calibrate")]
-    for path, stage in needed if map_file is None else [*needed, (map_file, "calibrate")]:
+    optional = [(map_file, "calibrate"), (views_file, "score")]
+    for path, stage in [*needed, *((path, stage) for path, stage in optional if path is not None)]:
         if not Path(path).is_file():
             raise MissingError(f"{path}: no such file; run `stage1 {stage}`")
     if Path(policy_file).name not in POLICY_FILES.values():
@@ -103,7 +108,8 @@ def write_bundle(
         raise write_error(folder, error) from error
     try:
         _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, selection,
-              None if map_file is None else Path(map_file), facts, licences, evaluation)  # fmt: skip
+              None if map_file is None else Path(map_file), None if views_file is None else Path(views_file), facts, licences,
+              evaluation)  # fmt: skip
         verify_bundle(fresh).require()
         _answers(fresh / MODEL, preprocessing, classes)
         _publish(fresh, folder)
@@ -126,6 +132,7 @@ def _fill(
     calibration: Scores,
     selection: Scores | None,
     map_file: Path | None,
+    views_file: Path | None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None,
@@ -141,6 +148,9 @@ def _fill(
     if map_file is not None:
         _copy(map_file, fresh / CALIBRATION_FILE)
         frozen = FrozenMap.load(fresh / CALIBRATION_FILE)
+    if views_file is not None:
+        _copy(views_file, fresh / VIEWS_FILE)
+    views = read_views(fresh, certificate)
     write_scores(fresh / CALIBRATION, calibration)
     if selection is not None:
         write_scores(fresh / SELECTION, selection)
@@ -165,6 +175,7 @@ def _fill(
             if frozen is None
             else {"probability": {"map": frozen.map.name, "score": frozen.score, "reason": frozen.reason}}
         ),
+        **({} if views is None else {"views": {"description": views.description, "count": views.policy.count}}),
         "backbone": {
             "name": facts["backbone"],
             "licence": facts["backbone_licence"],
@@ -177,12 +188,13 @@ def _fill(
             "policy": digest_file(fresh / policy_file.name),
             "certificate": digest_file(fresh / CERTIFICATE),
             **({} if frozen is None else {"map": digest_file(fresh / CALIBRATION_FILE)}),
+            **({} if views is None else {"views": digest_file(fresh / VIEWS_FILE)}),
             "calibration_ids": certificate.calib_digest,
             "evaluation": None if evaluation is None else digest_bytes(json.dumps(evaluation, sort_keys=True).encode()),
             "versions": facts["versions"],
         },
     }
-    write_text(fresh / CARD, model_card(document, certificate, evaluation))
+    write_text(fresh / CARD, model_card(document, certificate, evaluation, views))
     document["files"] = {
         path.relative_to(fresh).as_posix(): {"sha256": digest_file(path), "size": path.stat().st_size}
         for path in sorted(fresh.rglob("*"))

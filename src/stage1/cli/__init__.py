@@ -7,10 +7,14 @@ import sys
 
 # Each registers its commands, in the order in which --help shows them.
 from stage1.cli import runs, stages, use, support  # isort: skip
+from stage1.cli import challenge  # isort: skip
+from stage1.cli import streetvision  # isort: skip
+from stage1.cli import reward  # isort: skip
+from stage1.cli import cascade  # isort: skip
 from stage1.cli.root import app
 from stage1.errors import Stage1Error
 
-__all__ = ["app", "main", "runs", "stages", "support", "use"]
+__all__ = ["app", "cascade", "challenge", "main", "reward", "runs", "stages", "streetvision", "support", "use"]
 
 
 def main() -> None:

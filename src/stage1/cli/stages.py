@@ -155,13 +155,38 @@ def train(
 
 @app.command(rich_help_panel=STAGES)
 def export(
-    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+    run: RunFolder,
+    overrides: Overrides = None,
+    to: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--to", help="hf: also a folder that stock transformers load, checked.", metavar="hf DIR"),
+    ] = None,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="With --to hf: the run's class names, not None and Roadwork.")
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="With --to hf: the stated P(class 1) that becomes the stock 0.5."),
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write model.onnx and compare it with the trained model on real images.
+    """Write model.onnx and compare it with the trained model on real images; --to hf DIR: of an exported run, a stock folder.
 
     Example: stage1 export runs/photos
     """
-    _stage("export", run, overrides, force, quiet, as_json)
+    if to is None:
+        if keep_names or threshold is not None:
+            raise ConfigError("--keep-names, --threshold: belong to --to hf DIR; give it")
+        _stage("export", run, overrides, force, quiet, as_json)
+        return
+    if to[0] != "hf" or overrides or force:
+        raise ConfigError(f"--to {to[0]} {to[1]}: hf is what there is, without overrides or --force")
+    from stage1.pipeline.hf_export import export_hf, hf_lines
+
+    facts = export_hf(run, to[1], keep_names=keep_names, threshold=threshold)
+    show(facts, as_json, lambda document: hf_lines(document, to[1]))
 
 
 @app.command(rich_help_panel=STAGES)

@@ -24,6 +24,10 @@ def predict(
     ],
     kind: Annotated[str, typer.Option("--format", help="table, csv, parquet or json.")] = "table",
     output: Output = None,
+    views: Annotated[
+        str | None,
+        typer.Option("--views", help="The views you expect, e.g. 3x3; refused unless the bundle is certified for them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer or defer, image by image. Broken files are named and the rest answered (exit 1 at the end).
@@ -33,12 +37,16 @@ def predict(
     from stage1.inference import load_bundle
     from stage1.inference.inputs import iterate_inputs
     from stage1.inference.output import open_writer, predict_to
+    from stage1.views import parse_views, small_line
 
     loaded = load_bundle(bundle)
+    if views is not None:
+        loaded.require_views(parse_views(views))
     with open_writer("json" if as_json else kind, output or sys.stdout, loaded.about) as writer:  # type: ignore[arg-type]
         failures = predict_to(
             loaded.predictor, iterate_inputs(images, sys.stdin.buffer), writer,
             on_failure=lambda row: typer.echo(f"{row.path}: {row.error}", err=True),
+            on_small=lambda small, of: typer.echo(small_line(small, of, loaded.predictor.preprocessing.size), err=True),
         )  # fmt: skip
     if failures:
         typer.echo(f"error: {failures} image(s) could not be answered; they defer", err=True)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from stage1.engine import Engine, Item, Runner, StreamTimes, read_item, stream
 from stage1.errors import DataError
 from stage1.features.store import Failed, FeatureKey, FeatureStore
 from stage1.images import load_tensor
+from stage1.views import ViewPolicy
 
 if TYPE_CHECKING:
     from stage1.model.backbone import Backbone
@@ -44,7 +45,7 @@ class Progress:
 class Extraction:
     """Features of the images that could be read, and who could not.
 
-    features: float32 [M, D]; rows: int64 [M], their positions in the ids asked for, ascending.
+    features: float32 [M, D], with views [M, V, D]; rows: int64 [M], their positions in the ids asked for, ascending.
     failed: (id, error) of the rest, none of which has a row. engine: which one made them; key: under which they stand.
     """
 
@@ -65,16 +66,20 @@ def extract_features(
     *,
     engine: Literal["auto", "onnx", "torch"] = "auto",
     progress: Callable[[Progress], None] | None = None,
+    views: ViewPolicy | None = None,
 ) -> Extraction:
     """Make the features that the store lacks and return all of them, in order.
 
     ids: str [N], sha256 of each image's bytes; items: where to read each. backbone_onnx: its export.
     engine: "onnx" for evaluation roles, always (what is certified is what ships). "auto" takes the one that has more of
     these images in the store already, else measures both on a few of the images and takes the faster; it logs which.
+    views: features of each of these views instead, from one decode, stored side by side under a key of their own.
     Raises DataError (not one image readable), IntegrityError (damaged export), and what the store raises.
     """
     session = Engine(backbone_onnx)
     keys = {"onnx": onnx_key(backbone, session), "torch": torch_key(backbone)}
+    if views is not None:
+        keys = {name: replace(key, views=views.digest) for name, key in keys.items()}
     chosen: EngineName = _choose(ids, items, backbone, session, store, keys, config) if engine == "auto" else engine
     runner: Runner = session if chosen == "onnx" else backbone.to("auto")
     key = keys[chosen]
@@ -83,11 +88,12 @@ def extract_features(
 
     def compute(todo: Sequence[Item], cuts: Sequence[int]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], Failed]]:
         batches = stream(
-            runner, todo, backbone.preprocessing, batch_size=batch_size, workers=config.workers,
+            runner, todo, backbone.preprocessing, views=views, batch_size=batch_size, workers=config.workers,
             cuts=cuts, times=times,
         )  # fmt: skip
         for rows, outputs, failed in batches:
-            yield rows, outputs[0], failed
+            made = outputs[0]
+            yield rows, made.reshape(len(made), int(np.prod(made.shape[1:]))), failed
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -104,10 +110,15 @@ def extract_features(
     if not len(rows):
         first = f"; the first: {failed[0][1]}" if failed else ""
         raise DataError(f"extract: none of {len(ids)} images could be read{first}")
-    features = store.read([ids[row] for row in rows.tolist()], key)
+    features = per_view(store.read([ids[row] for row in rows.tolist()], key), views)
     errors = {ids[row]: error for row, error in failed}
     lacking = [ids[row] for row in np.flatnonzero(~stored).tolist()]
     return Extraction(features, rows, [(name, errors[name]) for name in lacking], chosen, key)
+
+
+def per_view(features: NDArray[np.float32], views: ViewPolicy | None) -> NDArray[np.float32]:
+    """Rows of the store [N, V * D] as [N, V, D]; without views as they are."""
+    return features if views is None else features.reshape(len(features), views.count, -1)
 
 
 def onnx_key(backbone: Backbone, session: Engine) -> FeatureKey:

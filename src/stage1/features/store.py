@@ -34,6 +34,7 @@ class FeatureKey:
 
     preprocessing: `Preprocessing.digest`. backbone: `Backbone.fingerprint`. pooling, dtype: as in BackboneConfig.
     engine: what did the arithmetic ("torch:cpu", or "onnx:" with model digest, runtime version and provider).
+    views: `ViewPolicy.digest` where a vector holds the features of several views one after the other, else "".
     """
 
     preprocessing: str
@@ -41,11 +42,16 @@ class FeatureKey:
     pooling: str
     dtype: str
     engine: str
+    views: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The fields; without `views` where there are none, so that what was stored before there were views stays found."""
+        return {name: value for name, value in asdict(self).items() if name != "views" or value}
 
     @property
     def digest(self) -> str:
         """sha256 of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
 class FeatureStore:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, BinaryIO, Literal, Protocol, TextIO
 
 from stage1.documents import SCHEMA_VERSION
@@ -19,13 +19,16 @@ from stage1.inference.predictor import Predictor, Row
 
 Format = Literal["table", "csv", "parquet", "json"]
 FORMATS: tuple[Format, ...] = ("table", "csv", "parquet", "json")
-COLUMNS = tuple(field.name for field in fields(Row))
+# What every row has, and what it has where the bundle looks at several views of an image.
+VIEW_COLUMNS = ("views", "view")
+COLUMNS = tuple(field.name for field in fields(Row) if field.name not in (*VIEW_COLUMNS, "box", "small"))
 
 # Images handed to the stream at once: long enough that filling and draining it costs little, and bounded in memory
 # where the images themselves come from a table.
 _CHUNK_IMAGES = 512
 _CHUNK_BYTES = 64 << 20
 # Colours of the terminal: green, yellow, red.
+_VIEW_WIDTH = len("tile r0c0")
 _COLOURS = {"exit": 32, "defer": 33, "error": 31}
 
 
@@ -42,21 +45,26 @@ class RowWriter(Protocol):
 
 
 def predict_to(
-    predictor: Predictor, inputs: Iterable[Input], writer: RowWriter, *, on_failure: Callable[[Row], None] | None = None
-) -> int:
+    predictor: Predictor, inputs: Iterable[Input], writer: RowWriter, *, on_failure: Callable[[Row], None] | None = None,
+    on_small: Callable[[int, int], None] | None = None,
+) -> int:  # fmt: skip
     """Answer every input in order and hand the rows to `writer`. Returns how many images could not be answered.
 
-    on_failure: called with the row of each of those, as it comes (the CLI names it on stderr).
+    on_failure: called with the row of each of those, as it comes (the CLI names it on stderr). on_small: called at the end with
+    (how many images were no larger than the model's input, how many were answered), where there were such under several views.
     """
-    failures = 0
+    failures = small = answered = 0
     for chunk in _chunks(inputs):
         for rows in predictor.stream([one.item for one in chunk], [one.name for one in chunk]):
             writer.write(rows)
             for row in rows:
+                small, answered = small + row.small, answered + (row.error is None)
                 if row.error is not None:
                     failures += 1
                     if on_failure is not None:
                         on_failure(row)
+    if small and on_small is not None:
+        on_small(small, answered)
     return failures
 
 
@@ -76,7 +84,7 @@ def open_writer(
     if isinstance(target, (str, os.PathLike)):
         with atomic_writer(target) as binary:
             if kind == "parquet":
-                with _ParquetWriter(binary) as parquet:
+                with _ParquetWriter(binary, _columns(about or {})) as parquet:
                     yield parquet
             else:
                 text = io.TextIOWrapper(binary, encoding="utf-8", newline="", write_through=True)
@@ -99,7 +107,11 @@ def open_writer(
 def _text_writer(kind: Format, stream: TextIO, about: Mapping[str, Any]) -> RowWriter:
     if kind == "json":
         return _JsonWriter(stream, about)
-    return _CsvWriter(stream) if kind == "csv" else _TableWriter(stream, about)
+    return _CsvWriter(stream, _columns(about)) if kind == "csv" else _TableWriter(stream, about)
+
+
+def _columns(about: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*COLUMNS, *VIEW_COLUMNS) if "views" in about else COLUMNS
 
 
 def _chunks(inputs: Iterable[Input]) -> Iterator[list[Input]]:
@@ -115,9 +127,10 @@ def _chunks(inputs: Iterable[Input]) -> Iterator[list[Input]]:
         yield chunk
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: Row, columns: Sequence[str]) -> dict[str, Any]:
     # A file name need not be valid UTF-8; what is written must be.
-    return {name: valid(value) if isinstance(value, str) else value for name, value in asdict(row).items()}
+    values = ((name, getattr(row, name)) for name in columns)
+    return {name: valid(value) if isinstance(value, str) else value for name, value in values}
 
 
 def valid(text: str) -> str:
@@ -136,7 +149,8 @@ class _TableWriter:
         widest = max((len(name) for name in about.get("classes", ())), default=12)
         self._widths = (max(len("exit:") + widest, len("decision")), max(widest, len("label")), len("probability"))
         self._coloured = stream.isatty() and "NO_COLOR" not in os.environ
-        self._put(("decision", "label", "probability", "path"))
+        self._views = "views" in about
+        self._put(("decision", "label", "probability", "path"), views=("views", "view"))
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -144,17 +158,19 @@ class _TableWriter:
             decision = row.decision if row.error is None else "error"
             probability = "" if row.probability is None else f"{row.probability:.6f}"
             path = row.path if row.error is None else f"{row.path}: {row.error}"
-            self._put((decision, row.label or "", probability, path), _COLOURS[kind])
+            looked = ("" if row.views is None else str(row.views), row.view or "")
+            self._put((decision, row.label or "", probability, path), _COLOURS[kind], views=looked)
 
     def close(self) -> None:
         self._stream.flush()
 
-    def _put(self, cells: tuple[str, str, str, str], colour: int | None = None) -> None:
+    def _put(self, cells: tuple[str, str, str, str], colour: int | None = None, *, views: tuple[str, str]) -> None:
         # A name with a line break or a terminal code in it must not draw rows of its own.
         decision, label, probability, path = (_printable(cell) for cell in cells)
         first = decision.ljust(self._widths[0])
         painted = f"\x1b[{colour}m{first}\x1b[0m" if self._coloured and colour is not None else first
-        line = f"{painted}  {label.ljust(self._widths[1])}  {probability.rjust(self._widths[2])}  {path}"
+        looked = f"{views[0].rjust(len('views'))}  {views[1].ljust(_VIEW_WIDTH)}  " if self._views else ""
+        line = f"{painted}  {label.ljust(self._widths[1])}  {probability.rjust(self._widths[2])}  {looked}{path}"
         self._stream.write(f"{line.rstrip()}\n")
 
 
@@ -163,14 +179,15 @@ def _printable(text: str) -> str:
 
 
 class _CsvWriter:
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, columns: Sequence[str]) -> None:
+        self._columns = columns
         self._csv = csv.writer(stream, lineterminator="\n")
-        self._csv.writerow(COLUMNS)
+        self._csv.writerow(columns)
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            values = _plain(row) | {"exit": str(row.exit).lower()}
-            self._csv.writerow(["" if values[name] is None else values[name] for name in COLUMNS])
+            values = _plain(row, self._columns) | {"exit": str(row.exit).lower()}
+            self._csv.writerow(["" if values[name] is None else values[name] for name in self._columns])
 
     def close(self) -> None:
         """Nothing follows the last row."""
@@ -181,6 +198,7 @@ class _JsonWriter:
 
     def __init__(self, stream: TextIO, about: Mapping[str, Any]) -> None:
         self._stream = stream
+        self._columns = (*_columns(about), "box") if "views" in about else COLUMNS
         self._images = self._exits = self._failures = 0
         head = json.dumps({"schema_version": SCHEMA_VERSION, "bundle": dict(about)}, ensure_ascii=True)
         self._stream.write(head[:-1] + ', "rows": [')
@@ -188,7 +206,7 @@ class _JsonWriter:
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._stream.write("\n" if self._images == 0 else ",\n")
-            self._stream.write(json.dumps(_plain(row), ensure_ascii=True, allow_nan=False))
+            self._stream.write(json.dumps(_plain(row, self._columns), ensure_ascii=True, allow_nan=False))
             self._images += 1
             self._exits += row.exit
             self._failures += row.error is not None
@@ -199,7 +217,7 @@ class _JsonWriter:
 
 
 class _ParquetWriter:
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, columns: Sequence[str]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -211,8 +229,11 @@ class _ParquetWriter:
             "exit": pa.bool_(),
             "decision": text,
             "error": text,
+            "views": pa.int32(),
+            "view": text,
         }
-        self._schema = pa.schema([(name, kinds[name]) for name in COLUMNS])
+        self._columns = columns
+        self._schema = pa.schema([(name, kinds[name]) for name in columns])
         self._writer = pq.ParquetWriter(stream, self._schema)
 
     def __enter__(self) -> _ParquetWriter:
@@ -225,7 +246,9 @@ class _ParquetWriter:
         import pyarrow as pa
 
         if rows:
-            self._writer.write_table(pa.Table.from_pylist([_plain(row) for row in rows], schema=self._schema))
+            self._writer.write_table(
+                pa.Table.from_pylist([_plain(row, self._columns) for row in rows], schema=self._schema)
+            )
 
     def close(self) -> None:
         self._writer.close()

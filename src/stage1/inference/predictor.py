@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from stage1.bundle.manifest import MODEL, read_manifest, verify_bundle
+from stage1.bundle.views import read_views
 from stage1.engine import Engine, Item, stream
-from stage1.errors import DataError, IntegrityError
+from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.images import Preprocessing
+from stage1.inference.answered import Answered, joined
+from stage1.inference.pictures import Picture, item_of, name_of
+from stage1.inference.viewing import Viewing, ViewOutputs, joined_views, told
 from stage1.policy import Certificate, Policy, load_policy, policy_file
-from stage1.scores import Scores
+from stage1.views import WHOLE, ViewPolicy
 
-Picture: TypeAlias = Item | Image.Image | NDArray[np.uint8]
+if TYPE_CHECKING:
+    from stage1.aggregation import FrozenViews
+
 Failure: TypeAlias = tuple[int, Exception]
 
 DEFER = "defer"
 GATE = "gate_logits"
-# What PNG can hold without loss; the rest of what `decode` accepts goes to RGB by the conversion that `decode` uses.
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
-_RGB_MODES = ("CMYK", "YCbCr", "RGBX", "RGBa", "La", "PA")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ class Row:
     probability: P(class 1) for two classes, else that of the label, after the bundle's calibration map (or from its gate);
     None where the image is broken. A map with a shift may state less than one half for the label of a deferred image.
     decision: "exit:<class>" or "defer". A broken image defers, and `error` says in one line what is wrong with it.
+    Where the bundle has views: `views`, how many were looked at; `view`, the name of the one with the largest pull towards the
+    label; `box`, where that one lies, (top, left, bottom, right) in pixels of the decoded image; `small`: the image is no larger
+    than the model's input, so that tiles add nothing.
     """
 
     path: str
@@ -47,14 +51,18 @@ class Row:
     exit: bool
     decision: str
     error: str | None = None
+    views: int | None = None
+    view: str | None = None
+    box: tuple[int, int, int, int] | None = None
+    small: bool = False
 
 
 class Predictor:
     """A model file with its preprocessing, class names and, where it is to decide, a policy.
 
     model: .onnx path or bytes; its output `logits` has one column per class; where it has an output `gate_logits` [N], the
-    policy gets it. threads, workers: batches at once and
-    decoding threads, 0 = one per core. Without a policy every image defers.
+    policy gets it. views: which views of each image are looked at and how they are aggregated; None: the whole image alone.
+    batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core. Without a policy every image defers.
     Raises MissingError, IntegrityError (damaged, or without `logits`), DataError (preprocessing of another size).
     """
 
@@ -65,6 +73,7 @@ class Predictor:
         classes: Sequence[str],
         policy: Policy | None = None,
         *,
+        views: FrozenViews | None = None,
         batch_size: int = 32,
         threads: int = 0,
         workers: int = 0,
@@ -73,6 +82,7 @@ class Predictor:
         self.preprocessing = preprocessing
         self.classes = tuple(classes)
         self.policy = policy
+        self.views = views
         self._batch_size = batch_size
         self._workers = workers
         where = "model" if isinstance(model, bytes) else os.fspath(model)
@@ -83,34 +93,55 @@ class Predictor:
             raise DataError(f"preprocessing: size {preprocessing.size}; {where} takes {self.engine.input_size}")
         self._logits = self.engine.output_names.index("logits")
         self._gate = self.engine.output_names.index(GATE) if GATE in self.engine.output_names else None
+        self._viewing = Viewing(
+            self.engine, preprocessing, self._logits, self._gate, batch_size=batch_size, workers=workers
+        )
 
-    def logits(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[np.float32], list[Failure]]:
-        """Logits of every image that can be read: (rows int64 [M], logits float32 [M, K], failures [(row, error)]).
+    def logits(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[Any], list[Failure]]:
+        """Logits of every image that can be read: (rows int64 [M], logits [M, K], failures [(row, error)]).
 
-        items: paths, bytes, or functions that give bytes.
+        items: paths, bytes, or functions that give bytes. float32 as the model gives them; float64 where views are aggregated.
         """
         rows, logits, _, failures = self.outputs(items)
         return rows, logits, failures
 
     def outputs(
         self, items: Sequence[Item]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, list[Failure]]:
-        """As `logits`, with the gate logits float32 [M] after them (None: the model has no gate).
+    ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any] | None, list[Failure]]:
+        """As `logits`, with the gate logits [M] after them (None: the model has no gate)."""
+        rows, answered, failures = self.answered(items)
+        return rows, answered.logits, answered.gate, failures
+
+    def answered(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], Answered, list[Failure]]:
+        """(rows int64 [M], outputs of these images, failures [(row, error)]).
 
         The scores that are certified are made by this.
         """
         rows: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-        logits: list[NDArray[np.float32]] = [np.zeros((0, len(self.classes)), dtype=np.float32)]
-        gates: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)]
+        made: list[Answered] = []
         failures: list[Failure] = []
-        for batch_rows, batch_logits, batch_gate, failed in self._batches(items):
+        for batch_rows, answered, failed in self._batches(items):
             rows.append(batch_rows)
-            logits.append(batch_logits)
-            if batch_gate is not None:
-                gates.append(batch_gate)
+            made.append(answered)
             failures += failed
-        gate = None if self._gate is None else np.concatenate(gates)
-        return np.concatenate(rows), np.concatenate(logits), gate, failures
+        filled = [one for one in made if len(one.logits)]
+        return np.concatenate(rows), joined(filled, len(self.classes), gate=self._gate is not None), failures
+
+    def view_outputs(
+        self, items: Sequence[Item], policy: ViewPolicy
+    ) -> tuple[NDArray[np.int64], ViewOutputs, list[Failure]]:
+        """What the model says of each view: (rows int64 [M], outputs, failures). To choose an aggregator by, on val_select."""
+        k = len(self.classes)
+        rows: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        made: list[ViewOutputs] = []
+        failures: list[Failure] = []
+        for batch_rows, outputs, failed in self._viewing.outputs(items, policy):
+            if len(batch_rows):
+                _require_shape(outputs.logits, (len(batch_rows), policy.count, k))
+                rows.append(batch_rows)
+                made.append(outputs)
+            failures += failed
+        return np.concatenate(rows), joined_views(made, policy, k, gate=self._gate is not None), failures
 
     def predict(self, images: Iterable[Picture]) -> list[Row]:
         """One Row per image, in their order.
@@ -126,49 +157,45 @@ class Predictor:
         if isinstance(images, (str, bytes, os.PathLike)):
             raise DataError("images: one path or byte string; give a list of images")
         pictures = list(images)
-        items = [_item(picture, row) for row, picture in enumerate(pictures)]
-        shown = list(names) if names is not None else [_name(picture, row) for row, picture in enumerate(pictures)]
-        for rows, logits, gate, failed in self._batches(items):
-            answers = dict(zip(rows.tolist(), self._answers([shown[row] for row in rows], logits, gate), strict=True))
+        items = [item_of(picture, row) for row, picture in enumerate(pictures)]
+        shown = list(names) if names is not None else [name_of(picture, row) for row, picture in enumerate(pictures)]
+        for rows, answered, failed in self._batches(items):
+            answers = dict(zip(rows.tolist(), self._answers([shown[row] for row in rows], answered), strict=True))
             answers |= {row: _unanswered(shown[row], one_line(error)) for row, error in failed}
             yield [answers[row] for row in sorted(answers)]
 
-    def _batches(
-        self, items: Sequence[Item]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, list[Failure]]]:
+    def _batches(self, items: Sequence[Item]) -> Iterator[tuple[NDArray[np.int64], Answered, list[Failure]]]:
+        k = len(self.classes)
+        if self.views is not None:
+            for rows, looked, failed in self._viewing.looked(items, self.views):
+                if len(rows):
+                    _require_shape(looked.logits, (len(rows), k))
+                yield rows, Answered(looked.logits, looked.gate, looked), failed
+            return
         batches = stream(self.engine, items, self.preprocessing, batch_size=self._batch_size, workers=self._workers)
         for rows, outputs, failed in batches:
             logits = np.asarray(outputs[self._logits], dtype=np.float32)
             gate = None if self._gate is None else np.asarray(outputs[self._gate], dtype=np.float32)
-            if len(rows) and logits.shape != (len(rows), len(self.classes)):
-                raise IntegrityError(
-                    f"model: logits {list(logits.shape)} for {len(rows)} images, {len(self.classes)} classes"
-                )
+            if len(rows):
+                _require_shape(logits, (len(rows), k))
             if len(rows) and gate is not None and gate.shape != (len(rows),):
                 raise IntegrityError(f"model: {GATE} {list(gate.shape)} for {len(rows)} images; export it anew")
-            yield rows, logits.reshape(len(rows), len(self.classes)), gate, failed
+            yield rows, Answered(logits.reshape(len(rows), k), gate, None), failed
 
-    def _answers(
-        self, names: Sequence[str], logits: NDArray[np.float32], gate: NDArray[np.float32] | None
-    ) -> list[Row]:
-        finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
-        if gate is not None:
-            finite = finite & np.isfinite(gate)
-            gate = gate[finite]
+    def _answers(self, names: Sequence[str], answered: Answered) -> list[Row]:
+        finite = answered.finite
         kept = [name for name, good in zip(names, finite, strict=True) if good]
-        answers = iter(self._decided(kept, logits[finite], gate))
+        answers = iter(self._decided(kept, answered, finite))
         # A model may give NaN for one strange image; the others are answered.
         return [
             next(answers) if good else _unanswered(name, "the model gives NaN or infinity for it")
             for name, good in zip(names, finite, strict=True)
         ]
 
-    def _decided(
-        self, names: Sequence[str], logits: NDArray[np.float32], gate: NDArray[np.float32] | None
-    ) -> list[Row]:
+    def _decided(self, names: Sequence[str], answered: Answered, kept: NDArray[np.bool_]) -> list[Row]:
         if not names:
             return []
-        scores = Scores(logits=logits.astype(np.float64), gate=None if gate is None else gate.astype(np.float64))
+        scores = answered.scores(kept)
         if self.policy is not None:
             decision = self.policy.decide(scores)
             exits, labels, probabilities = decision.exit, decision.label, decision.probability
@@ -176,11 +203,27 @@ class Predictor:
             exits, labels = np.zeros(len(scores), dtype=np.bool_), scores.logits.argmax(axis=1)
             column = np.ones_like(labels) if scores.n_classes == 2 else labels
             probabilities = np.take_along_axis(scores.probabilities, column[:, None], axis=1)[:, 0]
-        columns = zip(names, exits.tolist(), labels.tolist(), probabilities.tolist(), strict=True)
+        columns = zip(
+            names, exits.tolist(), labels.tolist(), probabilities.tolist(), self._told(answered, kept), strict=True
+        )
         return [
-            Row(name, self.classes[label], probability, leaves, f"exit:{self.classes[label]}" if leaves else DEFER)
-            for name, leaves, label, probability in columns
+            Row(
+                name,
+                self.classes[label],
+                probability,
+                leaves,
+                f"exit:{self.classes[label]}" if leaves else DEFER,
+                **told,
+            )
+            for name, leaves, label, probability, told in columns
         ]
+
+    def _told(self, answered: Answered, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        """What each row says of its views; nothing without views."""
+        if self.views is None or answered.looked is None:
+            return [{}] * int(kept.sum())
+        names = self.views.policy.names
+        return [told(names, row, answered.looked) for row in np.flatnonzero(kept).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +235,19 @@ class Bundle:
     predictor: Predictor
     policy: Policy
     certificate: Certificate
+
+    @property
+    def views(self) -> ViewPolicy:
+        """The views that every answer rests on; the whole image alone where the bundle has no others."""
+        return WHOLE if self.predictor.views is None else self.predictor.views.policy
+
+    def require_views(self, wanted: ViewPolicy) -> None:
+        """Raises ConfigError unless these are the views that the bundle is certified for."""
+        if wanted.digest != self.views.digest:
+            raise ConfigError(
+                f"--views {wanted.text}: this bundle is certified for {self.views.description} and for no others; leave --views "
+                f"out (or give {self.views.text}), or certify these views in a run of their own"
+            )
 
     @property
     def name(self) -> str:
@@ -208,9 +264,10 @@ class Bundle:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What an answer should name of the bundle that gave it: name, digest, policy, certified, classes."""
+        """What an answer should name of the bundle that gave it: name, digest, policy, certified, classes, views (where it has any)."""
         return {"name": self.name, "digest": self.digest, "policy": self.policy.name,
-                "certified": self.certificate.certified, "classes": list(self.classes)}  # fmt: skip
+                "certified": self.certificate.certified, "classes": list(self.classes),
+                **({} if self.predictor.views is None else {"views": self.predictor.views.description})}  # fmt: skip
 
     def predict(self, images: Iterable[Picture]) -> list[Row]:
         """One Row per image, in their order; see `Predictor.predict`."""
@@ -237,11 +294,16 @@ def load_bundle(
         raise IntegrityError(f"{folder}: certificate.json is missing; restore the bundle")
     predictor = Predictor(
         folder / MODEL, Preprocessing.from_json(manifest["preprocessing"]), manifest["classes"], policy,
-        batch_size=batch_size, threads=threads, workers=workers,
+        views=read_views(folder, policy.certificate), batch_size=batch_size, threads=threads, workers=workers,
     )  # fmt: skip
     if predictor.engine.digest != manifest["files"][MODEL]["sha256"]:
         raise IntegrityError(f"{folder}: {MODEL} is not the one that was certified; restore the bundle")
     return Bundle(folder, manifest, predictor, policy, policy.certificate)
+
+
+def _require_shape(logits: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if logits.shape != shape:
+        raise IntegrityError(f"model: logits {list(logits.shape)} for {shape[0]} images, {shape[-1]} classes")
 
 
 def one_line(error: BaseException) -> str:
@@ -252,41 +314,3 @@ def one_line(error: BaseException) -> str:
 
 def _unanswered(name: str, error: str) -> Row:
     return Row(name, None, None, False, DEFER, error)
-
-
-def _name(picture: Picture, row: int) -> str:
-    return os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else f"#{row}"
-
-
-def _item(picture: Picture, row: int) -> Item:
-    if isinstance(picture, (str, Path, bytes)):
-        return picture
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise DataError(
-                f"images[{row}]: {picture.dtype} of shape {picture.shape}; uint8 [H, W, 3] (RGB) is expected"
-            )
-        return _png(Image.fromarray(picture))
-    if isinstance(picture, Image.Image):
-        return _png(picture)
-    if callable(picture):
-        return picture
-    raise DataError(
-        f"images[{row}]: {type(picture).__name__}; give a path, bytes, a PIL image or a uint8 array [H, W, 3]"
-    )
-
-
-def _png(image: Image.Image) -> Callable[[], bytes]:
-    def encoded() -> bytes:
-        if image.mode not in _PNG_MODES + _RGB_MODES:
-            raise DataError(f"unsupported mode: pixels of mode {image.mode} have no agreed range; convert it to RGB")
-        try:
-            exif = image.getexif()
-            whole = image if image.mode in _PNG_MODES else image.convert("RGBA" if "a" in image.mode.lower() else "RGB")
-            buffer = io.BytesIO()
-            whole.save(buffer, "PNG", compress_level=0, exif=exif)
-        except (OSError, SyntaxError, ValueError) as error:  # a picture that was opened but not read yet may be broken
-            raise DataError(f"corrupt: {one_line(error)}") from error
-        return buffer.getvalue()
-
-    return encoded

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from stage1.config import RunConfig
 from stage1.errors import DataError
 from stage1.pipeline.mapping import frozen_map
-from stage1.policy import CalibratedPolicy, Policy, fit_policy
+from stage1.policy import CalibratedPolicy, Policy, ViewsClaim, fit_policy, on_views
 from stage1.policy.calibrated import fit_calibrated
 from stage1.policy.fit import check_classes
 from stage1.scores import Scores
@@ -22,11 +22,12 @@ def fit_configured(
     say: Callable[[str], None],
     attempt: int = 1,
     uncertified_because: str | None = None,
+    views: ViewsClaim | None = None,
 ) -> CalibratedPolicy:
     """fit_policy with everything the config says. A gate that shows no gain on val_select is refused and softmax kept.
 
     The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
-    fitted and certified on the mapped ones.
+    fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image alone.
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
     """
@@ -47,13 +48,14 @@ def fit_configured(
     def fit(select: Scores | None, calib: Scores) -> Policy:
         # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
         score = _confidence_score(config, select, calib.n_classes, say)
-        return fit_policy(
+        fitted = fit_policy(
             config.policy.name, select=select, calib=calib, risks=config.risks, confidence=config.confidence, coverage=config.coverage,
             class_coverage=config.class_coverage, target_prior=config.target_prior, assume_iid=config.assume_iid, unit=config.unit, slices=config.data.slices,
             allow_one_sided=config.allow_one_sided, classes=classes, seed=config.seed, attempt=attempt,
             uncertified_because=uncertified_because, variant=config.policy.variant, kept="gate" if kept == "gate" else "softmax",
             confidence_score=score, thresholds=config.policy.thresholds,
         )  # fmt: skip
+        return on_views(fitted, views)
 
     return fit_calibrated(frozen, fit, select=select, calib=calib)
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.aggregation import VIEWS_FILE
 from stage1.documents import read_document, write_document
 from stage1.errors import IntegrityError, Stage1Error
 from stage1.files import digest_file, write_text
 from stage1.images import Preprocessing
+from stage1.pipeline.looked import ROLE as LOOKED_ROLE
+from stage1.pipeline.looked import save_looked
 from stage1.pipeline.rundir import RunDir
 from stage1.pipeline.tuning_stages import backbone_config, backbone_file
-from stage1.scores import Scores, write_role
+from stage1.pipeline.view_stages import choose_views, learning_state, require_all, shipped_views
+from stage1.scores import write_role
+from stage1.views import WHOLE, ViewPolicy, cut
 
 if TYPE_CHECKING:
     from stage1.config import HeadConfig
     from stage1.data.table import SampleTable
+    from stage1.inference import Predictor
+    from stage1.inference.answered import Answered
     from stage1.pipeline.runner import Context
     from stage1.training.sweep import Swept
 
@@ -55,17 +61,19 @@ def extract(run: RunDir, context: Context) -> list[Path]:
 
         done = extract_features(
             table.ids[rows].tolist(), table.items(rows), backbone, onnx, store, config.features,
-            engine=config.features.engine, progress=report,
+            engine=config.features.engine, progress=report, views=config.views.cached,
         )  # fmt: skip
     if done.failed:
         name, error = done.failed[0]
         raise Stage1Error(f"{name}: could be read at the split and cannot now ({error}); restore it, or split again")
-    context.progress.say(f"  {len(rows)} images, engine {done.engine}")
+    views = config.views.cached
+    of_views = "" if views is None else f", {views.description} of each"
+    context.progress.say(f"  {len(rows)} images{of_views}, engine {done.engine}")
     write_document(run / "features.json", {
         "backbone": backbone.name, "pooling": backbone.pooling, "fingerprint": backbone.fingerprint, "licence": backbone.licence,
         "weights": Path(backbone.weights).name, "dim": backbone.dim, "preprocessing": backbone.preprocessing.to_json(),
-        "backbone_onnx": digest_file(onnx), "engine": done.engine, "key": asdict(done.key), "store": config.features.store,
-        "seed": config.seed,
+        "backbone_onnx": digest_file(onnx), "engine": done.engine, "key": done.key.to_json(), "store": config.features.store,
+        "seed": config.seed, **({} if views is None else {"views": views.to_json()}),
     }, "features")  # fmt: skip
     return [onnx, run / "features.json"]
 
@@ -82,6 +90,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
     """The head, on cached features of train; epoch and EMA are chosen on val_select."""
     from stage1.data.table import SampleTable
     from stage1.training import train_head
+    from stage1.training.pooling import ViewTraining
 
     config, document = run.config, read_document(run / "features.json", "features")
     table = SampleTable.read(run / "samples.parquet")
@@ -91,6 +100,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
         digest_file(run / "features.json")
         + digest_file(run / "samples.parquet")
         + str((config.head, config.train, config.sweep, config.seed))
+        + learning_state(run)
     )
     fresh = not inputs.is_file() or inputs.read_text(encoding="utf-8") != digest
     if fresh:
@@ -102,10 +112,12 @@ def train(run: RunDir, context: Context) -> list[Path]:
     if config.sweep.enabled:
         swept = _sweep(run, context, features, labels, groups[1], len(table.classes))
         settings, head, seed = swept.candidate.train, swept.candidate.head, swept.candidate.seed
+    learn = config.views.train
+    views = None if learn == "whole" else ViewTraining(learn, config.views.pool)
     with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
         result = train_head(
             features[0], labels[0], features[1], labels[1], config=settings, head=head, n_classes=len(table.classes),
-            seed=seed, folder=run.path, stop=context.stop, fresh=fresh, groups=groups[0],
+            seed=seed, folder=run.path, stop=context.stop, fresh=fresh, groups=groups[0], views=views,
             progress=lambda row: advance(1, f"val_select nll {row['select_nll']:.4f}"),
         )  # fmt: skip
     kind = "EMA" if result.used_ema else "raw"
@@ -191,11 +203,13 @@ def _trained_head(run: RunDir) -> HeadConfig:
 def _features(
     run: RunDir, document: dict[str, Any], table: SampleTable, role: str
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    from stage1.features import FeatureKey, FeatureStore
+    from stage1.features import FeatureKey, FeatureStore, per_view
 
     rows = table.rows(role)
     store = FeatureStore(document["store"] or run / "features")
-    return store.read(table.ids[rows].tolist(), FeatureKey(**document["key"])), table.labels[rows]
+    features = store.read(table.ids[rows].tolist(), FeatureKey(**document["key"]))
+    views = ViewPolicy.from_json(document["views"]) if "views" in document else None
+    return per_view(features, views), table.labels[rows]
 
 
 def export(run: RunDir, context: Context) -> list[Path]:
@@ -215,16 +229,15 @@ def export(run: RunDir, context: Context) -> list[Path]:
         )
     head = load_head(run / "model_best.pth", _trained_head(run), backbone.dim, len(table.classes))
     export_model(run / "backbone.onnx", head, run / "model.onnx")
-    rows = table.rows("val_select")
+    rows, policy = table.rows("val_select"), config.views.policy
+    tensors_each = 1 if policy is None else policy.count
+    images = min(len(rows), -(-config.export.parity_images // tensors_each))
     # Spread over the role: neighbouring rows may be frames of one video.
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), config.export.parity_images)).astype(int))]
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, images).astype(int))]
     items = table.items(rows)
-    _, exported, gates, failures = Predictor(run / "model.onnx", backbone.preprocessing, table.classes).outputs(items)
-    if failures:
-        raise Stage1Error(
-            f"{table.paths[rows[failures[0][0]]]}: cannot be read any more ({failures[0][1]}); restore it, or split again"
-        )
-    trained, trained_gates = _trained_outputs(backbone, head, items)
+    predictor = Predictor(run / "model.onnx", backbone.preprocessing, table.classes)
+    exported, gates = _exported_outputs(predictor, table, rows, policy)
+    trained, trained_gates = _trained_outputs(backbone, head, items, policy)
     difference = float(np.abs(exported - trained).max())
     if gates is not None and trained_gates is not None:
         difference = max(difference, float(np.abs(gates - trained_gates).max()))
@@ -245,18 +258,34 @@ def export(run: RunDir, context: Context) -> list[Path]:
     return [run / "model.onnx", run / "parity.json"]
 
 
-def _trained_outputs(
-    backbone: Any, head: Any, items: list[Any]
+def _exported_outputs(
+    predictor: Predictor, table: SampleTable, rows: NDArray[np.int64], policy: ViewPolicy | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Logits [n, K] and gate logits of the exported model, of each view as a row of its own."""
+    if policy is None:
+        answered, logits, gates, failures = predictor.outputs(table.items(rows))
+        require_all(table, rows, answered, failures)
+        return logits, gates
+    answered, outputs, failures = predictor.view_outputs(table.items(rows), policy)
+    require_all(table, rows, answered, failures)
+    return outputs.logits.reshape(-1, len(table.classes)), None if outputs.gate is None else outputs.gate.reshape(-1)
+
+
+def _trained_outputs(
+    backbone: Any, head: Any, items: list[Any], policy: ViewPolicy | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The same of the trained model."""
     import torch
 
-    from stage1.images import load_tensor
+    from stage1.images import decode
     from stage1.model.head import split
 
+    spec = backbone.preprocessing
     logits, gates = [], []
     with torch.inference_mode():
         for start in range(0, len(items), 16):
-            batch = np.stack([load_tensor(item(), backbone.preprocessing) for item in items[start : start + 16]])
+            images = [decode(item(), max_pixels=spec.max_pixels) for item in items[start : start + 16]]
+            batch = np.concatenate([cut(image, policy or WHOLE, spec) for image in images])
             made, gate = split(head(torch.from_numpy(backbone.features(batch))))
             logits.append(made.numpy())
             if gate is not None:
@@ -265,23 +294,41 @@ def _trained_outputs(
 
 
 def score(run: RunDir, context: Context) -> list[Path]:
-    """Scores of the evaluation roles, from image bytes, by the exported model and the predictor that users run."""
+    """Scores of the evaluation roles, from image bytes, by the exported model and the predictor that users run.
+
+    Views, where the run has them, are fixed first, on val_select; every role is then scored with what ships.
+    """
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
+    from stage1.inference.answered import answered_by
 
     document = read_document(run / "features.json", "features")
     parity = read_document(run / "parity.json", "parity")
     if not parity["passed"] or parity["model"] != digest_file(run / "model.onnx"):
         raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
     table = SampleTable.read(run / "samples.parquet")
-    predictor = Predictor(run / "model.onnx", Preprocessing.from_json(document["preprocessing"]), table.classes)
+    spec = Preprocessing.from_json(document["preprocessing"])
+    predictor = Predictor(run / "model.onnx", spec, table.classes)
     written: list[Path] = []
+    views = None
+    known: dict[str, Answered] = {}
+    (run / VIEWS_FILE).unlink(missing_ok=True)
+    if run.config.views.policy is not None:
+        chosen = choose_views(run, predictor, table, context.progress.say)
+        chosen.views.save(run / VIEWS_FILE)
+        written.append(run / VIEWS_FILE)
+        views = shipped_views(run)  # as a bundle reads it
+        if views is not None:
+            known["val_select"] = answered_by(chosen.outputs, views, spec)
+            predictor = Predictor(run / "model.onnx", spec, table.classes, views=views)
     for role in SCORED_ROLES:
         rows = table.rows(role)
-        logits, gate = _scored(predictor, table, rows, role, context)
-        scores = Scores(
-            logits=logits.astype(np.float64),
-            gate=None if gate is None else gate.astype(np.float64),
+        answered = known[role] if role in known else _scored(predictor, table, rows)
+        looked = "" if answered.looked is None else f", {answered.looked.used.mean():.2f} views on average"
+        context.progress.say(f"  {role}: {len(rows)} images{looked}")
+        if role == LOOKED_ROLE:
+            written += save_looked(run, answered.looked)
+        scores = answered.scores(
             labels=table.labels[rows],
             groups=table.groups[rows],
             ids=table.ids[rows],
@@ -291,15 +338,7 @@ def score(run: RunDir, context: Context) -> list[Path]:
     return written
 
 
-def _scored(
-    predictor: Any, table: SampleTable, rows: NDArray[np.int64], role: str, context: Context
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    answered, logits, gate, failures = predictor.outputs(table.items(rows))
-    if failures:
-        place, error = failures[0]
-        raise Stage1Error(
-            f"{table.paths[rows[place]]}: could be read at the split and cannot now ({error}); restore it, or split again"
-        )
-    assert (answered == np.arange(len(rows))).all(), "scores out of order"
-    context.progress.say(f"  {role}: {len(rows)} images")
-    return np.asarray(logits), gate
+def _scored(predictor: Predictor, table: SampleTable, rows: NDArray[np.int64]) -> Answered:
+    places, answered, failures = predictor.answered(table.items(rows))
+    require_all(table, rows, places, failures)
+    return answered

@@ -19,6 +19,7 @@ from stage1.files import digest_bytes
 from stage1.pipeline.progress import Progress
 from stage1.pipeline.rundir import RunDir, config_digest, opened
 from stage1.pipeline.tuning_stages import ASKED_BY, backbone_file, pretrained_file, require_alone
+from stage1.pipeline.view_stages import views_file
 from stage1.policy import POLICY_FILES, Certificate
 
 
@@ -59,7 +60,7 @@ class Context:
 class Stage:
     """One stage: which sections of the config and which files it depends on, and the function that does it.
 
-    external: a digest of what it reads outside the run directory. work returns the files it wrote. wanted: whether a run with
+    external: a digest of what it reads outside the run directory, or of settings that count only in some runs. work returns the files it wrote. wanted: whether a run with
     this config has the stage at all.
     """
 
@@ -72,12 +73,13 @@ class Stage:
 
     def files(self, run: RunDir) -> tuple[str, ...]:
         """The files it reads; "{policy}" stands for the one policy file of the run, "{pretrained}" and "{backbone}" for the
-        weights that `pretrain`, and `tune` or `pretrain`, have made in this run: none where it has no such stage."""
+        weights that `pretrain`, and `tune` or `pretrain`, have made in this run, "{views}" for views.json: none where it has none."""
         config = run.config
         places = {
             "policy": POLICY_FILES[config.policy.name],
             "pretrained": pretrained_file(config),
             "backbone": backbone_file(config),
+            "views": views_file(config),
         }
         return tuple(file for name in self.reads if (file := name.format(**places)))
 

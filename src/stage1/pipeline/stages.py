@@ -8,6 +8,7 @@ from stage1.pipeline.data_stage import source_state, split
 from stage1.pipeline.model_stages import export, extract, score, train
 from stage1.pipeline.runner import Stage
 from stage1.pipeline.tuning_stages import folder_state, pretrain, tune
+from stage1.pipeline.view_stages import cached_state, choosing_state, cut_state, learning_state
 
 ROLE_FILES = {
     role: (f"{role}_logits.pt", f"{role}_labels.pt", f"{role}_ids.json") for role in ("val_select", "val_calib", "val_test")
@@ -30,10 +31,10 @@ STAGES = (
         tune,
         wanted=lambda config: config.tunes,
     ),
-    Stage("extract", ("backbone", "features", "seed"), ("samples.parquet", "{backbone}"), extract),
-    Stage("train", ("head", "train", "sweep", "seed"), ("samples.parquet", "features.json"), train),
-    Stage("export", ("export", "head"), ("model_best.pth", "backbone.onnx", "features.json"), export),
-    Stage("score", (), ("model.onnx", "parity.json", "samples.parquet", "features.json"), score),
+    Stage("extract", ("backbone", "features", "seed"), ("samples.parquet", "{backbone}"), extract, cached_state),
+    Stage("train", ("head", "train", "sweep", "seed"), ("samples.parquet", "features.json"), train, learning_state),
+    Stage("export", ("export", "head"), ("model_best.pth", "backbone.onnx", "features.json"), export, cut_state),
+    Stage("score", (), ("model.onnx", "parity.json", "samples.parquet", "features.json"), score, choosing_state),
     Stage(
         "calibrate",
         (
@@ -49,7 +50,14 @@ STAGES = (
             "unit",
             "seed",
         ),
-        (*ROLE_FILES["val_select"], *ROLE_FILES["val_calib"], "samples.parquet", "splits.json", "model.onnx"),
+        (
+            *ROLE_FILES["val_select"],
+            *ROLE_FILES["val_calib"],
+            "samples.parquet",
+            "splits.json",
+            "model.onnx",
+            "{views}",
+        ),
         calibrate,
     ),
     Stage(
@@ -79,6 +87,7 @@ STAGES = (
             "evaluation.json",
             "features.json",
             "samples.parquet",
+            "{views}",
             *ROLE_FILES["val_calib"],
         ),
         bundle,

@@ -53,12 +53,20 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewsClaim:
+    """Which views of each image the scores are made of. digest: of views.json. description: in words, for the statement."""
+
+    digest: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """The guarantee of one policy, or the reason why there is none.
 
     certified is True only if every risk's exact bound is at most its target, jointly at `confidence`, and images exit.
     unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the counts of
-    risks and coverage are then of images, n_units of groups). slices: the same risks where an attribute has a value;
+    risks and coverage are then of images, n_units of groups). views: None where whole images are judged. slices: the same risks where an attribute has a value;
     slices_asked: the attributes. reason, needed: why nothing, or one side, can exit
     and what that takes; None where both sides exit.
     """
@@ -87,6 +95,7 @@ class Certificate:
     needed: str | None = None
     slices: tuple[SliceClaim, ...] = ()
     slices_asked: tuple[str, ...] = ()
+    views: ViewsClaim | None = None
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for certificate.json."""
@@ -98,6 +107,10 @@ class Certificate:
         document["coverage"] = _plain(self.coverage)
         document["per_class"] = {name: _plain(coverage) for name, coverage in self.per_class.items()}
         document["slices"] = [asdict(claim) for claim in self.slices]
+        if self.views is None:
+            del document["views"]
+        else:
+            document["views"] = asdict(self.views)
         for name in ("classes", "assumptions", "void_if", "slices_asked"):
             document[name] = list(document[name])
         return document
@@ -107,6 +120,7 @@ class Certificate:
         """The inverse of to_document."""
         # Certificates made before there were slices lack them.
         values: dict[str, Any] = {name: document[name] for name in cls.__slots__ if name in document}
+        values["views"] = ViewsClaim(**document["views"]) if "views" in document else None
         values["risks"] = {name: RiskBound(name=name, **fields) for name, fields in document["risks"].items()}
         values["coverage"] = Coverage(**document["coverage"])
         values["per_class"] = {name: Coverage(**fields) for name, fields in document["per_class"].items()}

@@ -17,9 +17,11 @@ from stage1.policy.certify import certify
 from stage1.policy.decision import Policy
 from stage1.policy.gate import GatePolicy, Kept, fit_gate
 from stage1.policy.multiclass import MulticlassPolicy, fit_multiclass
+from stage1.policy.population import said_of
 from stage1.policy.request import Request
 from stage1.policy.scrc import ScrcPolicy, fit_scrc
 from stage1.policy.softmax import SoftmaxPolicy
+from stage1.policy.viewed import on_views
 from stage1.scores import Scores
 
 POLICY_FILES = {"softmax": "thresholds.json", "gate": "gateparams.json", "scrc": "scrcparams.json"}
@@ -86,10 +88,11 @@ def fit_policy(
             raise ConfigError(
                 "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and gate"
             )
-        return fit_scrc(
+        policy: Policy = fit_scrc(
             select=select, calib=calib, risks=risks, coverage=SCRC_COVERAGE if coverage is None else coverage, confidence=confidence,
             variant=variant, classes=classes, uncertified_because=uncertified_because, **counting,
         )  # fmt: skip
+        return said_of(policy, calib)
     names = tuple(classes) if classes is not None else tuple(str(index) for index in range(calib.n_classes))
     if len(names) != calib.n_classes:
         raise DataError(f"classes: {len(names)} names, {calib.n_classes} columns of logits; give one name for each")
@@ -98,16 +101,18 @@ def fit_policy(
     if name == "gate":
         if select is None:
             raise ConfigError("select: the gate is fitted on labelled scores of val_select; give them")
-        return fit_gate(
+        policy = fit_gate(
             select=select, calib=calib, risks=risks, confidence=confidence, coverage=coverage, class_coverage=class_coverage,
             target_prior=target_prior, allow_one_sided=allow_one_sided, classes=names, kept=kept, slices=slices,
             uncertified_because=uncertified_because, **counting,
         )  # fmt: skip
+        return said_of(policy, calib)
     if len(names) > 2:
-        return fit_multiclass(
+        policy = fit_multiclass(
             request, calib=calib, select=select, confidence_score=confidence_score, thresholds=thresholds,
             uncertified_because=uncertified_because, **counting,
         )  # fmt: skip
+        return said_of(policy, calib)
     counting["slices"] = slices
     cuts, certificate = certify(
         name,
@@ -118,7 +123,7 @@ def fit_policy(
         uncertified_because=uncertified_because,
         **counting,
     )
-    return SoftmaxPolicy(cuts.lo, cuts.hi, names, certificate.certified, certificate)
+    return said_of(SoftmaxPolicy(cuts.lo, cuts.hi, names, certificate.certified, certificate), calib)
 
 
 def check_classes(policy: str, classes: Sequence[str]) -> None:
@@ -142,7 +147,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
     stated = policy.certificate
     if stated is None:
         raise IntegrityError("certificate.json: missing; it states what the policy was fitted for")
-    return fit_policy(
+    again = fit_policy(
         policy.name, calib=calib, select=select, risks={name: risk.target for name, risk in stated.risks.items()},
         confidence=stated.confidence, coverage=policy.xi if isinstance(policy, ScrcPolicy) else stated.coverage.floor,
         class_coverage={name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
@@ -156,6 +161,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
         confidence_score=policy.confidence_score if isinstance(policy, MulticlassPolicy) else "msp",
         thresholds=policy.mode if isinstance(policy, MulticlassPolicy) else "auto",
     )  # fmt: skip
+    return on_views(again, stated.views)
 
 
 def check_samples(calib: Scores, select: Scores | None) -> None:

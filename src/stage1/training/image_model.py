@@ -35,8 +35,9 @@ class ImageModel(nn.Module):
         """float32 [N, D]; without a graph where nothing in the body is trained."""
         cast = torch.autocast(images.device.type, dtype=torch.bfloat16) if self.half else nullcontext()
         frozen = nullcontext() if self.body_trained else torch.no_grad()
+        # Channels last: convolutions of a ConvNet take two thirds of the time; it is the same arithmetic for a ViT.
         with frozen, cast:
-            return self.body(images).float()
+            return self.body(images.contiguous(memory_format=torch.channels_last)).float()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))

@@ -111,7 +111,7 @@ def train_on_images(
     metrics = {key: float(best[key]) for key in ("nll", "accuracy", "augrc", "train_loss")}
     return ImageTrainResult(
         backbone=tuned, head=made.eval().requires_grad_(False), best_epoch=best["epoch"], used_ema=best["ema"],
-        best_metric=metrics[config.select_by], epochs_run=run.at.epoch, metrics=metrics, trainable=trainable, share=share,
+        best_metric=metrics[config.select_by], epochs_run=run.ledger.at.epoch, metrics=metrics, trainable=trainable, share=share,
         waiting_share=run.loader.waiting_share, images_at_a_time=run.passes.micro,
     )  # fmt: skip
 

@@ -19,17 +19,20 @@ from stage1.training.losses import (
     self_adaptive_sum,
     updated_targets,
 )
+from stage1.training.pooling import image_logits
 
 
 class Objective:
     """Losses beyond plain cross-entropy. `targets` is state: SAT's belief in each label, float32 [members, N].
 
-    weights: per class, float32 [K]. Raises ConfigError where head and objective do not go together.
+    weights: per class, float32 [K]. pool: where the features are those of several views of each image, how their logits are
+    pooled. Raises ConfigError where head and objective do not go together.
     """
 
-    def __init__(self, config: TrainConfig, head: HeadConfig, weights: Tensor, n: int) -> None:
+    def __init__(self, config: TrainConfig, head: HeadConfig, weights: Tensor, n: int, pool: str | None = None) -> None:
         _check(config, head, len(weights))
         self.config, self.kind, self.weights = config, head.kind, weights
+        self.pool = pool
         self.selective = head.selective
         late = head.kind in ("deepgamblers", "sat")
         self.start_epoch = min(round(config.selective.warmup * config.epochs), config.epochs - 1) if late else 0
@@ -51,7 +54,7 @@ class Objective:
     def loss_sum(self, head: nn.Module, features: Tensor, labels: Tensor, rows: Tensor, epoch: int) -> Tensor:
         """Loss of one batch times the summed class weight of its rows, mean over the members of an ensemble; a scalar.
 
-        features: [n, D]; labels: int64 [n]; rows: int64 [n], their places among the train images; epoch counts from 0.
+        features: [n, D], of views [n, V, D]; labels: int64 [n]; rows: int64 [n], their places among the train images; epoch counts from 0.
         """
         members = members_of(head)
         # Each member gets the gradient that it would get alone: the sum, not the mean, is what is differentiated.
@@ -65,7 +68,7 @@ class Objective:
         if isinstance(member, SelectiveHead):
             logits, loss = self._selective(index, member, features, labels, rows, epoch, row_weights)
         else:
-            logits = member(features)
+            logits = image_logits(member, features, self.pool)
             loss = cross_entropy_sum(logits, labels, self.weights, self.config.label_smoothing)
             if self.config.objective == "risk":
                 deferral = deferral_loss(logits[:, 1] - logits[:, 0], labels, self.config.risk)

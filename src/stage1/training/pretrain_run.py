@@ -30,11 +30,11 @@ from stage1.training.checkpoint import (
 )
 from stage1.training.dino import DinoObjective
 from stage1.training.image_batches import Loader
+from stage1.training.ledger import Position, by_part
 from stage1.training.masked import MaskedObjective
 from stage1.training.pretrain_data import Prints
 from stage1.training.pretrain_watch import Vitals, collapse
 from stage1.training.records import append_event
-from stage1.training.run import Position
 from stage1.training.schedule import learning_rate, steps_per_epoch, warmup_steps
 from stage1.training.seeds import epoch_order, sub_seed
 
@@ -211,15 +211,8 @@ class PretrainRun:
         parts["optimizer"] = flatten_optimizer(self.optimizer)
         tensors = {f"{part}.{name}": t.detach().cpu() for part, state in parts.items() for name, t in state.items()}
         at = self.at
-        position = {
-            "epoch": at.epoch,
-            "step": at.step,
-            "done": at.done,
-            "loss_sum": at.loss_sum,
-            "weight_sum": at.weight_sum,
-        }
         save_checkpoint(self.folder / CHECKPOINT, tensors, {
-            "run": self.facts, "config_digest": config_digest(self.facts), "data_digest": self.data, "position": position,
+            "run": self.facts, "config_digest": config_digest(self.facts), "data_digest": self.data, "position": at.to_json(),
             "rows": at.rows, "rank": self.before.rank, "spread": self.before.spread, "torch": torch.__version__,
         })  # fmt: skip
         self._write_rows()
@@ -232,10 +225,7 @@ class PretrainRun:
         write_text(self.folder / ROWS, text.getvalue())
 
     def _restore(self, tensors: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "objective": {}, "optimizer": {}}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition(".")
-            parts[part][name] = tensor
+        parts = by_part(tensors, "model", "objective", "optimizer")
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(parts["model"][name])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stage1.model.head import split
+from stage1.training.pooling import image_logits
 
 SelectBy = Literal["nll", "accuracy", "augrc"]
 _ROWS = 8192
@@ -49,26 +50,35 @@ def select_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Se
     )
 
 
-def all_logits(heads: Sequence[nn.Module], features: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Logits of each head (put in eval mode and back) on all rows of [N, D] features: [N, K] each."""
-    return [logits for logits, _ in all_outputs(heads, features)]
+def all_logits(
+    heads: Sequence[nn.Module], features: NDArray[np.float32], pool: str | None = None
+) -> list[NDArray[np.float32]]:
+    """Logits of each head (put in eval mode and back) on all rows of [N, D] features: [N, K] each.
+
+    Of [N, V, D] features those of the views are pooled by `pool`.
+    """
+    return [logits for logits, _ in all_outputs(heads, features, pool)]
 
 
 @torch.no_grad()
 def all_outputs(
-    heads: Sequence[nn.Module], features: NDArray[np.float32]
+    heads: Sequence[nn.Module], features: NDArray[np.float32], pool: str | None = None
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-    """Logits [N, K] and gate logits [N] (None for a head without a gate) of each head on all rows of [N, D] features."""
+    """Logits [N, K] and gate logits [N] (None for a head without a gate) of each head on all rows of [N, D] features.
+
+    Of [N, V, D] features: the views' logits pooled by `pool`; heads on views have no gate.
+    """
     pieces: list[list[NDArray[np.float32]]] = [[] for _ in heads]
     gates: list[list[NDArray[np.float32]]] = [[] for _ in heads]
     modes = [head.training for head in heads]
     for head in heads:
         head.eval()
-    for start in range(0, len(features), _ROWS):
+    rows = max(1, _ROWS // (features.shape[1] if features.ndim == 3 else 1))
+    for start in range(0, len(features), rows):
         # A copy in torch's aligned memory: a kernel's rounding may depend on alignment, and numpy's varies.
-        batch = torch.tensor(np.asarray(features[start : start + _ROWS]))
+        batch = torch.tensor(np.asarray(features[start : start + rows]))
         for head, piece, gate in zip(heads, pieces, gates, strict=True):
-            logits, judged = split(head(batch))
+            logits, judged = split(head(batch)) if pool is None else (image_logits(head, batch, pool), None)
             piece.append(logits.numpy())
             if judged is not None:
                 gate.append(judged.numpy())

@@ -60,8 +60,12 @@ class SweepBatch:
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema_decay > 0 else None
         self.best = [p.detach().clone() for p in self.parameters]
         self.smoothing = torch.tensor([item.train.label_smoothing for item in entrants]).reshape(self.shape)
-        # What the optimizer moves: each candidate's slice of the stacks, in the stacks' own memory.
-        self.slices = [[own.detach() for own in stack.detach().flatten(0, 1)] for stack in self.parameters]
+        self.runs = [self._runs(decays=stack.ndim > 3) for stack in self.parameters]
+        # What the optimizer moves: neighbours in the stacks with one rate and decay, in the stacks' own memory.
+        self.slices = [
+            [stack.detach().flatten(0, 1)[run.start : run.stop] for run in runs]
+            for stack, runs in zip(self.parameters, self.runs, strict=True)
+        ]
         self.optimizer = self._adamw()
         n = len(entrants)
         self.keys: list[tuple[float, float] | None] = [None] * n
@@ -98,13 +102,28 @@ class SweepBatch:
             stacks.append(stack.reshape(*self.shape, *sizes))
         return stacks
 
+    def _runs(self, *, decays: bool) -> list[range]:
+        """Places of candidates side by side that share learning rate and, where it counts, weight decay; at most one seed's.
+
+        A call of the optimizer costs more than the arithmetic on one small head: fewer, longer pieces.
+        """
+        keys = [self._key(item, decays) for item in self.entrants]
+        width, starts = self.shape[1], [0]
+        for place in range(1, len(keys)):
+            if place % width == 0 or keys[place] != keys[place - 1]:
+                starts.append(place)
+        return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True)]
+
+    @staticmethod
+    def _key(item: Candidate, decays: bool) -> tuple[float, float]:
+        """Learning rate and weight decay, as `Run` has them: decay on matrices only."""
+        return item.train.learning_rate, item.train.weight_decay if decays else 0.0
+
     def _adamw(self) -> torch.optim.AdamW:
-        """One group for each rate and decay, as `Run` has one: decay on matrices only."""
         groups: dict[tuple[float, float], list[Tensor]] = {}
-        for stack in self.slices:
-            for item, own in zip(self.entrants, stack, strict=True):
-                decay = item.train.weight_decay if own.ndim > 1 else 0.0
-                groups.setdefault((item.train.learning_rate, decay), []).append(own)
+        for stack, runs, pieces in zip(self.parameters, self.runs, self.slices, strict=True):
+            for run, piece in zip(runs, pieces, strict=True):
+                groups.setdefault(self._key(self.entrants[run.start], stack.ndim > 3), []).append(piece)
         return torch.optim.AdamW(
             [{"params": own, "weight_decay": decay, "lr": rate, "base": rate} for (rate, decay), own in groups.items()],
             fused=True,
@@ -182,11 +201,12 @@ class SweepBatch:
             group["lr"] = group["base"] * share
         if self.config.clip_norm is not None:
             clip = torch.clamp(self.config.clip_norm / (norms + 1e-6), max=1.0)
-            for gradient in gradients:
+            for gradient in gradients if bool((clip < 1.0).any()) else []:
                 gradient.mul_(clip.reshape(*clip.shape, *[1] * (gradient.ndim - 2)))
-        for stack, gradient in zip(self.slices, gradients, strict=True):
-            for own, part in zip(stack, gradient.flatten(0, 1), strict=True):
-                own.grad = part
+        for runs, pieces, gradient in zip(self.runs, self.slices, gradients, strict=True):
+            flat = gradient.flatten(0, 1)
+            for run, piece in zip(runs, pieces, strict=True):
+                piece.grad = flat[run.start : run.stop]
         self.optimizer.step()
         if self.average is not None:
             weight = 1.0 - decay_at(step, self.config.ema_decay)

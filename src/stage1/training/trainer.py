@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.config import HeadConfig, TrainConfig
-from stage1.errors import DataError
+from stage1.errors import ConfigError, DataError
 from stage1.model.head import BEST_WEIGHTS, Ensemble, GatedHead, Head, SelectiveHead, save_weights
 from stage1.training.gate import cross_fitted_gate_targets, fit_gate
 from stage1.training.health import gate_health
 from stage1.training.inputs import LabelledFeatures, checked_features
+from stage1.training.pooling import ViewTraining
 from stage1.training.records import LOG, append_event
 from stage1.training.run import Run, TrainResult
 from stage1.training.selection import all_outputs
@@ -38,8 +39,11 @@ def train_head(
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
     groups: NDArray[np.str_] | None = None,
+    views: ViewTraining | None = None,
 ) -> TrainResult:
     """Train a head on `features` [N, D], choosing epoch and raw or EMA weights on `select_features` [M, D].
+
+    views: both are of the views of each image, [N, V, D] and [M, V, D]; on val_select their logits are pooled.
 
     Goes on from `folder`/checkpoints/last.safetensors where that is there, bit-equal to never having stopped (same
     machine and versions); a finished run returns its result at once. Writes that file, model_best.pth, metrics.csv,
@@ -53,18 +57,30 @@ def train_head(
     Torch's global state (threads, determinism, generator, grad mode) is as before when this returns or raises.
     """
     folder = Path(folder)
-    train = checked_features(features, labels, n_classes, "train")
-    select = checked_features(select_features, select_labels, n_classes, "val_select")
-    if train.features.shape[1] != select.features.shape[1]:
+    of_views = views is not None
+    train = checked_features(features, labels, n_classes, "train", of_views=of_views)
+    select = checked_features(select_features, select_labels, n_classes, "val_select", of_views=of_views)
+    if train.features.shape[1:] != select.features.shape[1:]:
+        found, wanted = (" x ".join(map(str, role.features.shape[1:])) for role in (select, train))
         raise DataError(
-            f"val_select: {select.features.shape[1]} feature columns, train has {train.features.shape[1]}; "
-            "extract both with the same backbone"
+            f"val_select: {found} feature columns, train has {wanted}; extract both with the same backbone and views"
         )
+    if views is not None:
+        _check_views(views, head, n_classes)
+        train = LabelledFeatures(*views.rows(train.features, train.labels))
     with own_torch_state():
-        result = Run(train, select, config, head, n_classes, seed, folder).finish(stop, fresh, progress)
+        result = Run(train, select, config, head, n_classes, seed, folder, views=views).finish(stop, fresh, progress)
         if head.gate in ("linear", "mlp"):
             result = _with_gate(result, train, select, config, head, n_classes, seed, folder, stop, fresh, groups)
-        return _judged(result, select, folder)
+        return result if views is not None else _judged(result, select, folder)
+
+
+def _check_views(views: ViewTraining, head: HeadConfig, n_classes: int) -> None:
+    if head.selective or head.gate in ("linear", "mlp"):
+        raise ConfigError(
+            f"views.train={views.learn} with head.kind={head.kind}, head.gate={head.gate}; it is for linear and mlp heads without a gate"
+        )
+    views.check_classes(n_classes)
 
 
 def _with_gate(

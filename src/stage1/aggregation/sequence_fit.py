@@ -1,0 +1,119 @@
+"""Fit adaptive views on val_select: the order of the views, a calibrated log-odds for each prefix, and where to stop.
+
+Order: greedy; next comes the view that lowers the NLL of the prefix most. Bounds: stop_bounds.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stage1.aggregation.adaptive import Sequence, Step
+from stage1.aggregation.aggregators import Aggregator, Floats, aggregator, margins
+from stage1.aggregation.exits import expected_rates
+from stage1.aggregation.learned import Learned
+from stage1.aggregation.stop_bounds import plan_stops
+from stage1.calibration.folds import fold_of_rows
+from stage1.calibration.logistic import Platt
+from stage1.errors import ConfigError, DataError
+from stage1.evaluation.probability import nll_rows
+from stage1.scores import Scores
+from stage1.views import ViewPolicy
+
+TOLERANCE = 0.01
+FOLDS = 5
+
+
+def fit_sequence(
+    view_logits: ArrayLike,
+    labels: ArrayLike,
+    groups: ArrayLike | None,
+    policy: ViewPolicy,
+    name: str,
+    *,
+    risks: Mapping[str, float],
+    confidence: float = 0.95,
+    calibration_units: int | None = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> Sequence:
+    """The sequence for the aggregator `name` and the target, from labelled view logits of val_select, float [N, V, 2].
+
+    calibration_units: how many independent units val_calib has (its size alone; None: as many as val_select), for thresholds are
+    as far out as their number allows. tolerance: certified coverage that may be given up against all views, as val_select sees it.
+    Raises ConfigError (aggregator "whole", which has no further views; a tolerance outside [0, 1)), DataError (one class only).
+    """
+    if name == "whole" or policy.count < 2:
+        raise ConfigError("views.adaptive: the whole view alone is used, there are no further views to stop before")
+    if not 0.0 <= tolerance < 1.0:
+        raise ConfigError(f"views.tolerance: {tolerance:g}; give a share of coverage in [0, 1)")
+    m, y = margins(view_logits), np.asarray(labels, dtype=np.int64)
+    if m.shape[1] != policy.count:
+        raise DataError(f"view logits: {m.shape[1]} views, the policy has {policy.count}; score with these views")
+    if y.shape != (len(m),) or set(np.unique(y).tolist()) != {0, 1}:
+        raise DataError("labels: adaptive views need images of both classes in val_select, labelled 0 and 1")
+    keys = Scores(logits=np.stack([-m[:, 0], m[:, 0]], axis=1), labels=y, groups=groups)  # type: ignore[arg-type]
+    order = _greedy_order(m, y, policy, name)
+    ordered = m[:, order]
+    fold = fold_of_rows(keys, FOLDS, seed)
+    held_out = _held_out(ordered, y, policy, name, fold)
+    units = calibration_units or (len(y) if keys.groups is None else len(np.unique(keys.groups)))
+    rates = expected_rates(risks, confidence, units, float(y.mean()))
+    plan = plan_stops(held_out, y, rates, tolerance)
+    steps = [
+        replace(_step(ordered[:, : seen + 1], y, policy, name), low=bound.low, high=bound.high, hopeless=bound.hopeless)
+        for seen, bound in enumerate(plan.bounds)
+    ]
+    expected = {
+        "views": plan.views,
+        "coverage": plan.coverage,
+        "coverage_all": plan.coverage_all,
+        "tolerance": float(tolerance),
+    }
+    return Sequence(tuple(order), tuple(steps), expected)
+
+
+# ---- maps and order ----------------------------------------------------------------------------------------------
+
+
+def _step(prefix: Floats, labels: NDArray[np.int64], policy: ViewPolicy, name: str) -> Step:
+    """The map of one prefix, float [N, s], whose first view is the whole one where the policy has it."""
+    if name == "learned":
+        return Step(Learned.fit(prefix, labels, has_whole=policy.whole), 1.0, 0.0)
+    pool: Aggregator = aggregator(name, policy)
+    pooled = pool(np.stack([-prefix / 2, prefix / 2], axis=2))
+    fitted = Platt.fit(Scores(logits=pooled, labels=labels))
+    return Step(pool, fitted.slope, fitted.shift)
+
+
+def _greedy_order(m: Floats, labels: NDArray[np.int64], policy: ViewPolicy, name: str) -> list[int]:
+    """The whole view first where there is one; then each time the view that lowers the NLL of the prefix most."""
+    order = [0] if policy.whole else []
+    while len(order) < policy.count:
+        left = [view for view in range(policy.count) if view not in order]
+        losses = [
+            _loss(_step(m[:, [*order, view]], labels, policy, name), m[:, [*order, view]], labels) for view in left
+        ]
+        order.append(left[int(np.argmin(losses))])
+    return order
+
+
+def _loss(step: Step, prefix: Floats, labels: NDArray[np.int64]) -> float:
+    score = step.score(prefix)
+    return float(nll_rows(np.stack([-score / 2, score / 2], axis=1), labels).mean())
+
+
+def _held_out(
+    ordered: Floats, labels: NDArray[np.int64], policy: ViewPolicy, name: str, fold: NDArray[np.int64]
+) -> Floats:
+    """Log-odds after each view by maps fitted on the other folds, float [N, V]: what bounds are judged on."""
+    found = np.empty_like(ordered)
+    for part in range(int(fold.max()) + 1):
+        inside = fold != part
+        for seen in range(ordered.shape[1]):
+            step = _step(ordered[inside, : seen + 1], labels[inside], policy, name)
+            found[~inside, seen] = step.score(ordered[~inside, : seen + 1])
+    return found

@@ -1,0 +1,53 @@
+"""A bundle with views carries them, and none whose certificate speaks of others is written or opened."""
+
+from __future__ import annotations
+
+import pytest
+
+from stage1.aggregation import FrozenViews, Pool
+from stage1.bundle import verify_bundle
+from stage1.documents import read_document
+from stage1.errors import IntegrityError, MissingError
+from stage1.inference import load_bundle
+from stage1.policy import ViewsClaim, load_policy, on_views
+from stage1.views import ViewPolicy
+
+VIEWS = FrozenViews(ViewPolicy(grid=(2, 2)), Pool("topk:2"))
+
+
+@pytest.fixture
+def viewed(parts):
+    """The files of a run whose certificate is of VIEWS."""
+    claim = ViewsClaim(VIEWS.digest, VIEWS.description)
+    on_views(load_policy(parts.run), claim).certificate.save(parts.run / "certificate.json")
+    VIEWS.save(parts.run / "views.json")
+    return parts
+
+
+def test_views_travel_and_are_named(viewed, tmp_path):
+    folder = viewed.write(tmp_path / "bundle", views_file=viewed.run / "views.json")
+    assert verify_bundle(folder, recompute=True).problems == ()
+    manifest = read_document(folder / "bundle.json", "bundle")
+    assert manifest["views"] == {"description": VIEWS.description, "count": 5}
+    assert manifest["created_from"]["views"] == VIEWS.digest == manifest["files"]["views.json"]["sha256"]
+    bundle = load_bundle(folder)
+    assert bundle.predictor.views == VIEWS
+    assert bundle.about["views"] == VIEWS.description
+    assert VIEWS.description in (folder / "README.md").read_text()
+
+
+def test_a_certificate_of_views_needs_exactly_these(viewed, tmp_path):
+    with pytest.raises(IntegrityError, match=r"views\.json: missing"):
+        viewed.write(tmp_path / "bundle")
+    with pytest.raises(MissingError, match="stage1 score"):
+        viewed.write(tmp_path / "bundle", views_file=tmp_path / "views.json")
+    FrozenViews(ViewPolicy(grid=(2, 2), overlap=0.2), Pool("topk:2")).save(tmp_path / "views.json")
+    with pytest.raises(IntegrityError, match="not the one that was certified"):
+        viewed.write(tmp_path / "bundle", views_file=tmp_path / "views.json")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_certificate_of_whole_images_takes_no_views(parts, tmp_path):
+    VIEWS.save(tmp_path / "views.json")
+    with pytest.raises(IntegrityError, match="the certificate beside it is of whole images"):
+        parts.write(tmp_path / "bundle", views_file=tmp_path / "views.json")
