@@ -70,7 +70,7 @@ def make_run(
     )
     save_policy(folder, policy)
     stages = {
-        name: {"inputs": "0" * 64, "outputs": {}, "seconds": seconds}
+        name: {"inputs": "0" * 64, "outputs": {}, "seconds": seconds, "peak_mib": 100.0 * seconds}
         for name, seconds in (("train", 2.0 + seed), ("score", 10.0))
     }
     write_document(folder / "stages.json", {"stage1_version": "0", "stages": stages}, "stages")

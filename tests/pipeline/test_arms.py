@@ -107,6 +107,7 @@ def test_costs_come_from_the_run(document):
     scored = sum(SIZES.values()) - SIZES["train"]
     assert (run["run"], run["train_seconds"], run["seconds"]) == ("frozen1", 3.0, 13.0)
     assert run["images_per_second"] == pytest.approx(scored / 10.0)
+    assert run["score_peak_mib"] == 1000.0
     assert run["parameters"] is None  # no model.onnx here
 
 

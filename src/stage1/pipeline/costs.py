@@ -1,4 +1,4 @@
-"""What a run costs, from what it recorded: parameters, size, seconds, images per second."""
+"""What a run costs, from what it recorded: parameters, size, seconds, memory, images per second."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def run_facts(folder: Path, seed: int, scored: int, certified: bool | None) -> d
 
     Numbers that the run did not record are None.
     """
-    seconds = {name: float(entry["seconds"]) for name, entry in recorded_stages(folder).items()}
+    stages = recorded_stages(folder)
+    seconds = {name: float(entry["seconds"]) for name, entry in stages.items()}
     model = folder / "model.onnx"
     files = [path for path in (model, model.with_name("model.onnx.data")) if path.is_file()]
     return {
@@ -37,6 +38,7 @@ def run_facts(folder: Path, seed: int, scored: int, certified: bool | None) -> d
         "train_seconds": seconds.get("train"),
         "seconds": round(sum(seconds.values()), 3) if seconds else None,
         "images_per_second": round(scored / seconds["score"], 2) if seconds.get("score") else None,
+        "score_peak_mib": stages.get("score", {}).get("peak_mib"),
     }
 
 

@@ -42,12 +42,15 @@ class RunDir:
             return
         write_document(self / STATE_FILE, {"stage1_version": __version__, "stages": self.state}, "stages")
 
-    def record(self, stage: str, inputs: str, outputs: Iterator[Path], seconds: float) -> None:
-        """Remember that `stage` made `outputs` from inputs with this digest."""
+    def record(
+        self, stage: str, inputs: str, outputs: Iterator[Path], seconds: float, peak_mib: float | None = None
+    ) -> None:
+        """Remember that `stage` made `outputs` from inputs with this digest, and what it took."""
         self.state[stage] = {
             "inputs": inputs,
             "outputs": {str(path.relative_to(self.path)): _stamp(path) for path in sorted(outputs)},
             "seconds": round(seconds, 3),
+            "peak_mib": peak_mib,
         }
         self.save_state()
 

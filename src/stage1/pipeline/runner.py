@@ -17,6 +17,7 @@ from stage1.config import RunConfig, load_config
 from stage1.errors import Checkpointed, ConfigError, NotCertifiable, Stage1Error
 from stage1.files import digest_bytes
 from stage1.pipeline.progress import Progress
+from stage1.pipeline.memory import peak_mib, reset_peak
 from stage1.pipeline.rundir import RunDir, config_digest, opened
 from stage1.pipeline.tuning_stages import ASKED_BY, backbone_file, pretrained_file, require_alone
 from stage1.pipeline.view_stages import views_file
@@ -129,9 +130,7 @@ def run(
         return execute(directory, Progress(quiet=quiet), ignore_acceptance=ignore_acceptance)
 
 
-def execute(
-    run: RunDir, progress: Progress, *, force: bool = False, ignore_acceptance: bool = False
-) -> RunResult:
+def execute(run: RunDir, progress: Progress, *, force: bool = False, ignore_acceptance: bool = False) -> RunResult:
     """All stages of an opened run directory, in order; before the bundle the acceptance gates must have passed."""
     from stage1.pipeline.acceptance import check_reference
     from stage1.pipeline.stages import STAGES
@@ -222,9 +221,11 @@ def _do(stage: Stage, run: RunDir, context: Context, force: bool) -> bool:
         return False
     run.forget(stage.name)
     context.progress.say(f"{stage.name:<10} ...")
+    counted = reset_peak()
     began = time.monotonic()
     written = stage.work(run, context)
-    run.record(stage.name, inputs, iter(written), time.monotonic() - began)
+    seconds = time.monotonic() - began
+    run.record(stage.name, inputs, iter(written), seconds, peak_mib() if counted else None)
     context.progress.say(f"{stage.name:<10} done in {time.monotonic() - began:.1f} s")
     return True
 

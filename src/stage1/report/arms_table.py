@@ -72,7 +72,7 @@ def _tables(document: Document) -> list[tuple[list[str], list[list[str]]]]:
     if any(arm["seeds"] > 1 for arm in arms):
         tables.append(spread)
     tables.append((["minus " + document["reference"], *names], _difference_rows(document, metrics)))
-    cost = ["cost (mean over seeds)", "parameters", "model", "train", "all stages", "images/s", "certified"]
+    cost = ["cost (mean over seeds)", "parameters", "model", "train", "all stages", "images/s", "memory", "certified"]
     tables.append((cost, [_cost(arm) for arm in arms]))
     confirmation = document["confirmation"]
     if confirmation is not None:
@@ -115,7 +115,7 @@ def _cost(arm: Document) -> list[str]:
     known = [run["certified"] for run in runs if run["certified"] is not None]
     return [
         arm["name"], shown("parameters", "{:,.0f}"), shown("model_bytes", "{:.1f} MB", 1e6), shown("train_seconds", "{:.1f} s"),
-        shown("seconds", "{:.0f} s"), shown("images_per_second", "{:.0f}"), f"{sum(known)} of {len(known)}" if known else "-",
+        shown("seconds", "{:.0f} s"), shown("images_per_second", "{:.0f}"), shown("score_peak_mib", "{:,.0f} MiB"), f"{sum(known)} of {len(known)}" if known else "-",
     ]  # fmt: skip
 
 
