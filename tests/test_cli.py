@@ -56,7 +56,20 @@ def test_help_is_grouped_and_names_every_command():
     "command",
     [
         *(name for name in COMMANDS if name not in GROUPS),
-        *("cascade run", "cascade evaluate", "cascade plan", "challenge make", "challenge report", "streetvision run", "streetvision check", "streetvision reward", "streetvision card", "config show", "config schema", "config recipes"),
+        *(
+            "cascade run",
+            "cascade evaluate",
+            "cascade plan",
+            "challenge make",
+            "challenge report",
+            "streetvision run",
+            "streetvision check",
+            "streetvision reward",
+            "streetvision card",
+            "config show",
+            "config schema",
+            "config recipes",
+        ),
     ],
 )
 def test_every_command_has_help_with_one_example(command):

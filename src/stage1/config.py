@@ -474,11 +474,19 @@ class AcceptanceGate(Section):
         head, _, rest = self.metric.partition(".")
         known = {"gain": rest in _GAINS, "gate": rest == "gain", "certificate": bool(rest)}
         if not known.get(head, head in _ACCEPTED):
-            names = (*_ACCEPTED, "certificate.RISK", "certificate.coverage", "gate.gain", *(f"gain.{name}" for name in _GAINS))
+            names = (
+                *_ACCEPTED,
+                "certificate.RISK",
+                "certificate.coverage",
+                "gate.gain",
+                *(f"gain.{name}" for name in _GAINS),
+            )
             raise ValueError(f"gate {self.metric!r} is unknown{_nearest(self.metric, names)}; use {', '.join(names)}")
         upward = self.metric == "certificate.coverage"
         if head == "certificate" and self.by == "bound" and (self.at_most if upward else self.at_least) is not None:
-            raise ValueError(f"gate {self.metric}: its bound is a {'lower' if upward else 'upper'} one; give {'at_least' if upward else 'at_most'}")
+            raise ValueError(
+                f"gate {self.metric}: its bound is a {'lower' if upward else 'upper'} one; give {'at_least' if upward else 'at_most'}"
+            )
         return self
 
 
@@ -491,7 +499,9 @@ class AcceptanceConfig(Section):
 
     @model_validator(mode="after")
     def _reference_given(self) -> AcceptanceConfig:
-        if self.reference is None and (gains := [gate.metric for gate in self.gates if gate.metric.startswith("gain.")]):
+        if self.reference is None and (
+            gains := [gate.metric for gate in self.gates if gate.metric.startswith("gain.")]
+        ):
             raise ValueError(f"gate {gains[0]} compares with another run; set acceptance.reference=RUN")
         return self
 

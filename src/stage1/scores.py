@@ -282,9 +282,7 @@ def read_scores(
         raise DataError(f"{path}: {error}") from error
 
 
-def _named_labels(
-    labels: NDArray[Any] | None, classes: Sequence[str] | None, path: Path
-) -> NDArray[Any] | None:
+def _named_labels(labels: NDArray[Any] | None, classes: Sequence[str] | None, path: Path) -> NDArray[Any] | None:
     """Labels as column numbers; names become their place in `classes`. Which class comes first is said, never guessed."""
     if labels is None or labels.dtype.kind not in "UO":
         return labels

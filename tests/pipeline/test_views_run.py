@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -125,8 +126,25 @@ def test_the_report_frames_the_deciding_view(mil):
         read_document(mil.folder / "evaluation.json", "evaluation"),
     )
     assert evaluation["worst"], "the problem must be hard enough for an error"
-    assert page.count("decided, 5 views") + page.count("weighed most, 5 views") >= len(evaluation["worst"])
+    assert page.count("decided, 5 views") + page.count("weighed most, 5 views") == 2 * len(evaluation["worst"])
+    assert page.count('class="framed"') == len(evaluation["worst"])
     assert "5 views (whole + 2x2 tiles" in page
+    (mil.folder / "report.html").unlink()
+    assert stage1("report", mil.folder).returncode == 0
+    assert (mil.folder / "report.html").read_text() == page
+
+
+def test_evaluation_and_card_say_what_the_bundle_answers(mil):
+    names = ViewPolicy(grid=(2, 2)).names
+    answers = answers_as_scored(mil)
+    looked = read_document(mil.folder / "looked.json", "looked")
+    assert [names[view] for view in looked["deciding"]] == [answer.view for answer in answers]
+    assert looked["used"] == [answer.views for answer in answers]
+    seen = read_document(mil.folder / "evaluation.json", "evaluation")["views"]
+    assert (seen["of"], seen["mean"]) == (5, 5.0)
+    by_view = {row["view"]: row["right"] + row["deferred"] + row["wrong"] for row in seen["decided"]}
+    assert by_view == Counter(answer.view for answer in answers)
+    assert "views chosen: lse:8: asked for" in (mil.bundle / "README.md").read_text()
 
 
 def changed(mil, folder, *overrides):
@@ -146,18 +164,31 @@ def test_where_no_gain_is_shown_whole_images_ship_alone(mil, tmp_path):
     assert Certificate.load(result.bundle / "certificate.json").views is None
     assert load_bundle(result.bundle).views == WHOLE
     assert read_role(result.folder, "val_test").extra == {}
+    assert not (result.folder / "looked.json").exists()
+    assert "views" not in read_document(result.folder / "evaluation.json", "evaluation")
+    page = (result.folder / "report.html").read_text()
+    assert "were tried on val_select" in page
+    assert "framed" not in page.partition("</style>")[2]
     assert {answer.views for answer in answers_as_scored(result)} == {None}
 
 
 def test_adaptive_views_answer_as_they_were_scored(mil, tmp_path):
     result = changed(mil, tmp_path / "run", "views.adaptive=true")
-    answers = answers_as_scored(result)
+    answers, views = answers_as_scored(result), FrozenViews.load(result.folder / "views.json")
     used = [answer.views for answer in answers]
     assert min(used) >= 1
     assert max(used) <= 5
     assert verify_bundle(result.bundle, recompute=True).problems == ()
     certificate = Certificate.load(result.bundle / "certificate.json")
     assert "as many of them in turn as an image needs" in certificate.statement
+    looked = read_document(result.folder / "looked.json", "looked")
+    assert looked["used"] == used
+    assert [views.policy.names[view] for view in looked["deciding"]] == [answer.view for answer in answers]
+    mean = read_document(result.folder / "evaluation.json", "evaluation")["views"]["mean"]
+    assert mean == pytest.approx(np.mean(used))
+    assert f"{mean:.4g} of 5 on average on `val_test`" in (result.bundle / "README.md").read_text()
+    assert (result.folder / "figures" / "views.png").is_file()
+    assert f"{mean:.2f} of 5 views" in (result.folder / "report.html").read_text()
     assert certificate.attempt == 2
 
 

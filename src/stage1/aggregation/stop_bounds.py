@@ -144,7 +144,7 @@ class _Search:
         stop = self.hopeless[numbers.hope].copy()
         stop[:, numbers.first_low - 1 :] |= self.low[numbers.doubt_low][:, numbers.first_low - 1 :]
         stop[:, numbers.first_high - 1 :] |= self.high[numbers.doubt_high][:, numbers.first_high - 1 :]
-        return np.where(stop.any(axis=1), stop.argmax(axis=1), stop.shape[1]) + 1
+        return np.asarray(np.where(stop.any(axis=1), stop.argmax(axis=1), stop.shape[1]) + 1, dtype=np.int64)
 
     def bounds(self, numbers: _Numbers) -> list[Bounds]:
         """Of every step; after the last view all stop."""

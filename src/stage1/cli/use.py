@@ -26,7 +26,9 @@ def predict(
     output: Output = None,
     views: Annotated[
         str | None,
-        typer.Option("--views", help="The views you expect, e.g. 3x3; refused unless the bundle is certified for them."),
+        typer.Option(
+            "--views", help="The views you expect, e.g. 3x3; refused unless the bundle is certified for them."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.aggregation import VIEWS_FILE
 from stage1.calibration import CALIBRATION_FILE
 from stage1.documents import read_document, write_document
 from stage1.errors import IntegrityError, MissingError
@@ -20,10 +21,12 @@ from stage1.files import digest_file, write_text
 from stage1.images import Preprocessing
 from stage1.pipeline.acceptance import accept, acceptance_lines, accepted_in_words, read_acceptance, reference_state
 from stage1.pipeline.fitting import fit_configured
+from stage1.pipeline.looked import LookedAt, looked_state, read_looked
 from stage1.pipeline.mapping import REORDERING
 from stage1.pipeline.reporting import report_of_run
 from stage1.pipeline.rundir import RunDir
 from stage1.pipeline.shifting import Shift, label_shift, shift_of_run, target_state
+from stage1.pipeline.view_stages import shipped_views, views_claim
 from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy, decided_on, load_policy, policy_file, stated
 from stage1.policy.calibrated import has_own_probability
 from stage1.policy.certify import calibration_digest
@@ -48,7 +51,7 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     splits = read_document(run / "splits.json", "splits")
     policy = fit_configured(
         config, select=select, calib=calib, classes=splits["classes"], say=context.progress.say, attempt=attempt,
-        uncertified_because=LEAKAGE if splits["leakage"] else None,
+        uncertified_because=LEAKAGE if splits["leakage"] else None, views=views_claim(run),
     )  # fmt: skip
     return [*save_policy(run.path, policy), run / "attempts.json"]
 
@@ -94,6 +97,8 @@ def _attempt(run: RunDir, calib: Scores) -> int:
     }  # fmt: skip
     if config.calibration.map in REORDERING:
         present["calibration"] = config.calibration.map  # thresholds on another score are another target
+    if (views := views_claim(run)) is not None:
+        present["views"] = views.digest
     if present not in attempts:
         attempts.append(present)
         write_document(path, {"attempts": attempts}, "attempts")
@@ -111,7 +116,7 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
     policy = load_policy(run.path)
     written, document = write_evaluation(
         run.path, scores, policy, targets=certified_targets(policy), paths=_shown_paths(table, rows),
-        resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed, shift=shift_of_run(run),
+        resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed, shift=shift_of_run(run), looked=read_looked(run, len(scores)),
     )  # fmt: skip
     written += report_of_run(run, table, scores, policy, document)
     written += accept(run, document)
@@ -122,8 +127,8 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
 
 
 def evaluation_state(run: RunDir) -> str:
-    """What `evaluate` reads outside this run's own files: the target's scores, and the run that acceptance compares with."""
-    return target_state(run) + reference_state(run)
+    """What `evaluate` reads beside the files that every run has: the target's scores, the run that acceptance compares with, views."""
+    return target_state(run) + reference_state(run) + looked_state(run)
 
 
 def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
@@ -150,11 +155,12 @@ def certified_targets(policy: Policy) -> dict[str, float]:
 
 def write_evaluation(
     folder: Path, scores: Scores, policy: Policy, *, targets: dict[str, float], paths: list[str] | None,
-    resamples: int, level: float, seed: int, shift: Shift | None = None,
+    resamples: int, level: float, seed: int, shift: Shift | None = None, looked: LookedAt | None = None,
 ) -> tuple[list[Path], dict[str, Any]]:  # fmt: skip
     """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document.
 
-    shift: what is known of a target of another class balance; everything pooled is then restated there too.
+    shift: what is known of a target of another class balance; everything pooled is then restated there too. looked: how the
+    images were looked at, where they have several views.
     """
     from stage1.evaluation.summary import evaluate as evaluated
     from stage1.evaluation.summary import metrics_rows
@@ -170,6 +176,8 @@ def write_evaluation(
         document["label_shift"] = label_shift(
             scores, policy, shift, resamples=min(resamples, 500), level=level, seed=seed
         )
+    if looked is not None:
+        document["views"] = looked.summary(decision, scores.known_labels)
     write_document(folder / "evaluation.json", document, "evaluation")
     table = io.StringIO()
     rows = metrics_rows(document)
@@ -206,13 +214,18 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
         calibration=read_role(run.path, "val_calib"),
         selection=read_role(run.path, "val_select"),
         map_file=run / CALIBRATION_FILE,
+        views_file=None if shipped_views(run) is None else run / VIEWS_FILE,
         facts={
             "name": config.name,
             "backbone": features["backbone"],
             "backbone_licence": features["licence"],
             "base_model": None if features["backbone"] == "embedded" else f"timm/{features['backbone']}",
             "config_digest": digest_file(run / "config.yaml"),
-            "data": {"source": _source_name(config.data), **({} if accepted is None else {"acceptance": accepted}), "roles": roles},
+            "data": {
+                "source": _source_name(config.data),
+                **({} if accepted is None else {"acceptance": accepted}),
+                "roles": roles,
+            },
             "versions": {
                 name: metadata.version(name) for name in ("stage1-pro", "numpy", "onnxruntime", "torch", "timm")
             },

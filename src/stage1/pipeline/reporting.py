@@ -14,8 +14,9 @@ from stage1.config import RunConfig, leaves, validated
 from stage1.documents import SCHEMA_VERSION, read_document
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.files import locked
-from stage1.images import thumbnail
+from stage1.images import decode, thumbnail
 from stage1.pipeline.data_stage import can_certify
+from stage1.pipeline.looked import LookedAt, read_looked, views_shown
 from stage1.pipeline.rundir import CONFIG_FILE, RunDir, opened
 from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, decided_on, load_policy
 from stage1.policy.units import one_per_group
@@ -23,6 +24,7 @@ from stage1.scores import ROLES, Scores, read_role, read_scores
 
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable
+    from stage1.report import Thumb
 
 SCORES_FILE = "scores.parquet"
 OPTIONS_FILE = "options.yaml"
@@ -139,17 +141,10 @@ def report_of_run(
     run: RunDir, table: SampleTable, scores: Scores, policy: Policy, evaluation: dict[str, Any]
 ) -> list[Path]:
     """The report of a run directory; scores: of val_test."""
-    from stage1.report import Thumb, write_report
+    from stage1.report import write_report
 
-    row_of = {name: row for row, name in enumerate(table.ids.tolist())}
-    thumbs = [
-        Thumb(
-            jpeg=thumbnail(table.read_bytes(row_of[item["id"]]), _THUMBNAIL_SIDE), caption=Path(item["path"]).name,
-            label=item["label"], decision=item["decision"], probability=item["probability"],
-        )
-        for item in evaluation["worst"]
-    ]  # fmt: skip
     split = read_document(run / "splits.json", "splits")
+    views = views_shown(run)
     certifiable = "; ".join(f"{name}: {text}" for name, text in can_certify(table, run.config).items())
     shown = {
         "roles": {
@@ -170,14 +165,38 @@ def report_of_run(
         "model": f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind} head",
         "n_images": len(table),
         "source": config.data.table or config.data.source,
+        **({"views": views["description"]} if views is not None and views["ships"] else {}),
         # Of the stages before this page: what comes after it must not change it.
         "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name not in ("evaluate", "bundle")},
     }
     return write_report(
         run.path, certificate=read_document(run / "certificate.json", "certificate"), evaluation=evaluation, split=shown,
-        policy=policy_shown(policy), scores=decided_on(policy, scores), thumbnails=thumbs, run=facts,
-        calibration=_counted(read_role(run.path, "val_calib"), policy),
+        policy=policy_shown(policy), scores=decided_on(policy, scores), run=facts,
+        thumbnails=_thumbs(table, scores, evaluation["worst"], read_looked(run, len(scores))),
+        calibration=_counted(read_role(run.path, "val_calib"), policy), views=views,
     )  # fmt: skip
+
+
+def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], looked: LookedAt | None) -> list[Thumb]:
+    """The pictures of the worst errors, the view that decided framed and named where there are several."""
+    from stage1.report import Thumb
+
+    assert scores.ids is not None, "scores of a run carry ids"
+    row_of, score_of = ({name: row for row, name in enumerate(ids.tolist())} for ids in (table.ids, scores.ids))
+    made = []
+    for item in worst:
+        picture, row = table.read_bytes(row_of[item["id"]]), score_of[item["id"]]
+        box, decided = None, ""
+        if looked is not None:
+            box = looked.box(row, *decode(picture).shape[:2])
+            decided = looked.words(row, exits=item["decision"] != "defer")
+        made.append(
+            Thumb(
+                jpeg=thumbnail(picture, _THUMBNAIL_SIDE, box), caption=Path(item["path"]).name,
+                label=item["label"], decision=item["decision"], probability=item["probability"], decided=decided,
+            )
+        )  # fmt: skip
+    return made
 
 
 def _of_run_again(run: RunDir) -> list[Path]:
@@ -192,7 +211,7 @@ def _of_run_again(run: RunDir) -> list[Path]:
     )  # fmt: skip
     # The new page belongs to the stage that makes it: the next `stage1 run` must not take it for damage and start over.
     outputs = {run.path / name for name in entry["outputs"]} | set(written)
-    run.record("evaluate", entry["inputs"], iter(outputs), entry["seconds"])
+    run.record("evaluate", entry["inputs"], iter(outputs), entry["seconds"], entry.get("peak_mib"))
     return written
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from stage1.config import RunConfig, load_config
 from stage1.errors import Checkpointed, ConfigError, NotCertifiable, Stage1Error
 from stage1.files import digest_bytes
-from stage1.pipeline.progress import Progress
 from stage1.pipeline.memory import peak_mib, reset_peak
+from stage1.pipeline.progress import Progress
 from stage1.pipeline.rundir import RunDir, config_digest, opened
 from stage1.pipeline.tuning_stages import ASKED_BY, backbone_file, pretrained_file, require_alone
 from stage1.pipeline.view_stages import views_file

@@ -15,6 +15,7 @@ from stage1.report.drawing import Drawing
 from stage1.report.evidence import collect
 from stage1.report.explorer import explorer, script
 from stage1.report.figures import draw_figures
+from stage1.report.looked_figure import draw_looked
 from stage1.report.shift_figure import draw_shift
 from stage1.report.verdict import Check, check_coverage, check_risk, interval, judge, refuse_disagreement
 from stage1.report.wording import number, percent, upper_percent, whole, words
@@ -36,6 +37,15 @@ CLASS_RISK_MEANINGS = {
     "fnr": "of {name} images that exit, the share answered wrongly",
     "wrong": "of images that exit as {name}, the share that is not {name}",
     "miss_rate": "of all {name} images, the share that exits with a wrong answer",
+}
+AGGREGATOR_MEANINGS = {
+    "whole": "the whole image alone",
+    "mean": "the mean of the views' logits",
+    "topk": "the mean of the {number} largest log-odds",
+    "lse": "a soft maximum of the log-odds, of sharpness {number}",
+    "noisy_or": "the chance that at least one view shows it, as if views were independent",
+    "max": "the largest log-odds",
+    "learned": "a logistic regression on the whole image and the other views, sorted",
 }
 METRIC_MEANINGS = {
     "auroc": "how well the score ranks positives above negatives; higher is better",
@@ -59,18 +69,22 @@ _MOST_ENTRIES = 12
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One image to show: JPEG bytes, file name or other caption, true class, what the policy did, probability of class 1."""
+    """One image to show: JPEG bytes, file name or other caption, true class, what the policy did, probability of class 1.
+
+    decided: which of several views decided (it is framed in the picture), "" without views.
+    """
 
     jpeg: bytes
     caption: str
     label: str
     decision: str
     probability: float
+    decided: str = ""
 
 
 def write_report(
     folder: Path, *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, scores: Scores,
-    thumbnails: Sequence[Thumb], run: Document, calibration: Scores | None = None,
+    thumbnails: Sequence[Thumb], run: Document, calibration: Scores | None = None, views: Document | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write `folder/report.html` and `folder/figures/*.png`, `*.svg`; each file whole or not at all. Returns their paths, page first.
 
@@ -80,6 +94,7 @@ def write_report(
     bundle (where `stage1 verify` finds it), recompute (the command instead, where there is no bundle); further keys are printed as they are.
     calibration: the labelled scores of val_calib that the certificate counted (one image of each group where its unit is the
     group); with them the page has the threshold explorer and the threshold plane, without them it says so.
+    views: what views.json says and how it was chosen (asked, ships, description, aggregator, comparison, order, expected); None: no views.
     Every number printed comes from these; the same input gives the same bytes.
     Raises MissingError without matplotlib or jinja2, IntegrityError where the documents belong to different runs.
     """
@@ -89,6 +104,8 @@ def write_report(
     )
     if (moved := draw_shift(evaluation)) is not None:
         figures["label_shift"] = moved
+    if views is not None and (looked := draw_looked(evaluation, views)) is not None:
+        figures["views"] = looked
     page = render_page(
         certificate=certificate,
         evaluation=evaluation,
@@ -98,6 +115,7 @@ def write_report(
         run=run,
         figures=figures,
         calibration=calibration,
+        views=views,
     )
     folder = Path(folder)
     written = [folder / "report.html"]
@@ -112,7 +130,7 @@ def write_report(
 
 def render_page(
     *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, thumbnails: Sequence[Thumb],
-    run: Document, figures: Mapping[str, Drawing], calibration: Scores | None = None,
+    run: Document, figures: Mapping[str, Drawing], calibration: Scores | None = None, views: Document | None = None,
 ) -> str:  # fmt: skip
     """The page as text; figures: as draw_figures returns them. Other arguments as write_report."""
     template = _template()
@@ -138,6 +156,7 @@ def render_page(
         explorer_script=script()[0], explorer_hash=script()[1],
         thumbnails=[(thumb, _data_uri(thumb.jpeg, "image/jpeg")) for thumb in thumbnails],
         facts=_facts(run),
+        views=views, aggregator_meaning=aggregator_meaning,
     )  # fmt: skip
 
 
@@ -168,6 +187,12 @@ def _meaning(name: str, evaluation: Document) -> str:
     if dot:
         return CLASS_RISK_MEANINGS.get(kind, "share of answers that are wrong").format(name=of)
     return RISK_MEANINGS.get(name, "share of answers that are wrong").format(**_class_words(evaluation))
+
+
+def aggregator_meaning(name: str) -> str:
+    """How the views' answers become one, in words: "topk:3" -> "the mean of the 3 largest log-odds"."""
+    kind, _, argument = name.partition(":")
+    return AGGREGATOR_MEANINGS[kind].format(number=argument)
 
 
 def _class_words(evaluation: Document) -> dict[str, str]:

@@ -82,7 +82,11 @@ def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> D
         axes[0].set_title("No thresholds: every image defers", fontsize=10, weight="normal")
     axes[-1].set_xlim(edges[0], edges[-1])
     kind = f"{evaluation.get('calibration', {}).get('score', 'raw')} score"
-    label = f"{kind}: logit of {names[-1]} minus logit of {names[0]}" if len(names) == 2 else "confidence: logit of the largest probability"
+    label = (
+        f"{kind}: logit of {names[-1]} minus logit of {names[0]}"
+        if len(names) == 2
+        else "confidence: logit of the largest probability"
+    )
     axes[-1].set_xlabel(f"{label}\n(the outermost bars hold everything beyond)" if beyond else label)
     return finished(figure)
 

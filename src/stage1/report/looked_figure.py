@@ -1,0 +1,60 @@
+"""How many views the images took, where looking stops as soon as the answer is safe: a bar for each number of views."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stage1.report.drawing import (
+    CERTIFIED,
+    CLASS_COLOURS,
+    GREY,
+    INK,
+    PALE,
+    Document,
+    Drawing,
+    finished,
+    new_figure,
+    style,
+)
+from stage1.report.wording import percent
+
+_PARTS = (("right", "exits rightly", CERTIFIED, ""), ("deferred", "defers", PALE, ""), ("wrong", "exits wrongly", CLASS_COLOURS[1], "////"))  # fmt: skip
+
+
+def draw_looked(evaluation: Document, views: Document) -> Drawing | None:
+    """The figure of evaluation.json's section `views`; None where every image is seen with every view.
+
+    Same document, same bytes. Raises MissingError without matplotlib.
+    """
+    if "views" not in evaluation or not views["order"]:
+        return None
+    with style():
+        return _draw(evaluation)
+
+
+def _draw(evaluation: Document) -> Drawing:
+    section = evaluation["views"]
+    places = np.array([row["views"] for row in section["used"]])
+    total = sum(row[part] for row in section["used"] for part, *_ in _PARTS)
+    figure = new_figure(3.6)
+    axis = figure.subplots()
+    bottom = np.zeros(len(places))
+    for part, label, colour, hatch in _PARTS:
+        share = np.array([row[part] for row in section["used"]]) / max(total, 1)
+        axis.bar(places, share, bottom=bottom, color=colour, hatch=hatch, edgecolor="white" if part != "deferred" else GREY,
+                 linewidth=0.6, width=0.78, label=label)  # fmt: skip
+        bottom += share
+    for place, height in zip(places, bottom, strict=True):
+        axis.annotate(f"{round(height * total):,}", (place, height), xytext=(0, 3), textcoords="offset points", ha="center",
+                      fontsize=9, color=INK)  # fmt: skip
+    axis.set_xlim(0.3, section["of"] + 0.7)
+    if section["of"] <= 20:
+        axis.set_xticks(range(1, section["of"] + 1))
+    axis.set_ylim(0, 1.12 * float(bottom.max(initial=0.01)))
+    axis.axvline(section["mean"], color=INK, linewidth=1.1, linestyle=(0, (6, 3)), label=f"mean {section['mean']:.2f}")
+    axis.grid(axis="x", visible=False)
+    axis.yaxis.set_major_formatter(lambda value, _: percent(round(value, 6)))
+    axis.set_xlabel("views looked at")
+    axis.set_ylabel(f"share of {evaluation['role']}", color=INK)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
+    return finished(figure)
