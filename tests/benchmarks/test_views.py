@@ -13,7 +13,7 @@ from scipy import special
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import view_heads  # noqa: E402
+from view_bench import heads as view_heads  # noqa: E402
 
 
 def bags(n, seed):
