@@ -16,7 +16,7 @@ demo: $(STAMP)  ## the main job on the embedded default: a certificate, a report
 	$(BIN)/stage1 verify runs/demo/bundle --recompute
 
 test: $(STAMP)  ## all tests but the long simulations
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(STAMP)  ## the long simulations and the kill test
 	$(BIN)/python -m pytest -m slow -s

@@ -24,3 +24,18 @@ def coco_scores() -> Path:
 @pytest.fixture(scope="session")
 def potholes() -> Path:
     return shared_file("potholes/labels.csv")
+
+
+# Files that take minutes: where files are shared out to workers, the last one to start must not be one of these.
+LONG = (
+    "test_docs.py",
+    "test_bad_input.py",
+    "test_kill.py",
+    "test_huggingface.py",
+    "test_tuning_run.py",
+    "test_views_run.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
