@@ -1,12 +1,14 @@
 """ExPLoRA on generated street scenes: does the loss fall, do the features stay alive, and does a linear probe gain?
 
     python benchmarks/explora.py [--images 600] [--side 64] [--epochs 2] [--objective masked|dino] [--backbone NAME]
-        [--weights FILE] [--labelled 600] [--seed 0] [--resamples 1000]
+        [--weights FILE] [--labelled 600] [--seed 0] [--resamples 1000] [--work FOLDER]
 
 About --images frames without their labels for pretraining; about --labelled frames of other videos for the probe, a third each
 to train, to choose the epoch, and to judge. Without --weights the ViT starts untrained: then the table says what
 self-supervision alone gives, not what it adds to a good checkpoint. Printed: loss, rank and spread after each epoch beside those
 before the first; and the probe before and after on the judging frames, paired, with 95 % intervals by a bootstrap over videos.
+
+--work keeps scenes and checkpoint: stopped by SIGTERM, the same command goes on from the last step.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from __future__ import annotations
 import argparse
 import csv
 import platform
+import signal
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +73,56 @@ def probe(
     return Scores(logits=logits.astype(np.float64), labels=labels[judge], groups=groups[judge])
 
 
+@contextmanager
+def place(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        yield work
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+
+
+class Scenes:
+    """Frames of `unlabelled` videos to pretrain on, and those of the videos after them, in thirds, for the probe."""
+
+    def __init__(self, table: Path, unlabelled: int) -> None:
+        with table.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        numbers = {name: index for index, name in enumerate(dict.fromkeys(row["group"] for row in rows))}
+        number = np.array([numbers[row["group"]] for row in rows])
+        paths = [table.parent / row["image"] for row in rows]
+        kept = np.flatnonzero(number >= unlabelled)
+        self.free = [path for path, video in zip(paths, number, strict=True) if video < unlabelled]
+        self.paths = [paths[row] for row in kept]
+        self.labels = np.array([rows[row]["label"] == "roadwork" for row in kept], dtype=np.int64)
+        self.groups = np.array([rows[row]["group"] for row in kept])
+        self.thirds = (number[kept] % 3).astype(np.int64)
+
+    def probe(self, backbone: Backbone, seed: int) -> Scores:
+        return probe(features(backbone, self.paths), self.labels, self.groups, self.thirds, seed)
+
+
+def pretrained(backbone: Backbone, free: list[Path], options: argparse.Namespace, folder: Path) -> Backbone:
+    """The backbone after ExPLoRA; prints a line for each epoch."""
+    config = PretrainConfig(
+        train_images=True, objective=options.objective, epochs=options.epochs, learning_rate=options.learning_rate,
+        augment="aggressive" if options.objective == "dino" else "moderate", workers=1, threads=1,
+    )  # fmt: skip
+    wanted: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: wanted.append(number))
+    began = time.perf_counter()
+    result = pretrain(
+        backbone, printed(free, [str(path) for path in free]), config=config, seed=options.seed, folder=folder,
+        stop=lambda: bool(wanted),
+    )  # fmt: skip
+    print(f"\n{'epoch':<8}{'loss':>9}{'rank':>9}{'spread':>9}")
+    print(f"{'before':<8}{'':>9}{result.before.rank:>9.2f}{result.before.spread:>9.3f}")
+    for row in result.rows:
+        print(f"{row['epoch']:<8}{row['loss']:>9.4f}{row['rank']:>9.2f}{row['spread']:>9.3f}")
+    print(f"{result.share:.0%} of the parameters trained, {time.perf_counter() - began:.0f} s", flush=True)
+    return result.backbone
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=600)
@@ -80,51 +135,25 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--work", type=Path)
     options = parser.parse_args()
     unlabelled = videos_for(options.images, options.seed)
     videos = unlabelled + videos_for(options.labelled, options.seed, unlabelled)
-    with tempfile.TemporaryDirectory() as scratch:
-        table = write_roadscenes(scratch, videos=videos, size=options.side, seed=options.seed)
-        with table.open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        place = {name: index for index, name in enumerate(dict.fromkeys(row["group"] for row in rows))}
-        number = np.array([place[row["group"]] for row in rows])
-        paths = [table.parent / row["image"] for row in rows]
-        free = [path for path, video in zip(paths, number, strict=True) if video < unlabelled]
-        kept = np.flatnonzero(number >= unlabelled)
-        labels = np.array([rows[row]["label"] == "roadwork" for row in kept], dtype=np.int64)
-        groups = np.array([rows[row]["group"] for row in kept])
-        labelled = [paths[row] for row in kept]
-        thirds = (number[kept] % 3).astype(np.int64)
-
-        backbone = load_backbone(
-            BackboneConfig(
-                name=options.backbone, weights=options.weights, random_weights=options.weights is None,
-                input_size=options.side, pooling="mean",
-            ),
-            options.seed,
+    with place(options.work) as folder:
+        table = write_roadscenes(folder / "scenes", videos=videos, size=options.side, seed=options.seed)
+        scenes = Scenes(table, unlabelled)
+        given = BackboneConfig(
+            name=options.backbone, weights=options.weights, random_weights=options.weights is None,
+            input_size=options.side, pooling="mean",
         )  # fmt: skip
-        before = probe(features(backbone, labelled), labels, groups, thirds, options.seed)
-        config = PretrainConfig(
-            train_images=True, objective=options.objective, epochs=options.epochs, learning_rate=options.learning_rate,
-            augment="aggressive" if options.objective == "dino" else "moderate",
-        )  # fmt: skip
+        backbone = load_backbone(given, options.seed)
         start = "untrained" if options.weights is None else Path(options.weights).name
         print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
         print(
-            f"{options.backbone} ({start}), {options.side} px, {len(free)} unlabelled frames, objective {options.objective}"
+            f"{options.backbone} ({start}), {options.side} px, {len(scenes.free)} unlabelled frames, objective {options.objective}"
         )
-        print(f"\n{'epoch':<8}{'loss':>9}{'rank':>9}{'spread':>9}", flush=True)
-        began = time.perf_counter()
-        result = pretrain(
-            backbone, printed(free, [str(path) for path in free]), config=config, seed=options.seed, folder=Path(scratch),
-            progress=lambda row: print(
-                f"{row['epoch']:<8}{row['loss']:>9.4f}{row['rank']:>9.2f}{row['spread']:>9.3f}", flush=True
-            ),
-        )  # fmt: skip
-        print(f"{'before':<8}{'':>9}{result.before.rank:>9.2f}{result.before.spread:>9.3f}")
-        print(f"{result.share:.0%} of the parameters trained, {time.perf_counter() - began:.0f} s", flush=True)
-        after = probe(features(result.backbone, labelled), labels, groups, thirds, options.seed)
+        before = scenes.probe(backbone, options.seed)
+        after = scenes.probe(pretrained(backbone, scenes.free, options, folder / options.objective), options.seed)
 
     found = compare(after, before, names=("after", "before"), metrics=METRICS, n_resamples=options.resamples, seed=0)
     assert before.groups is not None  # given above
