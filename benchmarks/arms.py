@@ -35,7 +35,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from arm_bench.judging import REFERENCE, measure
-from arm_bench.problems import TARGETS, problem
+from arm_bench.problems import EPOCHS, TARGETS, problem
 from arm_bench.table import markdown
 from arm_bench.training import Arm
 
@@ -98,7 +98,8 @@ def put(path: Path, section: str, command: str) -> None:
     )
     intro = (
         "# Arms\n\nWritten by `benchmarks/arms.py`, whose docstring says how each number is made. Every arm that was run "
-        f"stands here, null results too.\n\n{what}\n"
+        f"stands here, null results too.\n\n{what}\n\n"
+        f"Fine-tuned arms train on images for {' or '.join(f'{epochs} epochs ({name})' for name, epochs in EPOCHS.items())}.\n"
     )
     sections: dict[str, str] = {}
     if path.is_file():

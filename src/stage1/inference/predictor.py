@@ -41,7 +41,7 @@ class Row:
     None where the image is broken. A map with a shift may state less than one half for the label of a deferred image.
     decision: "exit:<class>" or "defer". A broken image defers, and `error` says in one line what is wrong with it.
     Where the bundle has views: `views`, how many were looked at; `view`, the name of the one with the largest pull towards the
-    label; `box`, where that one lies, (top, left, bottom, right) in pixels of the decoded image; `small`: the image is no larger
+    class of the larger aggregated logit; `box`, where that one lies, (top, left, bottom, right) in pixels of the decoded image; `small`: the image is no larger
     than the model's input, so that tiles add nothing.
     """
 
