@@ -62,7 +62,7 @@ def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, flo
     rates: those a certificate will let pass (`expected_rates`). tolerance: expected coverage that may be lost against all views.
     """
     n, v = score.shape
-    beliefs = np.stack([_belief(now, labels) for now in score.T], axis=1)
+    beliefs = np.stack([_belief(column, labels) for column in score.T], axis=1)
     whole = expected_exits(score[:, -1], beliefs[:, -1], rates)
     search = _Search.of(score, whole)
     for views, numbers in search.ascending():
@@ -115,7 +115,7 @@ class _Search:
     def of(cls, score: Floats, whole: Expected) -> _Search:
         ends = [value for value in (whole.lo, whole.hi) if np.isfinite(value)] or [0.0]
         clipped = np.clip(score, min(ends) - _REACH, max(ends) + _REACH)
-        lines = [_line(now, clipped[:, -1]) for now in clipped.T[:-1]]
+        lines = [_line(column, clipped[:, -1]) for column in clipped.T[:-1]]
         seen = score[:, :-1]
         low = {doubt: seen <= np.array([_or(line.low(whole, doubt), -np.inf) for line in lines]) for doubt in _DOUBTS}
         high = {doubt: seen >= np.array([_or(line.high(whole, doubt), np.inf) for line in lines]) for doubt in _DOUBTS}

@@ -13,7 +13,7 @@ from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.documents import read_document
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.files import digest_file
-from stage1.pipeline.model_stages import _trained_head
+from stage1.pipeline.model_stages import trained_head
 from stage1.pipeline.rundir import RunDir, read_state, stored_config
 from stage1.pipeline.tuning_stages import backbone_config, backbone_file
 from stage1.policy import POLICY_FILES, load_policy
@@ -50,7 +50,7 @@ def export_hf(
     from stage1.training import load_head
 
     backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
-    head = load_head(run / "model_best.pth", _trained_head(run), backbone.dim, len(table.classes))
+    head = load_head(run / "model_best.pth", trained_head(run), backbone.dim, len(table.classes))
     rows = table.rows("val_select")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), config.export.parity_images)).astype(int))]
     items = table.items(rows)

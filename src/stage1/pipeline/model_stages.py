@@ -191,7 +191,7 @@ def _winner(swept: Swept, head: Any, select: NDArray[np.float32], context: Conte
     }  # fmt: skip
 
 
-def _trained_head(run: RunDir) -> HeadConfig:
+def trained_head(run: RunDir) -> HeadConfig:
     """The config of the head in model_best.pth: a sweep may have chosen its width."""
     config = run.config
     if not config.sweep.enabled:
@@ -227,7 +227,7 @@ def export(run: RunDir, context: Context) -> list[Path]:
         raise IntegrityError(
             f"{run / 'features.json'}: made by another backbone than the one loaded now; run `stage1 extract` again"
         )
-    head = load_head(run / "model_best.pth", _trained_head(run), backbone.dim, len(table.classes))
+    head = load_head(run / "model_best.pth", trained_head(run), backbone.dim, len(table.classes))
     export_model(run / "backbone.onnx", head, run / "model.onnx")
     rows, policy = table.rows("val_select"), config.views.policy
     tensors_each = 1 if policy is None else policy.count
