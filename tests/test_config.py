@@ -118,6 +118,7 @@ def test_differences_name_key_and_values():
         (["views.whole=false"], "views: 0 views"),
         (["views.train=mil"], "views: train needs views beside the whole image"),
         (["views.adaptive=true"], "views: adaptive needs views"),
+        (["views.train=pooled"], "views: train needs views beside the whole image"),
         (["views.grid=2x2", "views.pool=max"], "views.pool: unknown pooling"),
         (["views.grid=2x2", "views.train=mil", "head.kind=sat"], "views.train=mil with head.kind=sat"),
         (["views.grid=2x2", "views.train=views", "head.gate=mlp"], "views.train=views with head.gate=mlp"),

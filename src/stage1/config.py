@@ -346,8 +346,9 @@ class ViewsConfig(Section):
     them): the one of least AUGRC on val_select whose gain over the whole view is shown, else the whole view alone."""
     adaptive: bool = False
     """Look at one view after the other and stop where the answer is safe; two classes."""
-    train: Literal["whole", "views", "mil"] = "whole"
-    """What the head learns from. whole: whole images. views: each view with the label of its image. mil: the pooled views."""
+    train: Literal["whole", "views", "mil", "pooled"] = "whole"
+    """What the head learns from. whole: whole images. views: each view with the label of its image. mil: the views' pooled
+    logits. pooled: pooled features (the whole view's, the largest and the mean of the others'), of which it makes one answer."""
     pool: str = "mean"
     """How views are pooled in training (mil) and for the choice of the epoch: mean, lse:8 or topk:3."""
     resamples: PositiveInt = 1000
@@ -384,6 +385,16 @@ class ViewsConfig(Section):
         if policy is None and (self.adaptive or self.train != "whole"):
             name = "adaptive" if self.adaptive else "train"
             raise ValueError(f"{name} needs views beside the whole image; set views.grid=3x3")
+        if self.train == "pooled":
+            for name, given in (
+                ("adaptive", self.adaptive),
+                ("aggregate", self.aggregate != "auto"),
+                ("pool", self.pool != "mean"),
+            ):
+                if given:
+                    raise ValueError(
+                        f"{name} does not go with train=pooled, whose head makes one answer of all views; leave it out"
+                    )
         return self
 
     @property
@@ -560,7 +571,7 @@ class RunConfig(Section):
     def _views_go_with_the_head(self) -> RunConfig:
         """Heads whose loss or gate is of one image's one vector learn from the whole image alone."""
         learn, head = self.views.train, self.head
-        if learn == "whole":
+        if learn in ("whole", "pooled"):  # one row of features for each image
             return self
         if head.selective or head.gate in ("linear", "mlp"):
             what = f"head.kind={head.kind}" if head.selective else f"head.gate={head.gate}"

@@ -76,9 +76,12 @@ class Engine:
         self.provider: str = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         self.parallel: int = 1 if self.provider == "CUDA" else threads or cores()
         inputs = self._session.get_inputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+        fits = len(inputs) == 1 and len(inputs[0].shape) in (4, 5) and inputs[0].type == "tensor(float)"
+        if not fits or (len(inputs[0].shape) == 5 and not isinstance(inputs[0].shape[1], int)):
             found = ", ".join(f"{item.name} {item.type}{item.shape}" for item in inputs) or "none"
-            raise IntegrityError(f"{where}: one float32 image input [N, 3, S, S] expected, not {found}; export it anew")
+            raise IntegrityError(
+                f"{where}: one float32 image input [N, 3, S, S] (or [N, views, 3, S, S]) expected, not {found}; export it anew"
+            )
         self._input = inputs[0]
         self.output_names: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
         self._limit = BatchLimit()
@@ -89,15 +92,22 @@ class Engine:
         side = self._input.shape[-1]
         return side if isinstance(side, int) else None
 
+    @property
+    def views(self) -> int | None:
+        """V where the model takes all views of an image together, [N, V, 3, S, S]; None for one that takes images."""
+        return int(self._input.shape[1]) if len(self._input.shape) == 5 else None
+
     def run(self, batch: NDArray[np.float32]) -> Outputs:
         """All outputs for float32 [N, 3, S, S], N >= 1, each float32 with N rows, in the order of `output_names`.
 
-        Where memory runs out, the batch is halved (down to 1), this is logged, and later batches keep to that size.
+        A model with `views` takes [N, V, 3, S, S]. Where memory runs out, the batch is halved (down to 1), this is logged, and later batches keep to that size.
         Raises DataError for another shape, MemoryError where even one image does not fit.
         """
         batch = np.ascontiguousarray(batch, dtype=np.float32)
         sides = self._input.shape[1:]
-        if batch.ndim != 4 or any(isinstance(a, int) and a != b for a, b in zip(sides, batch.shape[1:], strict=True)):
+        if batch.ndim != 1 + len(sides) or any(
+            isinstance(a, int) and a != b for a, b in zip(sides, batch.shape[1:], strict=True)
+        ):
             raise DataError(f"batch: shape {batch.shape}; the model takes {['N', *sides]}")
         return self._limit.run(self._run, batch) if len(batch) else self.empty()
 

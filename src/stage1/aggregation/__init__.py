@@ -6,6 +6,7 @@ from stage1.aggregation.choose import Candidate, Choice, choose_aggregator
 from stage1.aggregation.exits import expected_exits, expected_rates
 from stage1.aggregation.frozen import VIEWS_FILE, FrozenViews
 from stage1.aggregation.learned import Learned
+from stage1.aggregation.pooled import Pooled, deciding_view, weight_of_views
 from stage1.aggregation.sequence_fit import fit_sequence
 
 __all__ = [
@@ -18,13 +19,16 @@ __all__ = [
     "FrozenViews",
     "Learned",
     "Pool",
+    "Pooled",
     "Sequence",
     "Step",
     "aggregator",
     "as_logits",
     "choose_aggregator",
+    "deciding_view",
     "expected_exits",
     "expected_rates",
     "fit_sequence",
     "margins",
+    "weight_of_views",
 ]

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.aggregation.adaptive import Sequence
 from stage1.aggregation.aggregators import Aggregator, Floats, as_logits, checked, from_document, margins
 from stage1.aggregation.learned import Learned
+from stage1.aggregation.pooled import Pooled
 from stage1.documents import SCHEMA_VERSION, read_document, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.files import digest_bytes
@@ -48,10 +49,19 @@ class FrozenViews:
                 )
         if name == "whole" and not self.policy.whole:
             raise DataError("views: the aggregator is whole and the policy has no whole view; use another")
+        if self.pooled and self.sequence is not None:
+            raise DataError("views: a head on pooled features needs all views; it has no sequence")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the head makes one answer of the features of all views, so that the model's logits are the image's."""
+        return isinstance(self.aggregator, Pooled)
 
     @property
     def description(self) -> str:
         """In words, e.g. "10 views (whole + 3x3 tiles, 12 % overlap), aggregated by topk:3"."""
+        if self.pooled:
+            return f"{self.policy.description}, by their pooled features"
         text = f"{self.policy.description}, aggregated by {self.aggregator.name}"
         return text if self.sequence is None else f"{text}, as many of them in turn as an image needs"
 

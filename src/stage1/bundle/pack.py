@@ -111,7 +111,7 @@ def write_bundle(
               None if map_file is None else Path(map_file), None if views_file is None else Path(views_file), facts, licences,
               evaluation)  # fmt: skip
         verify_bundle(fresh).require()
-        _answers(fresh / MODEL, preprocessing, classes)
+        _answers(fresh, preprocessing, classes)
         _publish(fresh, folder)
     except IntegrityError as error:
         raise IntegrityError(str(error).replace(str(fresh), str(folder))) from error
@@ -217,15 +217,20 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(reading, writing, 1 << 20)
 
 
-def _answers(model: Path, preprocessing: Preprocessing, classes: Sequence[str]) -> None:
+def _answers(folder: Path, preprocessing: Preprocessing, classes: Sequence[str]) -> None:
     from stage1.engine import Engine
 
+    model = folder / MODEL
     engine = Engine(model, threads=1)
+    views = read_views(folder, Certificate.load(folder / CERTIFICATE))
+    if engine.views != (views.policy.count if views is not None and views.pooled else None):
+        raise IntegrityError(f"{model}: is not a model of the views in {VIEWS_FILE}; run `stage1 score` again")
     if "logits" not in engine.output_names:
         raise IntegrityError(f"{model}: no output `logits` (it has {', '.join(engine.output_names)}); export it anew")
     side = preprocessing.size
     try:
-        outputs = engine.run(np.zeros((1, 3, side, side), dtype=np.float32))
+        shape = (1, 3, side, side) if engine.views is None else (1, engine.views, 3, side, side)
+        outputs = engine.run(np.zeros(shape, dtype=np.float32))
     except DataError as error:
         raise IntegrityError(f"{model}: does not fit its preprocessing ({error}); export it anew") from error
     logits = outputs[engine.output_names.index("logits")]

@@ -18,7 +18,7 @@ from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.images import Preprocessing
 from stage1.inference.answered import Answered, joined
 from stage1.inference.pictures import Picture, item_of, name_of
-from stage1.inference.viewing import Viewing, ViewOutputs, joined_views, told
+from stage1.inference.viewing import WITHOUT, Viewing, ViewOutputs, joined_views, told
 from stage1.policy import Certificate, Policy, load_policy, policy_file
 from stage1.views import WHOLE, ViewPolicy
 
@@ -62,8 +62,9 @@ class Predictor:
 
     model: .onnx path or bytes; its output `logits` has one column per class; where it has an output `gate_logits` [N], the
     policy gets it. views: which views of each image are looked at and how they are aggregated; None: the whole image alone.
+    A model that takes all views together (`Engine.views`) needs them, as views of a head on pooled features.
     batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core. Without a policy every image defers.
-    Raises MissingError, IntegrityError (damaged, or without `logits`), DataError (preprocessing of another size).
+    Raises MissingError, IntegrityError (damaged, without `logits`, or of other views), DataError (preprocessing of another size).
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Predictor:
             raise IntegrityError(f"{where}: no output `logits` (it has {outputs}); export it with `stage1 export`")
         if self.engine.input_size not in (None, preprocessing.size):
             raise DataError(f"preprocessing: size {preprocessing.size}; {where} takes {self.engine.input_size}")
+        _require_views(self.engine, views, where)
         self._logits = self.engine.output_names.index("logits")
         self._gate = self.engine.output_names.index(GATE) if GATE in self.engine.output_names else None
         self._viewing = Viewing(
@@ -131,6 +133,8 @@ class Predictor:
         self, items: Sequence[Item], policy: ViewPolicy
     ) -> tuple[NDArray[np.int64], ViewOutputs, list[Failure]]:
         """What the model says of each view: (rows int64 [M], outputs, failures). To choose an aggregator by, on val_select."""
+        if self.engine.views is not None:
+            raise IntegrityError("model: takes all views of an image together; it says nothing of single views")
         k = len(self.classes)
         rows: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         made: list[ViewOutputs] = []
@@ -299,6 +303,20 @@ def load_bundle(
     if predictor.engine.digest != manifest["files"][MODEL]["sha256"]:
         raise IntegrityError(f"{folder}: {MODEL} is not the one that was certified; restore the bundle")
     return Bundle(folder, manifest, predictor, policy, policy.certificate)
+
+
+def _require_views(engine: Engine, views: FrozenViews | None, where: str) -> None:
+    """Raises IntegrityError where the model takes all views together and these are none for it, or the other way round."""
+    together = views is not None and views.pooled
+    if engine.views is None and not together:
+        return
+    count = views.policy.count if views is not None and together else None
+    if engine.views != count or WITHOUT not in engine.output_names:
+        takes = "one image at a time" if engine.views is None else f"{engine.views} views of an image together"
+        wanted = (
+            "the views beside it are not for that" if count is None else f"its views are {count}, by pooled features"
+        )
+        raise IntegrityError(f"{where}: takes {takes}, and {wanted}; use the model and views.json of one run")
 
 
 def _require_shape(logits: NDArray[Any], shape: tuple[int, ...]) -> None:

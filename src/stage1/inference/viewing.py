@@ -1,4 +1,4 @@
-"""Several views of each image through the model: all of them in one forward, or one after the other until the answer is safe."""
+"""Several views of each image through the model: in one forward, all as one to a model of views, or in turn until the answer is safe."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Failure = tuple[int, Exception]
 SPREAD = "view_spread"
+WITHOUT = "without_view"  # output of a model that makes one answer of all views
 # Images of one batch where views are looked at one by one: the forwards shrink as images stop, and their pixels wait in memory.
 _ONE_BY_ONE = 4
 
@@ -31,11 +32,14 @@ class ViewOutputs:
 
     logits: float32 [n, V, K]; gate: float32 [n, V] or None; sizes: int64 [n, 2], (height, width) of the decoded images.
     Where views are looked at one by one, those beyond the stop hold 0.
+    answer: None; or float32 [n, K], the images' own logits, of a model that makes them of all views together: its `logits` are
+    then those without each view, and its gate is the image's, [n].
     """
 
     logits: NDArray[np.float32]
     gate: NDArray[np.float32] | None
     sizes: Ints
+    answer: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,22 @@ class Viewing:
 
     def looked(self, items: Sequence[Item], views: FrozenViews) -> Iterator[tuple[Ints, Looked, list[Failure]]]:
         """The aggregated outputs of every image, batch by batch; adaptive policies look at no view beyond the stop."""
-        if views.sequence is None:
+        if views.pooled:
+            batches = self._together(items, views.policy)
+        elif views.sequence is None:
             batches = self.outputs(items, views.policy)
         else:
             batches = self._one_by_one(items, views)
         for rows, outputs, failed in batches:
             yield rows, look(outputs, views, self.spec), failed
+
+    def _together(self, items: Sequence[Item], policy: ViewPolicy) -> Iterator[tuple[Ints, ViewOutputs, list[Failure]]]:
+        work = _Together(self.engine, self.spec, policy)
+        without = self.engine.output_names.index(WITHOUT)
+        images = max(1, self._batch_size // policy.count)
+        for rows, outputs, failed in stream_work(work, items, batch_size=images, workers=self._workers):
+            gate = None if self._gate is None else outputs[self._gate]
+            yield rows, ViewOutputs(outputs[without], gate, outputs[-1], outputs[self._logits]), failed
 
     def _one_by_one(
         self, items: Sequence[Item], views: FrozenViews
@@ -103,6 +117,8 @@ def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looke
     n, count, n_classes = outputs.logits.shape
     if count != views.policy.count:
         raise IntegrityError(f"views.json: {views.policy.count} views, the model was run on {count}; score it anew")
+    if views.pooled:
+        return _together_looked(outputs, views, spec)
     finite = np.asarray(np.isfinite(outputs.logits).all(axis=(1, 2)))
     if outputs.gate is not None:
         finite = finite & np.isfinite(outputs.gate).all(axis=1)
@@ -115,12 +131,37 @@ def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looke
         spread[finite] = _spread(seen, logits[finite], used[finite], views)
     # The gate has no aggregator of its own: the mean is what it says of the image as a whole.
     gate = None if outputs.gate is None else np.where(finite, outputs.gate.astype(np.float64).mean(axis=1), np.nan)
-    boxes = np.zeros((n, 4), dtype=np.int64)
-    small = np.zeros(n, dtype=np.bool_)
-    for row, (height, width) in enumerate(outputs.sizes.tolist()):
-        boxes[row] = views.policy.boxes(height, width)[deciding[row]]
+    return Looked(logits, gate, spread, used, deciding, *_placed(outputs.sizes, deciding, views.policy, spec))
+
+
+def _together_looked(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looked:
+    """As `look`, of a model that makes one answer of all views: its logits stand, what is left is which view decided."""
+    from stage1.aggregation import deciding_view
+
+    assert outputs.answer is not None, "outputs of single views for a head on pooled features"
+    n, n_classes = outputs.answer.shape
+    finite = np.isfinite(outputs.logits).all(axis=(1, 2)) & np.isfinite(outputs.answer).all(axis=1)
+    if outputs.gate is not None:
+        finite &= np.isfinite(outputs.gate)
+    logits, spread, deciding = np.full((n, n_classes), np.nan), np.full(n, np.nan), np.zeros(n, dtype=np.int64)
+    used = np.where(finite, views.policy.count, 0)
+    if finite.any():
+        logits[finite] = outputs.answer[finite]
+        without = outputs.logits[finite].astype(np.float64)
+        deciding[finite] = deciding_view(logits[finite], without)
+        spread[finite] = _spread(without, logits[finite], used[finite], views)
+    gate = None if outputs.gate is None else np.where(finite, outputs.gate.astype(np.float64), np.nan)
+    return Looked(logits, gate, spread, used, deciding, *_placed(outputs.sizes, deciding, views.policy, spec))
+
+
+def _placed(sizes: Ints, deciding: Ints, policy: ViewPolicy, spec: Preprocessing) -> tuple[Ints, NDArray[np.bool_]]:
+    """(boxes int64 [n, 4] of the deciding views, bool [n] whether further views add nothing) of images of these sizes."""
+    boxes = np.zeros((len(sizes), 4), dtype=np.int64)
+    small = np.zeros(len(sizes), dtype=np.bool_)
+    for row, (height, width) in enumerate(sizes.tolist()):
+        boxes[row] = policy.boxes(height, width)[deciding[row]]
         small[row] = adds_nothing(height, width, spec)
-    return Looked(logits, gate, spread, used, deciding, boxes, small)
+    return boxes, small
 
 
 def _spread(view_logits: Floats, logits: Floats, used: Ints, views: FrozenViews) -> Floats:
@@ -168,6 +209,25 @@ def joined_views(parts: Sequence[ViewOutputs], policy: ViewPolicy, n_classes: in
         np.concatenate([part.logits for part in parts]), np.concatenate(gates) if gates else None,
         np.concatenate([part.sizes for part in parts]),
     )  # fmt: skip
+
+
+class _Together:
+    """All views of an image as one row of the batch, for a model that takes them so."""
+
+    def __init__(self, engine: Engine, spec: Preprocessing, policy: ViewPolicy) -> None:
+        self.parallel = engine.parallel
+        self._engine, self._spec, self._policy = engine, spec, policy
+
+    def prepare(self, data: bytes) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        rgb = decode(data, max_pixels=self._spec.max_pixels)
+        return cut(rgb, self._policy, self._spec), (rgb.shape[0], rgb.shape[1])
+
+    def run(self, prepared: list[tuple[NDArray[np.float32], tuple[int, int]]]) -> Outputs:
+        outputs = self._engine.run(np.stack([tensors for tensors, _ in prepared]))
+        return (*outputs, np.array([size for _, size in prepared], dtype=np.int64))
+
+    def empty(self) -> Outputs:
+        return (*self._engine.empty(), np.zeros((0, 2), np.int64))
 
 
 # ---- one view after the other ------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from stage1.engine import Engine
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.files import digest_file, write_bytes
 from stage1.model.backbone import Backbone
+from stage1.model.pooled import ViewModel
+from stage1.views import ViewPolicy
 
 OPSET = 18
 _IR_VERSION = 9  # the newest that onnxruntime 1.17 reads; opset 18 needs no more
@@ -56,20 +58,28 @@ def export_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
             with torch.inference_mode():
                 return (np.asarray(backbone.module(torch.from_numpy(batch)).numpy()),)
 
-        _check(data, reference, size, str(path))
+        _check(data, reference, (3, size, size), str(path))
     finally:
         backbone.to(device)
     write_bytes(path, data)
 
 
-def export_model(backbone_onnx: str | os.PathLike[str], head: nn.Module, path: str | os.PathLike[str]) -> None:
+def export_model(
+    backbone_onnx: str | os.PathLike[str],
+    head: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    views: ViewPolicy | None = None,
+) -> None:
     """Write backbone and head as one ONNX file: `image` float32 [N, 3, S, S] -> `logits` float32 [N, K].
 
     A head that returns a pair (logits, gate logits [N]) gives the file a second output, `gate_logits` float32 [N].
+    views: the head is one on pooled features of these views (`pool_features`); the file then takes all views of an image
+    together, `image` [N, V, 3, S, S], and has a last output `without_view` [N, V, K] (see `ViewModel`).
 
     backbone_onnx: what `export_backbone` wrote; its graph goes in unchanged and its sha256 into the file's metadata
-    (`backbone_digest` reads it). head: module from float32 [N, D] to [N, K] (exported in eval mode on the CPU; itself
-    left as it is). Takes about a second. Checked at batch 1, 2 and 7: engine on the whole against the torch head on the
+    (`backbone_digest` reads it). head: module from float32 [N, D] (with views: [N, `pooled_width`]) to [N, K] (exported in eval
+    mode on the CPU; itself left as it is). Takes about a second. Checked at batch 1, 2 and 7: engine on the whole against the torch head on the
     engine's features. Raises MissingError, ConfigError, IntegrityError.
     """
     if not Path(backbone_onnx).is_file():
@@ -81,9 +91,19 @@ def export_model(backbone_onnx: str | os.PathLike[str], head: nn.Module, path: s
     if [item.name for item in base_proto.graph.output] != ["features"] or len(dims) != 2 or base.input_size is None:
         raise IntegrityError(f"{backbone_onnx}: not a backbone that this version exported; export it anew")
     module = copy.deepcopy(head).cpu().eval()
-    with torch.inference_mode():
-        gated = isinstance(module(torch.zeros(2, dims[1])), tuple)
-    head_proto = _exported(module, (dims[1],), "head_input", *(("logits", "gate_logits") if gated else ("logits",)))
+    width = dims[1]
+    if views is None:
+        shape: tuple[int, ...] = (width,)
+        with torch.inference_mode():
+            gated = isinstance(module(torch.zeros(2, width)), tuple)
+        names = ["logits", *(["gate_logits"] if gated else [])]
+    else:
+        shape, module = (views.count, width), ViewModel(module, views)
+        with torch.inference_mode():
+            gated = len(module(torch.zeros(2, *shape))) == 3
+        names = ["logits", *(["gate_logits"] if gated else []), "without_view"]
+        base_proto = _on_views(base_proto, views.count, base.input_size, width)
+    head_proto = _exported(module, shape, "head_input", *names)
     head_proto = onnx.compose.add_prefix(head_proto, "head/", rename_inputs=False, rename_outputs=False)
     merged = onnx.compose.merge_models(base_proto, head_proto, io_map=[("features", "head_input")])
     _strip(merged)
@@ -93,12 +113,44 @@ def export_model(backbone_onnx: str | os.PathLike[str], head: nn.Module, path: s
     data = merged.SerializeToString(deterministic=True)
 
     def reference(batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        features = base.run(batch.reshape(-1, *batch.shape[-3:]))[0].reshape(-1, *shape)
         with torch.inference_mode():
-            made = module(torch.from_numpy(base.run(batch)[0]))
+            made = module(torch.from_numpy(features))
         return tuple(np.asarray(part.numpy()) for part in (made if isinstance(made, tuple) else (made,)))
 
-    _check(data, reference, base.input_size, str(path))
+    pixels = (3, base.input_size, base.input_size)
+    _check(data, reference, pixels if views is None else (views.count, *pixels), str(path))
     write_bytes(path, data)
+
+
+def _on_views(backbone: Any, count: int, side: int, dim: int) -> Any:
+    """The backbone's graph between two reshapes: `image` [N, V, 3, S, S] -> `features` [N, V, D]; its own nodes are unchanged."""
+    rows = _reshape("image", ["N", count, 3, side, side], "views/rows", [-1, 3, side, side])
+    apart = _reshape("views/each", ["N", dim], "features", [-1, count, dim])
+    inside = onnx.ModelProto()
+    inside.CopyFrom(backbone)
+    for node in inside.graph.node:
+        node.input[:] = ["views/rows_in" if name == "image" else name for name in node.input]
+        node.output[:] = ["views/each_out" if name == "features" else name for name in node.output]
+    inside.graph.input[0].name, inside.graph.output[0].name = "views/rows_in", "views/each_out"
+    for part in (rows, apart):
+        part.ir_version = inside.ir_version
+        del part.opset_import[:]
+        part.opset_import.extend(inside.opset_import)
+    joined = onnx.compose.merge_models(rows, inside, io_map=[("views/rows", "views/rows_in")])
+    return onnx.compose.merge_models(joined, apart, io_map=[("views/each_out", "views/each")])
+
+
+def _reshape(source: str, source_shape: list[Any], target: str, target_shape: list[int]) -> Any:
+    """A graph of one reshape; -1 in `target_shape` is the free axis."""
+    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+    shape = onnx.numpy_helper.from_array(np.array(target_shape, dtype=np.int64), f"{target}/shape")
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", [source, shape.name], [target], name=f"{target}/reshape")], "stage1",
+        [helper.make_tensor_value_info(source, floats, source_shape)],
+        [helper.make_tensor_value_info(target, floats, [f"{target}/N", *target_shape[1:]])], [shape],
+    )  # fmt: skip
+    return helper.make_model(graph)
 
 
 def backbone_digest(path: str | os.PathLike[str]) -> str | None:
@@ -170,7 +222,9 @@ def _strip(proto: Any) -> None:
             node.doc_string = ""
 
 
-def _check(data: bytes, reference: Callable[[Any], tuple[NDArray[np.float32], ...]], size: int, where: str) -> None:
+def _check(
+    data: bytes, reference: Callable[[Any], tuple[NDArray[np.float32], ...]], shape: tuple[int, ...], where: str
+) -> None:
     """onnx's own checker, then every output of the engine against `reference` at several batch sizes. Raises IntegrityError."""
     try:
         onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
@@ -179,7 +233,7 @@ def _check(data: bytes, reference: Callable[[Any], tuple[NDArray[np.float32], ..
     engine = Engine(data)
     rng = np.random.default_rng(0)
     for count in _CHECKED_BATCHES:
-        batch = rng.standard_normal((count, 3, size, size), dtype=np.float32)
+        batch = rng.standard_normal((count, *shape), dtype=np.float32)
         outputs, wanted = engine.run(batch), reference(batch)
         if len(outputs) != len(wanted):
             raise IntegrityError(

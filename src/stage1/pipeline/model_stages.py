@@ -17,7 +17,14 @@ from stage1.pipeline.looked import ROLE as LOOKED_ROLE
 from stage1.pipeline.looked import save_looked
 from stage1.pipeline.rundir import RunDir
 from stage1.pipeline.tuning_stages import backbone_config, backbone_file
-from stage1.pipeline.view_stages import choose_views, learning_state, require_all, shipped_views
+from stage1.pipeline.view_stages import (
+    choose_views,
+    learning_state,
+    pooled_views,
+    require_all,
+    say_small,
+    shipped_views,
+)  # fmt: skip
 from stage1.scores import write_role
 from stage1.views import WHOLE, ViewPolicy, cut
 
@@ -87,7 +94,7 @@ def _made_of(run: RunDir, fingerprint: str, onnx: Path) -> bool:
 
 
 def train(run: RunDir, context: Context) -> list[Path]:
-    """The head, on cached features of train; epoch and EMA are chosen on val_select."""
+    """The head, on cached features of train; epoch and EMA are chosen on val_select, and so is it against the one of `tune`."""
     from stage1.data.table import SampleTable
     from stage1.training import train_head
     from stage1.training.pooling import ViewTraining
@@ -113,7 +120,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
         swept = _sweep(run, context, features, labels, groups[1], len(table.classes))
         settings, head, seed = swept.candidate.train, swept.candidate.head, swept.candidate.seed
     learn = config.views.train
-    views = None if learn == "whole" else ViewTraining(learn, config.views.pool)
+    views = ViewTraining(learn, config.views.pool) if learn in ("views", "mil") else None
     with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
         result = train_head(
             features[0], labels[0], features[1], labels[1], config=settings, head=head, n_classes=len(table.classes),
@@ -209,7 +216,12 @@ def _features(
     store = FeatureStore(document["store"] or run / "features")
     features = store.read(table.ids[rows].tolist(), FeatureKey(**document["key"]))
     views = ViewPolicy.from_json(document["views"]) if "views" in document else None
-    return per_view(features, views), table.labels[rows]
+    made = per_view(features, views)
+    if views is not None and run.config.views.train == "pooled":
+        from stage1.model.pooled import pool_features
+
+        made = pool_features(made, views)
+    return made, table.labels[rows]
 
 
 def export(run: RunDir, context: Context) -> list[Path]:
@@ -218,6 +230,7 @@ def export(run: RunDir, context: Context) -> list[Path]:
     from stage1.inference import Predictor
     from stage1.model.backbone import load_backbone
     from stage1.model.export import export_model
+    from stage1.model.pooled import pooled_width
     from stage1.training import load_head
 
     config, document = run.config, read_document(run / "features.json", "features")
@@ -227,17 +240,19 @@ def export(run: RunDir, context: Context) -> list[Path]:
         raise IntegrityError(
             f"{run / 'features.json'}: made by another backbone than the one loaded now; run `stage1 extract` again"
         )
-    head = load_head(run / "model_best.pth", trained_head(run), backbone.dim, len(table.classes))
-    export_model(run / "backbone.onnx", head, run / "model.onnx")
-    rows, policy = table.rows("val_select"), config.views.policy
+    together, policy = pooled_views(run), config.views.policy
+    width = backbone.dim if together is None else pooled_width(backbone.dim, together.policy)
+    head = load_head(run / "model_best.pth", trained_head(run), width, len(table.classes))
+    export_model(run / "backbone.onnx", head, run / "model.onnx", views=None if together is None else together.policy)
+    rows = table.rows("val_select")
     tensors_each = 1 if policy is None else policy.count
     images = min(len(rows), -(-config.export.parity_images // tensors_each))
     # Spread over the role: neighbouring rows may be frames of one video.
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, images).astype(int))]
     items = table.items(rows)
-    predictor = Predictor(run / "model.onnx", backbone.preprocessing, table.classes)
-    exported, gates = _exported_outputs(predictor, table, rows, policy)
-    trained, trained_gates = _trained_outputs(backbone, head, items, policy)
+    predictor = Predictor(run / "model.onnx", backbone.preprocessing, table.classes, views=together)
+    exported, gates = _exported_outputs(predictor, table, rows, policy if together is None else None)
+    trained, trained_gates = _trained_outputs(backbone, head, items, policy, together=together is not None)
     difference = float(np.abs(exported - trained).max())
     if gates is not None and trained_gates is not None:
         difference = max(difference, float(np.abs(gates - trained_gates).max()))
@@ -261,7 +276,7 @@ def export(run: RunDir, context: Context) -> list[Path]:
 def _exported_outputs(
     predictor: Predictor, table: SampleTable, rows: NDArray[np.int64], policy: ViewPolicy | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Logits [n, K] and gate logits of the exported model, of each view as a row of its own."""
+    """Logits [n, K] and gate logits of the exported model; with a policy, of each view as a row of its own."""
     if policy is None:
         answered, logits, gates, failures = predictor.outputs(table.items(rows))
         require_all(table, rows, answered, failures)
@@ -272,13 +287,14 @@ def _exported_outputs(
 
 
 def _trained_outputs(
-    backbone: Any, head: Any, items: list[Any], policy: ViewPolicy | None
+    backbone: Any, head: Any, items: list[Any], policy: ViewPolicy | None, *, together: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """The same of the trained model."""
     import torch
 
     from stage1.images import decode
     from stage1.model.head import split
+    from stage1.model.pooled import pool_features
 
     spec = backbone.preprocessing
     logits, gates = [], []
@@ -286,7 +302,10 @@ def _trained_outputs(
         for start in range(0, len(items), 16):
             images = [decode(item(), max_pixels=spec.max_pixels) for item in items[start : start + 16]]
             batch = np.concatenate([cut(image, policy or WHOLE, spec) for image in images])
-            made, gate = split(head(torch.from_numpy(backbone.features(batch))))
+            features = backbone.features(batch)
+            if together and policy is not None:
+                features = pool_features(features.reshape(len(images), policy.count, -1), policy)
+            made, gate = split(head(torch.from_numpy(features)))
             logits.append(made.numpy())
             if gate is not None:
                 gates.append(gate.numpy())
@@ -308,12 +327,18 @@ def score(run: RunDir, context: Context) -> list[Path]:
         raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
     table = SampleTable.read(run / "samples.parquet")
     spec = Preprocessing.from_json(document["preprocessing"])
-    predictor = Predictor(run / "model.onnx", spec, table.classes)
     written: list[Path] = []
     views = None
     known: dict[str, Answered] = {}
     (run / VIEWS_FILE).unlink(missing_ok=True)
-    if run.config.views.policy is not None:
+    if (together := pooled_views(run)) is not None:
+        together.save(run / VIEWS_FILE)
+        written.append(run / VIEWS_FILE)
+        views = shipped_views(run)
+        predictor = Predictor(run / "model.onnx", spec, table.classes, views=views)
+        context.progress.say(f"  views: {together.description}")
+    elif run.config.views.policy is not None:
+        predictor = Predictor(run / "model.onnx", spec, table.classes)
         chosen = choose_views(run, predictor, table, context.progress.say)
         chosen.views.save(run / VIEWS_FILE)
         written.append(run / VIEWS_FILE)
@@ -321,11 +346,15 @@ def score(run: RunDir, context: Context) -> list[Path]:
         if views is not None:
             known["val_select"] = answered_by(chosen.outputs, views, spec)
             predictor = Predictor(run / "model.onnx", spec, table.classes, views=views)
+    else:
+        predictor = Predictor(run / "model.onnx", spec, table.classes)
     for role in SCORED_ROLES:
         rows = table.rows(role)
         answered = known[role] if role in known else _scored(predictor, table, rows)
         looked = "" if answered.looked is None else f", {answered.looked.used.mean():.2f} views on average"
         context.progress.say(f"  {role}: {len(rows)} images{looked}")
+        if together is not None and role == "val_select" and answered.looked is not None:
+            say_small(int(answered.looked.small.sum()), len(rows), spec, context.progress.say)
         if role == LOOKED_ROLE:
             written += save_looked(run, answered.looked)
         scores = answered.scores(

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from stage1.aggregation import VIEWS_FILE, FrozenViews
 from stage1.errors import ConfigError, Stage1Error
 from stage1.files import digest_bytes
+from stage1.images import Preprocessing
 from stage1.pipeline.rundir import RunDir
 from stage1.policy import ViewsClaim
-from stage1.views import WHOLE, small_line
+from stage1.views import WHOLE, adds_nothing, small_line
 
 if TYPE_CHECKING:
     from stage1.config import RunConfig
@@ -89,6 +90,16 @@ class Chosen:
     outputs: ViewOutputs
 
 
+def pooled_views(run: RunDir) -> FrozenViews | None:
+    """The views of a head on pooled features: there is nothing to choose. None for other heads."""
+    from stage1.aggregation import Pooled
+
+    settings = run.config.views
+    return (
+        FrozenViews(settings.policy, Pooled()) if settings.train == "pooled" and settings.policy is not None else None
+    )
+
+
 def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Callable[[str], None]) -> Chosen:
     """Aggregator and, where asked for, the order and the stops of adaptive views, from the views of val_select and nothing else.
 
@@ -114,7 +125,8 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
         **({} if names is None else {"names": names}),
     )  # fmt: skip
     say(f"  views: {policy.description}; {choice.reason}")
-    _say_small(outputs.sizes, predictor.preprocessing, say)
+    small = sum(adds_nothing(height, width, predictor.preprocessing) for height, width in outputs.sizes.tolist())
+    say_small(small, len(rows), predictor.preprocessing, say)
     comparison = choice.to_document()
     if choice.name == "whole":
         say("  views: the bundle ships the whole image alone; scores are made of it")
@@ -158,9 +170,7 @@ def _units(table: SampleTable, *, assume_iid: bool) -> int:
     return len(rows) if assume_iid else len(np.unique(table.groups[rows]))
 
 
-def _say_small(sizes: NDArray[np.int64], spec: Any, say: Callable[[str], None]) -> None:
-    from stage1.views import adds_nothing
-
-    small = sum(adds_nothing(height, width, spec) for height, width in sizes.tolist())
+def say_small(small: int, n: int, spec: Preprocessing, say: Callable[[str], None]) -> None:
+    """The line on images that tiles only enlarge, where there are any."""
     if small:
-        say(f"  {small_line(small, len(sizes), spec.size)}")
+        say(f"  {small_line(small, n, spec.size)}")

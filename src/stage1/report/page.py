@@ -45,6 +45,7 @@ AGGREGATOR_MEANINGS = {
     "lse": "a soft maximum of the log-odds, of sharpness {number}",
     "noisy_or": "the chance that at least one view shows it, as if views were independent",
     "max": "the largest log-odds",
+    "pooled": "a head on features pooled over the views: the whole image's, the largest of the others and their mean",
     "learned": "a logistic regression on the whole image and the other views, sorted",
 }
 METRIC_MEANINGS = {
