@@ -31,11 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 from view_bench.features import view_features
 from view_bench.heads import RIDGES, TRAINED, LinearHead, train
-from view_bench.measures import Measured, Row, means_over_splits, measure
-from view_bench.tables import draw, iid_table, table, write
+from view_bench.learned import HEADS, inputs, trained_logits
+from view_bench.measures import Measured, Row, means_over_splits, measure, paired
+from view_bench.tables import draw, iid_table, paired_lines, table, write
 from view_bench.timing import Timing, timing
 
-from stage1.aggregation import FrozenViews, aggregator, fit_sequence
+from stage1.aggregation import FrozenViews, Pooled, aggregator, fit_sequence
 from stage1.calibration import fit_map
 from stage1.calibration.folds import fold_of_rows
 from stage1.evaluation.probability import nll_rows
@@ -158,6 +159,24 @@ def probes(data: Problem) -> list[Row]:
     return found
 
 
+def of_package(data: Problem, base: Row) -> list[Row]:
+    """Heads of the package's trainer: on the whole view, and on pooled features of all (`views.train=pooled`)."""
+    found = []
+    for how, rows in inputs(data.features, TEN).items():
+        for name, config in HEADS.items():
+            if how == "whole" and config.members > 1:
+                continue
+            made = trained_logits(rows, data.labels, data.rows("train"), data.rows("val_select"), config)
+            select, calib, test = (data.scores(role, made[data.rows(role)]) for role in ROLES[1:])
+            unseen = out_of_fold(select, select.logits, lambda rows: lambda logits: logits)
+            frozen = FrozenViews(TEN, Pooled()) if how == "pooled" else None
+            views = float(TEN.count) if how == "pooled" else 1.0
+            found.append(
+                Row(f"{how}, {name}", how, float("nan"), unseen, select, calib, test, views, nll(unseen), base.head, frozen)
+            )  # fmt: skip
+    return found
+
+
 def adaptive(data: Problem, base: Row, tolerance: float) -> Row:
     """A row with its views looked at in turn."""
     logits = all_logits(data, base.head)
@@ -197,6 +216,7 @@ def of_split(data: Problem, redraws: int, times: Timing | None, tolerances: Sequ
     chosen = min(range(len(rows)), key=lambda place: rows[place].augrc_select)
     if data.name != "scenes":
         rows += probes(data)
+    rows += of_package(data, rows[0])
     if rows[chosen].pool != "whole":
         rows += [adaptive(data, rows[chosen], tolerance) for tolerance in tolerances]
     return measure(rows, chosen, data.risks, data.assume_iid, redraws, times)
@@ -209,6 +229,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/views"))
     parser.add_argument("--redraws", type=int, default=40)
     parser.add_argument("--splits", type=int, default=10)
+    parser.add_argument("--first-split", type=int, default=0, help="seed of the first random deal")
     parser.add_argument(
         "--seconds", type=float, default=1e9, help="of feature extraction in this call; the next one goes on"
     )
@@ -218,8 +239,10 @@ def main() -> None:
     for name in given.data:
         data = loaded(name, given.table, given.cache, given.seconds)
         if name == "potholes-iid":
-            splits = [of_split(dealt(data, seed), 0, None, (TOLERANCE,)) for seed in range(given.splits)]
+            seeds = range(given.first_split, given.first_split + given.splits)
+            splits = [of_split(dealt(data, seed), 0, None, (TOLERANCE,)) for seed in seeds]
             text = iid_table(name, means_over_splits(splits), data.risks, given.splits)
+            text += "\n".join(["", *paired_lines(paired(splits, "pooled, mlp / pooled")), ""])
         else:
             times = timing(given.cache / name.removesuffix("-iid"), TEN)
             found = of_split(data, given.redraws, times, TOLERANCES if given.figure else (TOLERANCE,))

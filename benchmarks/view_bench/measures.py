@@ -207,6 +207,13 @@ def means_over_splits(splits: Sequence[Measured]) -> list[SplitRow]:
     return lines
 
 
+def paired(splits: Sequence[Measured], name: str) -> dict[str, tuple[float, float]]:
+    """Coverage of this row minus that of each other one on the same split: mean and standard error over splits."""
+    per_split = [_numbers(found) for found in splits]
+    others = [one for one in per_split[0] if one != name and all(one in numbers for numbers in per_split)]
+    return {other: _mean(np.array([numbers[name][0] - numbers[other][0] for numbers in per_split])) for other in others}
+
+
 def _numbers(found: Measured) -> dict[str, tuple[float, ...]]:
     metrics = {arm["name"]: arm["metrics"] for arm in found.test["arms"]}
     by_name = {}

@@ -165,6 +165,13 @@ def iid_table(name: str, lines: Sequence[SplitRow], risks: Mapping[str, float], 
     ])  # fmt: skip
 
 
+def paired_lines(gains: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Of the head on pooled features against what else there is, on the same deals."""
+    shown = ("whole / whole", "whole, mlp / whole", "mil / mean", "probe / mean of tiles", "probe / whole, max, mean")
+    words = ", ".join(f"{name} {gains[name][0]:+.3f} (se {gains[name][1]:.3f})" for name in shown)
+    return [f"Certified coverage of `pooled, mlp` on the same deals against: {words}."]
+
+
 def draw(found: Measured, path: Path) -> None:
     """The cost curve: the single view, the chosen pool of all views, and the adaptive rows."""
     rows = []
