@@ -119,7 +119,7 @@ def test_a_gate_that_is_missing_is_caught(vit):
         return features, features[:, 0]
 
     with pytest.raises(IntegrityError, match="1 outputs, torch 2"):
-        export._check(data, reference, 64, "x.onnx")
+        export._check(data, reference, (3, 64, 64), "x.onnx")
 
 
 def test_model_holds_the_very_graph_of_the_backbone(vit, tmp_path):
@@ -169,9 +169,9 @@ def test_wrong_outputs_are_caught_and_not_written(vit, tmp_path, monkeypatch):
     data = base.read_bytes()
     wrong = Engine(data).run(images(1))[0].std()
     with pytest.raises(IntegrityError, match="differs from torch"):
-        export._check(data, lambda batch: (Engine(data).run(batch)[0] + 0.01 * wrong,), 64, "x.onnx")
+        export._check(data, lambda batch: (Engine(data).run(batch)[0] + 0.01 * wrong,), (3, 64, 64), "x.onnx")
     with pytest.raises(IntegrityError, match="differs from torch by inf"):
-        export._check(data, lambda batch: (Engine(data).run(batch)[0][:, :1],), 64, "x.onnx")
+        export._check(data, lambda batch: (Engine(data).run(batch)[0][:, :1],), (3, 64, 64), "x.onnx")
 
     def deny(*_):
         raise IntegrityError("differs")

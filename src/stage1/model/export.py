@@ -29,6 +29,7 @@ from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.files import digest_file, write_bytes
 from stage1.model.backbone import Backbone
 from stage1.model.pooled import ViewModel
+from stage1.model.view_graph import on_views
 from stage1.views import ViewPolicy
 
 OPSET = 18
@@ -90,19 +91,12 @@ def export_model(
     dims = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
     if [item.name for item in base_proto.graph.output] != ["features"] or len(dims) != 2 or base.input_size is None:
         raise IntegrityError(f"{backbone_onnx}: not a backbone that this version exported; export it anew")
-    module = copy.deepcopy(head).cpu().eval()
-    width = dims[1]
-    if views is None:
-        shape: tuple[int, ...] = (width,)
-        with torch.inference_mode():
-            gated = isinstance(module(torch.zeros(2, width)), tuple)
-        names = ["logits", *(["gate_logits"] if gated else [])]
-    else:
-        shape, module = (views.count, width), ViewModel(module, views)
-        with torch.inference_mode():
-            gated = len(module(torch.zeros(2, *shape))) == 3
-        names = ["logits", *(["gate_logits"] if gated else []), "without_view"]
-        base_proto = _on_views(base_proto, views.count, base.input_size, width)
+    module: nn.Module = copy.deepcopy(head).cpu().eval()
+    shape: tuple[int, ...] = (dims[1],)
+    if views is not None:
+        module, shape = ViewModel(module, views), (views.count, dims[1])
+        base_proto = on_views(base_proto, views.count, base.input_size, dims[1])
+    names = _output_names(module, shape)
     head_proto = _exported(module, shape, "head_input", *names)
     head_proto = onnx.compose.add_prefix(head_proto, "head/", rename_inputs=False, rename_outputs=False)
     merged = onnx.compose.merge_models(base_proto, head_proto, io_map=[("features", "head_input")])
@@ -123,34 +117,12 @@ def export_model(
     write_bytes(path, data)
 
 
-def _on_views(backbone: Any, count: int, side: int, dim: int) -> Any:
-    """The backbone's graph between two reshapes: `image` [N, V, 3, S, S] -> `features` [N, V, D]; its own nodes are unchanged."""
-    rows = _reshape("image", ["N", count, 3, side, side], "views/rows", [-1, 3, side, side])
-    apart = _reshape("views/each", ["N", dim], "features", [-1, count, dim])
-    inside = onnx.ModelProto()
-    inside.CopyFrom(backbone)
-    for node in inside.graph.node:
-        node.input[:] = ["views/rows_in" if name == "image" else name for name in node.input]
-        node.output[:] = ["views/each_out" if name == "features" else name for name in node.output]
-    inside.graph.input[0].name, inside.graph.output[0].name = "views/rows_in", "views/each_out"
-    for part in (rows, apart):
-        part.ir_version = inside.ir_version
-        del part.opset_import[:]
-        part.opset_import.extend(inside.opset_import)
-    joined = onnx.compose.merge_models(rows, inside, io_map=[("views/rows", "views/rows_in")])
-    return onnx.compose.merge_models(joined, apart, io_map=[("views/each_out", "views/each")])
-
-
-def _reshape(source: str, source_shape: list[Any], target: str, target_shape: list[int]) -> Any:
-    """A graph of one reshape; -1 in `target_shape` is the free axis."""
-    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
-    shape = onnx.numpy_helper.from_array(np.array(target_shape, dtype=np.int64), f"{target}/shape")
-    graph = helper.make_graph(
-        [helper.make_node("Reshape", [source, shape.name], [target], name=f"{target}/reshape")], "stage1",
-        [helper.make_tensor_value_info(source, floats, source_shape)],
-        [helper.make_tensor_value_info(target, floats, [f"{target}/N", *target_shape[1:]])], [shape],
-    )  # fmt: skip
-    return helper.make_model(graph)
+def _output_names(module: nn.Module, shape: tuple[int, ...]) -> list[str]:
+    with torch.inference_mode():
+        made = module(torch.zeros(2, *shape))
+    last = ["without_view"] if isinstance(module, ViewModel) else []
+    gates = (len(made) if isinstance(made, tuple) else 1) - 1 - len(last)
+    return ["logits", *["gate_logits"] * gates, *last]
 
 
 def backbone_digest(path: str | os.PathLike[str]) -> str | None:
