@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stage1.engine import Engine, StreamTimes, cores, stream
+from stage1.engine import Engine, cores
 from stage1.images import Preprocessing, load_tensor
+from stage1.stream import StreamTimes, stream
 
 
 def write_images(folder: Path, count: int, side: int, seed: int) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stage1"
-CORE = {"errors", "files", "documents", "scores", "roles", "images", "engine", "config", "confidence", "views"}
+CORE = {
+    "errors", "files", "documents", "scores", "roles", "images", "engine", "stream", "config", "confidence", "views",
+}  # fmt: skip
 # Each room may import the rooms named; rooms to the left in DESIGN.md's arrow.
 NUMPY = {
     **dict.fromkeys(CORE, CORE),
@@ -97,6 +100,18 @@ def test_the_numpy_half_and_data_never_import_torch(path):
 def test_light_imports(what):
     code = f"{what}\nimport sys\nprint([name for name in {sorted(HEAVY | {'matplotlib', 'jinja2'})!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_files_of_config_go_one_way():
+    files = [path for path in (SOURCE / "config").glob("*.py") if path.stem != "__init__"]
+    needs = {
+        path.stem: {
+            name.split(".")[2] for name in imports(path, only_at_import=False) if name.startswith("stage1.config.")
+        }
+        for path in files
+    }
+    assert set().union(*needs.values()) <= set(needs), "a file of config imports from the whole of it"
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
 
 
 def test_no_rooms_for_leftovers():

@@ -12,10 +12,11 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-import stage1.engine as engine_module
-from stage1.engine import BatchLimit, Engine, StreamTimes, cores, out_of_memory, stream
+import stage1.stream as stream_module
+from stage1.engine import BatchLimit, Engine, cores, out_of_memory
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.images import ImageError, Preprocessing, decode, load_tensor
+from stage1.stream import StreamTimes, stream
 from stage1.views import ViewPolicy, cut
 
 SPEC = Preprocessing(size=8)
@@ -276,7 +277,7 @@ def test_threads_end_however_the_stream_ends(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine_module, "_finished", interrupted)  # Ctrl-C reaches the consumer's thread here
+    monkeypatch.setattr(stream_module, "_finished", interrupted)  # Ctrl-C reaches the consumer's thread here
     with pytest.raises(KeyboardInterrupt):
         list(stream(engine, items, SPEC, batch_size=4))
     assert stage1_threads() == []

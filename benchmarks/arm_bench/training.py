@@ -164,7 +164,9 @@ def _tune(data: Problem, config: RunConfig, seed: int, place: Path) -> None:
     for role, scores in found.items():
         if scores.ids is None or scores.ids.tolist() != data.table.ids[data.rows(role)].tolist():
             raise SystemExit(f"{place}: {role} is not that of the other arms; start over with another --work")
-    note = f"backbone epoch {tune['best_epoch']}{' (average)' if tune['used_ema'] else ''}, head epoch {train['best_epoch']}"
+    along = train.get("along", {}).get("ships") == "along"
+    head_note = "head trained along" if along else f"head epoch {train['best_epoch']}"
+    note = f"backbone epoch {tune['best_epoch']}{' (average)' if tune['used_ema'] else ''}, {head_note}"
     outputs = {f"{role}_logits": scores.logits for role, scores in found.items()}
     _keep(place, outputs, float(spent.read_text(encoding="utf-8")), tune["trainable"] + head, note)
     for folder in ("features", "tune/checkpoints"):

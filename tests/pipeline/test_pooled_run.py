@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stage1 import load_bundle, run
 from stage1.aggregation import FrozenViews, Pooled, deciding_view
@@ -92,6 +94,19 @@ def test_scores_are_those_of_the_engine_on_cut_images(pooled):
     assert np.allclose(scores.extra["view_spread"][:6], (without[..., 1] - without[..., 0]).std(axis=1), atol=1e-4)
 
 
+def test_the_clients_detector_answers_the_same(pooled):
+    from stage1.integrations.streetvision import Stage1Detector
+
+    table = SampleTable.read(pooled.folder / "samples.parquet")
+    images = [table.read_bytes(row) for row in table.rows("val_test")]
+    detector = Stage1Detector(config_name=str(pooled.bundle))
+    answers = load_bundle(pooled.bundle).predict(images)
+    found = [detector.answer(Image.open(io.BytesIO(image))).stage1 for image in images]
+    assert [(one.exit, detector.classes[one.label]) for one in found] == [(one.exit, one.label) for one in answers]
+    assert np.allclose([one.probability for one in found], [one.probability for one in answers], atol=1e-6)
+    assert detector.counts["fallback"] == 0
+
+
 def test_other_views_are_refused_and_a_stock_folder_too(pooled, tmp_path):
     with pytest.raises(ConfigError, match="is certified for 5 views"):
         load_bundle(pooled.bundle).require_views(parse_views("3x3"))
@@ -112,8 +127,6 @@ def test_parts_of_different_runs_are_refused(pooled, signs, store, tmp_path):
 
 
 def test_broken_and_small_images_are_answered_apart(pooled, tmp_path):
-    from PIL import Image
-
     Image.new("RGB", (40, 30), (120, 120, 120)).save(tmp_path / "small.png")
     Image.new("RGB", (900, 1), (120, 120, 120)).save(tmp_path / "line.png")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
@@ -144,8 +157,6 @@ def test_settings_that_do_not_go_with_it_are_named(override, words):
 
 def test_three_classes_and_a_sweep(tmp_path):
     """More than two classes, with heads that other ways of learning from views refuse."""
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     rows = ["image,label"]
     for index in range(180):

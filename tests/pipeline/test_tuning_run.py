@@ -22,6 +22,7 @@ from stage1.errors import ConfigError, DataError, MissingError
 from stage1.files import digest_file
 from stage1.pipeline import execute_one, opened, outlook
 from stage1.pipeline.progress import Progress
+from stage1.pipeline.stages import STAGES
 from stage1.pipeline.tuning_stages import require_alone
 from stage1.scores import read_role
 
@@ -191,6 +192,129 @@ def test_other_recipes_run_to_a_bundle(recipe, photos, tmp_path):
     assert "tune" in result.done
     assert fingerprint(result, WEIGHTS) != fingerprint(result, None)
     answers_as_scored(result)
+
+
+# ---- the head trained along, and the one trained again ---------------------------------------------------------------
+
+ALONG = "tune/model_best.pth"
+# Settings with which the head of `train`, or the one of `tune`, has learnt next to nothing.
+NEW_IS_WEAK = ("train.epochs=1", "train.learning_rate=1e-7", "images.learning_rate=0.01", "images.epochs=4")
+OLD_IS_WEAK = ("train.epochs=20", "train.learning_rate=0.01", "images.learning_rate=1e-7", "images.epochs=1")
+
+
+def until(photos, folder: Path, *more: str, recipe: str = "lora", last: str = "train") -> list[str]:
+    """The stages up to `last`, those that are not current; returns what they said."""
+    config, _ = load_config(recipe=recipe, overrides=[*TINY, f"data.table={photos}", *more])
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    progress.say = said.append  # type: ignore[method-assign]
+    with opened(folder, config, allow_change=True) as directory:
+        for row in outlook(directory):
+            execute_one(directory, row["stage"], progress)
+            if row["stage"] == last:
+                return said
+    raise AssertionError(f"no stage {last}")
+
+
+def facts_of(folder: Path) -> dict:
+    return read_document(folder / "train.json", "train")
+
+
+@pytest.fixture(scope="module")
+def along(tuned, photos, tmp_path_factory):
+    """Run directory up to the scores in which the head trained along ships, and what was said on the way."""
+    folder = tmp_path_factory.mktemp("along") / "run"
+    shutil.copytree(tuned.folder, folder)
+    return folder, until(photos, folder, *NEW_IS_WEAK, last="score")
+
+
+def test_the_head_trained_along_ships_where_it_is_better(along):
+    folder, said = along
+    facts, tune = facts_of(folder), read_document(folder / "tune" / "tune.json", "tune")
+    found = facts["along"]
+    assert found["ships"] == "along"
+    assert found["along"]["scaled_nll"] < found["again"]["scaled_nll"]
+    assert digest_file(folder / "model_best.pth") == digest_file(folder / ALONG)
+    # On cached features of the exported backbone it is what it was on images, and train.json tells of it.
+    assert found["along"]["nll"] == pytest.approx(tune["metrics"]["nll"], abs=1e-4)
+    assert facts["best_metric"] == found["along"]["nll"] == facts["metrics"]["nll"]
+    assert (facts["best_epoch"], facts["used_ema"], facts["epochs_run"]) == tuple(
+        tune[name] for name in ("best_epoch", "used_ema", "epochs_run")
+    )
+    (line,) = [line for line in said if "trained along" in line]
+    assert f"{found['again']['scaled_nll']:.5f}" in line
+    assert f"{found['along']['scaled_nll']:.5f}" in line
+    assert "the one trained along ships" in line
+    # It is in the graph that is certified: `export` has checked the parity with it, and these are its scores.
+    scores = read_role(folder, "val_select")
+    logits = scores.logits - scores.logits.max(axis=1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), scores.labels] - np.log(np.exp(logits).sum(axis=1))
+    assert -chosen.mean() == pytest.approx(found["along"]["nll"], abs=1e-4)
+
+
+def test_and_not_where_it_is_worse(tuned, photos, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tuned.folder, folder)
+    said = until(photos, folder, *OLD_IS_WEAK)
+    along = facts_of(folder)["along"]
+    assert along["ships"] == "again"
+    assert along["again"]["scaled_nll"] < along["along"]["scaled_nll"]
+    assert facts_of(folder)["best_metric"] == along["again"]["nll"]
+    assert digest_file(folder / "model_best.pth") != digest_file(folder / ALONG)
+    assert any("the new one ships" in line for line in said)
+
+
+def test_a_kill_before_the_choice_changes_nothing(along, photos, tmp_path, monkeypatch):
+    folder, quiet = tmp_path / "copy", Progress(quiet=True)
+    shutil.copytree(along[0], folder)
+    kept = {name: digest_file(folder / name) for name in ("model_best.pth", "train.json", "metrics.csv")}
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for redo in ("all", "choice"):  # without a checkpoint of the new head, and with the finished one
+        if redo == "all":
+            shutil.rmtree(folder / "checkpoints")
+        with opened(folder, None) as directory, monkeypatch.context() as patch:
+            patch.setattr("stage1.training.along.save_weights", die)
+            with pytest.raises(KeyboardInterrupt):
+                execute_one(directory, "train", quiet, force=True)
+            assert "train" not in directory.state
+        assert digest_file(folder / "model_best.pth") != kept["model_best.pth"]  # the new one's
+        with opened(folder, None) as directory:
+            assert execute_one(directory, "train", quiet)
+        assert {name: digest_file(folder / name) for name in kept} == kept
+    with opened(folder, None) as directory:
+        assert all(row["skip"] for row in outlook(directory) if row["stage"] in ("train", "export", "score"))
+
+
+def test_train_depends_on_the_head_trained_along(tuned, photos, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tuned.folder, folder)
+    with opened(folder, None) as directory:
+        before = {row["stage"]: row for row in outlook(directory)}
+        assert ALONG in before["train"]["reads"]
+        assert ALONG in directory.state["tune"]["outputs"]
+        weights = (folder / ALONG).read_bytes()
+        (folder / ALONG).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+        stage = next(stage for stage in STAGES if stage.name == "train")
+        assert stage.inputs(directory) != before["train"]["inputs_digest"]
+    again = run(recipe="lora", overrides=[*TINY, f"data.table={photos}"], output=folder)
+    assert again.done == ("tune",)  # made again from its checkpoint, bit by bit
+    assert (folder / ALONG).read_bytes() == weights
+
+
+def test_another_kind_of_head_is_not_compared_and_that_is_said(tuned, photos, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tuned.folder, folder)
+    said = until(photos, folder, "head.kind=mlp")
+    assert facts_of(folder)["along"]["ships"] == "again"
+    assert "head.kind=mlp" in facts_of(folder)["along"]["skipped"]
+    assert any("is not compared: head.kind=mlp" in line for line in said)
+
+
+def test_without_tune_nothing_is_said_of_it(finished):
+    assert "along" not in facts_of(finished.folder)
 
 
 # ---- pretrain ----------------------------------------------------------------------------------------------------

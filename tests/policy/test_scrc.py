@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError
-from stage1.policy import scrc
-from stage1.policy.scrc import ScrcPolicy, class_log_odds, fit_scrc
+from stage1.policy import scrc_choice
+from stage1.policy.scrc import ScrcPolicy, class_log_odds
+from stage1.policy.scrc_fit import fit_scrc
 from stage1.risk.scrc import coverage_rank, transductive_thresholds
 from stage1.scores import Scores, from_probabilities
 
@@ -480,8 +481,8 @@ def transductive(population: Scores, draws: int, n: int, seed: int) -> dict[str,
 @pytest.mark.parametrize("draws", [400, pytest.param(5000, marks=pytest.mark.slow)])
 def test_variant_t_keeps_its_mean_and_the_published_rule_does_not(monkeypatch, population, draws):
     right = transductive(population, draws, 300, seed=22)
-    monkeypatch.setattr(scrc, "allowed_losses", lambda m, alpha: ceil((m + 1) * alpha - 1e-12) - 1)
-    monkeypatch.setattr(scrc.RiskBound, "holds", property(lambda bound: True))  # its own check would stop it
+    monkeypatch.setattr(scrc_choice, "allowed_losses", lambda m, alpha: ceil((m + 1) * alpha - 1e-12) - 1)
+    monkeypatch.setattr(scrc_choice.RiskBound, "holds", property(lambda bound: True))  # its own check would stop it
     published = transductive(population, draws, 300, seed=22)
     print(f"T, {draws} draws: {right}; published rule: {published}")
     for k in (0, 1):

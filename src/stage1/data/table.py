@@ -109,7 +109,7 @@ class SampleTable:
         return data
 
     def items(self, rows: Iterable[int]) -> list[Callable[[], bytes]]:
-        """One reader per row, for `stage1.engine.stream`."""
+        """One reader per row, for `stage1.stream.stream`."""
         return [partial(self.read_bytes, int(row)) for row in rows]
 
     def write(self, path: str | os.PathLike[str]) -> None:

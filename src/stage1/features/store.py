@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stage1.engine import Item
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.files import atomic_writer, locked, write_through
+from stage1.stream import Item
 
 log = logging.getLogger("stage1")
 
 Failed: TypeAlias = list[tuple[int, Exception]]
-# (items, cuts) -> batches of (rows, features [n, D], failed), no batch across a cut: see `stage1.engine.stream`.
+# (items, cuts) -> batches of (rows, features [n, D], failed), no batch across a cut: see `stage1.stream.stream`.
 Compute: TypeAlias = Callable[[Sequence[Item], Sequence[int]], Iterator[tuple[NDArray[np.int64], NDArray[Any], Failed]]]
 
 _INDEX = "index.parquet"

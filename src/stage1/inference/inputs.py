@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from stage1.engine import Item
 from stage1.errors import DataError, MissingError
 from stage1.images import IMAGE_COLUMNS, IMAGE_SUFFIXES
+from stage1.stream import Item
 
 TABLES = (".csv", ".tsv", ".parquet")
 # Rows of a Parquet file with embedded bytes that are in memory at once, before the stream takes them.

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stage1.engine import Item
 from stage1.errors import DataError
+from stage1.stream import Item
 
 Picture: TypeAlias = Item | Image.Image | NDArray[np.uint8]
 

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from stage1.bundle.manifest import MODEL, read_manifest, verify_bundle
 from stage1.bundle.views import read_views
-from stage1.engine import Engine, Item, stream
+from stage1.engine import Engine
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.images import Preprocessing
 from stage1.inference.answered import Answered, joined
 from stage1.inference.pictures import Picture, item_of, name_of
 from stage1.inference.viewing import WITHOUT, Viewing, ViewOutputs, joined_views, told
 from stage1.policy import Certificate, Policy, load_policy, policy_file
+from stage1.stream import Item, stream
 from stage1.views import WHOLE, ViewPolicy
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.engine import Engine, Item, Outputs, stream, stream_work
+from stage1.engine import Engine, Outputs
 from stage1.errors import IntegrityError
 from stage1.images import Preprocessing, decode
+from stage1.stream import Item, stream, stream_work
 from stage1.views import ViewPolicy, adds_nothing, cut
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Viewing:
         self._batch_size, self._workers = batch_size, workers
 
     def outputs(self, items: Sequence[Item], policy: ViewPolicy) -> Iterator[tuple[Ints, ViewOutputs, list[Failure]]]:
-        """All views of every image, batch by batch: (rows, outputs, failed) as `engine.stream`."""
+        """All views of every image, batch by batch: (rows, outputs, failed) as `stream.stream`."""
         batches = stream(
             self.engine, items, self.spec, views=policy, batch_size=self._batch_size, workers=self._workers
         )

@@ -1,7 +1,8 @@
-"""cascade plan: does what the first stage defers fit into what the second one takes?"""
+"""cascade plan: does what the stages before it defer fit into what each later stage takes?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,78 +12,116 @@ import numpy as np
 from stage1.bundle.manifest import read_calibration
 from stage1.errors import ConfigError
 from stage1.inference.cascade.capacity import DeferRate, arrival_rate, capacity_per_minute, defer_rate, load
+from stage1.inference.cascade.config import StageConfig
 from stage1.inference.cascade.stages import Cascade, open_cascade, rule_of
 from stage1.pipeline.cascading import certified_rules
 from stage1.policy.units import one_per_group
+
+_OPTIONS = 3
 
 
 def plan_cascade(
     path: Path, rate: str, *, evaluated: Path | None = None, prior: float | None = None, confidence: float = 0.95
 ) -> dict[str, Any]:
-    """The deferral budget of a cascade: upper bound of the defer rate times arrivals, against the second stage's capacity.
+    """The deferral budget of a cascade: for each later stage, an upper bound of the share of images that reaches it times
+    arrivals, against its capacity. The bounds of all stages hold together at `confidence`.
 
-    evaluated: a folder of `evaluate`; without it the calibration scores inside the first stage's bundle are used.
-    prior: P(second class) among arriving images. Raises ConfigError where neither gives a defer rate.
+    evaluated: a folder of `evaluate`. Without it the calibration scores inside the first stage's bundle are used, and what
+    the first stage defers is taken to reach every later one. prior: P(second class) among arriving images. fits: None where
+    that is not known. Raises ConfigError where neither gives a defer rate.
     """
     cascade = open_cascade(path)
     arriving = arrival_rate(rate)
     if not 0 < confidence < 1 or (prior is not None and not 0 < prior < 1):
         raise ConfigError(f"--confidence {confidence:g}, --prior {prior}: both lie strictly between 0 and 1")
-    second = cascade.config.stages[1]
+    later = cascade.config.stages[1:]
+    # Each later stage has a bound of its own, and all of them are to hold.
+    delta = (1 - confidence) / len(later)
     document: dict[str, Any] | None = None
     if evaluated is not None:
         _, document = certified_rules(evaluated, cascade)
-        share, source = (
-            _from_counts(document["defer"], prior, 1 - confidence),
-            f"{document['defer']['role']} in {evaluated}",
-        )
-        cost = document["costs"][1]
-        milliseconds, attempts = cost["milliseconds"], cost["attempts"]
+        source = f"{document['defer']['role']} in {evaluated}"
+        shares = [_from_counts(document["defer"], place, prior, delta) for place in range(len(later))]
+        measured = document["costs"][1:]
     else:
         share, source = _from_bundle(cascade, prior, 1 - confidence)
-        milliseconds, attempts = second.cost.milliseconds, 1.0
-    capacity, limit = capacity_per_minute(second, milliseconds, attempts)
-    checked = load(arriving, share, capacity)
+        shares = [share] * len(later)
+        measured = [{"milliseconds": stage.cost.milliseconds, "attempts": 1.0} for stage in later]
+    stages = [_checked(*each, arriving) for each in zip(later, shares, measured, strict=True)]
+    if document is None:
+        for row in stages[1:]:
+            if row["fits"] is False:
+                row["fits"], row["limit"] = None, f"{row['limit']}; how many reach it is known after `evaluate` alone"
+    found = [row["fits"] for row in stages]
     return {
-        "stage": second.name, "rate_per_minute": arriving, "defer": asdict(share), "source": source, "limit": limit,
-        "attempts_per_image": attempts, **checked, "options": _options(document, checked["defer_share_that_fits"]),
+        "rate_per_minute": arriving, "source": source, "fits": False if False in found else None if None in found else True,
+        "stages": stages, "options": [] if document is None else _options(document, stages, arriving),
     }  # fmt: skip
 
 
 def plan_lines(document: dict[str, Any]) -> list[str]:
     """The plan for people."""
-    defer = document["defer"]
-    lines = [
-        f"{document['rate_per_minute']:.4g} images a minute arrive; {defer['observed']:.1%} go on to '{document['stage']}', at most "
-        f"{defer['upper']:.1%} at {1 - defer['delta']:.4g} confidence ({defer['method']}, {defer['n']} units, {document['source']})",
-        f"'{document['stage']}' gets {document['expected_per_minute']:.4g} a minute, at most {document['upper_per_minute']:.4g}",
-    ]
-    if document["fits"] is None:
-        return [*lines, f"capacity unknown: {document['limit']}"]
-    lines.append(
-        f"it takes {document['capacity_per_minute']:.4g} a minute ({document['limit']}): {'FITS' if document['fits'] else 'DOES NOT FIT'}; "
-        f"in {document['busy_minutes']:.1%} of the minutes more arrive than that"
-    )
-    lines.append(
-        f"what fits: {document['rate_that_fits']:.4g} images a minute at this defer rate, or a defer rate of "
-        f"{document['defer_share_that_fits']:.1%} at this rate of arrival"
-    ) if document["rate_that_fits"] is not None else None
+    lines = [f"{document['rate_per_minute']:.4g} images a minute arrive ({document['source']})"]
+    for row in document["stages"]:
+        lines += _stage_lines(row)
+    if document["options"]:
+        lines.append("configurations of the frontier that fit, those that defer most:")
     for option in document["options"]:
-        band = option["rules"][0]
         lines.append(
-            f"  {option['deferred']:.1%} deferred (below {band['below']}, above {band['above']}): miss_rate {option['miss_rate']:.4g}, "
+            f"  {option['deferred']:.1%} deferred ({_bands(option['rules'])}): miss_rate {option['miss_rate']:.4g}, "
             f"false_exit_rate {option['false_exit_rate']:.4g}{', certified' if option['certified'] else ''}"
         )
     return lines
 
 
-def _from_counts(counts: dict[str, Any], prior: float | None, delta: float) -> DeferRate:
+def _stage_lines(row: Mapping[str, Any]) -> list[str]:
+    defer, name = row["defer"], f"'{row['stage']}'"
+    gets = (
+        f"{name} gets {defer['observed']:.1%} of them, at most {defer['upper']:.1%} at {1 - defer['delta']:.4g} confidence "
+        f"({defer['method']}, {defer['n']} units): {row['expected_per_minute']:.4g} a minute, at most {row['upper_per_minute']:.4g}"
+    )
+    if row["capacity_per_minute"] is None:
+        return [gets, f"  its capacity is unknown: {row['limit']}"]
+    verdict = {True: "FITS", False: "DOES NOT FIT", None: "MAY NOT FIT"}[row["fits"]]
+    lines = [
+        gets,
+        f"  it takes {row['capacity_per_minute']:.4g} a minute ({row['limit']}): {verdict}; in {row['busy_minutes']:.1%} of the "
+        "minutes more arrive than that",
+    ]
+    if row["rate_that_fits"] is not None:
+        lines.append(
+            f"  what fits: {row['rate_that_fits']:.4g} images a minute at this defer rate, or a defer rate of "
+            f"{row['defer_share_that_fits']:.1%} at this rate of arrival"
+        )
+    return lines
+
+
+def _bands(rules: Sequence[Mapping[str, Any]]) -> str:
+    moved = [rule for rule in rules if rule["kind"] == "thresholds"]
+    return "; ".join(f"below {_cut(rule['below'])}, above {_cut(rule['above'])}" for rule in moved) or "own exits"
+
+
+def _cut(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.6g}"
+
+
+def _checked(stage: StageConfig, share: DeferRate, measured: Mapping[str, Any], arriving: float) -> dict[str, Any]:
+    capacity, limit = capacity_per_minute(stage, measured["milliseconds"], measured["attempts"])
+    return {
+        "stage": stage.name, "defer": asdict(share), "limit": limit, "attempts_per_image": measured["attempts"],
+        **load(arriving, share, capacity),
+    }  # fmt: skip
+
+
+def _from_counts(counts: Mapping[str, Any], place: int, prior: float | None, delta: float) -> DeferRate:
+    """From what `evaluate` counted; place: among the later stages."""
+    here = counts["stages"][place]
     positives, negatives = counts["positives"], counts["units"] - counts["positives"]
     labels = np.repeat(np.array([1, 0], dtype=np.int64), [positives, negatives])
     deferred = np.zeros(counts["units"], dtype=np.bool_)
-    deferred[: counts["deferred_positives"]] = True
-    deferred[positives : positives + counts["deferred"] - counts["deferred_positives"]] = True
-    return defer_rate(deferred, labels, delta=delta, prior=prior, fitted_here=counts["chosen_on_these"])
+    deferred[: here["deferred_positives"]] = True
+    deferred[positives : positives + here["deferred"] - here["deferred_positives"]] = True
+    return defer_rate(deferred, labels, delta=delta, prior=prior, fitted_here=False, choices=counts["choices"])
 
 
 def _from_bundle(cascade: Cascade, prior: float | None, delta: float) -> tuple[DeferRate, str]:
@@ -104,13 +143,22 @@ def _from_bundle(cascade: Cascade, prior: float | None, delta: float) -> tuple[D
     return share, f"calibration.parquet of {bundle.name}"
 
 
-def _options(document: dict[str, Any] | None, most: float | None) -> list[dict[str, Any]]:
-    """Configurations of the frontier whose share of val_calib fits, the three that defer most."""
-    if document is None or most is None:
+def _options(document: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], arriving: float) -> list[dict[str, Any]]:
+    """Configurations of the frontier that every later stage can take, as far as known: the three that defer most."""
+    known = [
+        (place, row["capacity_per_minute"])
+        for place, row in enumerate(stages, 1)
+        if row["capacity_per_minute"] is not None
+    ]
+    if not known:
         return []
-    fitting = [row for row in document["frontier"] if row["deferred"] <= most]
+    fitting = [
+        row
+        for row in document["frontier"]
+        if all(arriving * row["reach"][place] <= capacity for place, capacity in known)
+    ]
     return [
         {"rules": row["rules"], "deferred": row["deferred"], "certified": row["certified"],
          "miss_rate": row["risks"]["miss_rate"]["observed"], "false_exit_rate": row["risks"]["false_exit_rate"]["observed"]}
-        for row in sorted(fitting, key=lambda row: -row["deferred"])[:3]
+        for row in sorted(fitting, key=lambda row: -row["deferred"])[:_OPTIONS]
     ]  # fmt: skip

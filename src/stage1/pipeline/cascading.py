@@ -107,7 +107,7 @@ def _document(
 ) -> dict[str, Any]:  # fmt: skip
     config, calib, select = cascade.config, labelled["val_calib"], labelled["val_select"]
     rows = list(ordered)
-    varied = config.stages[0].exit == "auto"
+    varied = bool(config.auto_exits)
     if not varied and len(select):
         # For the picture alone: what other thresholds would cost. None of these is certified.
         rows = candidates(
@@ -116,7 +116,7 @@ def _document(
             config,
             n_calib=len(calib),
             delta=certificate.delta,
-            vary_first=True,
+            varied=[0],
         )
     chosen = [candidate.rules for candidate in ordered].index(certificate.rules)
     passed = range(chosen - certificate.tested + 1, chosen + 1) if certificate.certified and varied else ()
@@ -131,7 +131,7 @@ def _document(
         "currency": config.currency, "certificate": certificate.to_document(), "history": history,
         "roles": {role: len(labelled[role]) for role in ROLES}, "roles_from": roled.origin, "left_out": roled.left_out,
         "costs": stage_costs(everyone, config), "chosen": own[0], "frontier": found,
-        "test": _tested(labelled["val_test"], certificate, config), "defer": _defer_counts(labelled, certificate, config),
+        "test": _tested(labelled["val_test"], certificate, config), "defer": _defer_counts(labelled, certificate, config, len(ordered)),
         "fallback_alone": _fallback_alone(calib, certificate, config),
     }  # fmt: skip
 
@@ -156,18 +156,23 @@ def _tested(test: Labelled, certificate: CascadeCertificate, config: CascadeConf
 
 
 def _defer_counts(
-    labelled: Mapping[str, Labelled], certificate: CascadeCertificate, config: CascadeConfig
+    labelled: Mapping[str, Labelled], certificate: CascadeCertificate, config: CascadeConfig, choices: int
 ) -> dict[str, Any]:
-    """What reaches the second stage, counted on independent units of val_test, or of val_calib where there is none."""
+    """What reaches each later stage, counted on independent units of val_test, or of val_calib where there is none.
+
+    choices: configurations among which val_calib chose.
+    """
     role = "val_test" if len(labelled["val_test"]) else "val_calib"
     part = labelled[role]
     rows = one_per_group(part.known, config.seed)
-    asked = final_answers(part.recorded.take(rows), certificate.rules, config.default_probability).asked[:, 1]
-    labels = part.known.known_labels[rows]
+    asked = final_answers(part.recorded.take(rows), certificate.rules, config.default_probability).asked
+    ones = part.known.known_labels[rows] == 1
     return {
-        "role": role, "chosen_on_these": role == "val_calib" and config.stages[0].exit == "auto",
-        "units": len(rows), "deferred": int(asked.sum()), "positives": int((labels == 1).sum()),
-        "deferred_positives": int((asked & (labels == 1)).sum()),
+        "role": role, "choices": choices if role == "val_calib" else 1, "units": len(rows), "positives": int(ones.sum()),
+        "stages": [
+            {"stage": stage.name, "deferred": int(asked[:, place].sum()), "deferred_positives": int((asked[:, place] & ones).sum())}
+            for place, stage in enumerate(config.stages) if place
+        ],
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from stage1.images import Preprocessing
 from stage1.pipeline.looked import ROLE as LOOKED_ROLE
 from stage1.pipeline.looked import save_looked
 from stage1.pipeline.rundir import RunDir
-from stage1.pipeline.tuning_stages import backbone_config, backbone_file
+from stage1.pipeline.tuning_stages import backbone_config, backbone_file, better_head
 from stage1.pipeline.view_stages import (
     choose_views,
     learning_state,
@@ -132,9 +132,10 @@ def train(run: RunDir, context: Context) -> list[Path]:
         f"  best epoch {result.best_epoch} of {result.epochs_run} ({kind} weights): "
         f"{config.train.select_by} {result.best_metric:.4f} on val_select"
     )
+    result, along = better_head(run, result, features[1], labels[1], len(table.classes), context)
     facts: dict[str, Any] = {
         "best_epoch": result.best_epoch, "best_metric": result.best_metric, "select_by": config.train.select_by,
-        "used_ema": result.used_ema, "epochs_run": result.epochs_run, "metrics": dict(result.metrics),
+        "used_ema": result.used_ema, "epochs_run": result.epochs_run, "metrics": dict(result.metrics), **along,
     }  # fmt: skip
     if result.gate is not None:
         facts["gate"] = result.gate.to_json()

@@ -19,7 +19,7 @@ from stage1.files import digest_bytes
 from stage1.pipeline.memory import peak_mib, reset_peak
 from stage1.pipeline.progress import Progress
 from stage1.pipeline.rundir import RunDir, config_digest, opened
-from stage1.pipeline.tuning_stages import ASKED_BY, backbone_file, pretrained_file, require_alone
+from stage1.pipeline.tuning_stages import ASKED_BY, along_file, backbone_file, pretrained_file, require_alone
 from stage1.pipeline.view_stages import views_file
 from stage1.policy import POLICY_FILES, Certificate
 
@@ -74,12 +74,14 @@ class Stage:
 
     def files(self, run: RunDir) -> tuple[str, ...]:
         """The files it reads; "{policy}" stands for the one policy file of the run, "{pretrained}" and "{backbone}" for the
-        weights that `pretrain`, and `tune` or `pretrain`, have made in this run, "{views}" for views.json: none where it has none."""
+        weights that `pretrain`, and `tune` or `pretrain`, have made in this run, "{along}" for the head that `tune` trained along,
+        "{views}" for views.json: none where it has none."""
         config = run.config
         places = {
             "policy": POLICY_FILES[config.policy.name],
             "pretrained": pretrained_file(config),
             "backbone": backbone_file(config),
+            "along": along_file(config),
             "views": views_file(config),
         }
         return tuple(file for name in self.reads if (file := name.format(**places)))

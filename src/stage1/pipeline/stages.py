@@ -32,7 +32,13 @@ STAGES = (
         wanted=lambda config: config.tunes,
     ),
     Stage("extract", ("backbone", "features", "seed"), ("samples.parquet", "{backbone}"), extract, cached_state),
-    Stage("train", ("head", "train", "sweep", "seed"), ("samples.parquet", "features.json"), train, learning_state),
+    Stage(
+        "train",
+        ("head", "train", "sweep", "seed"),
+        ("samples.parquet", "features.json", "{along}"),
+        train,
+        learning_state,
+    ),
     Stage("export", ("export", "head"), ("model_best.pth", "backbone.onnx", "features.json"), export, cut_state),
     Stage("score", (), ("model.onnx", "parity.json", "samples.parquet", "features.json"), score, choosing_state),
     Stage(

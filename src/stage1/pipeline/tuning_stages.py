@@ -11,18 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stage1.config import BackboneConfig, HeadConfig, RunConfig, TrainConfig
-from stage1.documents import write_document
+from stage1.config import BackboneConfig, RunConfig, TrainConfig
+from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError
 from stage1.files import digest_bytes, digest_file, write_text
 from stage1.pipeline.rundir import RunDir
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from stage1.pipeline.runner import Context
+    from stage1.training import TrainResult
     from stage1.training.pretrain_data import Prints
 
 TUNE_FOLDER = "tune"
 _TUNED = f"{TUNE_FOLDER}/backbone_tuned.safetensors"
+_ALONG = f"{TUNE_FOLDER}/model_best.pth"
 _PRETRAINED = "backbone_explora.safetensors"
 ASKED_BY = {
     "pretrain": "pretrain.folder=FOLDER or pretrain.train_images=true",
@@ -40,6 +45,11 @@ def pretrained_file(config: RunConfig) -> str:
 def backbone_file(config: RunConfig) -> str:
     """The weights of the run's own backbone, made by `tune` or else `pretrain`; "" where the run has neither."""
     return _TUNED if config.tunes else pretrained_file(config)
+
+
+def along_file(config: RunConfig) -> str:
+    """The head that `tune` trains along with the backbone, which `train` looks at; "" where the run has no such stage."""
+    return _ALONG if config.tunes else ""
 
 
 def backbone_config(run: RunDir, file: str) -> BackboneConfig:
@@ -161,11 +171,12 @@ def tune(run: RunDir, context: Context) -> list[Path]:
     """
     from stage1.data.table import SampleTable
     from stage1.model.backbone import load_backbone
+    from stage1.training.along import ALONG
     from stage1.training.distributed import chosen_device, processes
     from stage1.training.images import ADAPTER, train_on_images
 
     config, folder = run.config, run / TUNE_FOLDER
-    settings, head = tune_settings(config), HeadConfig(kind="linear")
+    settings = tune_settings(config)
     backbone = load_backbone(backbone_config(run, pretrained_file(config)), config.seed)
     table = SampleTable.read(run / "samples.parquet")
     roles = []
@@ -185,7 +196,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
             _remember(folder / "inputs", inputs)
         with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
             result = train_on_images(
-                backbone, *roles, config=settings, head=head, images=config.images, adapter=config.adapter,
+                backbone, *roles, config=settings, head=ALONG, images=config.images, adapter=config.adapter,
                 n_classes=len(table.classes), seed=config.seed, folder=folder, stop=context.stop, fresh=fresh,
                 started=lambda trained, parameters: context.progress.say(_share_line(trained, parameters)),
                 progress=lambda row: advance(1, _tune_note(row)),
@@ -208,7 +219,40 @@ def tune(run: RunDir, context: Context) -> list[Path]:
         "share": result.share, "processes": group.world, "fingerprint": result.backbone.fingerprint,
     }, "tune")  # fmt: skip
     adapter = sorted((folder / ADAPTER).glob("*"))
-    return [run / _TUNED, folder / "metrics.csv", folder / "tune.json", *adapter]
+    return [run / _TUNED, run / _ALONG, folder / "metrics.csv", folder / "tune.json", *adapter]
+
+
+def better_head(
+    run: RunDir,
+    again: TrainResult,
+    select: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    n_classes: int,
+    context: Context,
+) -> tuple[TrainResult, dict[str, Any]]:
+    """Of the head that `train` has just made and the one that `tune` trained along, the better one, and what train.json says of it.
+
+    select: features of val_select, where the choice is made and nowhere else. In a run without `tune` there is one head alone.
+    """
+    from stage1.training.along import better_head as better
+    from stage1.training.along import why_not_compared
+
+    if not run.config.tunes:
+        return again, {}
+    if (reason := why_not_compared(run.config)) is not None:
+        context.progress.say(f"  the head trained along with the backbone is not compared: {reason}")
+        return again, {"along": {"ships": "again", "skipped": reason}}
+    by, facts = run.config.train.select_by, read_document(run / TUNE_FOLDER / "tune.json", "tune")
+    result, compared = better(
+        again, run / _ALONG, facts, select, labels, by=by, n_classes=n_classes, folder=run.path
+    )  # fmt: skip
+    which = "one trained along" if compared.ships == "along" else "new one"
+    scaled = ", at the temperature that is best for each" if by == "nll" else ""
+    context.progress.say(
+        f"  {by} on val_select{scaled}: this head {compared.again.value(by):.5f}, the one trained along with the backbone "
+        f"{compared.along.value(by):.5f}; the {which} ships"
+    )
+    return result, {"along": compared.to_json()}
 
 
 def is_follower() -> bool:

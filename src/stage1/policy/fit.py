@@ -19,7 +19,8 @@ from stage1.policy.gate import GatePolicy, Kept, fit_gate
 from stage1.policy.multiclass import MulticlassPolicy, fit_multiclass
 from stage1.policy.population import said_of
 from stage1.policy.request import Request
-from stage1.policy.scrc import ScrcPolicy, fit_scrc
+from stage1.policy.scrc import ScrcPolicy
+from stage1.policy.scrc_fit import fit_scrc
 from stage1.policy.softmax import SoftmaxPolicy
 from stage1.policy.viewed import on_views
 from stage1.scores import Scores

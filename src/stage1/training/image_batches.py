@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1.data.augment import training_tensor
-from stage1.engine import Item, cores, read_item
+from stage1.engine import cores
 from stage1.errors import DataError, Stage1Error
 from stage1.images import Preprocessing, decode
+from stage1.stream import Item, read_item
 from stage1.training.inputs import checked_features
 
 # Steps whose images are in the making while one is computed.

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stage1.config import AdapterConfig, HeadConfig, ImageTrainConfig, TrainConfig
-from stage1.engine import Item, cores
+from stage1.engine import cores
 from stage1.errors import ConfigError, DataError
 from stage1.model.adapter import Adapted, merge, save_adapter
 from stage1.model.backbone import Backbone
 from stage1.model.head import build_head
+from stage1.stream import Item
 from stage1.training.distributed import Processes, chosen_device, half_precision, processes, world_size
 from stage1.training.image_batches import checked_images
 from stage1.training.image_model import ImageModel, prepare

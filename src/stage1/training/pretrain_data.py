@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from stage1.data.leakage import clusters, dhash, near_duplicates, thumbnail_gray
 from stage1.data.table import SampleTable
-from stage1.engine import Item, cores, read_item
+from stage1.engine import cores
 from stage1.errors import DataError, MissingError
 from stage1.files import digest_bytes
 from stage1.images import IMAGE_SUFFIXES, MAX_PIXELS, decode
+from stage1.stream import Item, read_item
 
 log = logging.getLogger("stage1")
 # Images on which certificate and report are made: a backbone that has seen them makes scores unlike those of new images.

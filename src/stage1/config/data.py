@@ -1,0 +1,88 @@
+"""Sections data and split: where the images come from, and which role each group of them has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stage1.config.section import PositiveInt, Section, Share
+
+
+class RoadscenesConfig(Section):
+    videos: PositiveInt = 400
+    """Number of videos (groups) to generate; each has 1 to 5 neighbouring frames."""
+    size: Annotated[int, Field(ge=64, le=2048)] = 320
+    """Side of the square frames, pixels."""
+    seed: int = 0
+    """Seed of the generator; the same seed gives the same pixels."""
+
+
+_Role = Literal["train", "val_select", "val_calib", "val_test"]
+
+
+class ChallengeConfig(Section):
+    """Images as the StreetVision client sends them (data/challenge), made after the split: a certificate is then of these."""
+
+    roles: dict[_Role, Literal["L0", "L1", "L2", "L3", "mixture"]] = {}
+    """Level per role; mixture: the four, equally likely. A role that is not named keeps its own images; empty: none is made."""
+    copies: dict[_Role, PositiveInt] = {}
+    """Challenges per image of a role; 1 where not named. Copies stay in the group of their image."""
+    seed: int = 0
+    filter: bool = False
+    """Keep only rows that the client would send: class 1 with a text in the column scene_description, class 0 without."""
+
+    @model_validator(mode="after")
+    def _copies_of_made_roles(self) -> ChallengeConfig:
+        if idle := sorted(set(self.copies) - set(self.roles)):
+            raise ValueError(f"copies.{idle[0]}: no level is given for this role; add roles.{idle[0]}=mixture")
+        return self
+
+
+class DataConfig(Section):
+    source: Literal["auto", "roadscenes", "folder", "table", "hf", "webdataset"] = "auto"
+    """Kind of source; auto decides by what `table` points to."""
+    table: str | None = None
+    """A CSV/TSV/Parquet file, an ImageFolder root, a saved Hugging Face dataset (or hf:NAME), or a WebDataset .tar."""
+    role_tables: dict[Literal["train", "val_select", "val_calib", "val_test"], str] = {}
+    """Separate tables per role, instead of `table`; given roles are checked, never recomputed."""
+    classes: list[str] | None = None
+    """Class names in order; the second is the positive class. None: taken from the source once, sorted, and stored."""
+    slices: list[str] = []
+    """Columns of the table (city, night) for whose values the risks are claimed too, each at its share of delta."""
+    bad_labels: Literal["error", "quarantine"] = "error"
+    """What to do with a label outside `classes`."""
+    max_quarantine: Share = 0.01
+    """Largest share of images that may be quarantined before the run fails."""
+    max_pixels: PositiveInt = 64_000_000
+    """Images with more pixels than this are quarantined unread."""
+    near_duplicates: bool = True
+    """Join near-duplicate images (dHash) to one group before the split."""
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=7)] = 3
+    """Largest Hamming distance of two 64-bit dHashes that counts as a near-duplicate."""
+    roadscenes: RoadscenesConfig = RoadscenesConfig()
+    """The embedded generator, used where `source` is roadscenes."""
+    challenge: ChallengeConfig = ChallengeConfig()
+
+
+class FractionsConfig(Section):
+    train: Share = 0.4
+    val_select: Share = 0.1
+    val_calib: Share = 0.35
+    val_test: Share = 0.15
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> FractionsConfig:
+        total = self.train + self.val_select + self.val_calib + self.val_test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"the four fractions sum to {total:g}, not 1")
+        return self
+
+
+class SplitConfig(Section):
+    method: Literal["hash", "balanced"] = "hash"
+    """hash: role by hash(seed, group), stable as data grows. balanced: greedy by size and label, for few groups."""
+    fractions: FractionsConfig = FractionsConfig()
+    seed: int = 0
+    allow_leakage: bool = False
+    """Go on where the same or a near-identical image stands in two given roles; the run is then marked uncertified."""

@@ -1,0 +1,133 @@
+"""From recipe, file, environment and command line to a RunConfig; where each value came from."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from stage1.config.keys import known_keys, leaves
+from stage1.config.nearest import nearest
+from stage1.config.recipe import recipe_text, recipes
+from stage1.config.run import RunConfig
+from stage1.errors import ConfigError, MissingError
+
+# In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
+_WHOLE = ("risks", "class_coverage")
+
+
+def load_config(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    values: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> tuple[RunConfig, dict[str, str]]:
+    """Defaults < values (of a run directory) < recipe < file < environment (STAGE1_A__B=value) < overrides (a.b=value).
+
+    Returns the config and the origin of every leaf ("default", "recipe demo", "file run.yaml", "env STAGE1_SEED", "command line").
+    Raises MissingError (no such file) and ConfigError (one line: where, key, value, what is allowed).
+    """
+    values = {} if values is None else copy.deepcopy(dict(values))
+    origin: dict[str, str] = {}
+    if recipe is not None:
+        _merge(values, _yaml(recipe_text(recipe), f"recipe {recipe}"), origin, f"recipe {recipe}")
+    if path is not None:
+        if not Path(path).is_file():
+            raise MissingError(f"{path}: no such config file; for a recipe use --recipe NAME ({', '.join(recipes())})")
+        _merge(values, _yaml(Path(path).read_text(encoding="utf-8"), str(path)), origin, f"file {path}")
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if name.startswith("STAGE1_"):
+            _put(values, name.removeprefix("STAGE1_").lower().replace("__", "."), text, origin, f"env {name}")
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise ConfigError(f"{override!r}: overrides look like a.b=value")
+        _put(values, key.strip(), text, origin, "command line")
+    config = validated(values)
+    return config, {
+        key: origin.get(key, _prefix_origin(key, origin)) for key, _ in leaves(config.model_dump(mode="json"))
+    }
+
+
+def validated(values: Mapping[str, Any]) -> RunConfig:
+    """RunConfig from nested values; pydantic's report becomes one line. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "config"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{where}: unknown key{nearest(where, known_keys())}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+        raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}{given}") from error
+
+
+def _yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())[:160]})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a mapping of keys is expected at the top")
+    return values
+
+
+def _merge(
+    values: dict[str, Any], new: Mapping[str, Any], origin: dict[str, str], source: str, prefix: str = ""
+) -> None:
+    for key, value in new.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted not in _WHOLE:
+            inner = values.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{dotted}: a mapping here, a single value before ({source})")
+            _merge(inner, value, origin, source, f"{dotted}.")
+        else:
+            values[key] = value
+            origin[dotted] = source
+
+
+def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str], source: str) -> None:
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{dotted}: {text!r} is not a valid value ({source})") from error
+    *path, last = dotted.split(".")
+    if path and path[0] in _WHOLE:
+        # What follows is one name, dots and all: fnr.cat is a risk, not a section.
+        path, last = path[:1], ".".join([*path[1:], last])
+    known = known_keys()
+    if dotted not in known and not (path and path[0] in (*_WHOLE, "data") and ".".join(path) in known):
+        raise ConfigError(f"{dotted}: unknown key{nearest(dotted, known)} ({source})")
+    if path == [
+        "risks"
+    ]:  # one risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away
+        values.setdefault("risks", dict(RunConfig.model_fields["risks"].default))
+    place = values
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"{dotted}: {part!r} is a single value, not a section ({source})")
+    if path == ["risks"] and value is None:
+        place.pop(last, None)
+    else:
+        place[last] = value
+    origin[dotted] = source
+
+
+def _prefix_origin(key: str, origin: Mapping[str, str]) -> str:
+    parts = key.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if found := origin.get(".".join(parts[:end])):
+            return found
+    return "default"

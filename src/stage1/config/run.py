@@ -1,0 +1,100 @@
+"""RunConfig: the sections together, the target, and what must hold between them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stage1.config.backbone import BackboneConfig, ExportConfig, FeaturesConfig
+from stage1.config.data import DataConfig, SplitConfig
+from stage1.config.evaluation import AcceptanceConfig, EvaluationConfig
+from stage1.config.head import HeadConfig, SweepConfig, TrainConfig
+from stage1.config.nearest import nearest
+from stage1.config.policy import CalibrationConfig, PolicyConfig
+from stage1.config.section import Rate, Section
+from stage1.config.tuning import AdapterConfig, ImageTrainConfig, PretrainConfig
+from stage1.config.views import ViewsConfig
+
+
+class RunConfig(Section):
+    """Everything that decides a run. `stage1 config schema` prints this as JSON Schema."""
+
+    name: str = "run"
+    """A label for reports."""
+    seed: int = 0
+    """Seed of training and of the one-image-per-group draw; sub-seeds are derived per purpose."""
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    images: ImageTrainConfig = ImageTrainConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    views: ViewsConfig = ViewsConfig()
+    export: ExportConfig = ExportConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    policy: PolicyConfig = PolicyConfig()
+    risks: dict[str, Rate] = {"fnr": 0.02, "false_exit_rate": 0.05}
+    """Target: every named risk at most this, jointly at `confidence`."""
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    """1 - delta: the chance, over calibration sets, that all risks hold."""
+    coverage: Rate | None = None
+    """Floor on the share of images that exit, certified with the risks."""
+    class_coverage: dict[str, Rate] = {}
+    """Floors on the share of a class that exits, by class name."""
+    target_prior: Rate | None = None
+    """Share of positives where the bundle will work; `error` and `coverage` are certified for it. None: as in val_calib."""
+    allow_one_sided: bool = False
+    """Permit a target that constrains one side only ("always exit positive" satisfies fnr <= 0)."""
+    assume_iid: bool = False
+    """Certify on images although they come in groups; the certificate then says so in its sentence."""
+    unit: Literal["auto", "image", "group", "group_mean"] = "auto"
+    """What is counted where groups repeat: one image of each group, group means of all images, or (auto) the better on val_select."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether the run has the stage `pretrain`."""
+        return self.pretrain.folder is not None or self.pretrain.train_images
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the run has the stage `tune`."""
+        return self.adapter.kind != "none" or self.images.unfreeze != "none"
+
+    @model_validator(mode="after")
+    def _views_go_with_the_head(self) -> RunConfig:
+        """Heads whose loss or gate is of one image's one vector learn from the whole image alone."""
+        learn, head = self.views.train, self.head
+        if learn in ("whole", "pooled"):  # one row of features for each image
+            return self
+        if head.selective or head.gate in ("linear", "mlp"):
+            what = f"head.kind={head.kind}" if head.selective else f"head.gate={head.gate}"
+            raise ValueError(
+                f"views.train={learn} with {what}; it is for linear and mlp heads without a gate, set views.train=whole"
+            )
+        if self.sweep.enabled:
+            raise ValueError(
+                f"views.train={learn} with sweep.enabled; a sweep is on whole images, set views.train=whole"
+            )
+        return self
+
+    @field_validator("risks")
+    @classmethod
+    def _known_risks(cls, risks: dict[str, float]) -> dict[str, float]:
+        known = ("fnr", "fpr", "miss_rate", "false_exit_rate", "error")
+        for name in risks:
+            kind, dot, of_class = name.partition(".")
+            # Class names are known only once the data are read; which of them is meant is checked there.
+            if dot and of_class and kind in ("fnr", "wrong", "miss_rate"):
+                continue
+            if name not in known:
+                raise ValueError(f"unknown risk {name!r}{nearest(name, known)}; risks are {', '.join(known)}")
+        if not risks:
+            raise ValueError("at least one risk is needed, e.g. risks.fnr=0.02")
+        return risks

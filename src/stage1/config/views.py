@@ -1,0 +1,97 @@
+"""Section views: parts of each image that are looked at beside the whole."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from stage1.config.section import PositiveInt, Rate, Section, Share
+from stage1.errors import DataError
+from stage1.views import ViewPolicy
+
+
+class ViewsConfig(Section):
+    """Parts of each image that are looked at beside the whole, and how their answers become one. Off without grid, scales or flips."""
+
+    whole: bool = True
+    """The whole image, as without views, is the first view."""
+    grid: str | None = None
+    """Tiles as ROWSxCOLUMNS, e.g. 3x3."""
+    overlap: Share = 0.12
+    """A tile is this share longer than side / n."""
+    flips: bool = False
+    """Each view also mirrored."""
+    scales: list[Rate] = []
+    """Further centre crops, of these shares of each side."""
+    aggregate: str | list[str] = "auto"
+    """From the views' logits to the image's: whole, mean, topk:3, lse:8, noisy_or, max or learned. A list, or auto (all of
+    them): the one of least AUGRC on val_select whose gain over the whole view is shown, else the whole view alone."""
+    adaptive: bool = False
+    """Look at one view after the other and stop where the answer is safe; two classes."""
+    train: Literal["whole", "views", "mil", "pooled"] = "whole"
+    """What the head learns from. whole: whole images. views: each view with the label of its image. mil: the views' pooled
+    logits. pooled: pooled features (the whole view's, the largest and the mean of the others'), of which it makes one answer."""
+    pool: str = "mean"
+    """How views are pooled in training (mil) and for the choice of the epoch: mean, lse:8 or topk:3."""
+    resamples: PositiveInt = 1000
+    """Bootstrap resamples of the comparison on val_select."""
+
+    @field_validator("grid")
+    @classmethod
+    def _rows_and_columns(cls, grid: str | None) -> str | None:
+        rows, sign, columns = (grid or "").lower().partition("x")
+        if grid is not None and not (sign and rows.isdecimal() and columns.isdecimal()):
+            raise ValueError("a grid looks like ROWSxCOLUMNS, e.g. 3x3")
+        return grid
+
+    @field_validator("pool")
+    @classmethod
+    def _known_pool(cls, pool: str) -> str:
+        kind, _, number = pool.partition(":")
+        try:
+            known = (
+                pool == "mean" or (kind == "lse" and 0 < float(number) < 1e6) or (kind == "topk" and int(number) >= 1)
+            )
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("unknown pooling; use mean, lse:8 or topk:3")
+        return pool
+
+    @model_validator(mode="after")
+    def _geometry(self) -> ViewsConfig:
+        try:
+            policy = self.policy
+        except DataError as error:
+            raise ValueError(str(error).removeprefix("views: ")) from error
+        if policy is None and (self.adaptive or self.train != "whole"):
+            name = "adaptive" if self.adaptive else "train"
+            raise ValueError(f"{name} needs views beside the whole image; set views.grid=3x3")
+        if self.train == "pooled":
+            for name, given in (
+                ("adaptive", self.adaptive),
+                ("aggregate", self.aggregate != "auto"),
+                ("pool", self.pool != "mean"),
+            ):
+                if given:
+                    raise ValueError(
+                        f"{name} does not go with train=pooled, whose head makes one answer of all views; leave it out"
+                    )
+        return self
+
+    @property
+    def policy(self) -> ViewPolicy | None:
+        """The views, or None where there is nothing but the whole image. Raises DataError for an impossible geometry."""
+        if self.whole and self.grid is None and not self.flips and not self.scales:
+            return None
+        rows, _, columns = (self.grid or "").lower().partition("x")
+        return ViewPolicy(
+            whole=self.whole, grid=(int(rows), int(columns)) if rows else None, overlap=self.overlap, flips=self.flips,
+            scales=tuple(self.scales),
+        )  # fmt: skip
+
+    @property
+    def cached(self) -> ViewPolicy | None:
+        """The views whose features training needs; None where the head learns from whole images."""
+        return None if self.train == "whole" else self.policy

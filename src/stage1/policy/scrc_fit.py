@@ -1,0 +1,146 @@
+"""Fitting the SCRC policy: a target is checked, tau and floors are chosen, the counts certified, the certificate worded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+
+import numpy as np
+
+from stage1.errors import ConfigError, DataError
+from stage1.policy.certificate import VOID_IF, Certificate, Coverage, assumptions
+from stage1.policy.certify import calibration_digest
+from stage1.policy.request import Request
+from stage1.policy.scrc import Bools, ScrcPolicy, single_class
+from stage1.policy.scrc_choice import Target, choose, measured
+from stage1.policy.scrc_words import claimed, meaning, shortfall, statement
+from stage1.policy.units import choose_unit, clustered, one_per_group
+from stage1.scores import Scores
+
+METHODS = {
+    "I": "SCRC-I, PAC: order statistics of the confidence and of each class among the selected images, exact binomial",
+    "T": "SCRC-T, in expectation: conformal risk control of each class among the selected images, floor((m + 1) alpha) - 1 losses allowed",
+}
+
+
+def fit_scrc(
+    *,
+    calib: Scores,
+    risks: Mapping[str, float],
+    coverage: float,
+    select: Scores | None = None,
+    confidence: float = 0.95,
+    variant: str = "I",
+    unit: str = "auto",
+    assume_iid: bool = False,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    attempt: int = 1,
+    uncertified_because: str | None = None,
+) -> ScrcPolicy:
+    """Choose tau and the class floors on `calib` and certify them; nothing but `calib` is needed to do it again.
+
+    coverage: xi, the least share of images to be selected, in (0, 1). risks: a target in (0, 1) for every class: miss_rate
+    (class 1) and false_exit_rate (class 0) for two; miss_rate (the same for each) or miss_rate.<class> of each for more.
+    variant: "I" (coverage and risks jointly at `confidence`) or "T" (means; `confidence` is recorded, not used). g is
+    sigmoid(calib.gate) where there is a gate, else the largest probability. select: only checked to share no id with
+    calib. The rest as in fit_policy.
+
+    Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
+    certified = False, the reason and what is needed. Raises ConfigError (target, coverage, variant), DataError (scores).
+    """
+    _check_samples(calib, select)
+    names = tuple(classes) if classes is not None else tuple(str(k) for k in range(calib.n_classes))
+    if len(names) != calib.n_classes:
+        raise DataError(f"classes: {len(names)} names for {calib.n_classes} classes")
+    targets = _checked_targets(risks, names, coverage, confidence, variant)
+    unit = choose_unit(calib, unit, assume_iid)
+    counted = calib.take(one_per_group(calib, seed)) if unit == "group" else calib
+    kind = "softmax" if calib.gate is None else "gate"
+    chosen = choose(counted, kind, targets, coverage, 1.0 - confidence, variant)
+    alpha = {target.risk: target.value for target in targets}
+    policy = ScrcPolicy(variant, kind, chosen.tau, chosen.floors, names, True, coverage, alpha)
+    selected, in_set = policy.sets(counted)
+    certified = uncertified_because is None and chosen.covers and bool(single_class(selected, in_set).any())
+    if not certified:
+        policy = replace(policy, tau=-inf, floors=(-inf,) * len(names), certified=False)
+        selected, in_set = policy.sets(counted)
+    bounds = measured(policy, chosen, in_set, counted.known_labels, targets)
+    assert not certified or all(bound.holds for bound in bounds.values()), "a floor whose bound exceeds its target"
+    reason, needed = (uncertified_because, None)
+    if uncertified_because is None:
+        reason, needed = shortfall(bounds, chosen, policy, counted, targets, confidence, unit)
+    exits, labels = single_class(selected, in_set) & certified, counted.known_labels
+    claims = claimed(policy, targets, confidence)
+    per_class = Request(alpha, confidence, classes=names)
+    iid_assumed = assume_iid and unit == "image" and clustered(calib)
+    certificate = Certificate(
+        certified=certified,
+        statement=(
+            statement(claims, policy, selected, exits, unit, iid_assumed=iid_assumed, attempt=attempt)
+            if certified
+            else f"Not certifiable {claims}. {reason} Every image defers."
+        ),
+        policy=policy.name,
+        method=METHODS[variant],
+        confidence=confidence,
+        delta=1.0 - confidence,
+        unit=unit,
+        assume_iid=iid_assumed,
+        risks=bounds,
+        coverage=_share(exits),
+        per_class={name: _share(exits[labels == k]) for k, name in enumerate(names)},
+        classes=names,
+        n_images=len(calib),
+        n_units=len(counted),
+        calib_digest=calibration_digest(calib),
+        seed=seed,
+        attempt=attempt,
+        target_prior=None,
+        assumptions=(*assumptions(unit, iid_assumed, per_class), *meaning(variant)),
+        void_if=VOID_IF,
+        reason=reason,
+        needed=needed,
+    )
+    return replace(policy, certificate=certificate)
+
+
+def _share(exits: Bools) -> Coverage:
+    return Coverage(value=float(exits.mean()) if len(exits) else 0.0, n=len(exits), exits=int(exits.sum()))
+
+
+def _check_samples(calib: Scores, select: Scores | None) -> None:
+    if len(calib) == 0 or calib.labels is None:
+        raise DataError("calib: no labelled rows; val_calib needs labelled images")
+    if select is not None and select.ids is not None and calib.ids is not None:
+        shared = np.intersect1d(select.ids, calib.ids)
+        if len(shared):
+            raise DataError(
+                f"calib: id {shared[0]} ({len(shared)} in all) was in val_select too; a certificate needs unseen images"
+            )
+
+
+def _checked_targets(
+    risks: Mapping[str, float], names: Sequence[str], coverage: float, confidence: float, variant: str
+) -> list[Target]:
+    for what, value in (("coverage", coverage), ("confidence", confidence)):
+        if not (isinstance(value, (int, float)) and 0 < value < 1):
+            raise ConfigError(f"{what}: must lie strictly between 0 and 1, got {value!r}")
+    if variant not in METHODS:
+        raise ConfigError(f"variant: {variant!r} is unknown; use {' or '.join(METHODS)}")
+    of_class = {"miss_rate": 1, "false_exit_rate": 0}
+    if len(names) > 2:
+        of_class = {f"miss_rate.{name}": k for k, name in enumerate(names)}
+        if set(risks) == {"miss_rate"}:
+            risks = dict.fromkeys(of_class, risks["miss_rate"])
+    if set(risks) != set(of_class):
+        raise ConfigError(
+            f"risks: {' + '.join(sorted(risks)) or 'an empty target'} does not fit the scrc policy; give "
+            f"{' and '.join(of_class) if len(names) == 2 else 'miss_rate, or miss_rate.<class> for each class'} "
+            "(a class without a limit could always be left out)"
+        )
+    for risk, value in risks.items():
+        if not (isinstance(value, (int, float)) and 0 < value < 1):
+            raise ConfigError(f"risks.{risk}: must lie strictly between 0 and 1, got {value!r}")
+    return [Target(risk, k, float(risks[risk])) for risk, k in of_class.items()]
