@@ -42,8 +42,58 @@ def gated_model() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def population(n: int, seed: int, *, gate: bool) -> Scores:
-    """Two classes that overlap; the gate, where there is one, knows a little of which answers are right."""
+def view_model(
+    views: int = 5,
+    *,
+    gate: bool = False,
+    outputs: int = 2,
+    drop: str | None = None,
+    scale: float = 6.0,
+    share: float = 0.5,
+) -> bytes:
+    """A model of all views at once: red minus blue of the first view and the largest of it over the others, half each.
+
+    without_view is not what a head would say, only something of each view that has to arrive: the score less this share of what
+    the view says. drop: an output that is left out.
+    """
+    onnx = pytest.importorskip("onnx")
+    make, floats = onnx.helper, onnx.TensorProto.FLOAT
+    weight = np.array([[scale], [0.0], [-scale]], dtype=np.float32)
+    ends = np.array([[-0.4, 0.6] + [-1.0] * (outputs - 2)], dtype=np.float32)
+    constants = {
+        "weight": weight, "ends": ends, "half": np.float32(0.5), "share": np.float32(share), "one": np.array([1]), "last": np.array([views]),
+        "zero": np.array([0]), "axis": np.array([1]), "end": np.array([-1]),
+    }  # fmt: skip
+    nodes = [
+        ("ReduceMean", ["image"], ["colours"], {"axes": [3, 4], "keepdims": 0}),  # [N, V, 3]
+        ("MatMul", ["colours", "weight"], ["reds"], {}),  # [N, V, 1]
+        ("Slice", ["reds", "zero", "one", "axis"], ["first"], {}),
+        ("Slice", ["reds", "one", "last", "axis"], ["others"], {}),
+        ("ReduceMax", ["others"], ["largest"], {"axes": [1], "keepdims": 1}),
+        ("Add", ["first", "largest"], ["twice"], {}),
+        ("Mul", ["twice", "half"], ["score"], {}),  # [N, 1, 1]
+        ("Squeeze", ["score", "end"], ["row"], {}),
+        ("MatMul", ["row", "ends"], ["logits"], {}),
+        ("Mul", ["reds", "share"], ["shares"], {}),
+        ("Sub", ["score", "shares"], ["left"], {}),  # [N, V, 1]
+        ("MatMul", ["left", "ends"], ["without_view"], {}),
+        ("Squeeze", ["row", "end"], ["flat"], {}),
+        ("Abs", ["flat"], ["gate_logits"], {}),
+    ]
+    made = {"logits": ["N", outputs], "without_view": ["N", views, outputs], **({"gate_logits": ["N"]} if gate else {})}
+    graph = make.make_graph(
+        [make.make_node(kind, takes, gives, **more) for kind, takes, gives, more in nodes], "views",
+        [make.make_tensor_value_info("image", floats, ["N", views, 3, 16, 16])],
+        [make.make_tensor_value_info(name, floats, shape) for name, shape in made.items() if name != drop],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def population(n: int, seed: int, *, gate: bool, spread: bool = False) -> Scores:
+    """Two classes that overlap; the gate and the spread of the views, where there are any, know a little of which answers are right."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     margin = rng.normal(np.where(labels == 1, 1.8, -1.8), 1.0)
@@ -51,7 +101,8 @@ def population(n: int, seed: int, *, gate: bool) -> Scores:
     signal = np.abs(margin) + rng.normal(np.where(right, 0.5, -0.5), 0.5)
     ids = [digest_bytes(f"{seed} {row}".encode()) for row in range(n)]
     logits = np.stack([np.zeros(n), margin], axis=1)
-    return Scores(logits=logits, labels=labels, ids=ids, gate=signal if gate else None)
+    extra = {"view_spread": rng.exponential(np.where(right, 0.3, 0.9))} if spread else {}
+    return Scores(logits=logits, labels=labels, ids=ids, gate=signal if gate else None, extra=extra)
 
 
 def make_bundle(
@@ -60,15 +111,16 @@ def make_bundle(
     map_name: str | None = None,
     *,
     gate: bool = False,
+    spread: bool = False,
     views: FrozenViews | None = None,
     **fit: Any,
 ) -> Path:
-    """A bundle below `folder` with this policy and, where named, this calibration map."""
+    """A bundle below `folder` with this policy and, where named, this calibration map. spread: of views, for the gate policy."""
     if policy == "softmax" and map_name is None and views is None:
         return make_parts(folder / "run", **fit).write(folder / "bundle")
     run = folder / "run"
     run.mkdir(parents=True)
-    select, calib = population(1200, 5, gate=gate), population(2500, 6, gate=gate)
+    select, calib = (population(n, seed, gate=gate, spread=spread) for n, seed in ((1200, 5), (2500, 6)))
     options = {"risks": RISKS[policy], "classes": CLASSES} | ({"coverage": 0.5} if policy == "scrc" else {}) | fit
 
     claim = None if views is None else ViewsClaim(views.digest, views.description)
@@ -91,7 +143,10 @@ def make_bundle(
     file = run / {"softmax": "thresholds.json", "gate": "gateparams.json", "scrc": "scrcparams.json"}[policy]
     found.save(file)
     found.certificate.save(run / "certificate.json")
-    (run / "model.onnx").write_bytes(gated_model() if gate else tiny_model())
+    together = views is not None and views.pooled
+    (run / "model.onnx").write_bytes(
+        view_model(views.policy.count, gate=gate) if together else gated_model() if gate else tiny_model()
+    )
     parts = make_parts(folder / "facts", n=60)
     return write_bundle(
         folder / "bundle", model=run / "model.onnx", preprocessing=SPEC, classes=CLASSES, policy_file=file,

@@ -6,10 +6,12 @@ import io
 import json
 import logging
 import math
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -490,6 +492,30 @@ def test_a_stage_2_that_hangs_is_left_at_the_deadline_and_its_slots_run_out(bund
     while detector.answer(DOUBTFUL).by != "stage2" and time.monotonic() < end:
         time.sleep(0.02)
     assert detector.answer(DOUBTFUL).by == "stage2"
+
+
+def asks_by_name(image):
+    with urllib.request.urlopen("http://stage2.hangs/answer", timeout=0.05) as reply:  # which does not bound the lookup
+        return float(reply.read())
+
+
+def test_a_resolver_that_hangs_inside_stage_2_does_not_outlast_the_deadline(bundle, tmp_path, monkeypatch):
+    RELEASE.clear()
+
+    def getaddrinfo(*_: object, **__: object) -> list:
+        RELEASE.wait(30)
+        raise OSError("released")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    try:
+        detector = with_stage2(tmp_path, bundle, asks_by_name, deadline_s=0.2)
+        start = time.monotonic()
+        answer = detector.answer(DOUBTFUL)
+        assert answer.by == "stage1"
+        assert answer.trouble == "stage2: no result before the deadline"
+        assert 0.15 < time.monotonic() - start < 2.0
+    finally:
+        RELEASE.set()
 
 
 def test_a_stage_1_that_hangs_gets_the_fallback_answer_at_the_deadline(bundle, tmp_path, monkeypatch):

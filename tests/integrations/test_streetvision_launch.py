@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from stage1.aggregation import FrozenViews, Pooled
 from stage1.data.challenge import LEVELS, challenge
 from stage1.errors import ConfigError
 from stage1.inference import load_bundle
 from stage1.integrations.streetvision import Stage1Detector, register
 from stage1.integrations.streetvision.check import scenes
 from stage1.integrations.streetvision.launch import miner_command
+from stage1.views import ViewPolicy
 
 from ..pipeline.conftest import one_line_error, stage1
 from .streetvision_bundles import make_bundle
@@ -266,11 +268,13 @@ def test_print_shows_the_command_and_runs_nothing():
 
 
 @pytest.mark.slow
-def test_200_challenges_in_the_clients_environment(client, bundle, tmp_path):
+@pytest.mark.parametrize("views", [None, FrozenViews(ViewPolicy(grid=(2, 2)), Pooled())], ids=["whole", "pooled"])
+def test_200_challenges_in_the_clients_environment(client, views, tmp_path):
     """Python 3.11 with transformers 4.45.2, torch, onnxruntime and Pillow, and none of our training extras."""
     venv = os.environ.get("CLIENT_VENV")
     if not venv:
         pytest.skip("CLIENT_VENV names no virtual environment; `make client-venv` builds one and says its path")
+    bundle = make_bundle(tmp_path / "bündle of ours", views=views)
     made = requests(tmp_path / "requests", 200, each=25)
     run = stage1(
         "streetvision", "run", "--registry", "streetclient.registry", "--base", "streetclient.detector:FeatureDetector",
@@ -365,3 +369,12 @@ def test_check_counts_what_breaks_the_contract(bundle, monkeypatch):
 def test_check_refuses_in_one_line(bundle, arguments, code, words):
     run = stage1("streetvision", "check", *(bundle if word == "BUNDLE" else word for word in arguments), "--quiet")
     one_line_error(run, code, words)
+
+
+def test_a_python_without_what_the_detector_needs_is_one_line(tmp_path):
+    """Isolated and without site-packages, as a miner's Python that lacks onnxruntime."""
+    (tmp_path / "miner.py").write_text("print('never')\n")
+    words = miner_command([sys.executable, "-I", "-S", "miner.py"], registry="client.registry")
+    result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    one_line_error(result, 1, "no PIL, numpy, onnxruntime")
+    assert result.stdout == ""

@@ -27,6 +27,7 @@ from stage1.integrations.streetvision.lanes import Lane, Late
 from stage1.integrations.streetvision.looks import ALONE, views_of
 from stage1.integrations.streetvision.remap import ABOVE_HALF, on_side, remap
 from stage1.integrations.streetvision.sealed import SealedBundle
+from stage1.integrations.streetvision.session import Outputs
 from stage1.integrations.streetvision.settings import CONFIG_VARIABLE, Settings, load_settings
 from stage1.integrations.streetvision.stage2 import load_stage2
 from stage1.integrations.streetvision.verdict import judge
@@ -216,7 +217,7 @@ def test_the_views_in_numpy_say_what_those_of_stage1_aggregation_say(name, adapt
         # Which view it is, told by its pixels: the session knows no more.
         found = [int(np.flatnonzero((tensors == view).all(axis=(1, 2, 3)))[0]) for view in batch]
         asked.extend(found)
-        return per_view[found], None
+        return Outputs(per_view[found], None)
 
     ours = views.look(image, spec, run)
     theirs, used, _ = frozen.aggregate(per_view[None])
@@ -271,6 +272,7 @@ def test_decision_threshold_may_be_the_file_of_the_reward_command(tmp_path):
 
 
 BAD = {
+    "twice": ("bundle: b\nbundle: c", ConfigError, "'bundle' stands twice"),
     "unknown key": ("bundle: b\ndeadline: 3", ConfigError, "'deadline'; did you mean 'deadline_s'"),
     "the client's key": ("bundle: b\nweights: w", ConfigError, "unknown key 'weights'; did you mean"),
     "no bundle": ("threads: 1", ConfigError, "`bundle` is missing"),

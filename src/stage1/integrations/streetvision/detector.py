@@ -98,6 +98,7 @@ class Stage1Detector:
         self._spec = Preprocessing.from_json(dict(sealed.manifest["preprocessing"]))
         where = f"{self.bundle}/model.onnx"
         self._session = Session(sealed.model, where, device=self.device, threads=self.threads, size=self._spec.size)
+        self._views.require_model(self._session.views, where)
         if self._views.steps and self._session.has_gate:
             raise IntegrityError(f"{where}: has a gate, which adaptive views do not go with; bundle it anew")
         if self._judge.needs_gate and not self._session.has_gate:

@@ -26,6 +26,9 @@ NAME = "Stage1"
 # client's pins.
 _BOOT = (
     "import importlib.util as u,sys;"
+    "n=[m for m in('PIL','numpy','onnxruntime')if not u.find_spec(m)];"
+    "n and sys.exit('error: '+sys.executable+': no '+', '.join(n)+'; install it there, or start the miner with its own Python');"
+    "sys.version_info<(3,11)and sys.exit('error: '+sys.executable+': the detector needs Python 3.11');"
     "s=u.spec_from_file_location('stage1',sys.argv[1]+'/__init__.py',submodule_search_locations=[sys.argv[1]]);"
     "m=u.module_from_spec(s);sys.modules['stage1']=m;s.loader.exec_module(m);"
     "from stage1.integrations.streetvision.launch import main;main(sys.argv[2:])"

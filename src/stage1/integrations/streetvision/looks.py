@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError, IntegrityError
 from stage1.images import Preprocessing
+from stage1.integrations.streetvision.session import Outputs
 from stage1.scores import Scores
 from stage1.views import WHOLE, ViewPolicy, adds_nothing, cut
 
 Floats = NDArray[np.float64]
-Run = Callable[[NDArray[np.float32]], tuple[Floats, Floats | None]]
+Run = Callable[[NDArray[np.float32]], Outputs]
 Pool = Callable[[Floats], float]
 SPREAD = "view_spread"
+POOLED = "pooled"  # the aggregator where the head makes one answer of all views
 _SMALL = -37.0  # below it log1p(e^m) is e^m to the last bit
 
 
@@ -42,9 +44,9 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """How an image is looked at. pool: None: the logits of the one view as they are. first_only: the pool takes no other view;
+    """How an image is looked at. pool: None: the model's one row of logits as it is. first_only: the pool takes no other view;
     gated: all are run all the same, for their gates. steps: empty, or one for each prefix of `order`: then views are looked at
-    one after the other.
+    one after the other. pooled: the model takes all views at once, and its logits are the image's.
     """
 
     policy: ViewPolicy
@@ -53,16 +55,33 @@ class Views:
     gated: bool = False
     order: tuple[int, ...] = ()
     steps: tuple[_Step, ...] = ()
+    pooled: bool = False
+
+    def require_model(self, views: int | None, where: str) -> None:
+        """Raises IntegrityError where a model of so many views (`Session.views`) is not the one that these views are for."""
+        count = self.policy.count
+        if self.pooled and views is None:
+            raise IntegrityError(
+                f"{where}: takes single views, views.json is for a model of all {count} at once; bundle it anew"
+            )
+        if not self.pooled and views is not None:
+            said = "there is no views.json" if self is ALONE else "views.json is for a model of single views"
+            raise IntegrityError(f"{where}: takes {views} views of an image at once, {said}; bundle it anew")
+        if views is not None and views != count:
+            raise IntegrityError(f"{where}: takes {views} views of an image, views.json has {count}; bundle it anew")
 
     def adds_nothing(self, height: int, width: int, spec: Preprocessing) -> bool:
         """Whether there are several views and all but the whole one only enlarge what it shows anyway."""
         return self.policy.count > 1 and adds_nothing(height, width, spec)
 
     def look(self, rgb: NDArray[np.uint8], spec: Preprocessing, run: Run) -> Scores:
-        """The scores of one image, of one row. run: float32 [n, 3, S, S] -> (logits [n, 2], gate logits [n] or None)."""
+        """The scores of one image, of one row. run: float32 [n, 3, S, S], views of it -> `Outputs`."""
         if self.steps:
             return self._one_by_one(rgb, spec, run)
-        logits, gate = run(cut(rgb, self.policy, spec, [0] if self.first_only and not self.gated else None))
+        logits, gate, without = run(cut(rgb, self.policy, spec, [0] if self.first_only and not self.gated else None))
+        if self.pooled:
+            assert without is not None, "a model of single views"  # asked for where the detector was loaded
+            return Scores(logits=logits, gate=gate, extra=_spread(without[:, 1] - without[:, 0]))
         if self.pool is None:
             return Scores(logits=logits, gate=gate)
         m = logits[:, 1] - logits[:, 0]
@@ -74,7 +93,7 @@ class Views:
     def _one_by_one(self, rgb: NDArray[np.uint8], spec: Preprocessing, run: Run) -> Scores:
         seen: list[float] = []
         for view, step in zip(self.order, self.steps, strict=True):
-            logits, _ = run(cut(rgb, self.policy, spec, [view]))
+            logits = run(cut(rgb, self.policy, spec, [view])).logits
             seen.append(float(logits[0, 1] - logits[0, 0]))
             score = step.slope * step.pool(np.array(seen)) + step.shift
             if step.stops(score):
@@ -99,7 +118,12 @@ def views_of(
         return ALONE
     try:
         policy = ViewPolicy.from_json(document["policy"])
-        pool, sequence = _pool(document["aggregator"], policy.count), document["sequence"]
+        sequence = document["sequence"]
+        if document["aggregator"]["name"] == POOLED:
+            if sequence is not None:
+                raise ValueError("a sequence for a head that needs all views")
+            return Views(policy, None, pooled=True)
+        pool = _pool(document["aggregator"], policy.count)
         if sequence is None:
             return Views(policy, pool, document["aggregator"]["name"] == "whole", gated)
         order = tuple(int(view) for view in sequence["order"])
@@ -120,11 +144,13 @@ def _step(row: Mapping[str, Any], views: int) -> _Step:
 
 
 def _scores(margin: float, seen: Floats, gate: Floats | None) -> Scores:
-    """P(0) = 1 - P(1) of one margin; the spread is that of the log-odds of the answer over the views looked at."""
-    return Scores(
-        logits=np.array([[-margin / 2, margin / 2]]), gate=gate,
-        extra={SPREAD: np.array([np.sqrt(((seen - seen.mean()) ** 2).sum() / len(seen))])},
-    )  # fmt: skip
+    """P(0) = 1 - P(1) of one margin."""
+    return Scores(logits=np.array([[-margin / 2, margin / 2]]), gate=gate, extra=_spread(seen))
+
+
+def _spread(margins: Floats) -> dict[str, Floats]:
+    """The column of how the views looked at differ: the standard deviation of the log-odds of the answer over them."""
+    return {SPREAD: np.array([np.sqrt(((margins - margins.mean()) ** 2).sum() / len(margins))])}
 
 
 # ---- pools of the margins of one image -----------------------------------------------------------------------------

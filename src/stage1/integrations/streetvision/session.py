@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,27 @@ from numpy.typing import NDArray
 from stage1.errors import IntegrityError
 
 log = logging.getLogger("stage1.streetvision")
-GATE = "gate_logits"
+GATE, WITHOUT = "gate_logits", "without_view"
+Floats = NDArray[np.float64]
+
+
+class Outputs(NamedTuple):
+    """What the model says of the views of one image; a view model, of all of them at once, has one row of logits and gate.
+
+    logits: float [V, 2] or [1, 2]. gate: float [V] or [1], None where the model has none. without: float [V, 2], the logits
+    were view v like all views on average; of a view model alone.
+    """
+
+    logits: Floats
+    gate: Floats | None
+    without: Floats | None = None
 
 
 class Session:
     """model: the bytes of model.onnx, already checked. device: anything whose text is "cpu", "cuda" or "cuda:N".
+
+    views: None for a model of single views, [N, 3, S, S]; else the number V of views that a view model takes of every image,
+    [N, V, 3, S, S].
 
     threads: within one image; one gives the very sums of `stage1 predict`, more are faster and may differ in the last digit.
     Raises IntegrityError where ONNX Runtime cannot load it, or where it has not the inputs and outputs of an export.
@@ -34,31 +50,43 @@ class Session:
         except Exception as error:  # the runtime raises about ten kinds, some of them plain RuntimeError
             why = " ".join(str(error).split())[:160]
             raise IntegrityError(f"{where}: ONNX Runtime cannot load it ({why}); restore or export it anew") from error
-        inputs, outputs = self._session.get_inputs(), [item.name for item in self._session.get_outputs()]
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or "logits" not in outputs:
-            raise IntegrityError(f"{where}: one image input and an output `logits` expected; export it anew")
-        if isinstance(inputs[0].shape[-1], int) and inputs[0].shape[-1] != size:
-            raise IntegrityError(f"{where}: takes {inputs[0].shape[-1]} px, the bundle says {size}; bundle it anew")
         self.provider: str = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        outputs = [item.name for item in self._session.get_outputs()]
+        self._input, self.views = _image_input(self._session.get_inputs(), where, size)
         self.has_gate = GATE in outputs
-        self._input = inputs[0].name
-        self._outputs = ["logits", *([GATE] if self.has_gate else [])]
+        needed = ["logits"] if self.views is None else ["logits", WITHOUT]
+        if missing := [name for name in needed if name not in outputs]:
+            raise IntegrityError(f"{where}: no output `{missing[0]}`, which this kind of model has; export it anew")
+        self._outputs = [*needed, *([GATE] if self.has_gate else [])]
 
-    def run(self, views: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """(logits float [V, 2], gate logits float [V] or None) of float32 [V, 3, S, S].
+    def run(self, views: NDArray[np.float32]) -> Outputs:
+        """The outputs for float32 [V, 3, S, S], views of one image; a view model takes no other V than its own.
 
         Raises IntegrityError for NaN, infinity or another shape: such an answer is none.
         """
-        logits, *gate = (
-            np.asarray(part, dtype=np.float64) for part in self._session.run(self._outputs, {self._input: views})
-        )
-        if logits.shape != (len(views), 2) or any(part.shape != (len(views),) for part in gate):
-            raise IntegrityError(
-                f"model: logits {list(logits.shape)} for {len(views)} view(s) of two classes; export it anew"
-            )
-        if not all(np.isfinite(part).all() for part in (logits, *gate)):
+        batch = views if self.views is None else views[None]
+        values = self._session.run(self._outputs, {self._input: batch})
+        found = {name: np.asarray(part, dtype=np.float64) for name, part in zip(self._outputs, values, strict=True)}
+        rows = len(batch)
+        shapes = {"logits": (rows, 2), WITHOUT: (rows, len(views), 2), GATE: (rows,)}
+        for name, part in found.items():
+            if part.shape != shapes[name]:
+                raise IntegrityError(
+                    f"model: {name} {list(part.shape)} for {len(views)} view(s) of two classes; export it anew"
+                )
+        if not all(np.isfinite(part).all() for part in found.values()):
             raise IntegrityError("model: it gives NaN or infinity for this image")
-        return logits, gate[0] if gate else None
+        return Outputs(found["logits"], found.get(GATE), found[WITHOUT][0] if WITHOUT in found else None)
+
+
+def _image_input(inputs: list[Any], where: str, size: int) -> tuple[str, int | None]:
+    """(name, views) of the one input, views None where it is [N, 3, S, S]. Raises IntegrityError for any other model."""
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    if len(shape) not in (4, 5) or (len(shape) == 5 and not isinstance(shape[1], int)):
+        raise IntegrityError(f"{where}: one image input expected, [N, 3, S, S] or [N, V, 3, S, S]; export it anew")
+    if isinstance(shape[-1], int) and shape[-1] != size:
+        raise IntegrityError(f"{where}: takes {shape[-1]} px, the bundle says {size}; bundle it anew")
+    return str(inputs[0].name), shape[1] if len(shape) == 5 else None
 
 
 def _providers(ort: Any, device: str) -> list[Any]:

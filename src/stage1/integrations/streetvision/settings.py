@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1.errors import ConfigError, MissingError
+from stage1.files import read_yaml
 
 # Where a miner names no configuration; `stage1 streetvision run --config` sets it.
 CONFIG_VARIABLE = "STAGE1_STREETVISION_CONFIG"
@@ -116,15 +117,11 @@ def _parsed(path: Path) -> Mapping[str, Any]:
 
 def _yaml(text: str, path: Path) -> Any:
     try:
-        import yaml
+        return read_yaml(text)
     except ImportError as error:
         raise MissingError(
             f"{path}: PyYAML is not installed here; install it, or write the configuration as .json"
         ) from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
 
 
 def _require(name: str, value: Any, low: float, high: float, *, closed: bool) -> None:
