@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,7 @@ from .test_cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "TUTORIAL.md"
+CASCADE = ROOT / "docs" / "CASCADE.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -39,8 +45,37 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
 
 
+@contextmanager
+def second_stage(folder: Path) -> Iterator[None]:
+    """cascade.yaml and second.py as the page has them, for this run and a free port; its server runs while this is open."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = str(probe.getsockname()[1])
+    (server,), (example,) = blocks(CASCADE, "python"), blocks(CASCADE, "yaml")
+    (folder / "second.py").write_text(server, encoding="utf-8")
+    classes = json.loads((folder / "runs" / "demo" / "bundle" / "bundle.json").read_text())["classes"]
+    changes = {
+        "[none, roadwork]": f"[{', '.join(classes)}]", ":8600/": f":{port}/",
+        # What so few images can show.
+        "{miss_rate: 0.05, false_exit_rate: 0.05}": "{miss_rate: 0.4, false_exit_rate: 0.4}",
+    }  # fmt: skip
+    for old, new in changes.items():
+        example = example.replace(old, new)
+    (folder / "cascade.yaml").write_text(example, encoding="utf-8")
+    command = [sys.executable, "second.py", "runs/demo/bundle", port]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as process:
+        try:
+            until = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < until:
+                with suppress(OSError), closing(socket.create_connection(("127.0.0.1", int(port)), 1)):
+                    break
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+
+
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory, finished, photos) -> Path:  # noqa: F811
+def desk(tmp_path_factory, finished, photos) -> Iterator[Path]:  # noqa: F811
     """A working folder as the documents assume it: a finished run in runs/demo, scores in mine.parquet, photos/."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(finished.folder, folder / "runs" / "demo")
@@ -57,7 +92,8 @@ def desk(tmp_path_factory, finished, photos) -> Path:  # noqa: F811
     write_scores(folder / "theirs.parquet", Scores(logits=theirs, labels=labels))
     # The tutorial's files come from the tutorial itself.
     subprocess.run([sys.executable, "-c", blocks(TUTORIAL, "python")[0]], cwd=folder, check=True)
-    return folder
+    with second_stage(folder):
+        yield folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

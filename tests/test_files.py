@@ -13,7 +13,16 @@ import pytest
 
 from stage1.documents import read_document, schema, schema_kinds, write_document
 from stage1.errors import IntegrityError, MissingError, Stage1Error
-from stage1.files import atomic_writer, digest_bytes, digest_file, digest_ids, locked, write_bytes, write_through
+from stage1.files import (
+    atomic_writer,
+    digest_bytes,
+    digest_file,
+    digest_ids,
+    locked,
+    read_yaml,
+    write_bytes,
+    write_through,
+)
 
 
 def test_digests(tmp_path):
@@ -24,6 +33,17 @@ def test_digests(tmp_path):
         == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
     assert digest_ids(["b", "a"]) == digest_ids(["a", "b"]) != digest_ids(["a"])
+
+
+def test_yaml_is_plain_values_and_a_key_stands_once():
+    text = "a: &a {b: 1, c: [x, 2026-01-02]}\nd: {<<: *a, b: 2}\n"
+    assert read_yaml(text)["d"] | {"c": None} == {"b": 2, "c": None}
+    assert read_yaml("") is None
+    for bad in ("a: 1\na: 2", "x: [{a: 1, b: 2, a: 3}]", "a: [", "!!python/object/apply:os.getcwd []", "? [1]\n: 2"):
+        with pytest.raises(ValueError):
+            read_yaml(bad)
+    with pytest.raises(ValueError, match="key 'a' stands twice"):
+        read_yaml("a: 1\nb: 1\na: 2")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

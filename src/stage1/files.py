@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from stage1.errors import Stage1Error
 
@@ -88,6 +88,28 @@ def write_through(path: str | os.PathLike[str], save: Callable[[str], None]) -> 
     """For libraries that only write to a path: `save(temporary)`, then sync and rename over `path`."""
     with _replacing(Path(path)) as temporary:
         save(temporary)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values; unlike YAML itself, a key that stands twice in one mapping is refused. Raises ValueError, ImportError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Of its own: constructors are kept by class."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        # Before `<<` is written out, which may well bring a key that is set anew.
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+        loader.flatten_mapping(node)
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return Loader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:  # the latter of ten thousand opening brackets
+        raise ValueError(str(error)) from error
 
 
 def write_error(path: Path, error: OSError) -> Stage1Error:

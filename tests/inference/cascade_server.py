@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -107,6 +109,20 @@ def misbehave(handler: Handler, body: bytes) -> None:
         handler.wfile.write(b'{"probability": 0.5}')
     elif what == "close":
         handler.connection.close()
+    elif what == "half-closed":
+        handler.connection.shutdown(socket.SHUT_WR)  # it reads on, and will never answer
+        handler.server.released.wait(20)
+    elif what == "gzip":
+        handler.say(BOMB, Content_Encoding="gzip")
+    elif what == "html":
+        handler.say(ANSWERS["ok"], Content_Type="text/html")
+    elif what == "continue":
+        while not handler.server.released.wait(0.01):
+            handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    elif what == "heads":
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 5000 + b"\r\n")
+    elif what == "long-head":
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 2_000_000 + b"\r\n\r\n")
     elif what == "no-http":
         handler.wfile.write(b"220 smtp ready\r\n\r\n")
     elif what == "redirect":
@@ -124,6 +140,7 @@ def misbehave(handler: Handler, body: bytes) -> None:
         handler.say(ANSWERS[what])
 
 
+BOMB = gzip.compress(b'{"probability": 0.5}' + b" " * 30_000_000)  # 30 kB of it
 ANSWERS = {
     "ok": '{"probability": 0.75}',
     "whole": '{"probability": 1}',
@@ -141,6 +158,9 @@ ANSWERS = {
     "list": "[0.5]",
     "missing": '{"score": 0.5}',
     "deep": "[" * 60_000,
+    "twice": '{"probability": 0.1, "probability": 0.9}',
+    "twice-below": '{"probability": 0.1, "more": [{"a": 1, "a": 1}]}',
+    "minus-zero": '{"probability": -0.0}',
 }
 
 

@@ -55,6 +55,12 @@ def test_a_good_file(tmp_path):
     [
         ("stages: [", ["not valid YAML"]),
         ("- 1", ["a mapping"]),
+        ("classes: [a, b]\nstages: []\nclasses: [c, d]", ["'classes' stands twice"]),
+        ("stages: [{exit: {below: 0.1, below: 0.4}}]", ["'below' stands twice", "line 1"]),
+        ("stages: &all [*all]", ["stages"]),
+        (changed(stages__1__calls={"backoff_s": float("inf")}), ["calls.backoff_s"]),
+        (changed(stages__1__calls={"breaker_pause_s": float("nan")}), ["calls.breaker_pause_s"]),
+        (changed(stages__1__cost={"money": float("inf")}), ["cost.money"]),
         (changed(stages__1__retires=3), ["stages.1.retires", "unknown key", "did you mean retries"]),
         (changed(stages__1__http__urll="x"), ["stages.1.http.urll", "did you mean url"]),
         (changed(stages__0__exit="sometimes"), ["stages.0.exit", "own, auto, always"]),
@@ -96,6 +102,14 @@ def test_a_bad_file_is_one_line(tmp_path, document, words):
     assert "\n" not in text
     for word in ["cascade.yaml", *words]:
         assert word in text, text
+
+
+def test_what_a_mapping_takes_over_may_be_set_anew(tmp_path):
+    text = "base: &base {name: x, callable: 'a:b'}\nclasses: [a, b]\nstages: [{<<: *base, exit: {above: 0.9}}, {<<: *base, name: y}]\n"
+    with pytest.raises(ConfigError, match="base: unknown key"):
+        load_cascade(write(tmp_path, text))
+    inline = "classes: [a, b]\nstages: [&first {name: x, callable: 'a:b', exit: {above: 0.9}}, {<<: *first, name: y, exit: always}]\n"
+    assert [stage.name for stage in load_cascade(write(tmp_path, inline)).stages] == ["x", "y"]
 
 
 def test_a_url_with_a_password_is_not_repeated(tmp_path):

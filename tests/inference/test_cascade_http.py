@@ -34,7 +34,10 @@ def ask(*arguments, **options) -> float:
     return checked_probability(endpoint(*arguments, **options).ask(PNG))
 
 
-@pytest.mark.parametrize("path, expected", [("/ok", 0.75), ("/whole", 1.0), ("/extra", 0.75), ("/chunked", 0.2)])
+@pytest.mark.parametrize(
+    "path, expected",
+    [("/ok", 0.75), ("/whole", 1.0), ("/extra", 0.75), ("/chunked", 0.2), ("/html", 0.75), ("/minus-zero", 0.0)],
+)
 def test_a_probability_is_read(server, path, expected):
     assert ask(server, path) == expected
 
@@ -45,7 +48,10 @@ def test_a_probability_is_read(server, path, expected):
         ("/hang", "timeout", True),
         ("/drip", "timeout", True),
         ("/drip-head", "timeout", True),
+        ("/continue", "timeout", True),
         ("/close", "unreachable", True),
+        ("/half-closed", "unreachable", True),
+        ("/gzip", "invalid", False),
         ("/500", "http_error", True),
         ("/503", "http_error", True),
         ("/429", "http_error", True),
@@ -56,7 +62,7 @@ def test_a_probability_is_read(server, path, expected):
         ("/huge-chunked", "too_large", False),
         *((f"/{name}", "invalid", True) for name in (
             "garbage", "empty", "nan", "infinity", "large", "negative", "text", "true", "null", "digits", "list", "missing",
-            "deep", "cut", "no-http",
+            "deep", "cut", "no-http", "twice", "twice-below", "heads", "long-head",
         )),
     ],
 )  # fmt: skip
@@ -76,6 +82,15 @@ def test_every_fault_is_an_outcome_in_bounded_time_and_memory(server, path, kind
     assert peak < 6_000_000
     assert "\n" not in caught.value.detail
     assert len(caught.value.detail) <= 200
+
+
+@pytest.mark.parametrize(
+    "status, of_image", [(400, True), (413, True), (415, True), (422, True), (401, False), (404, False), (500, False)]
+)
+def test_a_refused_image_is_told_from_a_stage_that_is_ill(server, status, of_image):
+    with pytest.raises(CallFailed) as caught:
+        ask(server, f"/{status}")
+    assert (caught.value.kind, caught.value.of_image) == ("http_error", of_image)
 
 
 def test_nothing_follows_a_redirect(server):
@@ -168,6 +183,7 @@ def test_logprobs_of_the_answers_token_count():
 @pytest.mark.parametrize(
     "document",
     [{}, [], None, {"choices": []}, said("I cannot help with that"), said('{"answer": "maybe"}'), said('{"answer": ["yes"]}'), said("[]"),
+     said('{"answer": "no", "answer": "yes"}'),
      {"choices": [{"message": {"content": None, "refusal": "no"}}]}],
 )  # fmt: skip
 def test_any_other_chat_answer_is_invalid(document):

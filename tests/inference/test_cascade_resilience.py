@@ -130,6 +130,37 @@ def test_the_breaker_opens_tries_once_and_closes():
     assert [stage.call(down, "i").outcome for _ in range(3)] == ["unreachable"] * 3
 
 
+def test_images_that_are_refused_do_not_open_the_breaker():
+    def refused() -> float:
+        raise CallFailed("http_error", "HTTP 422", retry=False, of_image=True)
+
+    clock = Clock()
+    stage = guard(clock, retries=2, breaker_failures=3, breaker_pause_s=10)
+    found = [stage.call(refused, "i") for _ in range(10)]
+    assert {(one.outcome, one.attempts) for one in found} == {("http_error", 1)}
+    assert stage.call(Script(0.5), "i").outcome == "answered"
+    # It neither closes what is open nor counts as the answer that would: the next one decides.
+    down = Script("unreachable")
+    for _ in range(1):
+        stage.call(down, "i")
+    assert stage.call(refused, "i").outcome == "breaker_open"
+    clock.now += 10
+    assert stage.call(refused, "i").outcome == "http_error"
+    assert stage.call(Script(0.5), "i").outcome == "answered"
+
+
+def test_who_is_no_longer_waited_for_makes_no_further_attempt():
+    stopped, clock = threading.Event(), Clock()
+    script = Script("timeout")
+
+    def ask() -> float:
+        stopped.set()
+        return script()
+
+    assert guard(clock, retries=5).call(ask, "i", stopped).attempts == 1
+    assert script.asked == 1
+
+
 def test_only_one_attempt_tries_a_stage_that_was_left_alone():
     clock = Clock()
     breaker = Breaker(1, 5.0, clock)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -36,6 +41,11 @@ def counts(data):
     return np.array(0.25)
 not_a_function = 3
 """
+BROKEN = {
+    "broken_raises": "raise RuntimeError('no GPU\\nhere')",
+    "broken_exits": "raise SystemExit(0)",
+    "broken_syntax": "def f(x:",
+}
 
 
 @pytest.fixture
@@ -150,6 +160,48 @@ def test_numbers_of_numpy_are_numbers(folder):
     assert by_name(folder / "a.jsonl")["middle"].probability == 0.25
 
 
+# ---- stopping
+
+
+@pytest.mark.parametrize("calls", [{"per_minute": 1}, {"retries": 10, "backoff_s": 60.0, "backoff_max_s": 60.0}, {}])
+def test_ctrl_c_waits_for_no_budget_no_retry_and_no_call(tmp_path, calls):
+    (tmp_path / "stages_of_ctrl_c.py").write_text(
+        "import time\n"
+        "def half(data):\n    return 0.5\n"
+        "def slow(data):\n    print('asked', flush=True)\n    time.sleep(60 if data == b'hang' else 0)\n    return 'no number'\n"
+        "def quick(data):\n    print('asked', flush=True)\n    return 0.75\n"
+    )
+    second = {"name": "second", "callable": "stages_of_ctrl_c:quick" if "per_minute" in calls else "stages_of_ctrl_c:slow",
+              "calls": {"timeout_s": 60, **calls}}  # fmt: skip
+    first = {"name": "first", "callable": "stages_of_ctrl_c:half", "exit": {"above": 0.9}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"classes": ["a", "b"], "stages": [first, second]}))
+    for index in range(6):
+        (tmp_path / f"{index}.jpg").write_bytes(b"hang" if not calls else b"x" * (index + 1))
+    command = [sys.executable, "-m", "stage1.cli", "cascade", "run", "c.yaml", ".", "--output", "a.jsonl"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("asked")
+        answered = 1 if "per_minute" in calls else 0
+        end = time.monotonic() + 20
+        while len(read_answers(tmp_path / "a.jsonl")[1]) < answered and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.2)  # into the wait for the next attempt
+        began = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=50)
+    assert time.perf_counter() - began < 10
+    assert process.returncode == 130
+    assert told == "interrupted; run the same command to go on\n"
+    assert len(read_answers(tmp_path / "a.jsonl")[1]) == answered
+
+
 # ---- the record
 
 
@@ -186,6 +238,33 @@ def test_two_writers_of_one_record(folder):
         open_log(folder / "a.jsonl", head),
     ):
         raise AssertionError("two writers")
+
+
+def test_a_full_disk_is_one_line_and_the_record_goes_on(folder):
+    images = {f"image {index}": b"x" * (40 + index) for index in range(30)}
+    path, opened = folder / "a.jsonl", cascade(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(
+        signal.SIGXFSZ, signal.SIG_IGN
+    )  # Python's own default; a write past the limit is an OSError
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        with pytest.raises(Stage1Error, match=r"a\.jsonl: cannot be written"):
+            run(opened, images, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.stat().st_size == 3000  # cut in the middle of a line
+    held = len(read_answers(path)[1])
+    tally = run(opened, images, path)
+    assert (tally.answered, tally.skipped) == (30 - held, held)
+    assert sorted(by_name(path)) == sorted(images)
+
+
+def test_a_record_is_a_regular_file(folder):
+    opened = cascade(folder)
+    with pytest.raises(ConfigError, match="no regular file"):
+        run(opened, {"a": b"x"}, Path("/dev/full"))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +325,14 @@ def test_a_callable_that_is_none(folder, target, words):
     with pytest.raises(ConfigError, match=words) as caught:
         cascade(folder, second={"callable": target})
     assert "'second'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_module_that_does_anything_while_it_is_imported(folder, name):
+    (folder / f"{name}.py").write_text(BROKEN[name] + "\n")
+    with pytest.raises(ConfigError, match="'second'.*cannot be imported") as caught:
+        cascade(folder, second={"callable": f"{name}:f"})
+    assert "\n" not in str(caught.value)
 
 
 def test_a_bundle_of_other_classes_and_none_at_all(folder, bundle_folder):

@@ -369,22 +369,24 @@ def test_outages_are_asked_anew(desk, bundle_folder, tmp_path):
 def test_plan_from_an_evaluation_and_from_a_bundle(evaluated, desk, server, bundle_folder):
     path, folder, _, _ = evaluated
     found = json.loads(stage1("cascade", "plan", path, "--rate", "60/min", "--evaluated", folder, "--json").stdout)
-    assert found["defer"]["observed"] <= found["defer"]["upper"] < 1
-    assert found["defer"]["method"] == "exact binomial"
-    assert found["fits"]
+    (second,) = found["stages"]
+    assert second["defer"]["observed"] <= second["defer"]["upper"] < 1
+    assert second["defer"]["method"] == "exact binomial"
+    assert found["fits"] is second["fits"] is True
     crowded = stage1("cascade", "plan", path, "--rate", "2000/s", "--evaluated", folder)
     assert crowded.returncode == 1
     assert "DOES NOT FIT" in crowded.stdout
+    assert "error: second cannot take" in crowded.stderr
     open_thresholds = stage1("cascade", "plan", path, "--rate", "60/min")
     assert open_thresholds.returncode == 2
     own = write_cascade(desk / "own.yaml", bundle_folder, server.url(), exit="own")
     document = yaml.safe_load(own.read_text())
     document["stages"][1]["calls"]["per_minute"] = 30
     own.write_text(yaml.safe_dump(document))
-    found = json.loads(stage1("cascade", "plan", own, "--rate", "60/min", "--json").stdout)
-    assert found["capacity_per_minute"] == 30
-    assert "DKW" in found["defer"]["method"]
-    assert found["defer"]["n"] == 2000
+    (second,) = json.loads(stage1("cascade", "plan", own, "--rate", "60/min", "--json").stdout)["stages"]
+    assert second["capacity_per_minute"] == 30
+    assert "DKW" in second["defer"]["method"]
+    assert second["defer"]["n"] == 2000
 
 
 @pytest.mark.parametrize("text, expected", [("120/min", 120.0), ("2/s", 120.0), ("5400/h", 90.0), ("0.5/m", 0.5)])

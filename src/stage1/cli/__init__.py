@@ -24,7 +24,12 @@ def main() -> None:
     except Stage1Error as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Typer makes exits of its own of Ctrl-C (130, without a word) and of a reader of stdout that went away (1).
+        if isinstance(end.__context__, BrokenPipeError):
+            sys.exit(0)
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         print("interrupted; run the same command to go on", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

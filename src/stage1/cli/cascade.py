@@ -93,7 +93,7 @@ def cascade_plan(
     confidence: Annotated[float, typer.Option("--confidence", help="Of the upper bound of the defer rate.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
-    """Does what the first stage defers fit into what the second one takes (exit 1: it does not)?
+    """Does what is deferred fit into what each later stage takes (exit 1: it does not)?
 
     Example: stage1 cascade plan cascade.yaml --rate 120/min
     """
@@ -102,5 +102,6 @@ def cascade_plan(
     document = plan_cascade(cascade, rate, evaluated=evaluated, prior=prior, confidence=confidence)
     show(document, as_json, plan_lines)
     if document["fits"] is False:
-        typer.echo(f"error: {document['stage']} cannot take what is deferred to it", err=True)
+        full = ", ".join(row["stage"] for row in document["stages"] if row["fits"] is False)
+        typer.echo(f"error: {full} cannot take what is deferred to it", err=True)
         raise typer.Exit(1)

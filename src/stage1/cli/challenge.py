@@ -38,7 +38,7 @@ def challenge_make(
     classes: Annotated[
         str | None, typer.Option("--classes", help="Class names in order, by comma; the second is positive.")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Processes; 0: one per core.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one per core.")] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -80,13 +82,19 @@ class Sink(Protocol):
 
 
 class _Lines:
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
+    """Lines at the end of an unbuffered file: one that the disk had no room for is not tried again when the file is closed."""
+
+    def __init__(self, stream: io.FileIO, path: Path) -> None:
         self._stream, self._path = stream, path
 
     def write(self, answer: Answer) -> None:
+        self.add(answer.to_line())
+
+    def add(self, line: str) -> None:
+        left = memoryview(line.encode() + b"\n")
         try:
-            self._stream.write(answer.to_line().encode() + b"\n")
-            self._stream.flush()
+            while left:
+                left = left[self._stream.write(left) :]
         except OSError as error:
             raise write_error(self._path, error) from error
 
@@ -102,7 +110,7 @@ def open_log(path: str | os.PathLike[str], head: Mapping[str, Any]) -> Iterator[
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "a+b")  # noqa: SIM115 (closed below)
+        stream = io.FileIO(path, "a+")
     except OSError as error:
         raise write_error(path, error) from error
     with stream:
@@ -112,8 +120,11 @@ def open_log(path: str | os.PathLike[str], head: Mapping[str, Any]) -> Iterator[
             raise Stage1Error(
                 f"{path}: another process writes these answers; wait for it or use another --output"
             ) from error
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ConfigError(f"{path}: no regular file, so nothing in it can be gone on with; give a file")
+        lines = _Lines(stream, path)
         stream.seek(0)
-        text = stream.read()
+        text = stream.readall()
         whole = text[: text.rfind(b"\n") + 1]
         if len(whole) < len(text):
             stream.truncate(len(whole))
@@ -124,11 +135,12 @@ def open_log(path: str | os.PathLike[str], head: Mapping[str, Any]) -> Iterator[
                     raise ConfigError(f"{path}: holds answers of {problem}; use another --output, or remove it")
         else:
             answers = []
-            stream.write(json.dumps(dict(head)).encode() + b"\n")
-            stream.flush()
-        yield answers, _Lines(stream, path)
-        stream.flush()
-        os.fsync(stream.fileno())
+            lines.add(json.dumps(dict(head)))
+        yield answers, lines
+        try:
+            os.fsync(stream.fileno())
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 def read_answers(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Answer]]:

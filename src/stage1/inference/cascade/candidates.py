@@ -1,8 +1,8 @@
-"""Configurations of a cascade, ordered on val_select: thresholds of the first stage from all to none deferred."""
+"""Configurations of a cascade, ordered on val_select: thresholds of its stages from all to none deferred."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,26 +43,26 @@ def base_rules(config: CascadeConfig) -> tuple[Rule, ...]:
 
 
 def candidates(
-    select: Recorded, labels: Ints, config: CascadeConfig, *, n_calib: int, delta: float, vary_first: bool
+    select: Recorded, labels: Ints, config: CascadeConfig, *, n_calib: int, delta: float, varied: Sequence[int]
 ) -> list[Candidate]:
-    """From everything deferred to nothing, by |logit| of the first stage on val_select; one candidate where nothing is varied.
+    """From everything deferred to nothing, by |logit| on val_select; one candidate where nothing is varied.
 
-    labels: int [N] of val_select. The last stage's answer_above is chosen for each where it is auto. n_calib, delta: what
+    varied: places of the stages whose thresholds move, all of them at once: each defers the same share of val_select, so
+    that there is one order. labels: int [N] of val_select. The last stage's answer_above is chosen for each where it is auto. n_calib, delta: what
     the certificate will have to spend; they serve the prediction alone.
     """
     rules = base_rules(config)
     targets: Mapping[str, float] = {**config.risks} or {"miss_rate": 0.5, "false_exit_rate": 0.5}
-    firsts = _bands(select.probability[:, 0], rules[0]) if vary_first else [rules[0]]
     cuts = _cuts(select, config, rules)
     found: list[Candidate] = []
-    for first in firsts:
-        final = final_answers(select, (first, *rules[1:]), config.default_probability)
-        wrong = _errors(select, (first, *rules[1:]), labels, cuts, config.default_probability)
+    for moved in _moved(select, rules, varied):
+        final = final_answers(select, moved, config.default_probability)
+        wrong = _errors(select, moved, labels, cuts, config.default_probability)
         chance, excess = _chance(wrong, labels, targets, n_calib, delta, config.target_prior)
         # Without targets there is nothing to pass: the threshold of fewest errors, both classes weighing the same.
         worth = _worth(chance, excess) if config.risks else -(wrong / np.maximum(_of_class(labels), 1)).sum(axis=1)
         place = _preferred(worth, cuts)
-        chosen = (first, *rules[1:-1], replace(rules[-1], answer_above=float(cuts[place])))
+        chosen = (*moved[:-1], replace(rules[-1], answer_above=float(cuts[place])))
         deferred = float(final.asked[:, 1].mean()) if len(select) else 1.0
         found.append(Candidate(chosen, deferred, float(chance[place]), float(excess[place])))
     return found
@@ -87,8 +87,19 @@ def _worth(chance: Floats, excess: Floats) -> Floats:
     return chance if chance.max(initial=0.0) >= _HOPELESS else -excess
 
 
+def _moved(select: Recorded, rules: tuple[Rule, ...], varied: Sequence[int]) -> list[tuple[Rule, ...]]:
+    """The rules of all stages for each share, those in a row that are the same once."""
+    bands = {place: _bands(select.probability[:, place], rules[place]) for place in varied}
+    found: list[tuple[Rule, ...]] = []
+    for step in range(len(_SHARES) if varied else 1):
+        new = tuple(bands[place][step] if place in bands else rule for place, rule in enumerate(rules))
+        if not found or new != found[-1]:
+            found.append(new)
+    return found
+
+
 def _bands(probability: Floats, rule: Rule) -> list[Rule]:
-    """Rules that defer a falling share of val_select: where the first stage is less sure than a quantile of its sureness."""
+    """Rules that defer each share of val_select: where the stage is less sure than a quantile of its sureness."""
     known = probability[np.isfinite(probability)]
     sureness = np.sort(np.abs(special.logit(np.clip(known, 1e-300, 1 - 1e-16))))
     rules = [replace(rule, kind="thresholds", below=None, above=None)]
@@ -99,9 +110,7 @@ def _bands(probability: Floats, rule: Rule) -> list[Rule]:
             (sureness[place - 1] + sureness[min(place, len(sureness) - 1)]) / 2 if place > 0 and len(sureness) else 0.0
         )
         cut = float(special.expit(middle))
-        new = replace(rule, kind="thresholds", below=float(special.expit(-middle)), above=cut)
-        if new != rules[-1]:
-            rules.append(new)
+        rules.append(replace(rule, kind="thresholds", below=float(special.expit(-middle)), above=cut))
     return rules
 
 

@@ -1,4 +1,4 @@
-"""Whether the next stage can take what the first one defers: an upper bound of the defer rate against a capacity."""
+"""Whether a stage can take what those before it defer: an upper bound of the share that reaches it against a capacity."""
 
 from __future__ import annotations
 
@@ -31,25 +31,27 @@ class DeferRate:
 
 
 def defer_rate(
-    deferred: Bools, labels: Ints | None, *, delta: float, prior: float | None, fitted_here: bool
+    deferred: Bools, labels: Ints | None, *, delta: float, prior: float | None, fitted_here: bool, choices: int = 1
 ) -> DeferRate:
     """From independent units: deferred bool [N], labels int [N] (needed with prior).
 
     fitted_here: the thresholds were chosen on these very images. Then an exact binomial would be too small; the share of
     scores between two thresholds is bounded for all pairs at once instead (Dvoretzky-Kiefer-Wolfowitz with Massart's
-    constant, twice as an interval has two ends). prior: P(class 1) where the cascade works: class by class, delta / 2 each.
+    constant, twice as an interval has two ends). choices: of so many configurations, fixed beforehand, these images chose
+    one; the bound holds for all of them. prior: P(class 1) where the cascade works: class by class, delta / 2 each.
     Raises DataError for no units or a class without any.
     """
     if not len(deferred):
         raise DataError("defer rate: no scores; give a folder of `stage1 cascade evaluate`, or a bundle as first stage")
     if prior is None:
-        seen, upper = _share(deferred, delta, fitted_here)
+        seen, upper = _share(deferred, delta / choices, fitted_here)
     else:
         if labels is None or not ((labels == 1).any() and (labels == 0).any()):
             raise DataError("--prior: needs labelled scores of both classes")
-        parts = [_share(deferred[labels == label], delta / 2, fitted_here) for label in (1, 0)]
+        parts = [_share(deferred[labels == label], delta / choices / 2, fitted_here) for label in (1, 0)]
         seen, upper = (prior * one + (1 - prior) * zero for one, zero in zip(*parts, strict=True))
     method = "uniform over all pairs of thresholds (DKW)" if fitted_here else "exact binomial"
+    method += f", for each of {choices} configurations" if choices > 1 else ""
     return DeferRate(seen, min(upper, 1.0), len(deferred), delta, method, prior)
 
 

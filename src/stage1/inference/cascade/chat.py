@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from stage1.inference.cascade.config import ChatConfig
-from stage1.inference.cascade.resilience import CallFailed
+from stage1.inference.cascade.resilience import CallFailed, strict_json
 
 _SCHEMA = {
     "type": "object",
@@ -35,7 +34,7 @@ def chat_probability(config: ChatConfig, document: Any) -> float:
     """
     try:
         choice = document["choices"][0]
-        answer = json.loads(choice["message"]["content"])["answer"]
+        answer = strict_json(choice["message"]["content"])["answer"]
     except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise CallFailed("invalid", "no {answer: yes | no} in choices[0].message.content") from error
     if answer not in ("yes", "no"):

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stage1.config import Rate, Section, Share, known_keys
 from stage1.errors import ConfigError, MissingError
-from stage1.files import digest_bytes
+from stage1.files import digest_bytes, read_yaml
 
 Seconds = Annotated[float, Field(gt=0.0, le=3600.0)]
+NotNegative = Annotated[float, Field(ge=0.0, le=1e9)]
 RISKS = ("miss_rate", "false_exit_rate", "error")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -90,16 +90,16 @@ class CallsConfig(Section):
 
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further attempts after a timeout, a lost connection, HTTP 429 or 5xx, or an answer that is none."""
-    backoff_s: Annotated[float, Field(ge=0.0)] = 0.2
+    backoff_s: NotNegative = 0.2
     """Wait before retry k: random up to backoff_s * 2^k, by seed, image and k."""
-    backoff_max_s: Annotated[float, Field(ge=0.0)] = 5.0
+    backoff_max_s: NotNegative = 5.0
     per_minute: Annotated[int, Field(ge=1)] | None = None
     """Attempts in any 60 seconds; None: no limit."""
     when_over: Literal["wait", "fall_back"] = "wait"
     """Budget spent: wait for it, or answer by the stage before at once."""
     breaker_failures: Annotated[int, Field(ge=1)] = 8
     """So many failed attempts in a row, and the stage is left alone for breaker_pause_s; then one attempt decides."""
-    breaker_pause_s: Annotated[float, Field(ge=0.0)] = 30.0
+    breaker_pause_s: NotNegative = 30.0
     concurrency: Annotated[int, Field(ge=1, le=256)] = 4
     """Images asked for at once."""
     timeout_s: Seconds = 30.0
@@ -107,9 +107,9 @@ class CallsConfig(Section):
 
 
 class CostConfig(Section):
-    money: Annotated[float, Field(ge=0.0)] = 0.0
+    money: NotNegative = 0.0
     """Per attempt, in `currency`."""
-    milliseconds: Annotated[float, Field(ge=0.0)] | None = None
+    milliseconds: NotNegative | None = None
     """Per image; None: as measured."""
 
 
@@ -123,7 +123,7 @@ class StageConfig(Section):
     """"module:function", image bytes -> P(second class). The module is also looked for beside the cascade file."""
     http: HttpConfig | None = None
     exit: Literal["own", "auto", "always"] | ExitBand | None = None
-    """own: the bundle's policy. auto: thresholds on its probability, ordered on val_select (first stage). The last: always."""
+    """own: the bundle's policy. auto: thresholds on its probability, ordered on val_select. The last: always."""
     answer_above: Share | Literal["auto"] = 0.5
     """Where the stage has to answer without an exit rule (it is the last one, or those after it failed): the second class
     above this probability. auto: chosen on val_select (last stage)."""
@@ -200,7 +200,7 @@ class CascadeConfig(Section):
         last = self.stages[-1]
         if last.exit not in (None, "always"):
             raise ValueError(f"stage {last.name!r}: is the last one, which always answers; leave exit out")
-        for index, stage in enumerate(self.stages[:-1]):
+        for stage in self.stages[:-1]:
             if stage.exit in (None, "always"):
                 raise ValueError(
                     f"stage {stage.name!r}: exit is needed (own, auto, or below and above): a stage follows it"
@@ -209,11 +209,9 @@ class CascadeConfig(Section):
                 raise ValueError(
                     f"stage {stage.name!r}: exit own is the policy of a bundle; give below and above, or auto"
                 )
-            if stage.exit == "auto" and index:
-                raise ValueError(f"stage {stage.name!r}: exit auto is for the first stage")
             if stage.answer_above == "auto":
                 raise ValueError(f"stage {stage.name!r}: answer_above auto is for the last stage")
-        if self.stages[0].exit == "auto" and not self.risks:
+        if self.auto_exits and not self.risks:
             raise ValueError("risks: exit auto looks for the cheapest thresholds that keep them; name at least one")
         if "error" in self.risks and self.target_prior is None:
             raise ValueError(
@@ -224,7 +222,12 @@ class CascadeConfig(Section):
     @property
     def needs_select(self) -> bool:
         """Whether something is chosen on val_select."""
-        return self.stages[0].exit == "auto" or self.stages[-1].answer_above == "auto"
+        return bool(self.auto_exits) or self.stages[-1].answer_above == "auto"
+
+    @property
+    def auto_exits(self) -> list[int]:
+        """Places of the stages whose thresholds are chosen on val_select."""
+        return [place for place, stage in enumerate(self.stages) if stage.exit == "auto"]
 
 
 def load_cascade(path: str | os.PathLike[str]) -> CascadeConfig:
@@ -233,8 +236,8 @@ def load_cascade(path: str | os.PathLike[str]) -> CascadeConfig:
     if not path.is_file():
         raise MissingError(f"{path}: no such cascade file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a mapping with the keys classes and stages is expected at the top")

@@ -15,9 +15,12 @@ from urllib.parse import urlsplit
 from stage1.errors import ConfigError, MissingError
 from stage1.inference.cascade.chat import chat_probability, chat_request
 from stage1.inference.cascade.config import HttpConfig
-from stage1.inference.cascade.resilience import CallFailed
+from stage1.inference.cascade.connecting import Connector
+from stage1.inference.cascade.resilience import CallFailed, strict_json
 
 _PIECE = 16384
+# Bad request, too large, not this kind of content, content that cannot be processed.
+_REFUSED_IMAGE = (400, 413, 415, 422)
 _MEDIA = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n", "image/png"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"))
 
 
@@ -32,6 +35,7 @@ class Endpoint:
         parts = urlsplit(config.url)
         self._secure, self._host = parts.scheme == "https", parts.hostname or ""
         self._port = parts.port or (443 if self._secure else 80)
+        self._connector = Connector(self._host, self._port, secure=self._secure)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._key = _key(config.key_env) if config.key_env else None
 
@@ -55,7 +59,7 @@ class Endpoint:
 
     def _probability(self, answer: bytes) -> float:
         try:
-            document: Any = json.loads(answer)
+            document: Any = strict_json(answer)
         # RecursionError: 64 KiB of opening brackets.
         except (ValueError, RecursionError) as error:
             raise CallFailed("invalid", f"{len(answer)} bytes that are no JSON") from error
@@ -68,15 +72,15 @@ class Endpoint:
 
     def _post(self, body: bytes, content_type: str) -> bytes:
         config = self._config
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=config.connect_timeout_s)
+        connection = self._connection()
         late = threading.Event()
         timer: threading.Timer | None = None
         try:
             try:
-                connection.connect()
+                connection.sock = self._connector.connect(config.connect_timeout_s)
             except TimeoutError as error:
-                raise CallFailed("timeout", f"no connection within {config.connect_timeout_s:g} s") from error
+                why = f", {error}" if str(error) else ""
+                raise CallFailed("timeout", f"no connection within {config.connect_timeout_s:g} s{why}") from error
             timer = _cut_after(config.read_timeout_s, connection.sock, late)
             connection.request("POST", self._path, body, self._headers(content_type))
             answer = self._read(connection.getresponse())
@@ -99,15 +103,25 @@ class Endpoint:
                 timer.cancel()
             connection.close()
 
+    def _connection(self) -> http.client.HTTPConnection:
+        """Not connected yet: http.client would look the name up without any deadline."""
+        if self._connector.context is None:
+            return http.client.HTTPConnection(self._host, self._port)
+        return http.client.HTTPSConnection(self._host, self._port, context=self._connector.context)
+
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         status, most = response.status, self._config.max_response_bytes
         if 300 <= status < 400:
             raise CallFailed("redirect", f"HTTP {status}; redirects are not followed, give the final url", retry=False)
         if status != 200:
             again = status == 429 or status >= 500
+            wait = _seconds(response.getheader("Retry-After"))
             raise CallFailed(
-                "http_error", f"HTTP {status}", retry=again, wait_s=_seconds(response.getheader("Retry-After"))
+                "http_error", f"HTTP {status}", retry=again, wait_s=wait, of_image=status in _REFUSED_IMAGE
             )
+        if (coding := response.getheader("Content-Encoding", "identity").strip().lower()) != "identity":
+            # Nobody asked for it, and a few bytes may unpack to any number.
+            raise CallFailed("invalid", f"Content-Encoding {coding[:20]!r}; plain JSON is expected", retry=False)
         pieces, size = [], 0
         while size <= most and (response.length is None or response.length <= most):
             piece = response.read1(_PIECE)
@@ -152,7 +166,8 @@ def _cut_after(seconds: float, connection: socket.socket, late: threading.Event)
     def cut() -> None:
         late.set()
         with suppress(OSError):  # already closed: there is nothing left to cut
-            connection.shutdown(socket.SHUT_RDWR)
+            # Not that of an SSLSocket, which would take the cipher away from under the thread that reads.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)
     timer.daemon = True

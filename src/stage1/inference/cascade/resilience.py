@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import threading
 import time
@@ -23,14 +24,18 @@ OUTAGES = ("over_budget", "breaker_open")
 
 
 class CallFailed(Exception):
-    """One attempt without an answer. kind: of OUTCOMES; retry: another attempt may do better."""
+    """One attempt without an answer. kind: of OUTCOMES; retry: another attempt may do better; of_image: the stage is well,
+    it refuses this one image, which is nothing for the breaker."""
 
-    def __init__(self, kind: str, detail: str, *, retry: bool = True, wait_s: float = 0.0) -> None:
+    def __init__(
+        self, kind: str, detail: str, *, retry: bool = True, wait_s: float = 0.0, of_image: bool = False
+    ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
         self.retry = retry
         self.wait_s = wait_s
+        self.of_image = of_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,22 @@ def checked_probability(value: Any) -> float:
         number = math.inf
     if not 0 <= number <= 1:
         raise CallFailed("invalid", f"probability {number:g}, between 0 and 1 is expected")
-    return number
+    return abs(number)  # not -0.0
+
+
+def strict_json(text: str | bytes) -> Any:
+    """The document in `text`. Raises ValueError or RecursionError where it is no JSON, CallFailed("invalid") where a key
+    stands in it twice: which of the two is meant, nobody knows."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CallFailed("invalid", f"key {twice[:40]!r} twice in one object")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 class Budget:
@@ -135,17 +155,18 @@ class Guard:
         self._budget = Budget(settings.per_minute, settings.when_over == "wait", clock, sleep)
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, clock)
 
-    def call(self, ask: Callable[[], float], key: str) -> Called:
+    def call(self, ask: Callable[[], float], key: str, stopped: threading.Event | None = None) -> Called:
         """Ask until there is an answer, or no further attempt is allowed. key: names the image, for the jitter.
 
-        ask: one attempt; raises CallFailed.
+        ask: one attempt; raises CallFailed. stopped: nobody waits for the answer any more, so no further attempt is made.
         """
         began, attempts = self._clock(), 0
         failure = CallFailed("breaker_open", "the stage failed too often in a row and is left alone for a while")
         while attempts <= self._settings.retries:
             if not self._breaker.allows():
                 break
-            if not self._budget.take():
+            taken = self._budget.take()
+            if not taken or (stopped is not None and stopped.is_set()):
                 self._breaker.released()
                 if not attempts:
                     failure = CallFailed("over_budget", f"{self._settings.per_minute} attempts a minute are spent")
@@ -154,7 +175,10 @@ class Guard:
             try:
                 probability = checked_probability(ask())
             except CallFailed as error:
-                self._breaker.ended(False)
+                if error.of_image:
+                    self._breaker.released()
+                else:
+                    self._breaker.ended(False)
                 failure = error
                 if not error.retry or attempts > self._settings.retries:
                     break

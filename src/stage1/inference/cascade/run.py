@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from stage1.engine import read_item
 from stage1.errors import DataError
 from stage1.files import digest_bytes
 from stage1.inference.cascade.answers import Answer, Call, Sink, recorded
@@ -14,6 +13,7 @@ from stage1.inference.cascade.stages import Cascade
 from stage1.inference.inputs import Input
 from stage1.inference.output import valid
 from stage1.inference.predictor import one_line
+from stage1.stream import read_item
 
 # Images in memory at once: enough to keep the connections of a stage busy.
 _CHUNK, _CHUNK_BYTES = 64, 64 << 20

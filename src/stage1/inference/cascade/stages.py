@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,11 @@ from stage1.inference.cascade.config import CascadeConfig, StageConfig, load_cas
 from stage1.inference.cascade.http import Endpoint
 from stage1.inference.cascade.resilience import ANSWERED, CallFailed, Guard
 from stage1.inference.cascade.rules import Rule
+from stage1.inference.cascade.waiting import Overdue, Waiting
 from stage1.inference.predictor import Bundle, load_bundle, one_line
+
+# Calls of a callable that may hang beside those that are waited for; with more than this nothing is asked of it.
+_LEFT_BEHIND = 16
 
 
 class Stage(Protocol):
@@ -57,43 +61,53 @@ class GuardedStage:
         self._ask, self._guard, self._concurrency = ask, guard, concurrency
 
     def ask(self, images: Sequence[tuple[int, str, bytes]]) -> Iterator[tuple[int, Call]]:
-        pool = ThreadPoolExecutor(min(self._concurrency, max(len(images), 1)), thread_name_prefix="stage1-cascade")
-        try:
-            for future in as_completed([pool.submit(self._one, *image) for image in images]):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        """Daemon threads: who stops in the middle (Ctrl-C) waits for no call, no retry and no budget."""
+        left: queue.SimpleQueue[tuple[int, str, bytes]] = queue.SimpleQueue()
+        found: queue.SimpleQueue[tuple[int, Call] | BaseException] = queue.SimpleQueue()
+        stopped = threading.Event()
+        for image in images:
+            left.put(image)
 
-    def _one(self, index: int, key: str, data: bytes) -> tuple[int, Call]:
-        called = self._guard.call(lambda: self._ask(data), key)
+        def work() -> None:
+            while not stopped.is_set():
+                try:
+                    image = left.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    found.put(self._one(*image, stopped))
+                except BaseException as error:  # a bug in a stage ends the run, in the thread of who asked
+                    found.put(error)
+
+        try:
+            for _ in range(min(self._concurrency, len(images))):
+                threading.Thread(target=work, daemon=True, name="stage1-cascade").start()
+            for _ in images:
+                one = found.get()
+                if isinstance(one, BaseException):
+                    raise one
+                yield one
+        finally:
+            stopped.set()
+
+    def _one(self, index: int, key: str, data: bytes, stopped: threading.Event) -> tuple[int, Call]:
+        called = self._guard.call(lambda: self._ask(data), key, stopped)
         return index, Call(
             self.name, called.outcome, called.probability, None, called.attempts, called.milliseconds, called.detail
         )
 
 
-def within(seconds: float, function: Callable[[bytes], Any]) -> Callable[[bytes], float]:
+def within(seconds: float, function: Callable[[bytes], Any], concurrency: int = 1) -> Callable[[bytes], float]:
     """`function` with a deadline: Python cannot stop it, so it is left behind in a thread that does not keep the process."""
+    calls: Waiting[Any] = Waiting(concurrency + _LEFT_BEHIND)
 
     def ask(data: bytes) -> float:
-        found: list[Any] = []
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                found.append(function(data))
-            except (
-                BaseException
-            ) as error:  # of another's code, SystemExit included: it is an outcome, named in the record
-                failed.append(error)
-
-        thread = threading.Thread(target=work, daemon=True, name="stage1-callable")
-        thread.start()
-        thread.join(seconds)
-        if failed:
-            raise CallFailed("failed", f"{type(failed[0]).__name__}: {one_line(failed[0])}"[:200]) from failed[0]
-        if not found:
-            raise CallFailed("timeout", f"no answer within {seconds:g} s")
-        value = found[0]
+        try:
+            value = calls.call(lambda: function(data), seconds)
+        except Overdue as error:
+            raise CallFailed("timeout", str(error)) from error
+        except BaseException as error:  # of another's code, SystemExit included: it is an outcome, named in the record
+            raise CallFailed("failed", f"{type(error).__name__}: {one_line(error)}"[:200]) from error
         # numpy's numbers are numbers.
         return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value  # type: ignore[no-any-return]
 
@@ -160,8 +174,11 @@ def _opened(stage: StageConfig, config: CascadeConfig, base: Path) -> Stage:
             )
         return BundleStage(stage.name, bundle)
     guard = Guard(stage.calls, stage.name, config.seed)
-    ask = Endpoint(stage.http).ask if stage.http is not None else within(stage.calls.timeout_s, _imported(stage, base))
-    return GuardedStage(stage.name, ask, guard, stage.calls.concurrency)
+    at_once = stage.calls.concurrency
+    if stage.http is not None:
+        return GuardedStage(stage.name, Endpoint(stage.http).ask, guard, at_once)
+    ask = within(stage.calls.timeout_s, _imported(stage, base), at_once)
+    return GuardedStage(stage.name, ask, guard, at_once)
 
 
 def _imported(stage: StageConfig, base: Path) -> Callable[[bytes], Any]:
@@ -173,7 +190,7 @@ def _imported(stage: StageConfig, base: Path) -> Callable[[bytes], Any]:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # a module of someone else's may raise anything while it is imported
         raise ConfigError(
             f"stage {stage.name!r}: callable {stage.callable} cannot be imported ({one_line(error)})"
         ) from error

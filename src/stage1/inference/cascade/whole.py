@@ -155,12 +155,11 @@ def _delta(config: CascadeConfig, stages: tuple[StageClaim, ...]) -> float:
 
 
 def _ordered(config: CascadeConfig, calib: Labelled, select: Labelled | None, delta: float) -> list[Candidate]:
-    vary = config.stages[0].exit == "auto"
     if not config.needs_select or select is None:
         return [Candidate(base_rules(config), float("nan"), 1.0, 0.0)]
     _check_asked(select.recorded, None, config)
     return candidates(
-        select.recorded, select.known.known_labels, config, n_calib=len(calib), delta=delta, vary_first=vary
+        select.recorded, select.known.known_labels, config, n_calib=len(calib), delta=delta, varied=config.auto_exits
     )
 
 

@@ -19,8 +19,9 @@ VOID_IF = (
 
 
 def method(config: CascadeConfig) -> str:
-    if config.stages[0].exit == "auto":
-        return "fixed sequence of first-stage thresholds ordered on val_select, exact bounds, union null"
+    if config.auto_exits:
+        moved = " and ".join(repr(config.stages[place].name) for place in config.auto_exits)
+        return f"fixed sequence of thresholds of {moved} ordered on val_select, exact bounds, union null"
     if config.needs_select:
         return "one configuration chosen on val_select, tested once, exact bounds, union null"
     return "one configuration fixed by the cascade file, tested once, exact bounds, union null"
@@ -67,7 +68,7 @@ def _spent(certificate: CascadeCertificate, config: CascadeConfig) -> str:
     if not config.risks:
         return f"Delta {certificate.delta:.4g} is shared equally by the {len(certificate.risks)} bounds."
     each = "all risks of a configuration are tested together, so each has the whole of it"
-    if config.stages[0].exit == "auto":
+    if config.auto_exits:
         return (
             f"Delta {certificate.delta:.4g} was spent on configurations tested one after the other in an order fixed on val_select, "
             f"up to the first that fails ({certificate.tested} passed, the last of them is meant); {each}."
