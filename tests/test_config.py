@@ -62,7 +62,7 @@ def test_unknown_keys_in_files_name_the_nearest(tmp_path):
         load_config(tmp_path / "run.yaml", environment={})
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just words"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "just words", "seed: 1\nname: x\nseed: 2\n"])
 def test_files_that_are_no_config(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match="run.yaml"):

@@ -16,6 +16,7 @@ from stage1.config.nearest import nearest
 from stage1.config.recipe import recipe_text, recipes
 from stage1.config.run import RunConfig
 from stage1.errors import ConfigError, MissingError
+from stage1.files import read_yaml
 
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
 _WHOLE = ("risks", "class_coverage")
@@ -72,8 +73,8 @@ def validated(values: Mapping[str, Any]) -> RunConfig:
 
 def _yaml(text: str, where: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = read_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())[:160]})") from error
     if values is None:
         return {}

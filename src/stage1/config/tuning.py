@@ -37,7 +37,7 @@ class ImageTrainConfig(Section):
     """These three stand for those of `train`, which are the head's on cached features afterwards."""
     batch_size: PositiveInt = 32
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    """Of the linear head that is trained along, and dropped afterwards."""
+    """Of the linear head that is trained along; the better of it and the one of `train` ships."""
     learning_rate_scale: Annotated[float, Field(gt=0.0)] = 0.1
     """Learning rate of the backbone's last layer, as a share of the head's (adapters: 1 is usual)."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75

@@ -158,11 +158,14 @@ class LevelRates:
         low, high = _percentiles(
             _rewards(drawn_tpr[:, places].mean(axis=1), drawn_fpr[:, places].mean(axis=1), prior), level
         )
+        reward = float(expected_reward(hit, alarm, prior))
+        # Rates of 0 or 1 are spread to one side only; there the interval ends at the estimate (Brown, Cai and DasGupta 2001, 4.1.1).
+        low, high = min(low, reward), max(high, reward)
         return LevelReward(
             level=name, positives=int(sum(self._rows[0][place].sum() for place in places)),
             negatives=int(sum(self._rows[1][place].sum() for place in places)), tpr=hit, fpr=alarm,
             mcc=float(mcc_of_table(prior * hit, (1 - prior) * alarm, prior, 1 - prior)),
-            accuracy=prior * hit + (1 - prior) * (1 - alarm), reward=float(expected_reward(hit, alarm, prior)),
+            accuracy=prior * hit + (1 - prior) * (1 - alarm), reward=reward,
             low=low, high=high,
         )  # fmt: skip
 

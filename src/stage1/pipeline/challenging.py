@@ -188,7 +188,10 @@ def make_challenges(
         challenge=ChallengeConfig(filter=filter_rows),
     )  # fmt: skip
     progress.say(f"reading {source}")
-    ingest = ingested(data)
+    try:
+        ingest = ingested(data)
+    except DataError as error:  # here the columns were asked for by another name
+        raise DataError(str(error).replace("data.slices", "--carry")) from error
     place = Path(os.path.abspath(Path(source).expanduser()))
     with progress.bar("challenges", len(ingest.table) * copies) as advance:
         table = write_folder(
