@@ -17,7 +17,7 @@ from stage1.report.drawing import style
 from stage1.report.view_figure import view_costs
 from view_bench.measures import Measured, Row, SplitRow
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 _COLUMNS = (
     "head / pool", "AUGRC val_select, e-3", "AUGRC val_test, e-3", "difference", "ECE before", "ECE after", "coverage", "difference",
     "fnr, false exits", "redraws: coverage", "difference (2.5 % to 97.5 %)", "views", "ms",
