@@ -46,8 +46,8 @@ from stage1.views import ViewPolicy
 TEN = ViewPolicy(grid=(3, 3))
 ROLES = ("train", "val_select", "val_calib", "val_test")
 POOLS = ("mean", "topk:3", "lse:8", "noisy_or", "max", "learned")
-TOLERANCES = (0.1, 0.2, 0.3, 0.4, 0.6)
-TOLERANCE = 0.3  # that of the package
+TOLERANCES = (0.1, 0.3, 0.5, 0.7, 0.9)
+TOLERANCE = 0.7  # that of the package
 SCENES = ("split.method=hash", "split.fractions={train: 0.4, val_select: 0.1, val_calib: 0.35, val_test: 0.15}")
 TARGETS: dict[str, tuple[dict[str, float], bool]] = {
     "scenes": ({"fnr": 0.02, "false_exit_rate": 0.05}, False),

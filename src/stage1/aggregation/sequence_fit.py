@@ -23,9 +23,9 @@ from stage1.evaluation.probability import nll_rows
 from stage1.scores import Scores
 from stage1.views import ViewPolicy
 
-# Share of the errors let pass that early answers may use up. Of .2 to 1 on train images of the demo's scenes at 768 px by heads that
-# had not seen them: .3 loses -.007 to +.011 of coverage, by the pool (benchmarks/views.md).
-TOLERANCE = 0.3
+# Share of the errors let pass that early answers may use up. On train images of the demo's scenes at 768 px, by heads that had not seen
+# them (topk:3): .3 needs 4.19 of 10 views and loses -.007 of coverage, .5 4.04 and -.003, .7 3.92 and +.002 (benchmarks/views.md).
+TOLERANCE = 0.7
 FOLDS = 5
 
 
