@@ -131,6 +131,14 @@ def test_views_that_make_no_sense_are_named(overrides, words):
         load_config(overrides=overrides)
 
 
+def test_the_default_of_adaptive_views_is_the_one_that_was_measured():
+    from stage1.aggregation.sequence_fit import TOLERANCE
+
+    assert load_config()[0].views.tolerance == TOLERANCE
+    with pytest.raises(ConfigError, match=r"views\.tolerance"):
+        load_config(overrides=["views.grid=2x2", "views.tolerance=1"])
+
+
 def test_views_are_off_by_default_and_cached_only_where_the_head_learns_from_them():
     views = load_config()[0].views
     assert views.policy is None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stage1.config.section import PositiveInt, Rate, Section, Share
 from stage1.errors import DataError
@@ -29,6 +29,8 @@ class ViewsConfig(Section):
     them): the one of least AUGRC on val_select whose gain over the whole view is shown, else the whole view alone."""
     adaptive: bool = False
     """Look at one view after the other and stop where the answer is safe; two classes."""
+    tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
+    """adaptive: share of the errors let pass that early answers may use up; less costs views and spares coverage."""
     train: Literal["whole", "views", "mil", "pooled"] = "whole"
     """What the head learns from. whole: whole images. views: each view with the label of its image. mil: the views' pooled
     logits. pooled: pooled features (the whole view's, the largest and the mean of the others'), of which it makes one answer."""

@@ -75,7 +75,12 @@ def choosing_state(run: RunDir) -> str:
         "resamples": config.views.resamples, "seed": config.seed,
     }  # fmt: skip
     if config.views.adaptive:  # where looking stops depends on what is to be certified
-        facts |= {"risks": dict(config.risks), "confidence": config.confidence, "assume_iid": config.assume_iid}
+        facts |= {
+            "tolerance": config.views.tolerance,
+            "risks": dict(config.risks),
+            "confidence": config.confidence,
+            "assume_iid": config.assume_iid,
+        }
     return digest_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
@@ -135,7 +140,7 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
     if settings.adaptive:
         sequence = fit_sequence(
             outputs.logits, labels, groups, policy, choice.name, risks=config.risks, confidence=config.confidence,
-            calibration_units=_units(table, assume_iid=config.assume_iid), seed=config.seed,
+            calibration_units=_units(table, assume_iid=config.assume_iid), tolerance=settings.tolerance, seed=config.seed,
         )  # fmt: skip
         expected = sequence.expected
         say(
