@@ -11,7 +11,7 @@ val_calib + val_test anew into parts of the same size, whole groups: what anothe
 2.5 % and 97.5 % points describe, they are no confidence interval).
 
 scenes: split by hash 40/10/35/15. potholes: split `balanced`, 6 to 8 road segments a role, images counted as independent (nominal).
-potholes-iid: images dealt at random, 40/10/33/17, --splits times; means over the splits.
+potholes-iid: images dealt at random, 40/10/33/17 (--training moves the first share), --splits times; means over the splits.
 --write puts each table into benchmarks/views.md in place of one with the same heading; --figure FILE.png draws the cost curve.
 """
 
@@ -205,10 +205,11 @@ def loaded(name: str, table_file: Path, cache: Path, seconds: float) -> Problem:
     return Problem(name, made.features, made.table.labels, made.table.groups, made.table.roles, risks, assume_iid)
 
 
-def dealt(data: Problem, seed: int) -> Problem:
-    """The same images dealt at random, 40/10/33/17."""
+def dealt(data: Problem, seed: int, training: float) -> Problem:
+    """The same images dealt at random: `training`, a tenth to choose on, a third to certify, the rest to look at."""
     place = np.random.default_rng(seed).permutation(len(data.labels)) / len(data.labels)
-    return replace(data, roles=np.array(ROLES)[np.searchsorted([0.4, 0.5, 0.5 + 1 / 3], place, side="right")])
+    ends = np.cumsum([training, 0.1, 1 / 3])
+    return replace(data, roles=np.array(ROLES)[np.searchsorted(ends, place, side="right")])
 
 
 def of_split(data: Problem, redraws: int, times: Timing | None, tolerances: Sequence[float]) -> Measured:
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--redraws", type=int, default=40)
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--first-split", type=int, default=0, help="seed of the first random deal")
+    parser.add_argument("--training", type=float, default=0.4, help="share of images dealt to train (potholes-iid)")
     parser.add_argument(
         "--seconds", type=float, default=1e9, help="of feature extraction in this call; the next one goes on"
     )
@@ -240,8 +242,9 @@ def main() -> None:
         data = loaded(name, given.table, given.cache, given.seconds)
         if name == "potholes-iid":
             seeds = range(given.first_split, given.first_split + given.splits)
-            splits = [of_split(dealt(data, seed), 0, None, (TOLERANCE,)) for seed in seeds]
-            text = iid_table(name, means_over_splits(splits), data.risks, given.splits)
+            splits = [of_split(dealt(data, seed, given.training), 0, None, (TOLERANCE,)) for seed in seeds]
+            name += "" if given.training == 0.4 else f"-{100 * given.training:.0f}"
+            text = iid_table(name, means_over_splits(splits), data.risks, given.splits, given.training)
             text += "\n".join(["", *paired_lines(paired(splits, "pooled, mlp / pooled")), ""])
         else:
             times = timing(given.cache / name.removesuffix("-iid"), TEN)

@@ -137,7 +137,7 @@ def _sentences(found: Measured) -> list[str]:
     return lines
 
 
-def iid_table(name: str, lines: Sequence[SplitRow], risks: Mapping[str, float], splits: int) -> str:
+def iid_table(name: str, lines: Sequence[SplitRow], risks: Mapping[str, float], splits: int, training: float) -> str:
     target = " and ".join(f"{risk} <= {level:g}" for risk, level in risks.items())
     columns = (
         "head / pool",
@@ -159,7 +159,7 @@ def iid_table(name: str, lines: Sequence[SplitRow], risks: Mapping[str, float], 
     ]  # fmt: skip
     return "\n".join([
         f"## {name}", "", _command(), "",
-        f"Means over {splits} random deals of the images (40/10/33/17), standard errors over deals. Target {target} at 95 %, images counted "
+        f"Means over {splits} random deals of the images ({100 * training:.0f}/10/33/{100 * (1 - training - 0.1 - 1 / 3):.0f}), standard errors over deals. Target {target} at 95 %, images counted "
         "as independent, which these are by the deal.", "",
         "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *rows, "",
     ])  # fmt: skip
