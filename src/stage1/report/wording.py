@@ -14,8 +14,8 @@ def percent(value: float | None) -> str:
     share = 100.0 * value
     text = f"{share:.{_decimals(share)}f}"
     if float(text) == 100.0 and share < 100.0:
-        # 99.97 % is not all: as many nines as it takes to say so.
-        text = f"{share:.6f}"
+        # 99.97 % is not all: as many digits as what is missing needs (.047 % missing: 99.953 %).
+        text = f"{share:.{min(6, _decimals(100.0 - share))}f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     # A no-break space keeps number and unit on one line.
