@@ -57,7 +57,7 @@ def draw(
     names = np.array([f"{rng.integers(1 << 60)}-{row}" for row in range(n)])
     recorded = Recorded(
         names, probability, np.full((n, 2), -1, dtype=np.int64), outcome, np.ones((n, 2), dtype=np.int64),
-        np.tile([8.0, 350.0], (n, 1)),
+        np.tile([8.0, 350.0], (n, 1)), np.zeros((n, 2)),
     )  # fmt: skip
     known = Scores(
         logits=np.zeros((n, 2)), labels=labels, ids=names, groups=None if per_group == 1 else [f"{names[0]} {group}" for group in groups]

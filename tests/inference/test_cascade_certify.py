@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stage1.errors import ConfigError, DataError
-from stage1.inference.cascade import Labelled, Recorded, Rule, StageClaim, certify_cascade, final_answers, frontier
+from stage1.inference.cascade import Labelled, Recorded, Rule, StageClaim, certify_cascade, final_answers
 from stage1.inference.cascade.certify import Sample, answers_of, measure, walk_in_order
+from stage1.inference.cascade.frontier import frontier
 from stage1.scores import Scores
 
 from .cascade_draws import config, draw, true_risks
@@ -29,8 +30,9 @@ def recorded(*rows: tuple[float, float], own: list[int] | None = None) -> Record
         owns[:, 0] = own
     outcome = np.where(np.isfinite(probability), "answered", "timeout").astype("<U16")
     return Recorded(
-        np.arange(n).astype(np.str_), probability, owns, outcome, np.ones((n, s), dtype=np.int64), np.ones((n, s))
-    )
+        np.arange(n).astype(np.str_), probability, owns, outcome, np.ones((n, s), dtype=np.int64), np.ones((n, s)),
+        np.zeros((n, s)),
+    )  # fmt: skip
 
 
 # ---- the answer of the whole

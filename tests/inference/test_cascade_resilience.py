@@ -105,6 +105,32 @@ def test_the_budget_waits_or_refuses():
     assert [refusing.call(Script(0.5), "image").outcome for _ in range(5)] == ["answered"] * 3 + ["over_budget"] * 2
 
 
+def test_waiting_for_the_budget_is_not_the_stages_time():
+    clock = Clock()
+
+    def slow() -> float:
+        clock.now += 0.02
+        return 0.5
+
+    stage = guard(clock, per_minute=2)
+    found = [stage.call(slow, "image") for _ in range(3)]
+    assert [(one.milliseconds, one.waited_ms) for one in found] == [(20.0, 0.0), (20.0, 0.0), (20.0, 59960.0)]
+
+
+def test_waiting_between_attempts_is_told_from_waiting_for_the_budget():
+    clock = Clock()
+    stage = guard(clock, per_minute=1, retries=1, backoff_s=2.0, backoff_max_s=2.0)
+    called = stage.call(Script("timeout", 0.5), "image")
+    (pause, budget) = clock.slept
+    assert (called.outcome, called.attempts) == ("answered", 2)
+    assert 0 < pause <= 2.0
+    assert called.milliseconds == pytest.approx(1000 * pause, abs=1e-3)
+    assert called.waited_ms == pytest.approx(1000 * budget, abs=1e-3)
+    # Of a call that fails too.
+    failed = guard(Clock(), per_minute=1, retries=1, backoff_s=0.0).call(Script("timeout"), "image")
+    assert (failed.outcome, failed.milliseconds, failed.waited_ms) == ("timeout", 0.0, 60000.0)
+
+
 @given(st.integers(1, 5), st.lists(st.floats(0.0, 40.0), min_size=1, max_size=40))
 def test_never_more_than_the_budget_in_any_minute(limit, pauses):
     clock, taken = Clock(), []

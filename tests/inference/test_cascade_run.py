@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -13,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from stage1.cli import app
 from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.inference import Input
 from stage1.inference.cascade import fixed_rules, header, open_cascade, open_log, read_answers, recorded, run_cascade
@@ -122,6 +126,25 @@ def test_a_stage_that_fails_is_stood_in_for_by_the_one_before(folder):
     assert tally.failed["second"] == {"timeout": 1, "failed": 2, "invalid": 1}
 
 
+def test_a_callable_by_name_that_raises_or_says_nan_by_the_command_line(folder):
+    second = {"callable": "MODULE:by_length", "calls": {"retries": 1, "backoff_s": 0.0, "timeout_s": 0.3}}
+    cascade(folder, first={"callable": "MODULE:sure"}, second=second)
+    for name in ("boom", "nan", "hang", "bye", "fine"):
+        (folder / f"{name}.jpg").write_bytes(name.encode())
+    images = [str(path) for path in sorted(folder.glob("*.jpg"))]
+    result = CliRunner().invoke(app, ["cascade", "run", str(folder / "cascade.yaml"), *images])
+    assert result.exit_code == 0, result.output
+    found = {Path(line["image"]).stem: line for line in map(json.loads, result.stdout.splitlines())}
+    assert {name: (line["calls"][1]["outcome"], line["calls"][1]["attempts"]) for name, line in found.items()} == {
+        "boom": ("failed", 2), "nan": ("invalid", 2), "hang": ("timeout", 2), "bye": ("failed", 2), "fine": ("answered", 1),
+    }  # fmt: skip
+    assert {name: line["answered_by"] for name, line in found.items()} == {
+        "boom": "first", "nan": "first", "hang": "first", "bye": "first", "fine": "second",
+    }  # fmt: skip
+    assert all(line["probability"] == 0.75 and line["fallback"] for name, line in found.items() if name != "fine")
+    assert "second: 2 failed, 1 invalid, 1 timeout" in result.stderr
+
+
 def test_a_first_stage_that_fails_leaves_it_to_the_next(folder):
     run(cascade(folder), {"boom": b"boom"}, folder / "a.jsonl")
     answer = by_name(folder / "a.jsonl")["boom"]
@@ -178,14 +201,20 @@ def test_ctrl_c_waits_for_no_budget_no_retry_and_no_call(tmp_path, calls):
     for index in range(6):
         (tmp_path / f"{index}.jpg").write_bytes(b"hang" if not calls else b"x" * (index + 1))
     command = [sys.executable, "-m", "stage1.cli", "cascade", "run", "c.yaml", ".", "--output", "a.jsonl"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
+    with (
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # A suite started in the background of a shell hands down that Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+        contextlib.ExitStack() as at_end,
+    ):
+        at_end.callback(process.kill)
         assert process.stdout is not None
         assert process.stdout.readline().startswith("asked")
         answered = 1 if "per_minute" in calls else 0
@@ -287,6 +316,17 @@ def test_a_damaged_record_is_named_by_line(folder, change):
     path.write_text(f"{head}\n{change(line)}\n")
     with pytest.raises(IntegrityError, match=r"a\.jsonl: line [23]"):
         read_answers(path)
+
+
+def test_a_record_from_before_waiting_was_told_apart_is_read(folder):
+    path = folder / "a.jsonl"
+    run(cascade(folder), {"a": b"x"}, path)
+    text = path.read_text()
+    (waited,) = re.findall(r', "waited_ms": [0-9.e-]+', text)
+    path.write_text(text.replace(waited, ""))
+    (answer,) = read_answers(path)[1]
+    assert [call.waited_ms for call in answer.calls] == [0.0]
+    assert run(cascade(folder), {"a": b"x", "b": b"y"}, path).skipped == 1
 
 
 def test_other_files_are_no_record(folder):

@@ -36,7 +36,7 @@ def draw(rng: np.random.Generator, n: int) -> Labelled:
     names = np.array([f"{rng.integers(1 << 60)}-{row}" for row in range(n)])
     recorded = Recorded(
         names, probability, np.full(shape, -1, dtype=np.int64), np.full(shape, "answered", dtype="<U16"),
-        np.ones(shape, dtype=np.int64), np.tile([8.0, 80.0, 800.0], (n, 1)),
+        np.ones(shape, dtype=np.int64), np.tile([8.0, 80.0, 800.0], (n, 1)), np.zeros(shape),
     )  # fmt: skip
     return Labelled(recorded, Scores(logits=np.zeros((n, 2)), labels=labels, ids=names))
 

@@ -24,7 +24,8 @@ def plan_cascade(
     path: Path, rate: str, *, evaluated: Path | None = None, prior: float | None = None, confidence: float = 0.95
 ) -> dict[str, Any]:
     """The deferral budget of a cascade: for each later stage, an upper bound of the share of images that reaches it times
-    arrivals, against its capacity. The bounds of all stages hold together at `confidence`.
+    arrivals, against its capacity. The bounds of all stages hold together at `confidence`, and so does the list of options.
+    Attempts and milliseconds of an image, which make the capacity, are means as measured.
 
     evaluated: a folder of `evaluate`. Without it the calibration scores inside the first stage's bundle are used, and what
     the first stage defers is taken to reach every later one. prior: P(second class) among arriving images. fits: None where
@@ -41,7 +42,7 @@ def plan_cascade(
     if evaluated is not None:
         _, document = certified_rules(evaluated, cascade)
         source = f"{document['defer']['role']} in {evaluated}"
-        shares = [_from_counts(document["defer"], place, prior, delta) for place in range(len(later))]
+        shares = _from_counts(document["defer"], document["defer"]["stages"], prior, delta)
         measured = document["costs"][1:]
     else:
         share, source = _from_bundle(cascade, prior, 1 - confidence)
@@ -53,9 +54,10 @@ def plan_cascade(
             if row["fits"] is False:
                 row["fits"], row["limit"] = None, f"{row['limit']}; how many reach it is known after `evaluate` alone"
     found = [row["fits"] for row in stages]
+    options, note = ([], None) if document is None else _options(document, stages, arriving, prior, delta)
     return {
         "rate_per_minute": arriving, "source": source, "fits": False if False in found else None if None in found else True,
-        "stages": stages, "options": [] if document is None else _options(document, stages, arriving),
+        "confidence": confidence, "stages": stages, "options": options, "options_note": note,
     }  # fmt: skip
 
 
@@ -64,14 +66,27 @@ def plan_lines(document: dict[str, Any]) -> list[str]:
     lines = [f"{document['rate_per_minute']:.4g} images a minute arrive ({document['source']})"]
     for row in document["stages"]:
         lines += _stage_lines(row)
+    if any(row["capacity_per_minute"] is not None for row in document["stages"]):
+        lines.append("the confidence is of the share; attempts and milliseconds of an image are means as measured")
     if document["options"]:
-        lines.append("configurations of the frontier that fit, those that defer most:")
-    for option in document["options"]:
         lines.append(
-            f"  {option['deferred']:.1%} deferred ({_bands(option['rules'])}): miss_rate {option['miss_rate']:.4g}, "
-            f"false_exit_rate {option['false_exit_rate']:.4g}{', certified' if option['certified'] else ''}"
+            "configurations of the frontier that fit by the same bound, those that defer most (tested from few deferred to many, "
+            f"up to the first that does not fit: the whole list holds at {document['confidence']:.4g} confidence):"
         )
-    return lines
+    lines += [_option_line(option) for option in document["options"]]
+    return lines if document["options_note"] is None else [*lines, document["options_note"]]
+
+
+def _option_line(option: Mapping[str, Any]) -> str:
+    most = ", ".join(f"'{name}' at most {value:.4g} a minute" for name, value in option["upper_per_minute"].items())
+    return (
+        f"  {option['deferred']:.1%} deferred ({_bands(option['rules'])}): {most}; miss_rate {_rate(option['miss_rate'])}, "
+        f"false_exit_rate {_rate(option['false_exit_rate'])}{', certified' if option['certified'] else ''}"
+    )
+
+
+def _rate(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
 
 
 def _stage_lines(row: Mapping[str, Any]) -> list[str]:
@@ -113,15 +128,21 @@ def _checked(stage: StageConfig, share: DeferRate, measured: Mapping[str, Any], 
     }  # fmt: skip
 
 
-def _from_counts(counts: Mapping[str, Any], place: int, prior: float | None, delta: float) -> DeferRate:
-    """From what `evaluate` counted; place: among the later stages."""
-    here = counts["stages"][place]
-    positives, negatives = counts["positives"], counts["units"] - counts["positives"]
+def _from_counts(
+    units: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], prior: float | None, delta: float
+) -> list[DeferRate]:
+    """Of each later stage, from what `evaluate` counted. units: `defer` of its document; stages: counts of one configuration."""
+    positives, negatives = units["positives"], units["units"] - units["positives"]
     labels = np.repeat(np.array([1, 0], dtype=np.int64), [positives, negatives])
-    deferred = np.zeros(counts["units"], dtype=np.bool_)
-    deferred[: here["deferred_positives"]] = True
-    deferred[positives : positives + here["deferred"] - here["deferred_positives"]] = True
-    return defer_rate(deferred, labels, delta=delta, prior=prior, fitted_here=False, choices=counts["choices"])
+    found = []
+    for here in stages:
+        deferred = np.zeros(units["units"], dtype=np.bool_)
+        deferred[: here["deferred_positives"]] = True
+        deferred[positives : positives + here["deferred"] - here["deferred_positives"]] = True
+        found.append(
+            defer_rate(deferred, labels, delta=delta, prior=prior, fitted_here=False, choices=units["choices"])
+        )
+    return found
 
 
 def _from_bundle(cascade: Cascade, prior: float | None, delta: float) -> tuple[DeferRate, str]:
@@ -143,22 +164,35 @@ def _from_bundle(cascade: Cascade, prior: float | None, delta: float) -> tuple[D
     return share, f"calibration.parquet of {bundle.name}"
 
 
-def _options(document: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], arriving: float) -> list[dict[str, Any]]:
-    """Configurations of the frontier that every later stage can take, as far as known: the three that defer most."""
-    known = [
-        (place, row["capacity_per_minute"])
-        for place, row in enumerate(stages, 1)
-        if row["capacity_per_minute"] is not None
-    ]
-    if not known:
-        return []
-    fitting = [
-        row
-        for row in document["frontier"]
-        if all(arriving * row["reach"][place] <= capacity for place, capacity in known)
-    ]
-    return [
-        {"rules": row["rules"], "deferred": row["deferred"], "certified": row["certified"],
-         "miss_rate": row["risks"]["miss_rate"]["observed"], "false_exit_rate": row["risks"]["false_exit_rate"]["observed"]}
-        for row in sorted(fitting, key=lambda row: -row["deferred"])[:_OPTIONS]
-    ]  # fmt: skip
+def _options(
+    document: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], arriving: float, prior: float | None, delta: float
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Configurations of the frontier that every later stage can take, as far as its capacity is known: the three that defer
+    most, each judged by the bound of the verdict; and what is to be said where there are none.
+
+    The frontier was ordered before the counted images were looked at, each configuration deferring less than the one before.
+    Tested in that order from its end, up to the first that does not fit, one false "fits" in the list is no likelier than
+    one in the verdict (fixed sequence): no share of delta is to be paid for looking at many. As each configuration's images
+    are among those of the one before, what is chosen is in the list exactly where the verdict says that it fits.
+    """
+    known = {
+        place: row["capacity_per_minute"] for place, row in enumerate(stages) if row["capacity_per_minute"] is not None
+    }
+    if not known or not document["frontier"]:
+        return [], None
+    if any("counted" not in row for row in document["frontier"]):
+        return [], "which configurations fit is not in this evaluation, which is an older one; evaluate again"
+    fitting: list[dict[str, Any]] = []
+    for row in reversed(document["frontier"]):
+        shares = _from_counts(document["defer"], row["counted"], prior, delta)
+        loads = {place: load(arriving, shares[place], capacity) for place, capacity in known.items()}
+        if not all(one["fits"] for one in loads.values()):
+            break
+        fitting.append({
+            "rules": row["rules"], "deferred": row["deferred"], "certified": row["certified"],
+            "upper_per_minute": {stages[place]["stage"]: one["upper_per_minute"] for place, one in loads.items()},
+            "miss_rate": row["risks"]["miss_rate"]["observed"], "false_exit_rate": row["risks"]["false_exit_rate"]["observed"],
+        })  # fmt: skip
+    if not fitting:
+        return [], "no configuration of the frontier fits by the same bound"
+    return fitting[::-1][:_OPTIONS], None

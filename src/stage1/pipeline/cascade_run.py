@@ -85,5 +85,9 @@ def evaluation_lines(document: dict[str, Any]) -> list[str]:
     )
     for cost in document["costs"]:
         median = "-" if cost["median_milliseconds"] is None else f"{cost['median_milliseconds']:.4g}"
-        lines.append(f"  {cost['stage']}: {cost['calls']} calls, {cost['failed']:.1%} failed, median {median} ms")
-    return [*lines, "", *document["written"]]
+        waited = cost["waited_milliseconds"]
+        budget = f", and {waited:.4g} ms of waiting for its budget on average, which is no cost" if waited >= 1 else ""
+        lines.append(
+            f"  {cost['stage']}: {cost['calls']} calls, {cost['failed']:.1%} failed, median {median} ms{budget}"
+        )
+    return [*lines, "", *document["written"], *document["notes"]]

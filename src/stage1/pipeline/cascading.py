@@ -19,8 +19,10 @@ from stage1.inference.cascade.frontier import frontier, rates, stage_costs
 from stage1.inference.cascade.rules import Recorded, Rule, final_answers
 from stage1.inference.cascade.stages import Cascade, open_cascade
 from stage1.inference.cascade.whole import CascadeCertificate, Labelled, StageClaim, certify_cascade
+from stage1.pipeline.cascade_attempts import earlier_attempts, note_attempts
 from stage1.pipeline.cascade_images import ROLES, Roled, ask_all, by_role, roled_images
 from stage1.pipeline.progress import Progress
+from stage1.policy.certify import calibration_digest
 from stage1.policy.units import one_per_group
 from stage1.risk import binomial_lower
 
@@ -32,8 +34,9 @@ def evaluate_cascade(
 ) -> dict[str, Any]:
     """Ask every stage for every labelled image (or read recorded answers), certify the whole, write it to `output`.
 
-    Writes cascade.json, answers.jsonl (where it asked), frontier.png and frontier.svg (where matplotlib is there). Images
-    that are in answers.jsonl already are not asked again, but for those that an outage cut off. Returns cascade.json.
+    Writes cascade.json, answers.jsonl (where it asked), frontier.png and frontier.svg (where matplotlib is there), and beside
+    the answers which configurations were tried on them. Images that are in answers.jsonl already are not asked again, but
+    for those that an outage cut off. Returns cascade.json, with `written` and `notes` for people.
     Raises ConfigError, DataError, MissingError, IntegrityError.
     """
     progress = progress or Progress()
@@ -44,13 +47,18 @@ def evaluate_cascade(
         ask_all(cascade, roled, answers, progress)
     labelled = by_role(cascade, roled, answers)
     claims = _own_claims(cascade)
-    history = _history(output, cascade, labelled["val_calib"])
+    own, calib_digest = _configuration(cascade), calibration_digest(labelled["val_calib"].known)
+    history = earlier_attempts(answers, [answers.parent / DOCUMENT, output / DOCUMENT], calib_digest)
+    history = history if own in history else [*history, own]
     certificate, ordered = certify_cascade(
-        cascade.config, labelled["val_calib"], labelled["val_select"], stages=claims, attempt=history.index(_configuration(cascade)) + 1
-    )  # fmt: skip
+        cascade.config, labelled["val_calib"], labelled["val_select"], stages=claims, attempt=history.index(own) + 1
+    )
     document = _document(cascade, certificate, ordered, labelled, roled, history)
+    # Before anybody sees what came of it.
+    note = note_attempts(answers, calib_digest, history)
     write_document(output / DOCUMENT, document, "cascade")
     document["written"] = [str(output / DOCUMENT), *_figure(document, output)]
+    document["notes"] = [note] if note else []
     return document
 
 
@@ -88,19 +96,6 @@ def _configuration(cascade: Cascade) -> str:
     return digest_bytes(json.dumps([cascade.digest, stages, rest], sort_keys=True).encode())
 
 
-def _history(output: Path, cascade: Cascade, calib: Labelled) -> list[str]:
-    """Configurations that these calibration images were used for in this folder, this one included."""
-    from stage1.policy.certify import calibration_digest
-
-    earlier: list[str] = []
-    if (output / DOCUMENT).is_file():
-        document = read_document(output / DOCUMENT, "cascade")
-        if document["certificate"]["calib_digest"] == calibration_digest(calib.known):
-            earlier = list(document["history"])
-    own = _configuration(cascade)
-    return earlier if own in earlier else [*earlier, own]
-
-
 def _document(
     cascade: Cascade, certificate: CascadeCertificate, ordered: Any, labelled: Mapping[str, Labelled], roled: Roled,
     history: list[str],
@@ -126,12 +121,17 @@ def _document(
         passed=[0] if certificate.certified else [],
     )  # fmt: skip
     everyone = _joined([labelled[role].recorded for role in ROLES if len(labelled[role])])
+    # Among how many val_calib chose; what is drawn for the picture alone was chosen by nothing.
+    defer = _defer_counts(labelled, certificate, config, len(ordered))
+    for row, candidate in zip(found, rows, strict=True):
+        row["counted"] = _counted(labelled[defer["role"]], candidate.rules, config)
+    own[0]["counted"] = defer["stages"]
     return {
         "name": config.name, "classes": config.classes, "stages": cascade.names, "stages_digest": cascade.digest,
         "currency": config.currency, "certificate": certificate.to_document(), "history": history,
         "roles": {role: len(labelled[role]) for role in ROLES}, "roles_from": roled.origin, "left_out": roled.left_out,
         "costs": stage_costs(everyone, config), "chosen": own[0], "frontier": found,
-        "test": _tested(labelled["val_test"], certificate, config), "defer": _defer_counts(labelled, certificate, config, len(ordered)),
+        "test": _tested(labelled["val_test"], certificate, config), "defer": defer,
         "fallback_alone": _fallback_alone(calib, certificate, config),
     }  # fmt: skip
 
@@ -163,17 +163,23 @@ def _defer_counts(
     choices: configurations among which val_calib chose.
     """
     role = "val_test" if len(labelled["val_test"]) else "val_calib"
-    part = labelled[role]
-    rows = one_per_group(part.known, config.seed)
-    asked = final_answers(part.recorded.take(rows), certificate.rules, config.default_probability).asked
-    ones = part.known.known_labels[rows] == 1
+    known = labelled[role].known
+    rows = one_per_group(known, config.seed)
     return {
-        "role": role, "choices": choices if role == "val_calib" else 1, "units": len(rows), "positives": int(ones.sum()),
-        "stages": [
-            {"stage": stage.name, "deferred": int(asked[:, place].sum()), "deferred_positives": int((asked[:, place] & ones).sum())}
-            for place, stage in enumerate(config.stages) if place
-        ],
+        "role": role, "choices": choices if role == "val_calib" else 1, "units": len(rows),
+        "positives": int((known.known_labels[rows] == 1).sum()), "stages": _counted(labelled[role], certificate.rules, config),
     }  # fmt: skip
+
+
+def _counted(part: Labelled, rules: tuple[Rule, ...], config: CascadeConfig) -> list[dict[str, Any]]:
+    """Of one configuration: what reaches each later stage, counted on independent units."""
+    rows = one_per_group(part.known, config.seed)
+    asked = final_answers(part.recorded.take(rows), rules, config.default_probability).asked
+    ones = part.known.known_labels[rows] == 1
+    return [
+        {"stage": stage.name, "deferred": int(asked[:, place].sum()), "deferred_positives": int((asked[:, place] & ones).sum())}
+        for place, stage in enumerate(config.stages) if place
+    ]  # fmt: skip
 
 
 def _fallback_alone(calib: Labelled, certificate: CascadeCertificate, config: CascadeConfig) -> dict[str, Any]:

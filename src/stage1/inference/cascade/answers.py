@@ -26,7 +26,11 @@ from stage1.inference.output import valid
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What came of asking one stage for one image. own: the class as which its bundle's policy exits it, None: it defers."""
+    """What came of asking one stage for one image. own: the class as which its bundle's policy exits it, None: it defers.
+
+    milliseconds: attempts and the pauses between them; waited_ms: before that, for the budget of attempts a minute. Records
+    from before this was told apart have no waited_ms: their milliseconds hold both.
+    """
 
     stage: str
     outcome: str
@@ -35,6 +39,7 @@ class Call:
     attempts: int
     milliseconds: float
     detail: str | None = None
+    waited_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +219,7 @@ def recorded(answers: Sequence[Answer], stages: Sequence[str], classes: Sequence
     shape = (n, len(stages))
     found = Recorded(
         np.array([answer.image for answer in answers], dtype=np.str_), np.full(shape, np.nan), np.full(shape, -1, dtype=np.int64),
-        np.full(shape, "", dtype="<U16"), np.zeros(shape, dtype=np.int64), np.zeros(shape),
+        np.full(shape, "", dtype="<U16"), np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape),
     )  # fmt: skip
     for row, answer in enumerate(answers):
         for call in answer.calls:
@@ -224,7 +229,7 @@ def recorded(answers: Sequence[Answer], stages: Sequence[str], classes: Sequence
                 )
             place = places[call.stage]
             found.outcome[row, place], found.attempts[row, place] = call.outcome, call.attempts
-            found.milliseconds[row, place] = call.milliseconds
+            found.milliseconds[row, place], found.waited_ms[row, place] = call.milliseconds, call.waited_ms
             if call.probability is not None:
                 found.probability[row, place] = call.probability
             if call.own is not None:

@@ -87,16 +87,18 @@ def arrival_rate(text: str) -> float:
 def capacity_per_minute(stage: StageConfig, milliseconds: float | None, attempts: float) -> tuple[float | None, str]:
     """Images a minute that a stage can take, and what limits it; None where neither its budget nor its speed is known.
 
-    milliseconds: of one image (retries included), attempts: per image, as measured.
+    milliseconds: of one image (retries included), attempts: per image, both means as measured: no bound covers them.
     """
     limits = []
     if stage.calls.per_minute is not None:
-        limits.append(
-            (stage.calls.per_minute / max(attempts, 1.0), f"budget of {stage.calls.per_minute} attempts a minute")
-        )
+        each = max(attempts, 1.0)
+        budget = f"budget of {stage.calls.per_minute} attempts a minute, {each:.4g} an image on average"
+        limits.append((stage.calls.per_minute / each, budget))
     if milliseconds:
         at_once = stage.calls.concurrency if stage.kind != "bundle" else 1
-        limits.append((60_000.0 / milliseconds * at_once, f"{milliseconds:.4g} ms an image, {at_once} at once"))
+        limits.append(
+            (60_000.0 / milliseconds * at_once, f"{milliseconds:.4g} ms an image on average, {at_once} at once")
+        )
     return min(limits) if limits else (None, "neither calls.per_minute nor cost.milliseconds is given")
 
 

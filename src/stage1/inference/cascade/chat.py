@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stage1.inference.cascade.config import ChatConfig
 from stage1.inference.cascade.resilience import CallFailed, strict_json
 
+if TYPE_CHECKING:
+    from stage1.inference.cascade.config import ChatConfig
+
+_ROUNDING = 1e-4
 _SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string", "enum": ["yes", "no"]}},
@@ -34,11 +37,17 @@ def chat_probability(config: ChatConfig, document: Any) -> float:
     """
     try:
         choice = document["choices"][0]
-        answer = strict_json(choice["message"]["content"])["answer"]
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        if choice["message"].get("refusal"):
+            raise CallFailed("invalid", "a refusal")
+        said = strict_json(choice["message"]["content"])
+        answer = said["answer"]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise CallFailed("invalid", "no {answer: yes | no} in choices[0].message.content") from error
     if answer not in ("yes", "no"):
         raise CallFailed("invalid", "an answer other than yes and no")
+    if len(said) > 1:
+        # The schema that was sent allows no other key: an endpoint that does not keep it may mean anything by `answer`.
+        raise CallFailed("invalid", "keys beside `answer`, which the schema does not allow")
     offered = _from_logprobs(choice, answer) if config.logprobs else None
     return (config.yes if answer == "yes" else config.no) if offered is None else offered
 
@@ -52,9 +61,9 @@ def _from_logprobs(choice: dict[str, Any], answer: str) -> float | None:
         mass = {"yes": 0.0, "no": 0.0}
         for other in token.get("top_logprobs") or [token]:
             if _word(other["token"]) in mass:
-                mass[_word(other["token"])] += math.exp(min(float(other["logprob"]), 0.0))
+                mass[_word(other["token"])] += math.exp(_logprob(other["logprob"]))
         own = mass[answer]
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, StopIteration):
         return None
     if not 0 < own <= 1 + 1e-6:
         return None
@@ -62,6 +71,14 @@ def _from_logprobs(choice: dict[str, Any], answer: str) -> float | None:
     # The other answer not among the likeliest tokens: what is left is an upper bound of its mass.
     share = own / (own + other_mass) if other_mass > 0 else min(own, 1.0)
     return share if answer == "yes" else 1.0 - share
+
+
+def _logprob(value: Any) -> float:
+    """Raises ValueError for NaN and for what would be a probability above 1 by more than rounding."""
+    number = float(value)
+    if not number <= _ROUNDING:
+        raise ValueError(f"log-probability {number:g}")
+    return min(number, 0.0)
 
 
 def _word(token: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from stage1.config import Rate, Section, Share, known_keys
+from stage1.config import Rate, Section, Share
 from stage1.errors import ConfigError, MissingError
 from stage1.files import digest_bytes, read_yaml
 
@@ -263,7 +263,7 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "cascade"
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(str(first['loc'][-1]))}"
+        return f"{where}: unknown key{_nearest(first['loc'])}"
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     # Not where a mapping was given: it is long, and might hold what does not belong on a screen.
@@ -271,8 +271,25 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _nearest(name: str) -> str:
-    sections = (CascadeConfig, StageConfig, HttpConfig, ChatConfig, CallsConfig, CostConfig, ExitBand)
-    known = sorted({key.rpartition(".")[2] for section in sections for key in known_keys(section)})
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+# Keys by section; {stage} stands for stages.0 and so on. Sections of a stage first: there most mistakes are made.
+_SECTIONS: dict[str, type[Section]] = {
+    "{stage}.": StageConfig, "{stage}.http.": HttpConfig, "{stage}.http.chat.": ChatConfig, "{stage}.calls.": CallsConfig,
+    "{stage}.cost.": CostConfig, "{stage}.exit.": ExitBand, "": CascadeConfig,
+}  # fmt: skip
+
+
+def _nearest(where: tuple[int | str, ...]) -> str:
+    """Where the unknown key at `where` belongs, if it is a key of another section; else the one that it looks like."""
+    *path, name = (str(part) for part in where)
+    inside = len(path) > 1 and path[0] == "stages"
+    stage = ".".join(path[:2]) if inside else "stages.N"
+    here = ".".join([*path, ""]) if path else ""
+    places = {section.format(stage=stage): list(keys.model_fields) for section, keys in _SECTIONS.items()}
+    for section, keys in places.items():
+        if name in keys and section != here:
+            return f"; it belongs in {section}{name}" if section else f"; {name} belongs at the top of the file"
+    if near := difflib.get_close_matches(name, places.get(here, []), n=1, cutoff=0.6):
+        return f"; did you mean {near[0]}?"
+    elsewhere = {key: f"{section}{key}" for section, keys in reversed(places.items()) for key in keys}
+    near = difflib.get_close_matches(name, sorted(elsewhere), n=1, cutoff=0.6)
+    return f"; did you mean {elsewhere[near[0]]}?" if near else ""

@@ -21,7 +21,8 @@ Floats = NDArray[np.float64]
 def stage_costs(recorded: Recorded, config: CascadeConfig) -> list[dict[str, Any]]:
     """Of each stage: calls, share failed, attempts per image, milliseconds (median, 95th percentile), and what an image costs.
 
-    money: attempts times the price; milliseconds: the config's, else the mean as measured, retries and time-outs included.
+    money: attempts times the price; milliseconds: the config's, else the mean as measured, retries and time-outs included;
+    waited_milliseconds: mean wait for calls.per_minute, which is of the evaluation's hurry and no cost of the stage.
     """
     rows = []
     for place, stage in enumerate(config.stages):
@@ -34,6 +35,7 @@ def stage_costs(recorded: Recorded, config: CascadeConfig) -> list[dict[str, Any
             "failed": float((recorded.outcome[asked, place] != ANSWERED).mean()) if asked.any() else 0.0,
             "median_milliseconds": float(np.median(spent)) if len(spent) else None,
             "p95_milliseconds": float(np.quantile(spent, 0.95)) if len(spent) else None,
+            "waited_milliseconds": float(recorded.waited_ms[asked, place].mean()) if asked.any() else 0.0,
             "money": stage.cost.money * attempts,
             "milliseconds": measured if stage.cost.milliseconds is None else stage.cost.milliseconds,
         })  # fmt: skip

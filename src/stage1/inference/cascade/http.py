@@ -9,14 +9,16 @@ import os
 import socket
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from stage1.errors import ConfigError, MissingError
 from stage1.inference.cascade.chat import chat_probability, chat_request
-from stage1.inference.cascade.config import HttpConfig
 from stage1.inference.cascade.connecting import Connector
 from stage1.inference.cascade.resilience import CallFailed, strict_json
+
+if TYPE_CHECKING:
+    from stage1.inference.cascade.config import HttpConfig
 
 _PIECE = 16384
 # Bad request, too large, not this kind of content, content that cannot be processed.

@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stage1.inference.cascade.config import CallsConfig
+if TYPE_CHECKING:
+    from stage1.inference.cascade.config import CallsConfig
 
 ANSWERED = "answered"
 # What can come of asking one stage for one image. Those of OUTAGES say nothing of the image: they come in runs.
@@ -40,12 +41,14 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """How asking ended. probability: None unless outcome is "answered". attempts: requests made; milliseconds: all of them."""
+    """How asking ended. probability: None unless outcome is "answered". attempts: requests made; milliseconds: all of them
+    with the pauses between them; waited_ms: for the budget, which is no part of it."""
 
     outcome: str
     probability: float | None
     attempts: int
     milliseconds: float
+    waited_ms: float
     detail: str | None = None
 
 
@@ -160,12 +163,15 @@ class Guard:
 
         ask: one attempt; raises CallFailed. stopped: nobody waits for the answer any more, so no further attempt is made.
         """
-        began, attempts = self._clock(), 0
+        began, attempts, waited = self._clock(), 0, 0.0
         failure = CallFailed("breaker_open", "the stage failed too often in a row and is left alone for a while")
         while attempts <= self._settings.retries:
             if not self._breaker.allows():
                 break
+            before = self._clock()
             taken = self._budget.take()
+            # How long an image waits for its turn follows from how many are asked for, not from the stage.
+            waited += self._clock() - before if self._settings.per_minute is not None else 0.0
             if not taken or (stopped is not None and stopped.is_set()):
                 self._breaker.released()
                 if not attempts:
@@ -188,11 +194,13 @@ class Guard:
                 self._breaker.released()
                 raise
             self._breaker.ended(True)
-            return Called(ANSWERED, probability, attempts, self._since(began))
-        return Called(failure.kind, None, attempts, self._since(began), failure.detail)
+            return Called(ANSWERED, probability, attempts, *self._spent(began, waited))
+        milliseconds, waited_ms = self._spent(began, waited)
+        return Called(failure.kind, None, attempts, milliseconds, waited_ms, failure.detail)
 
-    def _since(self, began: float) -> float:
-        return round(1000 * (self._clock() - began), 3)
+    def _spent(self, began: float, waited: float) -> tuple[float, float]:
+        """Milliseconds since `began`: (on the stage, on waiting for the budget)."""
+        return round(1000 * max(self._clock() - began - waited, 0.0), 3), round(1000 * waited, 3)
 
     def _delay(self, key: str, attempt: int) -> float:
         """Uniform up to the backoff: by hash, so that it does not depend on which thread asks when."""

@@ -48,7 +48,8 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What S stages said of N images. probability: float [N, S], NaN where there is no answer; own: int [N, S], the exit of
-    the bundle's policy, -1 none; outcome: str [N, S], "" where the stage was not asked; attempts, milliseconds: [N, S]."""
+    the bundle's policy, -1 none; outcome: str [N, S], "" where the stage was not asked; attempts, milliseconds: [N, S];
+    waited_ms: [N, S], for a budget of attempts a minute, not in milliseconds."""
 
     images: NDArray[np.str_]
     probability: Floats
@@ -56,6 +57,7 @@ class Recorded:
     outcome: NDArray[np.str_]
     attempts: Ints
     milliseconds: Floats
+    waited_ms: Floats
 
     def __len__(self) -> int:
         return len(self.images)
