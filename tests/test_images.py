@@ -18,7 +18,7 @@ from stage1 import images
 from stage1.errors import DataError
 from stage1.images import ImageError, Preprocessing, decode, load_tensor, thumbnail, to_tensor
 
-simplejpeg = images.simplejpeg
+simplejpeg = images._simplejpeg()
 needs_simplejpeg = pytest.mark.skipif(simplejpeg is None, reason="extra fast-io is not installed")
 
 
@@ -69,7 +69,7 @@ def test_fast_path_equals_pillow(subsampling: int, progressive: bool, monkeypatc
         for q in (20, 75, 97)
     ] + [encoded(photo(h, w)[:, :, 0], "JPEG", progressive=progressive) for h, w in SIZES]
     fast = [decode(data) for data in files]
-    monkeypatch.setattr(images, "simplejpeg", None)
+    monkeypatch.setattr(images, "_simplejpeg", lambda: None)
     for data, pixels in zip(files, fast, strict=True):
         np.testing.assert_array_equal(pixels, decode(data))
         np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
@@ -102,7 +102,7 @@ def test_truncated_jpeg_is_an_error_at_every_length(
     progressive: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(images, "simplejpeg", None)
+        monkeypatch.setattr(images, "_simplejpeg", lambda: None)
     data = encoded(photo(40, 56), "JPEG", quality=60, progressive=progressive)
     for length in range(1, len(data)):
         # the reason is the same for all cuts behind the header; the first bytes alone are no image yet

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -14,11 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from stage1.errors import DataError
-
-try:
-    import simplejpeg
-except ImportError:  # the extra `fast-io`: the same pixels, a little faster
-    simplejpeg = None
 
 # What a column of images may be called in a table, in this order, and how the name of an image file ends.
 IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
@@ -79,17 +75,31 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     _require_end(data, image.format)
     pixels = _fast_jpeg(data, image)
     if pixels is None:
-        try:
-            image.load()
-            # Read after load(): TIFF applies and removes it there.
-            orientation = _orientation(image)
-            pixels = np.asarray(_to_rgb(image))
-        except ImageError:
-            raise
-        except Exception as error:  # a reader fed with arbitrary bytes may raise anything; all of it means: broken file
-            raise _read_error(error) from error
-    else:
+        return _upright(image)
+    return np.ascontiguousarray(_oriented(pixels, _orientation(image)))
+
+
+def picture_pixels(image: Image.Image, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """The pixels of a picture of Pillow's, opened or made, as `decode` gives them for a file: uint8 [H, W, 3], C-contiguous.
+
+    What only the bytes of a file show is not looked at here: a missing end marker, further frames. max_pixels: None: no limit.
+    Raises ImageError ("too large", "unsupported mode", "truncated" or "corrupt" where a file that is read now is broken).
+    """
+    if max_pixels is not None:
+        _require_size(image, max_pixels)
+    return _upright(image)
+
+
+def _upright(image: Image.Image) -> NDArray[np.uint8]:
+    try:
+        image.load()
+        # Read after load(): TIFF applies and removes it there.
         orientation = _orientation(image)
+        pixels = np.asarray(_to_rgb(image))
+    except ImageError:
+        raise
+    except Exception as error:  # a reader fed with arbitrary bytes may raise anything; all of it means: broken file
+        raise _read_error(error) from error
     return np.ascontiguousarray(_oriented(pixels, orientation))
 
 
@@ -109,11 +119,15 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         ) from error
     except Exception as error:
         raise _read_error(error) from error
+    _require_size(image, max_pixels)
+    return image
+
+
+def _require_size(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ImageError(
             "too large", f"{image.width} x {image.height} px, more than max_pixels={max_pixels}; shrink it"
         )
-    return image
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
@@ -174,8 +188,20 @@ def _read_error(error: Exception) -> ImageError:
     return ImageError("corrupt", f"{text}; fetch the file again")
 
 
+@cache
+def _simplejpeg() -> Any:
+    """The module, None without the extra `fast-io`. Imported by who decodes bytes alone: the client's detector, which is handed
+    pictures, is to import nothing that its environment might have in another version."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
 def _fast_jpeg(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
     """Pixels by simplejpeg [H, W, 3], or None where Pillow has to read or to judge the file."""
+    simplejpeg = _simplejpeg()
     if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
     try:
@@ -191,10 +217,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # round(v / 257) maps 0..65535 onto 0..255 exactly; convert("L") would clip at 255.
         gray = (np.asarray(image).astype(np.uint32) + 128) // 257
         return Image.fromarray(np.minimum(gray, 255).astype(np.uint8)).convert("RGB")
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or ("transparency" in image.info and mode in ("1", "L", "P", "RGB")):
-        rgba = image.convert("RGBA")
+    if image.has_transparency_data and mode in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBa", "La"):
+        rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if mode in ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBX"):
+    # HSV is in no file; a program may hand such a picture over.
+    if mode in ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBX", "HSV"):
         return image.convert("RGB")
     raise ImageError(
         "unsupported mode", f"pixels of mode {mode} have no agreed range; save as 8-bit RGB or 16-bit gray"

@@ -9,7 +9,7 @@ import pytest
 
 from stage1.errors import DataError
 from stage1.evaluation.reward import expected_reward
-from stage1.evaluation.reward_levels import MIXTURE, LevelRates, reward_threshold
+from stage1.evaluation.reward_levels import MIXTURE, OPEN, LevelRates, reward_threshold
 
 LEVELS = ("L0", "L1", "L2", "L3")
 DISTANCE = np.array([4.0, 3.0, 2.5, 2.0])  # between the classes, in standard deviations
@@ -160,6 +160,62 @@ def test_default_stays_where_nothing_is_gained():
     labels = np.tile([0, 1], 100)
     probability = np.where(labels == 1, 0.99, 0.01) + np.linspace(-0.005, 0.005, 200)
     assert reward_threshold(probability, labels)[0] == pytest.approx(0.5)
+
+
+# ---- exits
+
+
+def banded(probability, low, high):
+    """The exits of a policy that defers in [low, high]."""
+    return np.where(probability < low, 0, np.where(probability > high, 1, OPEN))
+
+
+def test_exits_keep_their_side_whatever_the_threshold():
+    probability, labels, levels, groups = drawn(1200, 20)
+    exits = banded(probability, 0.1, 0.3)
+    rates = LevelRates(probability, labels, levels, groups, exits=exits, resamples=100)
+    for threshold in (0.02, 0.1, 0.2, 0.3, 0.5, 0.9):
+        said = np.where(exits == OPEN, probability > threshold, exits == 1)
+        wanted = LevelRates(said.astype(float), labels, levels, groups, resamples=100).table(0.5)
+        assert rates.table(threshold) == wanted
+    assert rates.table(0.5) == rates.table(0.31) != LevelRates(probability, labels, levels, groups).table(0.5)
+    assert rates.gain(0.9).value == 0.0
+    nothing_exits = np.full(1200, OPEN)
+    assert LevelRates(probability, labels, levels, groups, exits=nothing_exits, resamples=50).table(0.4) == LevelRates(
+        probability, labels, levels, groups, resamples=50
+    ).table(0.4)
+    assert reward_threshold(probability, labels, levels, exits=nothing_exits) == reward_threshold(
+        probability, labels, levels
+    )
+
+
+def test_a_threshold_that_moves_nothing_stays_the_default():
+    probability, labels, levels, _ = drawn(600, 21, bias=2.0)
+    assert reward_threshold(probability, labels, levels)[0] > 0.75
+    # The best threshold lies beyond the band: every image above .4 exits as class 1, so .5 is as good as any above the band.
+    assert reward_threshold(probability, labels, levels, exits=banded(probability, 0.1, 0.4))[0] == 0.5
+    everything = (probability > 0.5).astype(int)
+    assert reward_threshold(probability, labels, levels, exits=everything)[0] == 0.5
+
+
+@pytest.mark.parametrize("bias, band", [(-2.0, (0.05, 0.4)), (2.0, (0.6, 0.95)), (0.0, (0.02, 0.2))])
+def test_a_threshold_is_sought_among_what_it_moves(bias, band):
+    """Against the best of all thresholds for the answers as they are, on many fresh rows."""
+    lost = []
+    probability, labels, levels, _ = drawn(20_000, 22, bias=bias)
+    fresh = LevelRates(probability, labels, levels, exits=banded(probability, *band), resamples=1)
+    grid = np.linspace(band[0] - 0.01, band[1] + 0.01, 41)
+    best = max(fresh.table(float(cut))[-1].reward for cut in grid)
+    for seed in range(10):
+        p, y, names, _ = drawn(600, 800 + seed, bias=bias)
+        lost.append(best - fresh.table(reward_threshold(p, y, names, exits=banded(p, *band))[0])[-1].reward)
+    assert np.mean(lost) < 0.01
+
+
+@pytest.mark.parametrize("exits", [[0, 1], [0, 1, 2, OPEN]])
+def test_exits_that_are_none_are_refused(exits):
+    with pytest.raises(DataError, match="exits"):
+        LevelRates([0.1, 0.9, 0.2, 0.8], [0, 1, 0, 1], exits=exits)
 
 
 def test_gain_of_a_needed_move_is_shown_and_of_a_needless_one_is_not():

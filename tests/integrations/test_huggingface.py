@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ from ..pipeline.conftest import SETTINGS, one_line_error, photos, stage1  # noqa
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from stage1.config import BackboneConfig, HeadConfig  # noqa: E402
+from stage1.config import BackboneConfig, HeadConfig, to_yaml  # noqa: E402
+from stage1.config.views import ViewsConfig  # noqa: E402
 from stage1.documents import read_document  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
 from stage1.images import Preprocessing  # noqa: E402
@@ -24,6 +26,9 @@ from stage1.integrations import huggingface  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.head import Gate, GatedHead, build_gate, build_head  # noqa: E402
 from stage1.pipeline.hf_export import export_hf, margin_at  # noqa: E402
+from stage1.pipeline.rundir import RunDir, read_state, stored_config  # noqa: E402
+from stage1.pipeline.stages import STAGES  # noqa: E402
+from stage1.views import WHOLE, ViewPolicy  # noqa: E402
 
 CLIENT_VENV = os.environ.get("CLIENT_VENV")
 BACKBONE = ("backbone.name=test_vit", "backbone.pooling=cls", "backbone.random_weights=true")
@@ -41,7 +46,7 @@ def run(photos, tmp_path_factory):  # noqa: F811
 @pytest.fixture(scope="module")
 def exported(run):
     folder = run.parent / "stock"
-    result = stage1("export", run, "--to", "hf", folder, "--json")
+    result = stage1("export", run, "--to", "hf", folder, "--positive", "night", "--json")
     assert result.returncode == 0, result.stderr
     return folder, json.loads(result.stdout)
 
@@ -87,7 +92,7 @@ def test_threshold_lands_on_one_half(run, exported):
     from stage1.scores import read_role
 
     target = run.parent / "moved"
-    export_hf(run, target, threshold=0.8)
+    export_hf(run, target, positive="night", threshold=0.8)
     scores = read_role(run, "val_test")
     probability = stated(load_policy(run), scores).probabilities[:, 1]
     shift = margin_at(run, 0.8, 2)
@@ -105,12 +110,39 @@ def test_own_names_can_be_kept(run):
     assert json.loads((target / "config.json").read_text())["id2label"] == {"0": "day", "1": "night"}
 
 
+def renamed(run, folder, *classes):
+    """A copy of the run whose two classes have these names, in this order."""
+    from stage1.data.table import SampleTable
+
+    copy = shutil.copytree(run, folder)
+    table = SampleTable.read(copy / "samples.parquet")
+    dataclasses.replace(table, classes=classes).write(copy / "samples.parquet")
+    return copy
+
+
+def test_classes_the_other_way_round_are_refused_and_the_right_way_needs_no_word(run, tmp_path):
+    turned = renamed(run, tmp_path / "turned", "roadwork", "none")
+    one_line_error(stage1("export", turned, "--to", "hf", tmp_path / "x"), 2, "class 0 is roadwork", "[none,roadwork]")
+    with pytest.raises(ConfigError, match="class 0 is roadwork"):
+        export_hf(turned, tmp_path / "x", positive="roadwork")
+    assert not (tmp_path / "x").exists()
+    export_hf(turned, tmp_path / "named", keep_names=True)
+    assert json.loads((tmp_path / "named" / "config.json").read_text())["id2label"] == {"0": "roadwork", "1": "none"}
+    right = renamed(run, tmp_path / "right", "no roadwork", "Road works")
+    export_hf(right, tmp_path / "client")
+    assert json.loads((tmp_path / "client" / "config.json").read_text())["id2label"] == {"0": "None", "1": "Roadwork"}
+
+
 @pytest.mark.parametrize(
     "arguments, code, words",
     [
         (["--to", "onnx", "x"], 2, ["onnx", "hf"]),
         (["--threshold", "0.4"], 2, ["--to hf"]),
-        (["--to", "hf", "x", "--threshold", "1"], 2, ["--threshold 1"]),
+        (["--positive", "night"], 2, ["--to hf"]),
+        (["--to", "hf", "x"], 2, ["neither 'day' nor 'night'", "--positive night", "--keep-names"]),
+        (["--to", "hf", "x", "--positive", "day"], 2, ["--positive day", "data.classes=[night,day]"]),
+        (["--to", "hf", "x", "--positive", "night", "--keep-names"], 2, ["--positive night", "--keep-names"]),
+        (["--to", "hf", "x", "--positive", "night", "--threshold", "1"], 2, ["--threshold 1"]),
         (["--to", "hf", "x", "train.epochs=2"], 2, ["overrides"]),
     ],
 )
@@ -125,7 +157,7 @@ def test_a_bundle_and_a_full_folder_are_refused(run, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
-        export_hf(run, tmp_path / "full")
+        export_hf(run, tmp_path / "full", positive="night")
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "mine.txt"]
 
 
@@ -143,20 +175,53 @@ def test_embedded_backbone_is_refused_by_name(tmp_path):
 def test_other_logits_leave_nothing_behind(run, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "TOLERANCE", 1e-12)
     with pytest.raises(IntegrityError, match="allowed: 1e-12"):
-        export_hf(run, tmp_path / "stock")
+        export_hf(run, tmp_path / "stock", positive="night")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_of_several_views_is_refused(run, tmp_path):
-    from stage1.aggregation import FrozenViews, aggregator
-    from stage1.views import ViewPolicy
+def looking(run, folder, aggregate="mean", **views):
+    """A copy of a run as it is where its config has views: exported, and scored where `policy` says what it shipped."""
+    from stage1.aggregation import FrozenViews, Pool
 
-    copy = shutil.copytree(run, tmp_path / "run")
-    policy = ViewPolicy(grid=(2, 2))
-    logits = np.zeros((4, policy.count, 2))
-    FrozenViews(policy, aggregator("mean", policy, logits, np.array([0, 1, 0, 1]))).save(copy / "views.json")
-    with pytest.raises(ConfigError, match="5 views"):
+    shipped = views.pop("policy", None)
+    copy = shutil.copytree(run, folder)
+    config = stored_config(copy)
+    config = config.model_copy(update={"views": ViewsConfig(aggregate=aggregate, **views)})
+    (copy / "config.yaml").write_text(to_yaml(config))
+    if shipped is not None:
+        directory = RunDir(copy, config, read_state(copy))
+        FrozenViews(shipped, Pool("whole" if shipped == WHOLE else "mean")).save(copy / "views.json")
+        score = next(stage for stage in STAGES if stage.name == "score")
+        directory.record("score", score.inputs(directory), iter([copy / "views.json"]), 0.0)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("views", "words"),
+    [
+        ({"grid": "2x2", "policy": ViewPolicy(grid=(2, 2))}, r"looks at 5 views .*; ship its ONNX bundle with .*$"),
+        (
+            {"whole": False, "scales": [0.7], "policy": ViewPolicy(whole=False, scales=(0.7,))},
+            r"looks at 1 view \(centre .7\)",
+        ),
+        ({"grid": "2x2"}, r"looks at 5 views .*is open until `stage1 score"),
+        ({"grid": "2x2", "train": "pooled", "aggregate": "auto"}, r"looks at 5 views .*instead$"),
+    ],
+)
+def test_a_run_of_other_views_than_the_whole_image_is_refused(run, tmp_path, views, words):
+    copy = looking(run, tmp_path / "run", **views)
+    with pytest.raises(ConfigError, match=words):
         export_hf(copy, tmp_path / "stock")
+    assert not (tmp_path / "stock").exists()
+
+
+def test_a_run_whose_choice_was_the_whole_image_is_exported_while_that_stands(run, tmp_path):
+    copy = looking(run, tmp_path / "run", grid="2x2", aggregate="auto", policy=WHOLE)
+    assert export_hf(copy, tmp_path / "stock", positive="night")["parity"]["images"] > 0
+    parity = json.loads((copy / "parity.json").read_text())
+    (copy / "parity.json").write_text(json.dumps(parity))  # other bytes: the choice is of an earlier export
+    with pytest.raises(ConfigError, match="is open until `stage1 score"):
+        export_hf(copy, tmp_path / "again")
 
 
 # ---- heads and preprocessing

@@ -24,8 +24,10 @@ from stage1.integrations.streetvision.check import scenes
 from stage1.integrations.streetvision.launch import miner_command
 from stage1.views import ViewPolicy
 
+from ..inference.cascade_server import misbehave, serving
 from ..pipeline.conftest import one_line_error, stage1
 from .streetvision_bundles import make_bundle
+from .test_streetvision_cascade import detector_of, http
 
 # What the contract says of the client, and no more: a registry, a base class, a miner that builds a detector by keywords.
 REGISTRY = """
@@ -76,7 +78,8 @@ print(json.dumps({
     "path": sys.path, "counts": detector.counts,
 }))
 """
-OURS = {"scipy", "pydantic", "jsonschema", "pyarrow", "typer", "timm", "torchvision"}
+# The Cython modules of simplejpeg lie in its package; those beside it (cython_runtime) may be PyYAML's, which is allowed.
+OURS = {"scipy", "pydantic", "jsonschema", "pyarrow", "typer", "timm", "torchvision", "simplejpeg"}
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +296,31 @@ def test_200_challenges_in_the_clients_environment(client, views, tmp_path):
     detector = Stage1Detector(config_name=str(bundle))
     here = [detector(Image.open(io.BytesIO(data))) for data in made]
     assert found["answers"] == pytest.approx(here, abs=1e-6)
+
+
+@pytest.mark.parametrize("where", ["our own", pytest.param("the client's", marks=pytest.mark.slow)])
+def test_a_miner_with_a_cascade_asks_its_stages_without_our_packages(client, bundle, tmp_path, where):
+    venv = os.environ.get("CLIENT_VENV")
+    if where == "the client's" and not venv:
+        pytest.skip("CLIENT_VENV names no virtual environment; `make client-venv` builds one and says its path")
+    python = sys.executable if where == "our own" else Path(venv or "") / "bin" / "python"
+    made = requests(tmp_path / "requests", 24, each=3)
+    with serving(misbehave) as server:
+        # Hardly anything exits, so that there is something to ask.
+        detector = detector_of(tmp_path, bundle, http(server.url("/ok")), exit={"below": 1e-6})
+        here = [detector(Image.open(io.BytesIO(data))) for data in made]
+        (tmp_path / "detector.json").write_text((tmp_path / "detector.yaml").read_text())
+        run = stage1(
+            "streetvision", "run", "--registry", "streetclient.registry", "--config", tmp_path / "detector.json", "--", python,
+            client / "neurons" / "miner.py", "--neuron.detector", "Stage1", "--requests", tmp_path / "requests",
+            environment={"PYTHONPATH": str(client)},
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert len(server.requests) == 2 * 24
+    found = json.loads(run.stdout)
+    assert found["answers"] == pytest.approx(here, abs=1e-6)
+    assert found["counts"]["stage2"] == 24
+    assert not set(found["roots"]) & OURS
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------

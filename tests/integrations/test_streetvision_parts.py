@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from stage1.calibration import FrozenMap, Isotonic
 from stage1.calibration.logistic import Beta, Platt
 from stage1.calibration.scaling import Temperature
 from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.files import read_yaml
 from stage1.images import Preprocessing
 from stage1.inference.viewing import ViewOutputs, look
 from stage1.integrations.streetvision.lanes import Lane, Late
@@ -273,6 +276,23 @@ def test_decision_threshold_may_be_the_file_of_the_reward_command(tmp_path):
 
 BAD = {
     "twice": ("bundle: b\nbundle: c", ConfigError, "'bundle' stands twice"),
+    "a misspelt word of two keys": (
+        "bundle: b\ntreshold: 1",
+        ConfigError,
+        "'treshold'; did you mean 'decision_threshold' or 'stage2_threshold'",
+    ),
+    "a misspelt key": (
+        "bundle: b\ndecision_treshold: 1",
+        ConfigError,
+        r"'decision_treshold'; did you mean 'decision_threshold'\?",
+    ),
+    "cascade and stage2": ("bundle: b\ncascade: c\nstage2: m:f", ConfigError, "stage2: 'm:f' beside `cascade`"),
+    "cascade and threshold": (
+        "bundle: b\ncascade: c\ndecision_threshold: 0.5",
+        ConfigError,
+        "decision_threshold: 0.5 beside `cascade`",
+    ),
+    "cascade true": ("bundle: b\ncascade: true", ConfigError, "cascade: True"),
     "unknown key": ("bundle: b\ndeadline: 3", ConfigError, "'deadline'; did you mean 'deadline_s'"),
     "the client's key": ("bundle: b\nweights: w", ConfigError, "unknown key 'weights'; did you mean"),
     "no bundle": ("threads: 1", ConfigError, "`bundle` is missing"),
@@ -303,6 +323,31 @@ def test_a_bad_configuration_is_one_line_that_names_the_key(tmp_path, case):
     with pytest.raises(kind, match=words) as caught:
         load_settings(tmp_path / "d.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["d.yaml", "d.json"])
+@pytest.mark.parametrize("data", [b"\x00\xff", b"bundle: caf\xe9", b"\xff\xfe{\x00", b"\x00"], ids=repr)
+def test_what_is_no_text_is_one_line(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        load_settings(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_with_a_key_twice_is_refused_as_yaml_is(tmp_path):
+    (tmp_path / "d.json").write_text('{"bundle": "b", "threads": 1, "threads": 4}')
+    with pytest.raises(ConfigError, match="key 'threads' stands twice"):
+        load_settings(tmp_path / "d.json")
+    (tmp_path / "reward.json").write_text('{"decision_threshold": 0.4, "decision_threshold": 0.6}')
+    (tmp_path / "e.json").write_text('{"bundle": "b", "decision_threshold": "reward.json"}')
+    with pytest.raises(ConfigError, match="reward.json holds none"):
+        load_settings(tmp_path / "e.json")
+
+
+def test_the_pages_configuration_names_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "CLIENT.md").read_text(encoding="utf-8")
+    keys = set().union(*(read_yaml(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.S)))
+    assert keys == {field.name for field in fields(Settings)}
 
 
 def test_no_configuration_and_no_such_file(tmp_path, monkeypatch):

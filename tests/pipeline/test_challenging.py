@@ -20,6 +20,7 @@ from stage1.pipeline import opened
 from stage1.pipeline.challenge_report import level_lines, levels_of, report_levels
 from stage1.pipeline.data_stage import source_state, split
 from stage1.pipeline.progress import Progress
+from stage1.pipeline.rewarding import reward
 from stage1.pipeline.runner import Context, Stop
 from stage1.policy.population import population
 from stage1.scores import read_role, write_role
@@ -190,11 +191,18 @@ def test_a_run_certifies_the_mixture_and_its_levels_and_the_bundle_repeats_it(st
 
 def test_the_report_has_a_row_for_each_level_at_balanced_labels(streetview, tmp_path):
     document = report_levels(streetview.folder, resamples=50)
-    assert [row["level"] for row in document["levels"]] == ["L0", "L1", "L2", "L3", "all"]
+    assert [row["level"] for row in document["levels"]] == ["L0", "L1", "L2", "L3", "mixture"]
     assert sum(row["n"] for row in document["levels"][:4]) == document["levels"][4]["n"]
     text = "\n".join(level_lines(document))
     assert "at 50 % positives" in text
-    assert "certified: all yes, L0 " in text
+    assert "certified: mixture yes, L0 " in text
+    assert "accuracy and mcc of the answers" in text
+    # The two commands speak of the same answers at the same shares of the levels.
+    paid = reward(streetview.folder, resamples=2)["tables"][0]["rows"]
+    for mine, theirs in zip(document["levels"], paid, strict=True):
+        assert mine["level"] == theirs["level"]
+        assert mine["metrics"]["accuracy"]["value"] == pytest.approx(theirs["accuracy"])
+        assert mine["metrics"]["mcc"]["value"] == pytest.approx(theirs["mcc"])
     printed = stage1("challenge", "report", streetview.folder, "--resamples", "50", "--json")
     assert json.loads(printed.stdout) == document
     one_line_error(stage1("challenge", "report", tmp_path), 3, "val_test")
@@ -214,8 +222,29 @@ def test_balanced_means_that_the_share_of_a_class_does_not_matter():
     rows = Scores(logits=logits, labels=labels, slices={"level": np.where(np.arange(1000) % 2, "L0", "L3")})
     policy = fit_policy("softmax", calib=rows, risks={"miss_rate": 0.2, "false_exit_rate": 0.2})
     found = levels_of(rows, policy, resamples=20)[-1]["metrics"]
-    right = logits.argmax(1) == labels
+    decision = policy.decide(rows)
+    right = np.where(decision.exit, decision.label, decision.probability > 0.5) == labels
     assert found["accuracy"]["value"] == pytest.approx((right[labels == 0].mean() + right[labels == 1].mean()) / 2)
     assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
     other = levels_of(rows, policy, prior=0.1, resamples=20)[-1]["metrics"]
     assert other["accuracy"]["value"] == pytest.approx(right.mean())
+
+
+def test_the_mixture_has_every_level_equally_often_whatever_there_is_of_each():
+    rng = np.random.default_rng(2)
+    n = 1200
+    labels, level = rng.integers(0, 2, n), np.where(np.arange(n) < 900, "L0", "L3")
+    spread = np.where(level == "L0", 1.0, 3.0)  # L3 is rarer here, and worse
+    logits = np.stack([np.zeros(n), rng.normal(0, 1, n) * spread + 3 * labels - 1.5], 1)
+    rows = Scores(logits=logits, labels=labels, slices={"level": level}, groups=np.arange(n) // 2)
+    policy = fit_policy("softmax", calib=rows, risks={"miss_rate": 0.2, "false_exit_rate": 0.2}, assume_iid=True)
+    first, second, both = (row["metrics"] for row in levels_of(rows, policy, resamples=40))
+    for name in ("accuracy", "coverage"):
+        mean = (first[name]["value"] + second[name]["value"]) / 2
+        assert both[name]["value"] == pytest.approx(mean)
+        assert both[name]["low"] < mean < both[name]["high"]
+    assert both["accuracy"]["value"] < first["accuracy"]["value"] - 0.05
+    # One level alone is no mixture; one without a row of one class leaves it undefined.
+    assert [row["level"] for row in levels_of(rows.take(level == "L0"), policy, resamples=2)] == ["L0"]
+    found = levels_of(rows.take((level == "L0") | (labels == 1)), policy, resamples=2)
+    assert [row["metrics"] is None for row in found] == [False, True, True]

@@ -12,7 +12,8 @@ from stage1.documents import read_document
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.pipeline.rewarding import reward, reward_lines, write_reward
 from stage1.pipeline.score_files import calibrate_scores
-from stage1.scores import Scores, write_scores
+from stage1.policy import load_policy
+from stage1.scores import Scores, read_scores, write_scores
 
 from .conftest import one_line_error, stage1
 
@@ -97,6 +98,45 @@ def test_of_a_folder_the_probabilities_are_those_that_its_policy_states(file, tm
     assert (
         document["tables"][0]["rows"][-1]["reward"] > reward(file, resamples=2)["tables"][0]["rows"][-1]["reward"] + 0.1
     )
+
+
+def test_a_folder_of_classes_in_the_other_order_is_refused(file, tmp_path):
+    config = RunConfig.model_validate(
+        {
+            "risks": {"miss_rate": 0.3, "false_exit_rate": 0.3},
+            "assume_iid": True,
+            "data": {"classes": ["roadwork", "none"]},
+        }
+    )
+    calibrate_scores(file, tmp_path / "turned", config=config, values="logits", columns={}, shares="0.1,0.6,0.3")
+    with pytest.raises(ConfigError, match=r"turned: its class 0 is roadwork.*data.classes=\[none,roadwork\]"):
+        reward(tmp_path / "turned")
+
+
+def test_exits_keep_their_side_and_no_exits_is_the_bare_threshold(file, tmp_path):
+    """A folder that exits above P = .1 or so as class 1: at 0.5 the detector still says class 1 of these."""
+    config = RunConfig.model_validate({"risks": {"fnr": 0.05, "false_exit_rate": 0.45}, "assume_iid": True})
+    calibrate_scores(file, tmp_path / "mine", config=config, values="logits", columns={}, shares="0.1,0.6,0.3")
+    policy, (mine, roles) = load_policy(tmp_path / "mine"), read_scores(tmp_path / "mine" / "scores.parquet")
+    test = mine.take(roles == "val_test")
+    decision = policy.decide(test)
+    above = decision.probability > 0.5
+    assert (decision.exit & (decision.label == 1) & ~above).sum() > 10
+    for exits, said in ((True, np.where(decision.exit, decision.label == 1, above)), (False, above)):
+        document = reward(tmp_path / "mine", resamples=20, exits=exits)
+        assert document["exits"] == (decision.exit.sum() if exits else None)
+        for row in document["tables"][0]["rows"][:-1]:
+            at = test.slices["level"] == row["level"]
+            assert row["tpr"] == said[at & (test.labels == 1)].mean()
+            assert row["fpr"] == said[at & (test.labels == 0)].mean()
+    stock = stage1("streetvision", "reward", tmp_path / "mine", "--no-exits", "--resamples", "20")
+    assert stock.returncode == 0, stock.stderr
+    assert "exit" not in stock.stdout
+    # RUN/reward.json is for the detector: it never holds a threshold for another way to answer.
+    assert not (tmp_path / "mine" / "reward.json").exists()
+    ours = stage1("streetvision", "reward", tmp_path / "mine", "--resamples", "20")
+    assert f"{decision.exit.sum()} of {len(test)} rows exit: they keep their side" in ours.stdout
+    assert read_document(tmp_path / "mine" / "reward.json", "reward")["exits"] == decision.exit.sum()
 
 
 def test_bad_input_is_named(file, tmp_path):

@@ -27,6 +27,12 @@ def reward(
     columns: Columns = None,
     prior: Annotated[float, typer.Option("--prior", help="P(class 1) where the client draws.")] = 0.5,
     resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap replicates, over groups.")] = 1000,
+    exits: Annotated[
+        bool,
+        typer.Option(
+            "--exits/--no-exits", help="Exits keep their side, as in the detector; or as a stock folder answers."
+        ),
+    ] = True,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write reward.json there; of a run it is RUN/reward.json.")
     ] = None,
@@ -40,9 +46,11 @@ def reward(
     from stage1.pipeline.rewarding import reward as rewarded
 
     document = rewarded(
-        source, level_column=level_column, values=values, columns=pairs(columns), prior=prior, resamples=resamples
-    )
-    path = output or (source / REWARD_FILE if source.is_dir() else None)
+        source, level_column=level_column, values=values, columns=pairs(columns), prior=prior, resamples=resamples,
+        exits=exits,
+    )  # fmt: skip
+    # RUN/reward.json is what the detector's config names: a threshold for another way to answer stays out of it.
+    path = output or (source / REWARD_FILE if source.is_dir() and exits else None)
     if path is not None:
         write_reward(document, path)
     show(document, as_json, reward_lines)

@@ -164,6 +164,10 @@ def export(
     keep_names: Annotated[
         bool, typer.Option("--keep-names", help="With --to hf: the run's class names, not None and Roadwork.")
     ] = False,
+    positive: Annotated[
+        str | None,
+        typer.Option("--positive", help="With --to hf: the class that is Roadwork, where the names do not tell."),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option("--threshold", help="With --to hf: the stated P(class 1) that becomes the stock 0.5."),
@@ -177,15 +181,15 @@ def export(
     Example: stage1 export runs/photos
     """
     if to is None:
-        if keep_names or threshold is not None:
-            raise ConfigError("--keep-names, --threshold: belong to --to hf DIR; give it")
+        if keep_names or positive is not None or threshold is not None:
+            raise ConfigError("--keep-names, --positive, --threshold: belong to --to hf DIR; give it")
         _stage("export", run, overrides, force, quiet, as_json)
         return
     if to[0] != "hf" or overrides or force:
         raise ConfigError(f"--to {to[0]} {to[1]}: hf is what there is, without overrides or --force")
     from stage1.pipeline.hf_export import export_hf, hf_lines
 
-    facts = export_hf(run, to[1], keep_names=keep_names, threshold=threshold)
+    facts = export_hf(run, to[1], keep_names=keep_names, positive=positive, threshold=threshold)
     show(facts, as_json, lambda document: hf_lines(document, to[1]))
 
 

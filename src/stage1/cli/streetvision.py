@@ -85,3 +85,38 @@ def streetvision_check(
     show(document, as_json, check_lines)
     if document["failures"]:
         raise typer.Exit(1)
+
+
+@streetvision_app.command("cascade")
+def streetvision_cascade(
+    cascade: Annotated[Path, typer.Argument(help="Cascade file (YAML); see docs/CASCADE.md.", metavar="CASCADE")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The file for the detector's key `cascade` (JSON); paths start from it."),
+    ],
+    certified: Annotated[
+        Path | None,
+        typer.Option("--certified", help="Folder of `cascade evaluate`: its thresholds, and its certificate's."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check a cascade file and write its stages and rules as one sealed file that the detector reads without our packages.
+
+    Example: stage1 streetvision cascade cascade.yaml --certified runs/cascade --output stages.json
+    """
+    from stage1.inference.cascade import fixed_rules, open_cascade
+    from stage1.integrations.streetvision.frozen import freeze
+    from stage1.pipeline.cascading import certified_rules
+
+    opened = open_cascade(cascade)
+    certificate = None
+    if certified is None:
+        rules = fixed_rules(opened.config)
+    else:
+        rules, document = certified_rules(certified, opened)
+        certificate = document["certificate"]
+    freeze(opened, cascade, rules, output, certificate)
+    if not quiet:
+        said = "no certificate: thresholds of the file (give --certified FOLDER of `stage1 cascade evaluate`)"
+        typer.echo(said if certificate is None else certificate["statement"])
+        typer.echo(str(output))

@@ -4,6 +4,9 @@ The client draws the level uniformly and does not say which it was, so the mixtu
 levels, whatever number of rows each level has here. Labels are balanced there: only TPR and FPR count, not the share of
 class 1 in these rows.
 
+**Exits**: what a policy lets exit keeps its side whatever the threshold, as in the detector; the threshold decides the other
+rows. So a threshold beyond the band in which the policy defers moves nothing.
+
 **Intervals** are percentiles of a bootstrap over groups within labels. Where a level shows no error of one kind (or nothing
 but errors), resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k + 1/2, n - k + 1/2)
 instead, n the number of groups with rows of that class.
@@ -28,6 +31,7 @@ from stage1.evaluation.reward import expected_reward, mcc_of_table
 from stage1.scores import Scores
 
 DEFAULT, MIXTURE = 0.5, "mixture"
+OPEN = -1  # of a row that does not exit: the threshold decides it
 _CANDIDATES, _PAYS = 401, 5e-4
 Rates = tuple[FloatArray, FloatArray]
 
@@ -62,16 +66,18 @@ class LevelRates:
     """Labelled scores, sorted out by level: TPR and FPR of each level at any threshold, with bootstrap replicates.
 
     probability: float [N], P(class 1) as stated by the model. labels: 0/1 [N]. levels: str [N], or None: one level, "all".
-    groups: [N], what is resampled together, or None: rows. The same seed draws the same replicates for every threshold,
-    so differences between thresholds are paired.
-    Raises DataError: unequal lengths, other labels, a level without a row of one class.
+    groups: [N], what is resampled together, or None: rows. exits: int [N], the class as which a row exits, OPEN where the
+    threshold decides; None: it decides all. The same seed draws the same replicates for every threshold, so differences
+    between thresholds are paired.
+    Raises DataError: unequal lengths, other labels or exits, a level without a row of one class.
     """
 
     def __init__(
         self, probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None = None, groups: ArrayLike | None = None,
-        *, resamples: int = 1000, seed: int = 0,
+        *, exits: ArrayLike | None = None, resamples: int = 1000, seed: int = 0,
     ) -> None:  # fmt: skip
-        self._probability, truth, names = _checked(probability, labels, levels)
+        stated, truth, names = _checked(probability, labels, levels)
+        self._score = _beyond(stated, exits)
         self.levels = np.unique(names).tolist()
         self._rows = [[(names == level) & (truth == label) for level in self.levels] for label in (1, 0)]
         for label, masks in zip((1, 0), self._rows, strict=True):
@@ -94,13 +100,13 @@ class LevelRates:
 
     def rates(self, threshold: float) -> Rates:
         """TPR and FPR at `threshold` (above it: class 1), float [levels] each."""
-        above = self._probability > threshold
+        above = self._score > threshold
         first, second = (np.array([above[mask].mean() for mask in masks]) for masks in self._rows)
         return first, second
 
     def replicates(self, threshold: float) -> Rates:
         """The same in each bootstrap replicate, float [B, levels] each; NaN where a replicate left a class of a level out."""
-        above = self._probability > threshold
+        above = self._score > threshold
         found = []
         for label, (masks, bases, units) in enumerate(zip(self._rows, self._bases, self._units, strict=True)):
             hits = self._sums([mask & above for mask in masks])
@@ -177,20 +183,24 @@ class LevelRates:
 
 
 def reward_threshold(
-    probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None = None, prior: float = 0.5
-) -> tuple[float, float]:
+    probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None = None, prior: float = 0.5,
+    exits: ArrayLike | None = None,
+) -> tuple[float, float]:  # fmt: skip
     """The threshold on `probability` for the largest expected reward of the mixture, and that reward by the class model.
 
     Arguments as for LevelRates, of val_select: rows that are not used to check it. See the module for how noise is kept
-    out. Raises DataError as there, and where there are fewer than two distinct probabilities.
+    out. The default where no threshold moves anything, as every row exits. Raises DataError as there, and where there are
+    fewer than two distinct probabilities.
     """
     stated, truth, names = _checked(probability, labels, levels)
     margin = _logit(stated)
     if len(np.unique(margin)) < 2:
         raise DataError("probabilities: all alike; there is no threshold to choose")
     first = _class_one(margin, truth)
-    cuts = _candidates(margin)
-    rates = [_modelled(margin, np.where(label, first, 1.0 - first), names, cuts) for label in (True, False)]
+    score = _beyond(margin, exits)
+    # Between all rows, and more densely between those that a threshold moves.
+    cuts = np.union1d(_candidates(margin), _candidates(score[np.isfinite(score)]))
+    rates = [_modelled(score, np.where(label, first, 1.0 - first), names, cuts) for label in (True, False)]
     rewards = expected_reward(rates[0], rates[1], prior)
     good = np.flatnonzero(rewards >= rewards.max() - _PAYS)
     best = int(good[np.argmin(np.abs(cuts[good] - _logit(np.array([DEFAULT]))[0]))])
@@ -207,18 +217,20 @@ def _class_one(margin: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
 
 def _candidates(margin: FloatArray) -> FloatArray:
     """The default, and thresholds half-way between neighbouring quantiles of the margin: rising, as log-odds."""
+    if not len(margin):
+        return np.zeros(1)
     levels = np.unique(np.quantile(margin, np.linspace(0, 1, _CANDIDATES)))
     return np.unique(np.append((levels[1:] + levels[:-1]) / 2, 0.0))
 
 
-def _modelled(margin: FloatArray, weights: FloatArray, levels: NDArray[np.str_], cuts: FloatArray) -> FloatArray:
+def _modelled(score: FloatArray, weights: FloatArray, levels: NDArray[np.str_], cuts: FloatArray) -> FloatArray:
     """Mean over the levels of the weighted share of rows above each cut, float [cuts]."""
     shares = []
     for level in np.unique(levels):
         rows = levels == level
-        order = np.argsort(margin[rows], kind="stable")
+        order = np.argsort(score[rows], kind="stable")
         beyond = np.append(np.cumsum(weights[rows][order][::-1])[::-1], 0.0)
-        shares.append(beyond[np.searchsorted(margin[rows][order], cuts, side="right")] / beyond[0])
+        shares.append(beyond[np.searchsorted(score[rows][order], cuts, side="right")] / beyond[0])
     return np.asarray(np.mean(shares, axis=0))
 
 
@@ -247,6 +259,16 @@ def _logit(probability: FloatArray) -> FloatArray:
     # 1.0 and 0.0 are what a confident float32 softmax prints; their order is all that counts here.
     inside = np.clip(probability, np.finfo(np.float64).tiny, 1.0 - np.finfo(np.float64).epsneg)
     return np.asarray(np.log(inside) - np.log1p(-inside))
+
+
+def _beyond(score: FloatArray, exits: ArrayLike | None) -> FloatArray:
+    """The score, [N], with the rows that exit moved beyond every threshold, to the side that they keep."""
+    if exits is None:
+        return score
+    sides = np.asarray(exits)
+    if sides.shape != score.shape or not np.isin(sides, (0, 1, OPEN)).all():
+        raise DataError(f"exits: one for each of {len(score)} rows: 0, 1, or {OPEN} where the threshold decides")
+    return np.asarray(np.select([sides == 1, sides == 0], [np.inf, -np.inf], score))
 
 
 def _checked(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,13 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stage1.errors import DataError
+from stage1.images import picture_pixels
 from stage1.stream import Item
 
 Picture: TypeAlias = Item | Image.Image | NDArray[np.uint8]
-
-# What PNG can hold without loss; the rest of what `decode` accepts goes to RGB by the conversion that `decode` uses.
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
-_RGB_MODES = ("CMYK", "YCbCr", "RGBX", "RGBa", "La", "PA")
 
 
 def name_of(picture: Picture, row: int) -> str:
@@ -36,7 +32,8 @@ def item_of(picture: Picture, row: int) -> Item:
             )
         return _png(Image.fromarray(picture))
     if isinstance(picture, Image.Image):
-        return _png(picture)
+        # In the thread that reads, as for a file: a picture that was opened but not read yet may be broken.
+        return lambda: _png(Image.fromarray(picture_pixels(picture)))
     if callable(picture):
         return picture
     raise DataError(
@@ -44,17 +41,7 @@ def item_of(picture: Picture, row: int) -> Item:
     )
 
 
-def _png(image: Image.Image) -> Callable[[], bytes]:
-    def encoded() -> bytes:
-        if image.mode not in _PNG_MODES + _RGB_MODES:
-            raise DataError(f"unsupported mode: pixels of mode {image.mode} have no agreed range; convert it to RGB")
-        try:
-            exif = image.getexif()
-            whole = image if image.mode in _PNG_MODES else image.convert("RGBA" if "a" in image.mode.lower() else "RGB")
-            buffer = io.BytesIO()
-            whole.save(buffer, "PNG", compress_level=0, exif=exif)
-        except (OSError, SyntaxError, ValueError) as error:  # a picture that was opened but not read yet may be broken
-            raise DataError(f"corrupt: {' '.join(str(error).split())}") from error
-        return buffer.getvalue()
-
-    return encoded
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()

@@ -13,22 +13,24 @@ from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.documents import read_document
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.files import digest_file
+from stage1.integrations.client_classes import client_labels
 from stage1.pipeline.model_stages import trained_head
 from stage1.pipeline.rundir import RunDir, read_state, stored_config
 from stage1.pipeline.tuning_stages import backbone_config, backbone_file
+from stage1.pipeline.view_stages import shipped_views
 from stage1.policy import POLICY_FILES, load_policy
 from stage1.policy.calibrated import has_own_probability
 
-CLIENT_LABELS = ("None", "Roadwork")  # the client takes the score of the label called exactly so
-
 
 def export_hf(
-    folder: Path, target: Path, *, keep_names: bool = False, threshold: float | None = None
+    folder: Path, target: Path, *, keep_names: bool = False, positive: str | None = None, threshold: float | None = None
 ) -> dict[str, Any]:
     """Write `target` from the run directory `folder`; returns the facts of stage1_export.json.
 
-    keep_names: the run's own class names instead of the client's None and Roadwork. threshold: the stated P(class 1) that
-    becomes the stock 0.5 (two classes). Raises as write_stock_folder does, MissingError where the run is not exported yet.
+    keep_names: the run's own class names instead of the client's None and Roadwork. positive: the name of the class that is
+    Roadwork, where the names of the two do not tell. threshold: the stated P(class 1) that becomes the stock 0.5 (two
+    classes). Raises as write_stock_folder does, MissingError where the run is not exported yet, ConfigError where class 1 is
+    not, or not known to be, roadwork.
     """
     from stage1.data.table import SampleTable
 
@@ -39,7 +41,7 @@ def export_hf(
     run = RunDir(folder, config, read_state(folder))
     _check_run(run)
     table = SampleTable.read(run / "samples.parquet")
-    labels = _labels(table.classes, keep_names)
+    labels = _labels(table.classes, keep_names, positive, str(folder))
     cut = 0.5 if threshold is None else threshold
     shift = 0.0 if threshold is None else margin_at(folder, threshold, len(table.classes))
     # Not above: torch and transformers take seconds, a wrong option is said at once.
@@ -119,14 +121,33 @@ def _check_run(run: RunDir) -> None:
     parity = read_document(run / "parity.json", "parity")
     if not parity["passed"] or parity["model"] != digest_file(run / "model.onnx"):
         raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
-    from stage1.aggregation import VIEWS_FILE, FrozenViews
+    _check_views(run)
 
-    if (run / VIEWS_FILE).is_file() and (count := FrozenViews.load(run / VIEWS_FILE).policy.count) > 1:
+
+def _check_views(run: RunDir) -> None:
+    """By the config, not by views.json: a run that is not scored has none yet, and one view may be a crop."""
+    from stage1.pipeline.stages import STAGES
+
+    views = run.config.views
+    if views.policy is None:
+        return
+    score = next(stage for stage in STAGES if stage.name == "score")
+    scored = run.is_current("score", score.inputs(run))
+    if scored and shipped_views(run) is None:
+        return  # the whole image alone, by the choice on val_select
+    open_yet = not scored and views.train != "pooled"
+    way_out = "ship its ONNX bundle with the detector of stage1.integrations.streetvision instead"
+    raise ConfigError(
+        f"{run.path}: this run looks at {views.policy.description} of an image, a stock folder at the whole image alone; {way_out}"
+        + (f" (whether it ships the whole image alone is open until `stage1 score {run.path}`)" if open_yet else "")
+    )
+
+
+def _labels(classes: Sequence[str], keep_names: bool, positive: str | None, where: str) -> tuple[str, ...]:
+    """Never by position alone: a run with its classes the other way round would have the client take 1 - P."""
+    if positive is not None and (keep_names or len(classes) != 2):
+        why = "--keep-names is given" if keep_names else f"{where} has {len(classes)} classes"
         raise ConfigError(
-            f"{run / VIEWS_FILE}: this run looks at {count} views of an image, a stock folder at one; "
-            "ship its ONNX bundle with the detector of stage1.integrations.streetvision instead"
+            f"--positive {positive}: names the client's Roadwork of two classes, and {why}; leave one out"
         )
-
-
-def _labels(classes: Sequence[str], keep_names: bool) -> tuple[str, ...]:
-    return CLIENT_LABELS if len(classes) == 2 and not keep_names else tuple(classes)
+    return tuple(classes) if keep_names or len(classes) != 2 else client_labels(classes, where, positive)

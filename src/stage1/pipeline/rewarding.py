@@ -1,4 +1,8 @@
-"""The client's reward of a run or of scores: per level and mixture, at 0.5 and at a threshold fitted on val_select."""
+"""The client's reward of a run or of scores: per level and mixture, at 0.5 and at a threshold fitted on val_select.
+
+Of a folder with a policy it is the reward of what the detector answers (without a stage 2): exits keep the side that the policy
+gave them, the threshold decides the other rows. Of bare scores the threshold decides every row.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stage1.documents import finite_or_none, write_document
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.evaluation.reward import simulated
-from stage1.evaluation.reward_levels import DEFAULT, LevelRates, LevelReward, reward_threshold
+from stage1.evaluation.reward_levels import DEFAULT, OPEN, LevelRates, LevelReward, reward_threshold
+from stage1.integrations.client_classes import require_order
 from stage1.pipeline.reporting import SCORES_FILE
 from stage1.pipeline.score_files import checked_values
-from stage1.policy import POLICY_FILES, load_policy, stated
+from stage1.policy import POLICY_FILES, Policy, load_policy, stated
 from stage1.scores import Scores, read_role, read_scores
 
 REWARD_FILE = "reward.json"
@@ -26,47 +32,67 @@ _ANSWERS, _RUNS = 1000, 400
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """scores: softmax is the stated probability. exits: int [N] as LevelRates takes them, None where there is no policy."""
+
+    scores: Scores
+    exits: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """select: rows of val_select, or None. test: the rows to judge by, of `role`. scale: whose probabilities these are."""
 
-    select: Scores | None
-    test: Scores
+    select: Rows | None
+    test: Rows
     role: str
     scale: str
 
 
+def kept_sides(policy: Policy, scores: Scores) -> NDArray[np.int64]:
+    """Of raw scores, [N]: the class as which the policy lets a row exit, which the detector keeps; OPEN where it defers."""
+    decision = policy.decide(scores)
+    return np.where(decision.exit, decision.label, OPEN).astype(np.int64)
+
+
 def reward(
     source: Path, *, level_column: str | None = None, values: str = "logits", columns: Mapping[str, str] | None = None,
-    prior: float = 0.5, resamples: int = 1000, level: float = 0.95, seed: int = 0,
+    prior: float = 0.5, resamples: int = 1000, level: float = 0.95, seed: int = 0, exits: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """The document reward.json (without schema_version) of a run directory, a folder of `calibrate --scores`, or a score file.
 
     level_column: the slice (or, in a file, the column) that holds the level; None: `level` where there is one, else all rows
-    are one level. Of a folder with a policy the probabilities are those that the policy states, which is what a bundle
-    answers; of a file they are those of the scores. prior: P(class 1) where the client draws.
-    Raises MissingError, ConfigError, DataError (no labels, more than two classes, no such level column).
+    are one level. Of a folder with a policy exits keep their side and the probabilities are those that the policy states,
+    which is what the detector answers; of a file they are those of the scores. prior: P(class 1) where the client draws.
+    exits: False: the threshold decides every row of a folder too, as in the stock folder of `export --to hf`.
+    Raises MissingError, ConfigError (also classes in the other order), DataError (no labels, more than two classes, no such
+    level column).
     """
     if not 0.0 < prior < 1.0:
         raise ConfigError(f"--prior {prior:g}: P(class 1) between 0 and 1 is needed, 0.5 for the client")
     if resamples < 1:
         raise ConfigError(f"--resamples {resamples}: give 1 or more (1000 is usual)")
     judged = _read_folder(source) if source.is_dir() else _read_file(source, values, columns or {}, level_column)
+    test = judged.test.scores
+    kept, kept_select = (rows.exits if rows is not None and exits else None for rows in (judged.test, judged.select))
     rates = LevelRates(
-        _positive(judged.test), judged.test.known_labels, _levels(judged.test, level_column, source), judged.test.groups,
+        _positive(test), test.known_labels, _levels(test, level_column, source), test.groups, exits=kept,
         resamples=resamples, seed=seed,
     )  # fmt: skip
     chosen, fitted, gain = None, None, None
     if judged.select is not None:
+        select = judged.select.scores
         chosen, modelled = reward_threshold(
-            _positive(judged.select), judged.select.known_labels, _levels(judged.select, level_column, source), prior
+            _positive(select), select.known_labels, _levels(select, level_column, source), prior, kept_select
         )
-        fitted = {"role": "val_select", "rows": len(judged.select), "modelled_reward": modelled}
+        fitted = {"role": "val_select", "rows": len(select), "modelled_reward": modelled}
         found = asdict(rates.gain(chosen, prior, level))
         gain = {**found, "low": finite_or_none(found["low"]), "high": finite_or_none(found["high"])}
-    groups = judged.test.groups
+    groups = test.groups
     return {
         "source": source.name, "role": judged.role, "scale": judged.scale, "prior": prior, "level": level,
         "resamples": resamples, "groups": None if groups is None else len(np.unique(groups)),
+        "rows": len(test), "exits": None if kept is None else int((kept != OPEN).sum()),
         "decision_threshold": chosen, "fitted": fitted, "gain": gain,
         "tables": [
             _table(rates, threshold, prior, level, seed)
@@ -86,10 +112,17 @@ def reward_lines(document: dict[str, Any]) -> list[str]:
     lines = [
         f"{document['role']} of {document['source']}{groups}; labels at P(class 1) = {document['prior']:g}; {document['scale']}"
     ]
+    rows, exits = document["rows"], document["exits"]
+    if exits is not None:
+        lines.append(
+            f"{exits} of {rows} rows exit: they keep their side whatever the threshold, as in the detector; it decides the "
+            f"other {rows - exits} (no stage 2 is asked)"
+        )
+    which = "answers" if exits is None else "of the rows that do not exit, answers"
     for table in document["tables"]:
         lines += [
             "",
-            f"answers above {table['threshold']:.4f} say class 1",
+            f"{which} above {table['threshold']:.4f} say class 1",
             f"{'level':<10}{'pos':>6}{'neg':>6}{'TPR':>8}{'FPR':>8}{'MCC':>8}{'acc':>8}{'reward':>9}{'low':>8}{'high':>8}",
             *(_line(row) for row in table["rows"]),
             "{:.0%} of the time a miner's moving average lies in {:.3f} .. {:.3f}".format(0.95, *table["score_spread"]),
@@ -135,17 +168,24 @@ def _read_folder(folder: Path) -> Judged:
     scale = (
         "probabilities of the scores (no policy file)" if policy is None else "probabilities as the policy states them"
     )
+    if policy is not None:
+        require_order(policy.classes, str(folder))
     if (folder / SCORES_FILE).is_file():
         scores, roles = read_scores(folder / SCORES_FILE)
         judged = _by_role(scores, None if roles is None else roles.astype(np.str_), folder / SCORES_FILE, scale)
     elif (folder / "bundle.json").is_file():
         raise MissingError(f"{folder}: a bundle holds no scores of val_test; give the run directory, or a score file")
     else:
-        judged = Judged(read_role(folder, "val_select"), read_role(folder, "val_test"), "val_test", scale)
+        select, test = (Rows(read_role(folder, role)) for role in ("val_select", "val_test"))
+        judged = Judged(select, test, "val_test", scale)
     if policy is None:
         return judged
-    select = None if judged.select is None else stated(policy, judged.select)
-    return Judged(select, stated(policy, judged.test), judged.role, scale)
+    chosen_on = None if judged.select is None else _answered(policy, judged.select.scores)
+    return Judged(chosen_on, _answered(policy, judged.test.scores), judged.role, scale)
+
+
+def _answered(policy: Policy, scores: Scores) -> Rows:
+    return Rows(stated(policy, scores), kept_sides(policy, scores))
 
 
 def _read_file(path: Path, values: str, columns: Mapping[str, str], level_column: str | None) -> Judged:
@@ -163,11 +203,11 @@ def _read_file(path: Path, values: str, columns: Mapping[str, str], level_column
 
 def _by_role(scores: Scores, roles: Any, path: Path, scale: str) -> Judged:
     if roles is None:
-        return Judged(None, scores, "all rows", scale)
+        return Judged(None, Rows(scores), "all rows", scale)
     select, test = (scores.take(roles == role) for role in ("val_select", "val_test"))
     if not len(test):
         raise DataError(f"{path}: no row has the role val_test; the reward is judged on these")
-    return Judged(select if len(select) else None, test, "val_test", scale)
+    return Judged(Rows(select) if len(select) else None, Rows(test), "val_test", scale)
 
 
 def _positive(scores: Scores) -> Any:

@@ -102,7 +102,7 @@ def check(
     after = detector.counts
     return {
         "bundle": detector.bundle, "digest": detector.bundle_digest, "provider": detector.provider, "count": count,
-        "images": len(frames), "deadline_ms": 1000 * detector.deadline_s,
+        "images": len(frames), "cascade": detector.statement, "deadline_ms": 1000 * detector.deadline_s,
         "failures": sum(reply.error is not None for reply in replies),
         "first_failure": next((reply.error for reply in replies if reply.error is not None), None),
         "answered_by": {name: after[name] - before[name] for name in after},
@@ -150,6 +150,7 @@ def check_lines(document: dict[str, Any]) -> list[str]:
         f"{document['bundle']} (digest {document['digest'][:12]}) on {document['provider']}",
         f"{document['count']} challenges of each level, from {document['images']} images, labels in turn",
         f"failures {document['failures']}; answered by {by}",
+        *([] if document["cascade"] is None else [f"the whole cascade: {document['cascade']}"]),
         "", f"{'level':<8}{'n':>6}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'max ms':>9}",
     ]  # fmt: skip
     for row in document["latency"]:

@@ -7,34 +7,20 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from stage1.errors import ConfigError, DataError, IntegrityError
-from stage1.images import Preprocessing
-from stage1.integrations.streetvision.lanes import Lane, Late
-from stage1.integrations.streetvision.looks import views_of
+from stage1.integrations.streetvision.cascade import DetectorCascade, one_line
+from stage1.integrations.streetvision.classifier import Classifier, Stage1Answer
+from stage1.integrations.streetvision.lanes import Lane
 from stage1.integrations.streetvision.picture import pixels
 from stage1.integrations.streetvision.remap import on_side, remap
-from stage1.integrations.streetvision.sealed import open_bundle
-from stage1.integrations.streetvision.session import Session
 from stage1.integrations.streetvision.settings import load_settings
 from stage1.integrations.streetvision.stage2 import load_stage2
-from stage1.integrations.streetvision.verdict import judge
 
 log = logging.getLogger("stage1.streetvision")
 _COUNTED = ("exit", "stage2", "stage1", "fallback", "stage2_failed", "views_add_nothing")
-
-
-@dataclass(frozen=True, slots=True)
-class Stage1Answer:
-    """What stage 1 says: `exit`, `label` (0 none, 1 roadwork) and P(roadwork), as `load_bundle(..).predict` does."""
-
-    exit: bool
-    label: int
-    probability: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +28,15 @@ class Answer:
     """One answer with its history.
 
     value: what the client gets. by: "exit" (stage 1, certified side), "stage2", "stage1" (deferred, no answer of a stage
-    2) or "fallback" (the picture could not be answered). stage1: None at a fallback. trouble: one line, or None.
+    2) or "fallback" (the picture could not be answered). stage1: what the bundle said, None where it could not. trouble: one
+    line, or None. stage: of a cascade, the name of the stage that answered ("stage2" is any of the later ones).
     """
 
     value: float
     by: str
     stage1: Stage1Answer | None
     trouble: str | None = None
+    stage: str | None = None
 
 
 class Stage1Detector:
@@ -59,7 +47,8 @@ class Stage1Detector:
     configuration is one line at the miner's start. Raises ConfigError, MissingError, IntegrityError.
 
     An exit keeps the side that the policy gave it. What defers is asked of stage 2 where there is one, within what is left
-    of the deadline; without its answer stage 1's own probability counts. May be called from several threads.
+    of the deadline; without its answer stage 1's own probability counts. With `cascade` its stages are asked by its rules, and
+    `statement` is what is certified of the whole. May be called from several threads.
 
     Example: Stage1Detector(model_name="stage1", config_name="stage1.yaml", device="cuda")(picture)
     """
@@ -68,6 +57,7 @@ class Stage1Detector:
     decision_threshold: float
     stage2: str | None
     stage2_threshold: float
+    cascade: str | None
     deadline_s: float
     fallback_answer: float
     threads: int
@@ -87,28 +77,19 @@ class Stage1Detector:
         """Check and load the bundle, and import stage 2. A second call does nothing: the client may make it."""
         if self._loaded:
             return
-        sealed = open_bundle(Path(self.bundle))
-        if str(sealed.manifest["classes"][0]).lower() == "roadwork":
-            raise ConfigError(
-                f"{self.bundle}: its class 0 is roadwork; the client asks for P(roadwork), let it be class 1"
-            )
-        self._judge = judge(sealed)
-        certified = sealed.certificate.get("views")
-        self._views = views_of(sealed.views, certified, sealed.views_digest, gated=self._judge.needs_gate)
-        self._spec = Preprocessing.from_json(dict(sealed.manifest["preprocessing"]))
-        where = f"{self.bundle}/model.onnx"
-        self._session = Session(sealed.model, where, device=self.device, threads=self.threads, size=self._spec.size)
-        self._views.require_model(self._session.views, where)
-        if self._views.steps and self._session.has_gate:
-            raise IntegrityError(f"{where}: has a gate, which adaptive views do not go with; bundle it anew")
-        if self._judge.needs_gate and not self._session.has_gate:
-            raise IntegrityError(f"{where}: no output `gate_logits`, which the policy needs; bundle it anew")
+        self._bundle = Classifier(self.bundle, device=self.device, threads=self.threads)
+        self.bundle_digest, self.classes = self._bundle.digest, self._bundle.classes
         self._first = Lane(self.stage1_answer)
         self._second = None if self.stage2 is None else Lane(load_stage2(self.stage2))
-        self.bundle_digest = sealed.digest
-        self.classes = (str(sealed.manifest["classes"][0]), str(sealed.manifest["classes"][1]))
+        self._cascade: DetectorCascade | None = None
+        self.statement: str | None = None
+        if self.cascade is not None:
+            self._cascade = DetectorCascade(
+                self.cascade, self._bundle, device=self.device, threads=self.threads, deadline_s=self.deadline_s
+            )
+            self.fallback_answer, self.statement = self._cascade.fallback, self._cascade.statement
         self._loaded = True
-        log.info("%s: bundle %s on %s", self.model_name, sealed.digest[:12], self._session.provider)
+        log.info("%s: bundle %s on %s", self.model_name, self.bundle_digest[:12], self.provider)
 
     def __call__(self, image: Image.Image) -> float:
         """P(roadwork) for the client: above 0.5 is roadwork. Always a float in [0, 1], whatever the picture; never raises."""
@@ -121,10 +102,16 @@ class Stage1Detector:
     def answer(self, image: Image.Image) -> Answer:
         """The answer with its history; what went wrong is in it, counted, and logged."""
         until = time.monotonic() + self.deadline_s
+        first: Stage1Answer | None = None
+        trouble: str | None = None
         try:
             first = self._first.call(image, until)
         except Exception as error:  # whatever it is, the client gets a number
-            return self._counted(Answer(self.fallback_answer, "fallback", None, _one_line(error)))
+            trouble = one_line(error)
+        if self._cascade is not None:
+            return self._counted(self._of_cascade(self._cascade, image, first, until, trouble))
+        if first is None:
+            return self._counted(Answer(self.fallback_answer, "fallback", None, trouble))
         own = remap(first.probability, self.decision_threshold)
         if first.exit:
             return self._counted(Answer(on_side(own, first.label == 1), "exit", first))
@@ -133,25 +120,31 @@ class Stage1Detector:
         try:
             asked = self._second.call(image, until)
         except Exception as error:  # someone else's code: any failure of it means stage 1 stands
-            return self._counted(Answer(own, "stage1", first, f"stage2: {_one_line(error)}"))
+            return self._counted(Answer(own, "stage1", first, f"stage2: {one_line(error)}"))
         return self._counted(Answer(remap(asked, self.stage2_threshold), "stage2", first))
+
+    def _of_cascade(
+        self, cascade: DetectorCascade, image: Image.Image, first: Stage1Answer | None, until: float, trouble: str | None
+    ) -> Answer:  # fmt: skip
+        settled = cascade.answer(image, first, until, trouble)
+        if settled.place < 0:
+            return Answer(settled.value, "fallback", first, settled.trouble)
+        by = "stage2" if settled.place else "stage1" if settled.fallback else "exit"
+        return Answer(settled.value, by, first, settled.trouble, cascade.names[settled.place])
 
     def stage1_answer(self, image: Image.Image) -> Stage1Answer:
         """Exit, label and probability of stage 1 alone. Raises DataError (no usable picture), IntegrityError (NaN)."""
-        if not isinstance(image, Image.Image):
-            raise DataError(f"image: {type(image).__name__}; a PIL image is expected")
-        rgb = pixels(image, self._spec.max_pixels)
-        scores = self._views.look(rgb, self._spec, self._session.run)
-        if self._views.adds_nothing(rgb.shape[0], rgb.shape[1], self._spec):
+        rgb = pixels(image, self._bundle.spec.max_pixels)
+        found = self._bundle.answer(rgb)
+        if self._bundle.adds_nothing(rgb):
             with self._counting:
                 self._counts["views_add_nothing"] += 1
-        verdict = self._judge(scores)
-        return Stage1Answer(bool(verdict.exit[0]), int(verdict.label[0]), float(verdict.probability[0]))
+        return found
 
     @property
     def provider(self) -> str:
         """On what the model runs: CPU or CUDA."""
-        return self._session.provider
+        return self._bundle.provider
 
     @property
     def counts(self) -> dict[str, int]:
@@ -167,11 +160,6 @@ class Stage1Detector:
     def _count(self, by: str, trouble: str | None) -> None:
         with self._counting:
             self._counts[by] += 1
-            self._counts["stage2_failed"] += trouble is not None and by == "stage1"
+            self._counts["stage2_failed"] += trouble is not None and by in ("stage1", "stage2")
         if trouble is not None:
             log.warning("%s: %s answers: %s", self.model_name, by, trouble)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, (DataError, IntegrityError, Late)) and text else f"{type(error).__name__}: {text}"

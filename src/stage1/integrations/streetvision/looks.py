@@ -71,8 +71,8 @@ class Views:
             raise IntegrityError(f"{where}: takes {views} views of an image, views.json has {count}; bundle it anew")
 
     def adds_nothing(self, height: int, width: int, spec: Preprocessing) -> bool:
-        """Whether there are several views and all but the whole one only enlarge what it shows anyway."""
-        return self.policy.count > 1 and adds_nothing(height, width, spec)
+        """Whether the whole view shows every pixel, so that tiles and crops only enlarge what it shows anyway."""
+        return adds_nothing(height, width, spec, self.policy)
 
     def look(self, rgb: NDArray[np.uint8], spec: Preprocessing, run: Run) -> Scores:
         """The scores of one image, of one row. run: float32 [n, 3, S, S], views of it -> `Outputs`."""

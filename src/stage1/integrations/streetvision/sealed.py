@@ -60,9 +60,21 @@ def open_bundle(folder: Path) -> SealedBundle:
     calibration, views = (
         _document(folder / name, content[name]) if name in content else None for name in (_CALIBRATION, _VIEWS)
     )
+    certified = certificate.get("views")
+    described = None if certified is None or views is None else _described(certified, views)
+    if manifest.get("views") != described or (certified is None) != (views is None):
+        raise IntegrityError(
+            f"{folder}: {MANIFEST}, {_CERTIFICATE} and {_VIEWS} speak of different views; bundle it anew"
+        )
     if policy.get("score") == "mapped" and policy.get("calibration") != digest_bytes(content.get(_CALIBRATION, b"")):
         raise IntegrityError(f"{folder}: {_CALIBRATION} is not the map that was certified; restore the bundle")
     return SealedBundle(folder, manifest, content[_MODEL], policy, certificate, calibration, views)
+
+
+def _described(certified: Mapping[str, Any], views: Mapping[str, Any]) -> dict[str, Any]:
+    """What bundle.json says of these views."""
+    names = views.get("views")
+    return {"description": certified.get("description"), "count": len(names) if isinstance(names, list) else None}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from stage1.files import read_yaml
 # Where a miner names no configuration; `stage1 streetvision run --config` sets it.
 CONFIG_VARIABLE = "STAGE1_STREETVISION_CONFIG"
 _LONGEST = 8.0  # of the client's 9 s, what its network and its own work need is left out
+_ALIKE = 0.02
+# What a cascade says itself, and its certificate is of: each stage's answer_above, and default_probability.
+RULED = ("decision_threshold", "stage2", "stage2_threshold", "fallback_answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +29,16 @@ class Settings:
     bundle: folder of the bundle, relative to the file. decision_threshold: P(roadwork) above which the answer is roadwork,
     in (0, 1), or a JSON file with that key (`stage1 streetvision reward` writes one). stage2: "module:function" that
     answers what stage 1 defers, None: stage 1's own probability. stage2_threshold: the same for its probability.
-    deadline_s: for the whole answer. fallback_answer: what is said of an image that cannot be answered; 0.5 counts as none.
-    threads: of the model within one image.
+    cascade: the file that `stage1 streetvision cascade` wrote, relative to this one; its stages and rules take the place of the
+    four keys in RULED. deadline_s: for the whole answer. fallback_answer: what is said of an image that cannot be answered; 0.5
+    counts as none. threads: of the model within one image.
     """
 
     bundle: str
     decision_threshold: float = 0.5
     stage2: str | None = None
     stage2_threshold: float = 0.5
+    cascade: str | None = None
     deadline_s: float = 4.0
     fallback_answer: float = 0.5
     threads: int = 1
@@ -49,6 +54,8 @@ class Settings:
             raise ConfigError(f"bundle: {self.bundle!r}; the path of a bundle folder is needed")
         if self.stage2 is not None and not isinstance(self.stage2, str):
             raise ConfigError(f"stage2: {self.stage2!r}; write it as module:function")
+        if self.cascade is not None and (not isinstance(self.cascade, str) or not self.cascade):
+            raise ConfigError(f"cascade: {self.cascade!r}; the file that `stage1 streetvision cascade` wrote is needed")
 
 
 def load_settings(config_name: str | os.PathLike[str] | None) -> Settings:
@@ -76,10 +83,15 @@ def _from_mapping(values: Mapping[str, Any], path: Path) -> Settings:
     known = [field.name for field in fields(Settings)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{path}: unknown key {key!r}; did you mean {near!r}? Known: {', '.join(known)}")
+            near = " or ".join(repr(name) for name in _nearest(str(key), known))
+            raise ConfigError(f"{path}: unknown key {key!r}; did you mean {near}? Known: {', '.join(known)}")
     if "bundle" not in values:
         raise ConfigError(f"{path}: key `bundle` is missing; give the folder that `stage1 bundle` wrote")
+    if values.get("cascade") is not None and (ruled := [name for name in RULED if values.get(name) is not None]):
+        raise ConfigError(
+            f"{path}: {ruled[0]}: {values[ruled[0]]!r} beside `cascade`, which has its own stages, answer_above and "
+            "default_probability; leave one of the two keys out"
+        )
     given = dict(values)
     if isinstance(threshold := given.get("decision_threshold"), str):
         given["decision_threshold"] = _threshold_of(path.parent / threshold)
@@ -88,31 +100,51 @@ def _from_mapping(values: Mapping[str, Any], path: Path) -> Settings:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     # As in other configuration files: what it names lies beside it.
-    return replace(settings, bundle=str(path.parent / settings.bundle))
+    cascade = None if settings.cascade is None else str(path.parent / settings.cascade)
+    return replace(settings, bundle=str(path.parent / settings.bundle), cascade=cascade)
+
+
+def _nearest(key: str, known: list[str]) -> list[str]:
+    """The keys that look most like it, as a whole or by one of their words; all that look about the same."""
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, name).ratio()
+        return max(whole, *(difflib.SequenceMatcher(None, key, word).ratio() for word in name.split("_")))
+
+    best = max(likeness(name) for name in known)
+    return [name for name in known if likeness(name) >= best - _ALIKE]
 
 
 def _threshold_of(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["decision_threshold"]
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["decision_threshold"]
     except FileNotFoundError as error:
         raise MissingError(
             f"decision_threshold: {path}: no such file; give a number, or the file of `stage1 streetvision reward`"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"decision_threshold: {path} holds none; give a number in (0, 1), or a JSON file with that key"
         ) from error
 
 
 def _parsed(path: Path) -> Mapping[str, Any]:
-    text = path.read_text(encoding="utf-8")
     try:
-        values = json.loads(text) if path.suffix == ".json" else _yaml(text, path)
-    except ValueError as error:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else _yaml(text, path)
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())[:160]}); fix the file") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: {type(values).__name__}; a mapping of keys is expected")
     return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """As in YAML: which of two values is meant, nobody knows."""
+    names = [name for name, _ in pairs]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"key {twice[0]!r} stands twice")
+    return dict(pairs)
 
 
 def _yaml(text: str, path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ def load_attribute(name: str, what: str) -> Any:
         raise ConfigError(f"{what}: {name!r}; write it as module:attribute")
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # a module of someone else's may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module of someone else's may raise anything while it is imported
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise ConfigError(
             f"{what}: cannot import {module!r} ({why}); install it or put its folder on PYTHONPATH"
@@ -33,18 +34,33 @@ def load_attribute(name: str, what: str) -> Any:
     return found
 
 
+def load_function(name: str, what: str, folder: str | None = None) -> Callable[..., Any]:
+    """The callable that `name` names; its module is also looked for in `folder`. Raises ConfigError."""
+    places = [] if folder is None else [folder]
+    sys.path[:0] = places
+    try:
+        function = load_attribute(name, what)
+    finally:
+        for place in places:
+            sys.path.remove(place)
+    if not callable(function):
+        raise ConfigError(f"{what}: {name!r} is {type(function).__name__}; a callable image -> probability is needed")
+    return function
+
+
 def load_stage2(name: str) -> Stage2:
     """The callable that `name` names, behind a check of what it answers. Raises ConfigError."""
-    function = load_attribute(name, "stage2")
-    if not callable(function):
-        raise ConfigError(f"stage2: {name!r} is {type(function).__name__}; a callable image -> probability is needed")
+    function = load_function(name, "stage2")
     return lambda image: checked_probability(function(image))
 
 
 def checked_probability(answer: Any) -> float:
-    """The answer as a float in [0, 1]. Raises DataError for text, NaN, 1.7 and whatever else is no probability."""
-    if isinstance(answer, (str, bytes)):
-        raise DataError(f"answered {answer[:40]!r}; a number in [0, 1] is needed")
+    """The answer as a float in [0, 1]. Raises DataError for text, True, NaN, 1.7 and whatever else is no probability."""
+    # One number of numpy's or torch's, as Python's: their True is none of Python's, and none is a probability.
+    plain = answer.item() if hasattr(answer, "item") and getattr(answer, "ndim", 1) == 0 else answer
+    if isinstance(plain, (str, bytes, bool)):
+        shown = plain if isinstance(plain, bool) else plain[:40]
+        raise DataError(f"answered {shown!r}; a number in [0, 1] is needed")
     try:
         value = float(answer)
     except (TypeError, ValueError) as error:
