@@ -222,6 +222,67 @@ def test_other_targets_have_bounds_on_the_sides_that_they_limit(draw_small, ten,
     assert all(step.low is None or step.high is None or step.low <= step.high for step in plan.steps)
 
 
+ONE_SIDED = [
+    {"fnr": 0.05},
+    {"fpr": 0.05},
+    {"fnr": 0.05, "miss_rate": 0.04},
+    {"miss_rate": 0.05},
+    {"false_exit_rate": 0.05},
+]
+
+
+@pytest.mark.parametrize("risks", ONE_SIDED, ids=lambda risks: "+".join(risks))
+def test_one_sided_targets_save_views_too(draw_small, ten, risks):
+    """At the coverage of all views; and the side without a target is answered about as well as with all of them."""
+    logits, labels = draw_small(20_000, seed=80)
+    m, lost, harm, views = margins(logits), [], [], []
+    for seed in range(3):
+        select, truth = draw_small(500, seed=(81, seed))
+        plan = fit_sequence(select, truth, None, ten, "topk:3", risks=risks, calibration_units=1500)
+        assert "none_early" not in plan.expected
+        score, used = plan.run(m)
+        views.append(used.mean())
+        reached = [one_sided(made, labels, risks) for made in (Pool("topk:3")(logits), as_logits(score))]
+        lost.append(reached[0][0] - reached[1][0])
+        harm.append(reached[1][1] - reached[0][1])
+    assert max(views) < 8
+    assert np.mean(lost) <= 0.02
+    assert np.mean(harm) <= 0.03
+
+
+def one_sided(logits, labels, risks):
+    """(coverage, share of all images answered wrongly) of thresholds certified on 3,000 of the images, measured on the others."""
+    scores = Scores(logits=logits, labels=labels)
+    policy = fit_policy(
+        "softmax", calib=scores.take(np.arange(3000)), select=scores.take(np.arange(3000, 3600)), risks=risks,
+        assume_iid=True, allow_one_sided=True,
+    )  # fmt: skip
+    tested = scores.take(np.arange(3600, len(labels)))
+    decision = policy.decide(tested)
+    return decision.coverage, float((decision.exit & (decision.label != tested.labels)).mean())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"tolerance": 0.0}, "views.tolerance=0 allows no early answer"),
+        ({"calibration_units": 700}, "by val_select no thresholds meet the target with 700 units of val_calib"),
+    ],
+)
+def test_where_nothing_stops_early_one_sentence_says_so(draw_small, ten, settings, reason):
+    logits, labels = draw_small(200, seed=14)
+    if "calibration_units" in settings:  # a third of the labels wrong: no answer is sure
+        labels = np.where(np.random.default_rng(15).random(200) < 0.33, 1 - labels, labels)
+    plan = fit_sequence(logits, labels, None, ten, "topk:3", risks={"error": 0.02}, **settings)
+    used = plan.run(margins(logits))[1]
+    assert len(set(used.tolist())) == 1
+    assert plan.expected["none_early"] == (
+        f"no image stops early, each is looked at with {used[0]} of 10 views: {reason}"
+    )
+    views = FrozenViews(ten, Pool("topk:3"), plan)
+    assert Sequence.from_document(views.to_document()["sequence"]) == plan
+
+
 def test_what_cannot_be_fitted(draw_small, ten):
     logits, labels = draw_small(100, seed=11)
     with pytest.raises(ConfigError, match="no further views"):

@@ -7,6 +7,7 @@ import pytest
 from pytest import approx
 
 from stage1.aggregation import expected_exits, expected_rates
+from stage1.errors import ConfigError
 from stage1.risk import max_errors
 
 
@@ -42,6 +43,9 @@ def brute_force(score, belief, rates):
         {"fnr": 0.08, "fpr": 0.08},
         {"error": 0.1},
         {"error": 0.1, "fnr": 0.03},
+        {"fnr": 0.1},
+        {"fpr": 0.1},
+        {"fnr": 0.1, "miss_rate": 0.08},
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -57,6 +61,28 @@ def test_the_best_pair_is_found(rates, seed):
 
 def test_nothing_exits_where_nothing_may():
     assert expected_exits(np.zeros(10), np.full(10, 0.5), {"fnr": 0.01, "false_exit_rate": 0.01}).coverage == 0.0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_ratio_alone_has_its_cut_where_the_certificate_puts_it(seed):
+    """Every image exits at any cut; of these, fewest errors on the side without a limit."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(400) % 2
+    score = rng.normal(size=400) + 2.0 * labels
+    ones, zeros = np.sort(score[labels == 1]), np.sort(score[labels == 0])
+    found = expected_exits(score, labels.astype(float), {"fnr": 0.1})
+    assert found.lo == found.hi
+    assert (ones < found.lo).sum() == 20
+    found = expected_exits(score, labels.astype(float), {"fpr": 0.1})
+    assert found.lo == found.hi
+    assert (zeros > found.hi).sum() == 20
+
+
+def test_risks_that_two_classes_do_not_have_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"'miss_rate\.none': adaptive views are for two classes, whose risks are fnr"
+    ):
+        expected_rates({"miss_rate.none": 0.1, "miss_rate.roadwork": 0.1}, 0.95, 500, 0.5)
 
 
 def test_rates_are_what_a_certificate_lets_pass():

@@ -34,6 +34,13 @@ def test_what_is_read_is_what_was_written(frozen, tmp_path, draw_small):
     assert read_document(path, "views")["views"][:2] == ["whole", "tile r0c0"]
 
 
+@pytest.mark.parametrize("name", ["topk:3.0", "topk:1e1", "lse:8.0", "lse:1e-3"])
+def test_every_pool_that_can_be_made_can_be_written(name, tmp_path):
+    made = FrozenViews(ViewPolicy(grid=(2, 2)), Pool(name))
+    made.save(tmp_path / "views.json")
+    assert FrozenViews.load(tmp_path / "views.json") == made
+
+
 def test_any_change_changes_the_digest(frozen, ten):
     plain = FrozenViews(ten, Pool("mean"))
     assert (

@@ -107,3 +107,14 @@ def test_bounds_are_never_nearer_than_the_thresholds_and_one_pair_serves_all_ste
     assert len(highs) <= 1
     assert all(low < high for low in lows for high in highs)
     assert 1.0 <= plan.views <= score.shape[1]
+
+
+def test_a_side_without_a_target_is_limited_by_what_the_thresholds_make():
+    score, belief = np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.1, 0.3, 0.6, 0.9])
+    both = stop_bounds.Expected(-0.5, 0.5, 1.0)
+    assert stop_bounds._limited((1.0, np.inf), both, score, belief) == approx((1.0, 0.5))
+    assert stop_bounds._limited((np.inf, 1.0), both, score, belief) == approx((0.4, 1.0))
+    shut = stop_bounds.Expected(-0.5, np.inf, 0.5)
+    assert stop_bounds._limited((1.0, np.inf), shut, score, belief) == approx((1.0, 4 * stop_bounds._LOST))
+    assert stop_bounds._sides(shut) == (-0.5, -0.5)
+    assert stop_bounds._sides(both) == (-0.5, 0.5)

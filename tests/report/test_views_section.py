@@ -168,3 +168,14 @@ def test_the_figure_stands_beside_the_page(viewed, tmp_path):
     written = write_report(tmp_path, **viewed.arguments(), views=ADAPTIVE)
     assert tmp_path / "figures" / "views.png" in written
     assert written[0].read_text(encoding="utf-8").count("<h2>Views</h2>") == 1
+
+
+def test_folds_of_val_select_and_why_nothing_stops_early_are_on_the_page(viewed, drawn):
+    why = "no image stops early, each is looked at with 5 of 5 views: the reason given"
+    said = ADAPTIVE | {"select_folds": 10, "expected": ADAPTIVE["expected"] | {"none_early": why}}
+    text = text_of(render(viewed, drawn, said))
+    assert f"Here {why}." in text
+    assert "On val_select each image is scored by a fit on the other 9 of 10 folds" in text
+    text = text_of(render(viewed, drawn, ADAPTIVE | {"select_folds": None}))
+    assert "fit on the other" not in text
+    assert "stops early" not in text

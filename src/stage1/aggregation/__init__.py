@@ -3,6 +3,7 @@
 from stage1.aggregation.adaptive import Sequence, Step
 from stage1.aggregation.aggregators import DEFAULT_NAMES, MULTICLASS, Aggregator, Pool, aggregator, as_logits, margins
 from stage1.aggregation.choose import Candidate, Choice, choose_aggregator
+from stage1.aggregation.cross_fit import Refit, cross_fitted
 from stage1.aggregation.exits import expected_exits, expected_rates
 from stage1.aggregation.frozen import VIEWS_FILE, FrozenViews
 from stage1.aggregation.learned import Learned
@@ -20,11 +21,13 @@ __all__ = [
     "Learned",
     "Pool",
     "Pooled",
+    "Refit",
     "Sequence",
     "Step",
     "aggregator",
     "as_logits",
     "choose_aggregator",
+    "cross_fitted",
     "deciding_view",
     "expected_exits",
     "expected_rates",

@@ -61,7 +61,8 @@ class Step:
 class Sequence:
     """order: int, all views in the order in which they are looked at. steps: one for each prefix.
 
-    expected: what val_select predicts ("views": mean number, "coverage", "coverage_all": with every view always), for the reader.
+    expected: what val_select predicts ("views": mean number, "coverage", "coverage_all": with every view always; "none_early": why no
+    image stops before the others, where that is so), for the reader.
     Raises DataError where order is no permutation or steps are not one for each view.
     """
 

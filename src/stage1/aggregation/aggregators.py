@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from stage1.errors import ConfigError, DataError
-from stage1.views import ViewPolicy
+from stage1.views import ViewPolicy, aggregate_name
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +56,7 @@ class Pool:
     name: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", aggregate_name(self.name))
         _pool(self.name)
 
     def __call__(self, view_logits: ArrayLike) -> Floats:
@@ -134,27 +135,19 @@ _PLAIN: dict[str, Callable[[Floats], Floats]] = {"whole": _whole, "mean": _mean,
 
 
 def _pool(name: str) -> Callable[[Floats], Floats]:
-    if name in _PLAIN:
-        return _PLAIN[name]
+    """Of a name that `aggregate_name` gives."""
     kind = name.partition(":")[0]
     if kind == "topk":
         return partial(topk_mean, k=int(_number(name)))
     if kind == "lse":
         return partial(log_mean_exp, beta=_number(name))
-    raise ConfigError(f"views.aggregate: {name!r} is unknown; use whole, mean, topk:3, lse:8, noisy_or, max or learned")
+    if name not in _PLAIN:
+        raise ConfigError(f"views.aggregate: {name} is no pool; it is fitted, ask `aggregator` for it")
+    return _PLAIN[name]
 
 
 def _number(name: str) -> float:
-    kind, _, text = name.partition(":")
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    good = value >= 1 and value == int(value) if kind == "topk" and np.isfinite(value) else 0 < value < 1e6
-    if not good:
-        what = "how many views, topk:3" if kind == "topk" else "a number above 0, lse:8"
-        raise ConfigError(f"views.aggregate: {name!r}; give {what}")
-    return value
+    return float(name.partition(":")[2])
 
 
 # ---- input and output --------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.aggregation.aggregators import Floats
+from stage1.errors import ConfigError
 from stage1.risk.planning import SIDES, delta_of_each
 from stage1.risk.testing import max_errors
 
+KNOWN = (*SIDES, "error")
 _EXIT_RATE = 0.7  # share of a class that exits, for the size of a sample of exits; as `stage1 plan` assumes
 _ROUNDING = 1e-9  # sums of beliefs miss a round number by a few ulps
 
@@ -28,11 +30,13 @@ class Expected:
 def expected_rates(risks: Mapping[str, float], confidence: float, units: int, prior: float) -> dict[str, float]:
     """The rate that a certificate on `units` calibration units will let pass for each target: (errors allowed + 1/2) / counted.
 
-    prior: share of class 1. A certificate at .02 from 500 units of a class stands on observed rates near .01; stop bounds made
+    prior: share of class 1. Raises ConfigError for a risk that two classes do not have (miss_rate.<class> ..). A certificate at .02 from 500 units of a class stands on observed rates near .01; stop bounds made
     for .02 would lie inside the thresholds that it gives.
     """
     found = {}
     for name, target in risks.items():
+        if name not in KNOWN:
+            raise ConfigError(f"risk {name!r}: adaptive views are for two classes, whose risks are {', '.join(KNOWN)}")
         side, of_exits = SIDES.get(name, ("both", True))
         share = {"positive": prior, "negative": 1.0 - prior, "both": 1.0}[side] * (_EXIT_RATE if of_exits else 1.0)
         counted = max(1, round(units * share))
@@ -45,7 +49,7 @@ def expected_exits(score: Floats, belief: Floats, rates: Mapping[str, float]) ->
     """The thresholds of most coverage whose rates stay within `rates`, where row i is of class 1 to the share belief[i].
 
     score, belief: float [N]. rates: of fnr, fpr, miss_rate, false_exit_rate, error. With miss_rate or false_exit_rate alone the other
-    side never exits, as in their certificate; with fnr or fpr alone every row may.
+    side never exits, as in their certificate; with fnr or fpr alone every row does, and the cut lies as far as the rate allows.
     """
     order = np.argsort(score, kind="stable")
     ordered, ones = score[order], belief[order]
@@ -63,7 +67,8 @@ def expected_exits(score: Floats, belief: Floats, rates: Mapping[str, float]) ->
     if not allowed.any():
         return Expected(-np.inf, np.inf, 0.0)
     exits = np.where(allowed, cuts[low] + n - cuts, -1)
-    best = int(exits.argmax())
+    # Of equal coverage the fewest errors on the side that no rate limits, as order statistics of the other side have it.
+    best = len(cuts) - 1 - int(exits[::-1].argmax()) if set(rates) <= {"fnr", "miss_rate"} else int(exits.argmax())
     return Expected(_cut(ordered, int(cuts[low[best]])), _cut(ordered, int(cuts[best])), float(exits[best] / n))
 
 

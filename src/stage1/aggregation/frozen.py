@@ -30,6 +30,8 @@ class FrozenViews:
 
     aggregator: of all views. sequence: adaptive views, which then make the score; None: every image is seen with every view.
     comparison: how the aggregator was chosen (`Choice.to_document`), for the reader; None where it was not compared.
+    select_folds: where aggregator or sequence were fitted on val_select, into how many folds it was dealt so that each image's score
+    there is by a fit on the others (cross_fit.py); 0: its scores are by what ships, all the same. None: nothing was fitted on it.
     Raises DataError where policy, aggregator and sequence are about different numbers of views.
     """
 
@@ -37,6 +39,7 @@ class FrozenViews:
     aggregator: Aggregator
     sequence: Sequence | None = None
     comparison: Mapping[str, Any] | None = None
+    select_folds: int | None = None
 
     def __post_init__(self) -> None:
         count, name = self.policy.count, self.aggregator.name
@@ -98,12 +101,15 @@ class FrozenViews:
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for views.json."""
+        # Left out where there is none: files of before have the digest that their certificates name.
+        folds = {} if self.select_folds is None else {"select_folds": self.select_folds}
         return {
             "policy": self.policy.to_json(),
             "views": list(self.policy.names),
             "aggregator": self.aggregator.to_document(),
             "sequence": None if self.sequence is None else self.sequence.to_document(),
             "comparison": None if self.comparison is None else dict(self.comparison),
+            **folds,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -119,6 +125,7 @@ class FrozenViews:
             found = cls(
                 ViewPolicy.from_json(document["policy"]), from_document(document["aggregator"]),
                 None if sequence is None else Sequence.from_document(sequence), document["comparison"],
+                document.get("select_folds"),
             )  # fmt: skip
         except (ConfigError, DataError) as error:
             raise IntegrityError(f"{path}: {error}; restore it or run `stage1 score` again") from error

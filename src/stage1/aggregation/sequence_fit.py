@@ -15,7 +15,7 @@ from stage1.aggregation.adaptive import Sequence, Step
 from stage1.aggregation.aggregators import Aggregator, Floats, aggregator, margins
 from stage1.aggregation.exits import expected_rates
 from stage1.aggregation.learned import Learned
-from stage1.aggregation.stop_bounds import plan_stops
+from stage1.aggregation.stop_bounds import Plan, plan_stops
 from stage1.calibration.folds import fold_of_rows
 from stage1.calibration.logistic import Platt
 from stage1.errors import ConfigError, DataError
@@ -69,13 +69,25 @@ def fit_sequence(
         replace(_step(ordered[:, : seen + 1], y, policy, name), low=bound.low, high=bound.high)
         for seen, bound in enumerate(plan.bounds)
     ]
-    expected = {
+    expected: dict[str, float | str] = {
         "views": plan.views,
         "coverage": plan.coverage,
         "coverage_all": plan.coverage_all,
         "tolerance": float(tolerance),
     }
+    if plan.none_early:
+        expected["none_early"] = _none_early(plan, tolerance, units, policy.count)
     return Sequence(tuple(order), tuple(steps), expected)
+
+
+def _none_early(plan: Plan, tolerance: float, units: int, count: int) -> str:
+    if tolerance == 0:
+        reason = "views.tolerance=0 allows no early answer"
+    elif plan.coverage_all == 0:
+        reason = f"by val_select no thresholds meet the target with {units} units of val_calib"
+    else:
+        reason = "by val_select no answer before the last view is sure enough for the target"
+    return f"no image stops early, each is looked at with {plan.last} of {count} views: {reason}"
 
 
 # ---- maps and order ----------------------------------------------------------------------------------------------

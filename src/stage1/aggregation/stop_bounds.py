@@ -6,7 +6,9 @@ Three things are read off, none of them searched for, since a few hundred images
 - from which view on an image may be answered 0 early. One view can show what makes it a 1; that nothing does is known once nearly
   all that views are worth has been seen. A 1 may be answered from the first view on.
 - one bound for each side and all steps: as near as keeps the errors expected of early answers within a share of those that a
-  certificate will let pass, and never nearer than the threshold itself.
+  certificate will let pass, and never nearer than the threshold itself. A side without a target: of those that the thresholds make
+  when all views are looked at. A side that never exits (miss_rate or false_exit_rate alone): what defers can stop as well, and an
+  error is an image that would have exited.
 
 The share, `tolerance`, is the one number of the rule. Early answers are few, far from the thresholds and mostly right; what costs
 coverage is a handful of them on the wrong side, since a certificate at a few percent from some hundred images allows for a handful.
@@ -59,6 +61,16 @@ class Plan:
     coverage: float
     coverage_all: float
 
+    @property
+    def last(self) -> int:
+        """Number of views after which every image stops."""
+        return self.bounds.index(_ALL) + 1
+
+    @property
+    def none_early(self) -> bool:
+        """Whether every image is looked at with the same number of views, more than one."""
+        return self.last > 1 and all(bound == Bounds() for bound in self.bounds[: self.last - 1])
+
 
 def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, float], tolerance: float) -> Plan:
     """The bounds. score: log-odds after each view by maps that have not seen the row, float [N, V].
@@ -69,11 +81,12 @@ def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, flo
     """
     beliefs = np.stack([_belief(column, labels) for column in score.T], axis=1)
     last, first_low = _worth_looking(score, labels)
-    allowed = [tolerance * errors for errors in _errors_allowed(labels, rates)]
     best = None
     for views in range(last, score.shape[1] + 1):
         whole = expected_exits(score[:, views - 1], beliefs[:, views - 1], rates)
-        plan = _planned(score, beliefs, rates, _bounds(score, views, first_low, whole, allowed))
+        allowed = _limited(_errors_allowed(labels, rates), whole, score[:, views - 1], beliefs[:, views - 1])
+        bounds = _bounds(score, views, first_low, _sides(whole), [tolerance * errors for errors in allowed])
+        plan = _planned(score, beliefs, rates, bounds)
         if plan.coverage >= plan.coverage_all - _LOST:
             return plan
         best = plan if best is None or plan.coverage > best.coverage else best
@@ -81,11 +94,19 @@ def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, flo
     return best
 
 
-def _bounds(score: Floats, views: int, first_low: int, whole: Expected, allowed: list[float]) -> list[Bounds]:
-    """Bounds where `views` are looked at, of which `whole` is expected when all are; allowed: errors 1 answered 0, 0 answered 1."""
+def _sides(whole: Expected) -> tuple[float, float]:
+    """Where bounds may begin, (low, high): the thresholds, and for a side that never exits the threshold of the other."""
+    low = whole.lo if np.isfinite(whole.lo) else whole.hi
+    return low, whole.hi if np.isfinite(whole.hi) else whole.lo
+
+
+def _bounds(
+    score: Floats, views: int, first_low: int, sides: tuple[float, float], allowed: list[float]
+) -> list[Bounds]:
+    """Bounds where `views` are looked at; allowed: errors of those that stop low (of class 1) and high (of class 0)."""
     early = score[:, : views - 1]
-    low = _innermost(early[:, first_low - 1 :], whole.lo, allowed[0])
-    high = _innermost(-early, -whole.hi, allowed[1])
+    low = _innermost(early[:, first_low - 1 :], sides[0], allowed[0])
+    high = _innermost(-early, -sides[1], allowed[1])
     found = [Bounds(low if seen >= first_low else None, None if high is None else -high) for seen in range(1, views)]
     return found + [_ALL] * (score.shape[1] - views + 1)
 
@@ -112,6 +133,20 @@ def _errors_allowed(labels: NDArray[np.int64], rates: Mapping[str, float]) -> tu
     false = [rates[name] * zeros for name in ("fpr", "false_exit_rate") if name in rates]
     both = [rates["error"] * len(labels) / 2] if "error" in rates else []
     return min([*missed, *both], default=np.inf), min([*false, *both], default=np.inf)
+
+
+def _limited(allowed: tuple[float, float], whole: Expected, score: Floats, belief: Floats) -> tuple[float, float]:
+    """The same, where no target limits a side as many as `whole` answers wrongly on score and belief of all views, float [N].
+
+    On a side that never exits: images that would have exited on the other, as many as coverage may be lost.
+    """
+    missed, false = allowed
+    spare = _LOST * len(score)
+    if not np.isfinite(missed):
+        missed = float(belief[score < whole.lo].sum()) if np.isfinite(whole.lo) else spare
+    if not np.isfinite(false):
+        false = float((1 - belief)[score > whole.hi].sum()) if np.isfinite(whole.hi) else spare
+    return missed, false
 
 
 def _innermost(score: Floats, threshold: float, allowed: float) -> float | None:

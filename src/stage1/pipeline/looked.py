@@ -124,5 +124,6 @@ def views_shown(run: RunDir) -> dict[str, Any] | None:
         "aggregator": frozen.aggregator.name,
         "comparison": frozen.comparison,
         "order": None if sequence is None else [frozen.policy.names[view] for view in sequence.order],
+        "select_folds": frozen.select_folds,
         "expected": None if sequence is None else dict(sequence.expected),
     }

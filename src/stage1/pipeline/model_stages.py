@@ -316,11 +316,11 @@ def _trained_outputs(
 def score(run: RunDir, context: Context) -> list[Path]:
     """Scores of the evaluation roles, from image bytes, by the exported model and the predictor that users run.
 
-    Views, where the run has them, are fixed first, on val_select; every role is then scored with what ships.
+    Views, where the run has them, are fixed first, on val_select; every other role is then scored with what ships, and val_select
+    too, unless what ships was fitted on it: then each of its images by a fit on the other folds.
     """
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
-    from stage1.inference.answered import answered_by
 
     document = read_document(run / "features.json", "features")
     parity = read_document(run / "parity.json", "parity")
@@ -345,7 +345,7 @@ def score(run: RunDir, context: Context) -> list[Path]:
         written.append(run / VIEWS_FILE)
         views = shipped_views(run)  # as a bundle reads it
         if views is not None:
-            known["val_select"] = answered_by(chosen.outputs, views, spec)
+            known["val_select"] = chosen.answered(spec)
             predictor = Predictor(run / "model.onnx", spec, table.classes, views=views)
     else:
         predictor = Predictor(run / "model.onnx", spec, table.classes)
