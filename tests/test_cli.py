@@ -66,6 +66,7 @@ def test_help_is_grouped_and_names_every_command():
             "streetvision check",
             "streetvision reward",
             "streetvision card",
+            "streetvision cascade",
             "config show",
             "config schema",
             "config recipes",

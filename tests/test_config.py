@@ -124,11 +124,71 @@ def test_differences_name_key_and_values():
         (["views.grid=2x2", "views.train=views", "head.gate=mlp"], "views.train=views with head.gate=mlp"),
         (["views.grid=2x2", "views.train=mil", "sweep.enabled=true"], "views.train=mil with sweep.enabled"),
         (["views.gird=2x2"], "did you mean 'views.grid'"),
+        (["views.global=true"], "views.global: unknown key; did you mean 'views.whole'?"),
+        (["views.grid=2x2", "views.aggregate=bogus"], "views.aggregate: 'bogus' is unknown; use whole, mean"),
+        (["views.aggregate=bogus"], "views.aggregate: 'bogus' is unknown"),
+        (["views.grid=2x2", "views.aggregate=[mean, topk:0]"], "views.aggregate: 'topk:0'; give how many views"),
+        (["views.grid=2x2", "views.aggregate='lse: 8'"], "views.aggregate: 'lse: 8'; give a number above 0"),
+        (["views.grid=2x2", "views.aggregate=[]"], "views.aggregate: no names"),
+        (["views.grid=2x2", "views.aggregate=[auto, mean]"], "views.aggregate: 'auto' is unknown"),
+        (
+            ["views.grid=2x2", "views.whole=false", "views.aggregate=[mean, whole]"],
+            "views: aggregate=whole with whole=",
+        ),
+        (["views.grid=2x2", "views.adaptive=true", "views.aggregate=whole"], "views: adaptive with aggregate=whole"),
+        (["views.scales=[0.7]", "views.whole=false", "views.adaptive=true"], "views: adaptive with whole=false"),
+        (["views.grid=2x2", "views.adaptive=true", "head.gate=linear"], "views.adaptive with head.gate=linear"),
+        (["views.grid=2x2", "views.adaptive=true", "head.kind=sat"], "views.adaptive with head.kind=sat"),
     ],
 )
 def test_views_that_make_no_sense_are_named(overrides, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         load_config(overrides=overrides)
+
+
+def test_views_global_in_a_file_is_told_to_be_whole(tmp_path):
+    (tmp_path / "run.yaml").write_text("views: {global: true, grid: 3x3, overlap: 0.12}\n")
+    with pytest.raises(ConfigError, match=re.escape("views.global: unknown key; did you mean 'views.whole'?")):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_aggregates_are_spelled_as_views_json_spells_them():
+    def found(text):
+        return load_config(overrides=["views.grid=2x2", f"views.aggregate={text}"])[0].views.aggregate
+
+    assert found("topk:3.0") == "topk:3"
+    assert found("[topk:1e1, lse:8.0, learned]") == ["topk:10", "lse:8.0", "learned"]
+    assert load_config(overrides=["views.grid=2x2", "views.pool=topk:2.0"])[0].views.pool == "topk:2"
+
+
+def test_views_that_go_together_are_taken():
+    for more in (["head.kind=sat", "head.gate=none"], ["views.aggregate=[whole, mean]"], ["views.aggregate=max"]):
+        assert load_config(overrides=["views.grid=2x2", "views.adaptive=true", *more])[0].views.adaptive
+    assert load_config(overrides=["views.grid=2x2", "views.aggregate=whole"])[0].views.names == ["whole"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["risks={fnr: 0.1, false_exit_rate: 0.1}"],
+            "policy.name=scrc with risks fnr + false_exit_rate; give miss_rate",
+        ),
+        (["risks={miss_rate: 0.1, error: 0.1}"], "policy.name=scrc with risks miss_rate + error"),
+        (["risks={miss_rate: 0.1}", "class_coverage={cat: 0.5}"], "policy.name=scrc with class_coverage"),
+        (["risks={miss_rate: 0.1}", "target_prior=0.5"], "policy.name=scrc with target_prior"),
+        (["risks={miss_rate: 0.1}", "unit=group_mean"], "policy.name=scrc with unit=group_mean"),
+        (["risks={miss_rate.cat: 0.1}", "data.slices=[city]"], "policy.name=scrc with data.slices"),
+    ],
+)
+def test_what_scrc_does_not_take_is_said_by_the_config(overrides, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config(overrides=["policy.name=scrc", *overrides])
+
+
+@pytest.mark.parametrize("risks", ["{miss_rate: 0.1}", "{miss_rate: 0.1, false_exit_rate: 0.1}", "{miss_rate.a: 0.1}"])
+def test_targets_of_scrc_are_taken(risks):
+    assert load_config(overrides=["policy.name=scrc", f"risks={risks}"])[0].policy.name == "scrc"
 
 
 def test_the_default_of_adaptive_views_is_the_one_that_was_measured():

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1.errors import DataError
+from stage1.errors import ConfigError, DataError
 from stage1.images import Preprocessing, to_tensor
-from stage1.views import WHOLE, ViewPolicy, adds_nothing, cut, parse_views, small_line
+from stage1.views import WHOLE, ViewPolicy, adds_nothing, aggregate_name, cut, parse_views, small_line
 
 SPEC = Preprocessing(size=16)
 
@@ -155,14 +155,45 @@ def test_some_views_alone_are_those_of_all():
 
 
 def test_tiles_add_nothing_to_images_that_the_model_sees_whole():
-    assert adds_nothing(16, 16, SPEC)
-    assert adds_nothing(3, 16, SPEC)
-    assert not adds_nothing(17, 3, SPEC)
+    grid, crop = ViewPolicy(grid=(2, 2)), replace(SPEC, fit="center_crop")
+    assert adds_nothing(16, 16, SPEC, grid)
+    assert adds_nothing(3, 16, SPEC, ViewPolicy(scales=(0.7,)))
+    assert not adds_nothing(17, 3, SPEC, grid)
     # The centre square of a wide image leaves pixels out that a tile shows.
-    assert not adds_nothing(3, 16, replace(SPEC, fit="center_crop"))
-    assert adds_nothing(9, 9, replace(SPEC, fit="center_crop"))
-    assert "3 of 7 images" in small_line(3, 7, 224)
-    assert "224 px" in small_line(3, 7, 224)
+    assert not adds_nothing(3, 16, crop, grid)
+    assert adds_nothing(9, 9, crop, grid)
+    assert small_line(3, 7, 224) == (
+        "note: 3 of 7 images no larger than the model's input (224 px): tiles and crops add nothing there"
+    )
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [WHOLE, ViewPolicy(whole=False, scales=(0.7,)), ViewPolicy(whole=False, grid=(2, 2)), ViewPolicy(flips=True)],
+)
+def test_nothing_is_said_of_tiles_where_no_whole_view_shows_what_they_show(policy):
+    assert not adds_nothing(9, 9, SPEC, policy)
+
+
+# ---- what makes one answer of the views --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("whole", "whole"), ("learned", "learned"), ("topk:3", "topk:3"), ("topk:3.0", "topk:3"), ("topk:1e1", "topk:10"),
+     ("lse:8", "lse:8"), ("lse:8.0", "lse:8.0"), ("lse:1e-3", "lse:1e-3")],
+)  # fmt: skip
+def test_aggregates_have_one_spelling(given, name):
+    assert aggregate_name(given) == name == aggregate_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["bogus", "auto", "pooled", "mean:2", "topk", "topk:0", "topk:2.5", "topk:1_0", "topk:-1", "topk:1e99", "lse:",
+             "lse: 8", "lse:nan", "lse:0", "lse:٣"],
+)  # fmt: skip
+def test_aggregates_that_there_are_not(name):
+    with pytest.raises(ConfigError, match=r"views\.aggregate: '.*'(;| is unknown;) (give|use) "):
+        aggregate_name(name)
 
 
 # ---- the policy as a value ---------------------------------------------------------------------------------------

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from stage1.aggregation import FrozenViews, Pool
 from stage1.bundle import verify_bundle
+from stage1.bundle.manifest import sealed
 from stage1.documents import read_document
 from stage1.errors import IntegrityError, MissingError
+from stage1.files import digest_bytes
 from stage1.inference import load_bundle
+from stage1.integrations.streetvision.sealed import open_bundle
 from stage1.policy import ViewsClaim, load_policy, on_views
 from stage1.views import ViewPolicy
 
@@ -45,6 +50,30 @@ def test_a_certificate_of_views_needs_exactly_these(viewed, tmp_path):
     with pytest.raises(IntegrityError, match="not the one that was certified"):
         viewed.write(tmp_path / "bundle", views_file=tmp_path / "views.json")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("taken", [("views.json",), ("certificate",), ("views.json", "certificate"), ("manifest",)])
+def test_a_resealed_bundle_that_lost_its_views_is_opened_by_nobody(viewed, tmp_path, taken):
+    """Whoever makes all digests fit again still leaves one document that speaks of views."""
+    folder = viewed.write(tmp_path / "bundle", views_file=viewed.run / "views.json")
+    assert open_bundle(folder).views is not None
+    manifest = read_document(folder / "bundle.json", "bundle")
+    if "views.json" in taken:
+        (folder / "views.json").unlink()
+        del manifest["files"]["views.json"]
+    if "certificate" in taken:
+        document = read_document(folder / "certificate.json", "certificate")
+        del document["views"]
+        (folder / "certificate.json").write_text(json.dumps(document))
+        written = (folder / "certificate.json").read_bytes()
+        manifest["files"]["certificate.json"].update(size=len(written), sha256=digest_bytes(written))
+    if "manifest" in taken:
+        del manifest["views"]
+    (folder / "bundle.json").write_text(json.dumps(sealed(manifest), indent=2, ensure_ascii=False) + "\n")
+    with pytest.raises(IntegrityError, match="speak of different views"):
+        open_bundle(folder)
+    with pytest.raises(IntegrityError):
+        load_bundle(folder)
 
 
 def test_a_certificate_of_whole_images_takes_no_views(parts, tmp_path):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stage1.documents import validate
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.inference import FORMATS, Input, Row, iterate_inputs, load_bundle, open_writer, predict_to
 
@@ -176,6 +177,24 @@ def test_json_is_one_document(tmp_path):
     assert document["rows"] == [expected(row) for row in ROWS]
     assert (document["images"], document["exits"], document["failures"]) == (3, 1, 1)
     assert json.loads(written("json", tmp_path, []).read_text())["rows"] == []
+    validate(document, "predictions", "out.json")
+    assert "small" not in document
+
+
+def test_json_of_views_counts_the_images_to_which_tiles_add_nothing():
+    looked = {"views": 5, "view": "whole", "box": (0, 0, 9, 9)}
+    rows = [
+        Row("tiny.jpg", "none", 0.25, True, "exit:none", **looked, small=True),
+        Row("large.jpg", "none", 0.5, False, "defer", **looked),
+        Row("broken.jpg", None, None, False, "defer", "truncated: 12 bytes"),
+    ]
+    text = io.StringIO()
+    with open_writer("json", text, {"views": "5 views (whole + 2x2 tiles)"}) as writer:
+        writer.write(rows)
+    document = json.loads(text.getvalue())
+    assert [row["small"] for row in document["rows"]] == [True, False, False]
+    assert document["small"] == 1
+    validate(document, "predictions", "out.json")
 
 
 def test_parquet_round_trip(tmp_path):

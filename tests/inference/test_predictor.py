@@ -181,7 +181,7 @@ def test_too_many_pixels_are_refused_from_memory_too(bundle):
 
 def test_a_picture_with_a_broken_file_behind_it_is_named(bundle, picture):
     lazy = Image.open(io.BytesIO(picture((200, 60, 60), size=(300, 300))[:-900]))
-    assert bundle.predict([lazy])[0].error.startswith("corrupt: ")
+    assert bundle.predict([lazy])[0].error.startswith("truncated: ")
 
 
 def test_an_image_for_which_the_model_gives_nan_is_named(tiny_model, picture):

@@ -12,9 +12,10 @@ from stage1.aggregation import FrozenViews, Learned, Pool, Sequence, Step
 from stage1.engine import Engine
 from stage1.errors import DataError, IntegrityError
 from stage1.images import Preprocessing, decode
-from stage1.inference import Predictor
+from stage1.inference import Predictor, load_bundle
 from stage1.inference.answered import answered_by
 from stage1.inference.viewing import SPREAD, ViewOutputs, look
+from stage1.policy import ViewsClaim, on_views
 from stage1.views import ViewPolicy, cut
 
 SPEC = Preprocessing(size=16)
@@ -188,6 +189,35 @@ def test_three_classes_by_the_mean(tiny_model, scenes):
     assert [row.label for row in made.predict(scenes[:5])] == [
         ("a", "b", "c")[i] for i in answered.logits.argmax(axis=1)
     ]
+
+
+def test_a_policy_decides_with_the_views_of_its_certificate_alone(tiny_model, bundle_folder, scenes):
+    """Every pair of certificate and views but the matching ones is refused."""
+    certified = load_bundle(bundle_folder).policy
+    made = {
+        "whole": None,
+        "mean": FrozenViews(GRID, Pool("mean")),
+        "max": FrozenViews(GRID, Pool("max")),
+        "finer": FrozenViews(ViewPolicy(grid=(3, 3), overlap=0.0), Pool("mean")),
+    }
+    for of, claimed in made.items():
+        policy = on_views(certified, None if claimed is None else ViewsClaim(claimed.digest, claimed.description))
+        for name, views in made.items():
+            if name == of:
+                rows = Predictor(tiny_model(), SPEC, CLASSES, policy, views=views).predict(scenes[:4])
+                assert [row.error for row in rows] == [None] * 4
+            else:
+                with pytest.raises(
+                    IntegrityError, match="policy is certified for .*, given are .*; use policy and views"
+                ):
+                    Predictor(tiny_model(), SPEC, CLASSES, policy, views=views)
+
+
+def test_one_crop_alone_is_not_said_to_add_nothing(tiny_model):
+    small = np.full((12, 12, 3), 90, dtype=np.uint8)
+    crop, whole_and_crop = ViewPolicy(whole=False, scales=(0.7,)), ViewPolicy(scales=(0.7,))
+    assert not predictor(tiny_model(), FrozenViews(crop, Pool("mean"))).predict([small])[0].small
+    assert predictor(tiny_model(), FrozenViews(whole_and_crop, Pool("mean"))).predict([small])[0].small
 
 
 def test_views_that_do_not_fit_are_refused():

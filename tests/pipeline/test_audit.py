@@ -124,6 +124,11 @@ def test_what_cannot_be_audited_is_refused():
     with pytest.raises(DataError, match="2 names for 3 columns"):
         audit(population, config("risks={error: 0.1}", "data.classes=[a, b]"), draws=1, sizes=Sizes(30, 30))
     with pytest.raises(ConfigError, match="SCRC-T promises a mean"):
-        audit(population, config("policy.name=scrc", "policy.variant=T"), draws=1, sizes=Sizes(30, 30))
+        audit(
+            population,
+            config("policy.name=scrc", "policy.variant=T", "risks={miss_rate: 0.1}"),
+            draws=1,
+            sizes=Sizes(30, 30),
+        )
     with pytest.raises(DataError, match="labels"):
         audit(Scores(logits=population.logits), config("risks={error: 0.1}"), draws=1, sizes=Sizes(30, 30))

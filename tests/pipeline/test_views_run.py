@@ -16,9 +16,10 @@ from PIL import Image
 from stage1 import load_bundle, run
 from stage1.aggregation import FrozenViews
 from stage1.bundle import verify_bundle
+from stage1.calibration import FrozenMap, choose_map
 from stage1.config import load_config
 from stage1.data.table import SampleTable
-from stage1.documents import read_document
+from stage1.documents import read_document, validate
 from stage1.errors import ConfigError, IntegrityError
 from stage1.pipeline.rundir import RunDir, stored_config
 from stage1.pipeline.stages import STAGES
@@ -103,6 +104,7 @@ def test_the_bundle_is_certified_for_its_views(mil):
     assert certificate.views.digest == views.digest == manifest["created_from"]["views"]
     assert "5 views (whole + 2x2 tiles, 12 % overlap), aggregated by lse:8" in certificate.statement
     assert any(views.digest in line for line in certificate.void_if)
+    assert views.select_folds is None  # lse:8 learned nothing there: val_select is scored by what ships, like the rest
     assert manifest["views"] == {"description": views.description, "count": 5}
     assert views.description in (mil.bundle / "README.md").read_text()
     assert verify_bundle(mil.bundle, recompute=True).problems == ()
@@ -190,6 +192,36 @@ def test_adaptive_views_answer_as_they_were_scored(mil, tmp_path):
     assert (result.folder / "figures" / "views.png").is_file()
     assert f"{mean:.2f} of 5 views" in (result.folder / "report.html").read_text()
     assert certificate.attempt == 2
+    scored_by_others(result)
+
+
+def test_what_learned_from_val_select_is_judged_there_by_fits_on_other_folds(mil, tmp_path):
+    result = changed(mil, tmp_path / "run", "views.aggregate=learned")
+    assert set(result.done) == {"score", "calibrate", "evaluate", "bundle"}
+    scored_by_others(result)
+    answers_as_scored(result)
+    assert verify_bundle(result.bundle, recompute=True).problems == ()
+    assert "On val_select each image is scored by a fit on the other" in (result.folder / "report.html").read_text()
+    again = changed(result, tmp_path / "again", "risks.miss_rate=0.35")
+    assert set(again.done) == {"calibrate", "evaluate", "bundle"}
+    for name in ("val_select_logits.pt", "views.json", "calibration.json"):
+        assert (again.folder / name).read_bytes() == (result.folder / name).read_bytes()
+    assert verify_bundle(again.bundle, recompute=True).problems == ()
+
+
+def scored_by_others(result):
+    """val_select's scores are not those of what ships, which was fitted on them, and the map is fitted on them as they are."""
+    views, stored = FrozenViews.load(result.folder / "views.json"), read_role(result.folder, "val_select")
+    assert views.select_folds == 10
+    shipped, table = files_of(result, "val_select")
+    answers = load_bundle(result.bundle).predictor.answered(shipped)[1]
+    assert not np.allclose(answers.logits, stored.logits, atol=1e-3)
+    assert np.corrcoef(answers.logits[:, 1], stored.logits[:, 1])[0, 1] > 0.8
+    assert stored.ids.tolist() == table.ids[table.rows("val_select")].tolist()
+    frozen = FrozenMap.load(result.folder / "calibration.json")
+    chosen = choose_map(stored, candidates=("temperature", "platt", "beta"), keep_order=True, seed=0)
+    assert frozen.to_document() == FrozenMap.load(result.bundle / "calibration.json").to_document()
+    assert frozen.comparison == chosen.to_document()
 
 
 @pytest.mark.slow
@@ -257,12 +289,6 @@ def test_changed_views_are_found(mil, tmp_path):
         load_bundle(copy, verify=False)
 
 
-@pytest.mark.slow
-def test_gates_and_adaptive_views_are_refused_together(signs, store, tmp_path):
-    with pytest.raises(ConfigError, match="views.adaptive: with a head that has a gate"):
-        go(signs, store, tmp_path / "run", "views.adaptive=true", "head.kind=sat", "head.hidden=16")
-
-
 # ---- strange images ----------------------------------------------------------------------------------------------
 
 
@@ -290,17 +316,24 @@ def test_strange_images_are_answered_and_the_small_ones_counted(mil, strange):
     assert [row["views"] for row in rows] == ["5"] * 9 + [""]
     assert all(row["view"] for row in rows[:9])
     assert (
-        "note: 2 of 9 images no larger than the model's input (64 px): further views add nothing there" in result.stderr
+        "note: 2 of 9 images no larger than the model's input (64 px): tiles and crops add nothing there"
+        in result.stderr
     )
+    document = json.loads(stage1("predict", mil.bundle, strange, "--json").stdout)
+    assert [Path(row["path"]).stem for row in document["rows"] if row["small"]] == ["c_small", "d_dot"]
+    assert (document["images"], document["failures"], document["small"]) == (10, 1, 2)
+    validate(document, "predictions", "predict --json")
 
 
 def test_columns_for_views_stand_only_where_there_are_views(mil, finished, strange, tmp_path):
     photo = strange / "e_photo.png"
     with_views = json.loads(stage1("predict", mil.bundle, photo, "--json").stdout)
     assert with_views["bundle"]["views"] == load_bundle(mil.bundle).predictor.views.description
-    assert set(with_views["rows"][0]) >= {"views", "view", "box"}
+    assert set(with_views["rows"][0]) >= {"views", "view", "box", "small"}
     without = json.loads(stage1("predict", finished.bundle, photo, "--json").stdout)
-    assert not {"views", "view", "box"} & set(without["rows"][0])
+    assert not {"views", "view", "box", "small"} & set(without["rows"][0])
+    for document in (with_views, without):
+        validate(document, "predictions", "predict --json")
     assert stage1("predict", finished.bundle, photo, "--views", "whole").returncode == 0
     table = stage1("predict", mil.bundle, photo).stdout.splitlines()
     assert table[0].split() == ["decision", "label", "probability", "views", "view", "path"]

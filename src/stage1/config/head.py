@@ -27,6 +27,11 @@ class HeadConfig(Section):
         """True for the kinds whose loss knows of abstention."""
         return self.kind in ("selectivenet", "deepgamblers", "sat")
 
+    @property
+    def gated(self) -> bool:
+        """True where the model has a gate: one of its own, or what a selective kind learns."""
+        return self.gate in ("linear", "mlp") or (self.selective and self.gate == "auto")
+
 
 class SelectiveConfig(Section):
     """What the losses of the selective heads need; see training/losses.py for the formulas."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+# What others call a key, where no spelling comes near it.
+_OTHER_WORDS = {"views.global": "views.whole"}
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The question "; did you mean 'NAME'?" with the known name that comes nearest, or nothing where none does."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = _OTHER_WORDS.get(name)
+    close = [meant] if meant in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not close:
         tail = name.rsplit(".", 1)[-1]
         close = [key for key in known if key.rsplit(".", 1)[-1] == tail][:1] or [

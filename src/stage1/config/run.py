@@ -71,6 +71,11 @@ class RunConfig(Section):
     def _views_go_with_the_head(self) -> RunConfig:
         """Heads whose loss or gate is of one image's one vector learn from the whole image alone."""
         learn, head = self.views.train, self.head
+        if self.views.adaptive and head.gated:
+            what = f"head.gate={head.gate}" if head.gate != "auto" else f"head.kind={head.kind}"
+            raise ValueError(
+                f"views.adaptive with {what}; it is for heads without a gate, set views.adaptive=false or head.gate=none"
+            )
         if learn in ("whole", "pooled"):  # one row of features for each image
             return self
         if head.selective or head.gate in ("linear", "mlp"):
@@ -82,6 +87,27 @@ class RunConfig(Section):
             raise ValueError(
                 f"views.train={learn} with sweep.enabled; a sweep is on whole images, set views.train=whole"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _target_of_scrc(self) -> RunConfig:
+        """What scrc certifies, as far as it does not depend on how many classes there are."""
+        if self.policy.name != "scrc":
+            return self
+        of_each = all(name.startswith("miss_rate.") for name in self.risks)
+        if not of_each and set(self.risks) not in ({"miss_rate"}, {"miss_rate", "false_exit_rate"}):
+            raise ValueError(
+                f"policy.name=scrc with risks {' + '.join(self.risks)}; give miss_rate and false_exit_rate (with more than two "
+                "classes miss_rate, or miss_rate.<class> for each)"
+            )
+        for key, given in (
+            ("class_coverage", bool(self.class_coverage)),
+            ("target_prior", self.target_prior is not None),
+            ("unit=group_mean", self.unit == "group_mean"),
+            ("data.slices", bool(self.data.slices)),
+        ):
+            if given:
+                raise ValueError(f"policy.name=scrc with {key}; that is for softmax and gate, leave it out")
         return self
 
     @field_validator("risks")

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stage1.config.section import PositiveInt, Rate, Section, Share
-from stage1.errors import DataError
-from stage1.views import ViewPolicy
+from stage1.errors import ConfigError, DataError
+from stage1.views import ViewPolicy, aggregate_name
 
 
 class ViewsConfig(Section):
@@ -47,19 +47,28 @@ class ViewsConfig(Section):
             raise ValueError("a grid looks like ROWSxCOLUMNS, e.g. 3x3")
         return grid
 
+    @field_validator("aggregate")
+    @classmethod
+    def _known_aggregates(cls, aggregate: str | list[str]) -> str | list[str]:
+        if aggregate == "auto":
+            return aggregate
+        if not aggregate:
+            raise ValueError("no names; give one, or auto")
+        try:
+            return aggregate_name(aggregate) if isinstance(aggregate, str) else [aggregate_name(n) for n in aggregate]
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("views.aggregate: ")) from error
+
     @field_validator("pool")
     @classmethod
     def _known_pool(cls, pool: str) -> str:
-        kind, _, number = pool.partition(":")
         try:
-            known = (
-                pool == "mean" or (kind == "lse" and 0 < float(number) < 1e6) or (kind == "topk" and int(number) >= 1)
-            )
-        except ValueError:
-            known = False
-        if not known:
+            name = aggregate_name(pool)
+        except ConfigError:
+            name = ""
+        if name != "mean" and not name.startswith(("lse:", "topk:")):
             raise ValueError("unknown pooling; use mean, lse:8 or topk:3")
-        return pool
+        return name
 
     @model_validator(mode="after")
     def _geometry(self) -> ViewsConfig:
@@ -70,6 +79,18 @@ class ViewsConfig(Section):
         if policy is None and (self.adaptive or self.train != "whole"):
             name = "adaptive" if self.adaptive else "train"
             raise ValueError(f"{name} needs views beside the whole image; set views.grid=3x3")
+        return self
+
+    @model_validator(mode="after")
+    def _go_together(self) -> ViewsConfig:
+        policy, names = self.policy, self.names or []
+        if policy is not None and not policy.whole and "whole" in names:
+            raise ValueError("aggregate=whole with whole=false; use mean, or set views.whole=true")
+        if self.adaptive and (set(names) == {"whole"} or (policy is not None and policy.count == 1)):
+            reason = "whole=false and one view" if set(names) != {"whole"} else "aggregate=whole"
+            raise ValueError(
+                f"adaptive with {reason}, where no further views are left to stop before; set views.adaptive=false"
+            )
         if self.train == "pooled":
             for name, given in (
                 ("adaptive", self.adaptive),
@@ -81,6 +102,13 @@ class ViewsConfig(Section):
                         f"{name} does not go with train=pooled, whose head makes one answer of all views; leave it out"
                     )
         return self
+
+    @property
+    def names(self) -> list[str] | None:
+        """The aggregators asked for by name; None for auto, which compares all that there are."""
+        if self.aggregate == "auto":
+            return None
+        return [self.aggregate] if isinstance(self.aggregate, str) else list(self.aggregate)
 
     @property
     def policy(self) -> ViewPolicy | None:

@@ -194,12 +194,13 @@ class _CsvWriter:
 
 
 class _JsonWriter:
-    """One document: the bundle, the rows, and how many exit or fail; written as the rows come."""
+    """One document (schemas/predictions.schema.json): the bundle, the rows, and how many exit or fail; written as the rows come."""
 
     def __init__(self, stream: TextIO, about: Mapping[str, Any]) -> None:
         self._stream = stream
-        self._columns = (*_columns(about), "box") if "views" in about else COLUMNS
-        self._images = self._exits = self._failures = 0
+        self._views = "views" in about
+        self._columns = (*_columns(about), "box", "small") if self._views else COLUMNS
+        self._images = self._exits = self._failures = self._small = 0
         head = json.dumps({"schema_version": SCHEMA_VERSION, "bundle": dict(about)}, ensure_ascii=True)
         self._stream.write(head[:-1] + ', "rows": [')
 
@@ -210,9 +211,12 @@ class _JsonWriter:
             self._images += 1
             self._exits += row.exit
             self._failures += row.error is not None
+            self._small += row.small
 
     def close(self) -> None:
         counts = {"images": self._images, "exits": self._exits, "failures": self._failures}
+        if self._views:
+            counts["small"] = self._small
         self._stream.write("\n], " + json.dumps(counts)[1:] + "\n")
 
 

@@ -65,6 +65,7 @@ class Predictor:
     policy gets it. views: which views of each image are looked at and how they are aggregated; None: the whole image alone.
     A model that takes all views together (`Engine.views`) needs them, as views of a head on pooled features.
     batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core. Without a policy every image defers.
+    A policy with a certificate decides with the views of that certificate and with no others.
     Raises MissingError, IntegrityError (damaged, without `logits`, or of other views), DataError (preprocessing of another size).
     """
 
@@ -94,6 +95,7 @@ class Predictor:
         if self.engine.input_size not in (None, preprocessing.size):
             raise DataError(f"preprocessing: size {preprocessing.size}; {where} takes {self.engine.input_size}")
         _require_views(self.engine, views, where)
+        _require_certified(policy, views)
         self._logits = self.engine.output_names.index("logits")
         self._gate = self.engine.output_names.index(GATE) if GATE in self.engine.output_names else None
         self._viewing = Viewing(
@@ -318,6 +320,20 @@ def _require_views(engine: Engine, views: FrozenViews | None, where: str) -> Non
             "the views beside it are not for that" if count is None else f"its views are {count}, by pooled features"
         )
         raise IntegrityError(f"{where}: takes {takes}, and {wanted}; use the model and views.json of one run")
+
+
+def _require_certified(policy: Policy | None, views: FrozenViews | None) -> None:
+    """Raises IntegrityError where the policy's certificate is of other views than these: it would not hold."""
+    if policy is None or policy.certificate is None:
+        return
+    claim = policy.certificate.views
+    if (None if claim is None else claim.digest) == (None if views is None else views.digest):
+        return
+    certified = "the whole image alone" if claim is None else f"{claim.description} (sha256 {claim.digest[:12]})"
+    given = "the whole image alone" if views is None else f"{views.description} (sha256 {views.digest[:12]})"
+    raise IntegrityError(
+        f"views: the policy is certified for {certified}, given are {given}; use policy and views.json of one run"
+    )
 
 
 def _require_shape(logits: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -49,7 +49,7 @@ class Looked:
 
     logits: float64 [n, K]; gate: float64 [n] or None; spread: float64 [n], standard deviation of the log-odds of the answer over
     the views that were looked at; used: int64 [n], how many; deciding: int64 [n], the view with the largest pull towards the
-    answer; boxes: int64 [n, 4], where that view lies (top, left, bottom, right); small: bool [n], further views add nothing.
+    answer; boxes: int64 [n, 4], where that view lies (top, left, bottom, right); small: bool [n], tiles and crops add nothing.
     """
 
     logits: Floats
@@ -156,12 +156,12 @@ def _together_looked(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessi
 
 
 def _placed(sizes: Ints, deciding: Ints, policy: ViewPolicy, spec: Preprocessing) -> tuple[Ints, NDArray[np.bool_]]:
-    """(boxes int64 [n, 4] of the deciding views, bool [n] whether further views add nothing) of images of these sizes."""
+    """(boxes int64 [n, 4] of the deciding views, bool [n] whether tiles and crops add nothing) of images of these sizes."""
     boxes = np.zeros((len(sizes), 4), dtype=np.int64)
     small = np.zeros(len(sizes), dtype=np.bool_)
     for row, (height, width) in enumerate(sizes.tolist()):
         boxes[row] = policy.boxes(height, width)[deciding[row]]
-        small[row] = adds_nothing(height, width, spec)
+        small[row] = adds_nothing(height, width, spec, policy)
     return boxes, small
 
 

@@ -135,10 +135,12 @@ def run(
 def execute(run: RunDir, progress: Progress, *, force: bool = False, ignore_acceptance: bool = False) -> RunResult:
     """All stages of an opened run directory, in order; before the bundle the acceptance gates must have passed."""
     from stage1.pipeline.acceptance import check_reference
+    from stage1.pipeline.class_checks import check_split, check_stated
     from stage1.pipeline.stages import STAGES
 
     require_alone("`stage1 run`")
     check_reference(run.config)
+    check_stated(run.config)
     began = time.monotonic()
     done: list[str] = []
     skipped: list[str] = []
@@ -152,6 +154,8 @@ def execute(run: RunDir, progress: Progress, *, force: bool = False, ignore_acce
                     continue
                 _require_accepted(run, progress, ignore_acceptance)
             (done if _do(stage, run, Context(progress, stop), force) else skipped).append(stage.name)
+            if stage.name == "split":
+                check_split(run)  # also where it was skipped: the rest of the config may have changed since
     certificate = _certificate(run)
     if not certificate.certified:
         leftover = " bundle/ is of an earlier state of this run." if (run / "bundle").exists() else ""
@@ -169,6 +173,7 @@ def execute_one(
     Raises ConfigError where an earlier stage is out of date under the present config, so that no stage ever works on
     what another config made; where the run has no such stage; and under torchrun for any stage but `tune`.
     """
+    from stage1.pipeline.class_checks import check_split
     from stage1.pipeline.stages import STAGES
 
     if name != "tune":
@@ -183,14 +188,24 @@ def execute_one(
             )
     if name == "bundle":
         _require_accepted(run, progress, ignore_acceptance)
+    if name != "split":
+        check_split(run, views_only=True)
     with _terminable() as stop:
-        return _do(STAGES[position], run, Context(progress, stop), force)
+        done = _do(STAGES[position], run, Context(progress, stop), force)
+    if name == "split":
+        check_split(run, views_only=True)
+    return done
 
 
 def outlook(run: RunDir) -> list[dict[str, Any]]:
-    """For --dry-run: per stage its inputs, their digest where known, and whether it would be skipped."""
+    """For --dry-run: per stage its inputs, their digest where known, and whether it would be skipped.
+
+    Raises ConfigError where the config asks for what there is not with the classes that it names.
+    """
+    from stage1.pipeline.class_checks import check_stated
     from stage1.pipeline.stages import STAGES
 
+    check_stated(run.config)
     rows: list[dict[str, Any]] = []
     stale = False
     for stage in STAGES:

@@ -54,7 +54,7 @@ def fit_scrc(
     names = tuple(classes) if classes is not None else tuple(str(k) for k in range(calib.n_classes))
     if len(names) != calib.n_classes:
         raise DataError(f"classes: {len(names)} names for {calib.n_classes} classes")
-    targets = _checked_targets(risks, names, coverage, confidence, variant)
+    targets = checked_targets(risks, names, coverage, confidence, variant)
     unit = choose_unit(calib, unit, assume_iid)
     counted = calib.take(one_per_group(calib, seed)) if unit == "group" else calib
     kind = "softmax" if calib.gate is None else "gate"
@@ -121,9 +121,10 @@ def _check_samples(calib: Scores, select: Scores | None) -> None:
             )
 
 
-def _checked_targets(
+def checked_targets(
     risks: Mapping[str, float], names: Sequence[str], coverage: float, confidence: float, variant: str
 ) -> list[Target]:
+    """One target for each class. Raises ConfigError where these are none for scrc with these classes."""
     for what, value in (("coverage", coverage), ("confidence", confidence)):
         if not (isinstance(value, (int, float)) and 0 < value < 1):
             raise ConfigError(f"{what}: must lie strictly between 0 and 1, got {value!r}")
