@@ -296,7 +296,7 @@ def test_the_clients_transformers_give_the_same_scores(photos, tmp_path):  # noq
 
     arguments = [f"data.table={photos}", *SETTINGS, *BACKBONE, "backbone.input_size=224", "-q", "-o", tmp_path / "run"]
     assert stage1("run", "--recipe", "baseline", *arguments).returncode == 0
-    result = stage1("export", tmp_path / "run", "--to", "hf", tmp_path / "stock", "--json")
+    result = stage1("export", tmp_path / "run", "--to", "hf", tmp_path / "stock", "--positive", "night", "--json")
     assert result.returncode == 0, result.stderr
     client = json.loads(result.stdout)["client_processor"]
     assert client is None or client["largest_difference"] <= 1e-4
