@@ -173,13 +173,41 @@ def test_cls_without_a_class_token_says_what_is_possible(name):
 def test_input_size_reaches_the_model():
     assert load_backbone(tiny(input_size=96)).preprocessing.size == 96
     assert load_backbone(tiny(input_size=None)).preprocessing.size == 160
-    with pytest.raises(ConfigError, match="input_size 60"):
+    with pytest.raises(ConfigError, match="input_size 60 .*set backbone.input_size to 48 or 64"):
         load_backbone(tiny(input_size=60))
     # DINOv2 is made for 518 px and refuses others unless it is built for them.
     assert load_backbone(tiny("vit_small_patch14_dinov2", input_size=70)).features(images(1, 70)).shape == (1, 384)
 
 
 # ---- identity ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "unseen", "near"),
+    [
+        ("vit_small_patch14_dinov2", 64, "last 8 pixel", "56 or 70"),  # 23 % of the area
+        ("vit_small_patch14_dinov2", 256, "last 4 pixel", "252 or 266"),
+        ("convnext_atto", 102, "last 2 pixel", "100 or 104"),  # a stem that cuts patches: the same fault in a ConvNet
+        ("inception_v3", 80, "last 3 pixel", "77 or 83"),  # convolutions without padding
+    ],
+)
+def test_size_at_which_an_edge_is_never_seen_is_refused(name, size, unseen, near):
+    with pytest.raises(ConfigError, match=f"never sees the {unseen}.*set backbone.input_size to {near}"):
+        load_backbone(tiny(name, input_size=size))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("resnet18", 65), ("test_vit", 64), ("convnext_atto", 96), ("tf_efficientnet_lite0", 75), ("inception_v3", 83)],
+)
+def test_every_edge_pixel_reaches_the_features_of_a_size_that_is_taken(name, size):
+    backbone = load_backbone(tiny(name, input_size=size))
+    batch = np.zeros((5, 3, size, size), dtype=np.float32)
+    for row, place in enumerate((np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1]), start=1):
+        batch[row, :, *place] = np.nan
+    features = backbone.features(batch)
+    assert np.isfinite(features[0]).all()
+    assert not np.isfinite(features[1:]).all(axis=1).any()
 
 
 def test_fingerprint_follows_weights_spec_and_nothing_else():

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from stage1.model.weights import (
 )  # fmt: skip
 
 EMBEDDED = "embedded"
+_NEAR = 33  # sizes around a refused one that are tried for the message: one more than the usual reduction of a ConvNet
+_SMALLEST = 32  # of BackboneConfig.input_size
 _EMBEDDED_TIMM_NAME = "tf_efficientnet_lite0"
 # Of the 247 tensors of models/efficientnet-lite0-57934424.pth (package 0.1.0), computed by `state_digest`.
 _EMBEDDED_DIGEST = "38d0d314efe5b549e6155b19f2529fba98122d5925ac580b31aeb07e1f14767a"
@@ -110,18 +113,56 @@ class Backbone:
         return (features.float().cpu().numpy(),)
 
     def _probe(self) -> int:
+        """Width D of the features. Raises ConfigError for a size that the model cannot take, or takes without its edges."""
         size = self.preprocessing.size
         try:
-            with torch.inference_mode():
-                shape = tuple(self.module(torch.zeros(1, 3, size, size)).shape)
+            # The second and third image are NaN in the last column and the last row: a pixel that the model looks at
+            # makes NaN of its features, whatever the weights. (A gradient would also be 0 behind a dead unit.)
+            made = self._marked(size, ((slice(None), slice(-1, None)), (slice(-1, None), slice(None))))
         except (RuntimeError, AssertionError, ValueError) as error:
-            why = " ".join(str(error).split())[:160]
+            patch, why = _patch_size(self.module.model), " ".join(str(error).split())[:160]
+            sizes = _named(_multiples(size, patch)) if patch is not None and size % patch else "another size"
             raise ConfigError(
-                f"backbone {self.name!r} does not run at input_size {size} ({why}); give another backbone.input_size"
+                f"backbone {self.name!r} does not run at input_size {size} ({why}); set backbone.input_size to {sizes}"
             ) from error
-        if len(shape) != 2:
-            raise ConfigError(f"backbone {self.name!r}: output of shape {list(shape)}, not [N, D]; use another pooling")
-        return int(shape[1])
+        if made.ndim != 2:
+            shape = [1, *made.shape[1:]]
+            raise ConfigError(f"backbone {self.name!r}: output of shape {shape}, not [N, D]; use another pooling")
+        if made[1:].isfinite().all(dim=1).any() and made[0].isfinite().all():
+            raise ConfigError(self._unseen(size))
+        return int(made.shape[1])
+
+    def _marked(self, size: int, places: Sequence[tuple[slice, slice]]) -> Tensor:
+        """Outputs for a gray image and for one image per place (rows, columns) that is NaN there."""
+        batch = torch.zeros(1 + len(places), 3, size, size)
+        for row, place in enumerate(places, start=1):
+            batch[row, :, place[0], place[1]] = torch.nan
+        with torch.inference_mode():
+            return self.module(batch)
+
+    def _lost(self, size: int) -> int:
+        """Columns at the right edge that have no influence on the features; 0 where the model does not run at this size."""
+        try:
+            for strip in range(1, size):
+                if not self._marked(size, [(slice(None), slice(-strip, None))])[1].isfinite().all():
+                    return strip - 1
+        except (RuntimeError, AssertionError, ValueError):
+            return 0
+        return size
+
+    def _unseen(self, size: int) -> str:
+        """The sentence for a size at which the right and bottom edge have no influence on the features."""
+        patch = _patch_size(self.module.model)
+        if patch is not None:
+            strip, near = size % patch, _multiples(size, patch)
+        else:
+            strip = self._lost(size)
+            tried = (range(size - 1, max(size - _NEAR, 1), -1), range(size + 1, size + _NEAR))
+            near = [other for sizes in tried for other in [next((n for n in sizes if self._lost(n) == 0), 0)]]
+        return (
+            f"backbone.input_size={size}: {self.name} never sees the last {strip} pixel(s) at the right and bottom edge "
+            f"({1 - (1 - strip / size) ** 2:.1%} of the image); set backbone.input_size to {_named(near)}"
+        )
 
     def _fingerprint(self) -> str:
         spec = {
@@ -190,6 +231,23 @@ def _preprocessing(model: nn.Module, config: BackboneConfig) -> Preprocessing:
 
 
 # ---- models and weights ------------------------------------------------------------------------------------------
+
+
+def _patch_size(model: nn.Module) -> int | None:
+    """Pixels of a patch's side, where the model cuts the image into patches that do not overlap; else None."""
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.kernel_size != projection.stride:
+        return None
+    return int(projection.stride[0])
+
+
+def _multiples(size: int, patch: int) -> list[int]:
+    """The multiples of `patch` next to `size`, below and above."""
+    return [size // patch * patch, -(-size // patch) * patch]
+
+
+def _named(sizes: Sequence[int]) -> str:
+    return " or ".join(str(size) for size in sizes if size >= _SMALLEST) or "another size"
 
 
 def _embedded_model() -> nn.Module:
