@@ -39,6 +39,10 @@ class IntegrityError(Stage1Error):
     exit_code = 5
 
 
+class SourceChanged(IntegrityError):
+    """An image is not what it was at the split, or cannot be read any more. The next split reads every file anew."""
+
+
 class Checkpointed(Stage1Error):
     """Stopped on request with a complete checkpoint; run the same command to go on. Exit code 75."""
 

@@ -5,19 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stage1.errors import ConfigError
-
 
 def outlined(folder: Path, config: Any, outlook: Any, allow_change: bool) -> dict[str, Any]:
-    from stage1.config import differences
-    from stage1.pipeline.rundir import RunDir, read_state, stored_config
+    from stage1.pipeline.rundir import RunDir, kept_config, read_state, refuse_change
 
-    stored = stored_config(folder)
-    changes = differences(stored, config) if stored is not None else []
-    if changes and not allow_change:
-        raise ConfigError(
-            f"{folder}: made with another config ({'; '.join(changes[:3])}); use another --output, or --allow-change"
-        )
+    stored = kept_config(folder)
+    if stored is not None and not allow_change:
+        refuse_change(folder, stored, config)
     return {"run": str(folder), "stages": outlook(RunDir(folder, config, read_state(folder)))}
 
 

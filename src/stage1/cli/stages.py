@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +40,7 @@ def _stage(
     quiet: bool,
     as_json: bool,
     ignore_acceptance: bool = False,
+    config: Any = None,
 ) -> None:
     from stage1.config import load_config, to_yaml
     from stage1.pipeline import execute_one, opened
@@ -47,8 +48,7 @@ def _stage(
     from stage1.pipeline.rundir import followed, stored_config
     from stage1.pipeline.tuning_stages import is_follower
 
-    config = None
-    if overrides:
+    if config is None and overrides:
         stored = stored_config(run)
         if stored is None:
             raise ConfigError(
@@ -90,19 +90,17 @@ def split(
 
     Example: stage1 split runs/photos --recipe baseline data.table=photos.csv
     """
-    from stage1.config import to_yaml
-    from stage1.files import write_text
-    from stage1.pipeline.rundir import CONFIG_FILE, stored_config
+    from stage1.pipeline.rundir import has_finished, stored_config
 
     overrides = [*(overrides or []), *(["split.allow_leakage=true"] if allow_leakage else [])]
-    if stored_config(run) is None:
-        write_text(run / CONFIG_FILE, to_yaml(given_config(None, recipe, phase, overrides)))
-        overrides = []
-    elif recipe is not None or phase is not None:
+    config, named = None, recipe is not None or phase is not None
+    if named and has_finished(run):
         raise ConfigError(
             f"{run}: has a config already; change it with overrides a.b=value, or use another run directory"
         )
-    _stage("split", run, overrides, force, quiet, as_json)
+    if named or stored_config(run) is None:
+        config, overrides = given_config(None, recipe, phase, overrides), []
+    _stage("split", run, overrides, force, quiet, as_json, config=config)
     if not as_json:
         from stage1.pipeline.data_stage import split_report
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stage1.errors import DataError, IntegrityError, MissingError
+from stage1.errors import DataError, IntegrityError, MissingError, SourceChanged
 from stage1.files import digest_bytes, write_through
 from stage1.images import IMAGE_COLUMNS
 from stage1.scores import ROLES
@@ -100,12 +100,12 @@ class SampleTable:
     def read_bytes(self, row: int) -> bytes:
         """The bytes of one image, checked against its id.
 
-        Raises OSError (FileNotFoundError, ...) where they cannot be read, IntegrityError where they have changed.
+        Raises OSError (FileNotFoundError, ...) where they cannot be read, SourceChanged where they are others now.
         """
         path = str(self.paths[row])
         data = read_locator(path)
         if digest_bytes(data) != self.ids[row]:
-            raise IntegrityError(f"{path}: its bytes have changed since the split; run `stage1 split` again")
+            raise SourceChanged(f"{path}: its bytes have changed since the split; run `stage1 split` again")
         return data
 
     def items(self, rows: Iterable[int]) -> list[Callable[[], bytes]]:

@@ -20,6 +20,7 @@ from stage1.evaluation.calibration_report import Stated
 from stage1.files import digest_file, write_text
 from stage1.images import Preprocessing
 from stage1.pipeline.acceptance import accept, acceptance_lines, accepted_in_words, read_acceptance, reference_state
+from stage1.pipeline.class_checks import check_all
 from stage1.pipeline.fitting import fit_configured
 from stage1.pipeline.looked import LookedAt, looked_state, read_looked
 from stage1.pipeline.mapping import REORDERING
@@ -47,8 +48,9 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     config = run.config
     select, calib = read_role(run.path, "val_select"), read_role(run.path, "val_calib")
     _check_roles(SampleTable.read(run / "samples.parquet"), calib)
-    attempt = _attempt(run, calib)
     splits = read_document(run / "splits.json", "splits")
+    check_all(config, splits["classes"])  # before the attempt is counted: what is refused was not asked of the images
+    attempt = _attempt(run, calib)
     policy = fit_configured(
         config, select=select, calib=calib, classes=splits["classes"], say=context.progress.say, attempt=attempt,
         uncertified_because=LEAKAGE if splits["leakage"] else None, views=views_claim(run),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stage1.data.table import SampleTable
 from stage1.documents import read_document, write_document
-from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
+from stage1.errors import ConfigError, DataError, MissingError, SourceChanged
 from stage1.evaluation.label_errors import FOLDS, NEIGHBOURS, LabelErrors, find_label_errors
 from stage1.files import write_text
 from stage1.images import thumbnail
@@ -37,7 +37,7 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
     Writes into `output` (default RUN/label_audit): labels.csv with the `top` suspects and an empty column new_label,
     contact_sheet.html with their pictures, label_audit.json (the document that is returned, of kind "label_audit").
     Raises MissingError (no run, no cached features), ConfigError (top < 1; labels.csv there holds new labels that would be lost),
-    DataError (too few groups), Stage1Error (an image that cannot be read any more).
+    DataError (too few groups), SourceChanged (an image that cannot be read any more).
     """
     if top < 1:
         raise ConfigError(f"--top {top}: at least 1")
@@ -209,8 +209,8 @@ def _picture(table: SampleTable, row: int) -> bytes:
     try:
         return thumbnail(table.read_bytes(row), _THUMBNAIL_SIDE)
     except OSError as error:
-        raise Stage1Error(
-            f"{table.paths[row]}: could be read at the split and cannot now ({error.strerror or error}); restore it, or split again"
+        raise SourceChanged(
+            f"{table.paths[row]}: could be read at the split and cannot now ({error.strerror or error}); restore it, or run `stage1 split` again"
         ) from error
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stage1.aggregation import VIEWS_FILE
 from stage1.documents import read_document, write_document
-from stage1.errors import IntegrityError, Stage1Error
+from stage1.errors import IntegrityError, SourceChanged
 from stage1.files import digest_file, write_text
 from stage1.images import Preprocessing
 from stage1.pipeline.looked import ROLE as LOOKED_ROLE
@@ -72,7 +72,9 @@ def extract(run: RunDir, context: Context) -> list[Path]:
         )  # fmt: skip
     if done.failed:
         name, error = done.failed[0]
-        raise Stage1Error(f"{name}: could be read at the split and cannot now ({error}); restore it, or split again")
+        raise SourceChanged(
+            f"{name}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
+        )
     views = config.views.cached
     of_views = "" if views is None else f", {views.description} of each"
     context.progress.say(f"  {len(rows)} images{of_views}, engine {done.engine}")

@@ -20,6 +20,7 @@ from stage1.files import digest_bytes, digest_file, locked, write_text
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "stages.json"
+LOCK_FILE = ".lock"
 
 
 @dataclass
@@ -27,12 +28,14 @@ class RunDir:
     """One run directory. `state` says per finished stage: the digest of its inputs and the fingerprint of its outputs.
 
     writes: False for a process that helps another one which holds the lock: its state is never written.
+    stored: the config that config.yaml holds, None where there is no file: `config` goes there when a stage is known to run.
     """
 
     path: Path
     config: RunConfig
     state: dict[str, Any] = field(default_factory=dict)
     writes: bool = True
+    stored: RunConfig | None = None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -41,6 +44,26 @@ class RunDir:
         if not self.writes:
             return
         write_document(self / STATE_FILE, {"stage1_version": __version__, "stages": self.state}, "stages")
+
+    def keep_config(self) -> None:
+        """Write `config` to config.yaml, where it does not stand there already."""
+        if self.writes and self.stored != self.config:
+            write_text(self / CONFIG_FILE, to_yaml(self.config))
+            self.stored = self.config
+
+    def put_back(self, stored: RunConfig | None, stage: str, entry: dict[str, Any] | None) -> None:
+        """After `stage` was refused: config.yaml as it was, and what the stage had made before counts again if it still stands."""
+        if not self.writes:
+            return
+        if self.stored != stored:
+            if stored is None:
+                (self / CONFIG_FILE).unlink(missing_ok=True)
+            else:
+                write_text(self / CONFIG_FILE, to_yaml(stored))
+            self.stored = stored
+        if entry is not None and all(_same_stat(self / name, stamp) for name, stamp in entry["outputs"].items()):
+            self.state[stage] = entry
+            self.save_state()
 
     def record(
         self, stage: str, inputs: str, outputs: Iterator[Path], seconds: float, peak_mib: float | None = None
@@ -104,10 +127,11 @@ def config_digest(config: RunConfig, keys: tuple[str, ...]) -> str:
 
 @contextmanager
 def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_change: bool = False) -> Iterator[RunDir]:
-    """The run directory under its lock; created with `config` where it is new.
+    """The run directory under its lock. `config` is written by the first stage that runs with it, not here.
 
-    config None: the one stored there. Raises ConfigError where the stored config differs and allow_change is not set,
-    MissingError where there is none to read, Stage1Error where another process holds the lock.
+    config None: the one stored there. Raises ConfigError where the stored config differs, a stage is finished, and
+    allow_change is not set; MissingError where there is none to read, Stage1Error where another process holds the lock.
+    A block that fails before it wrote anything leaves neither a folder nor a lock that was not there before.
     """
     folder = Path(path)
     if config is None and not (folder / CONFIG_FILE).is_file():
@@ -116,20 +140,53 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; a run directory is needed")
-    with locked(folder):
+    with _leaving_no_trace(folder), locked(folder):
         _sweep(folder)
-        stored = stored_config(folder)
+        stored = stored_config(folder) if config is None else kept_config(folder)
         if config is None:
             assert stored is not None
             config = stored
-        elif stored is not None and not allow_change and (changes := differences(stored, config)):
-            raise ConfigError(
-                f"{folder}: made with another config ({'; '.join(changes[:3])}{' ..' if len(changes) > 3 else ''}); "
-                "use another --output, or --allow-change to redo what depends on it"
-            )
-        if stored != config:
-            write_text(folder / CONFIG_FILE, to_yaml(config))
-        yield RunDir(folder, config, read_state(folder))
+        elif stored is not None and not allow_change:
+            refuse_change(folder, stored, config)
+        yield RunDir(folder, config, read_state(folder), stored=stored)
+
+
+def refuse_change(folder: Path, stored: RunConfig, config: RunConfig) -> None:
+    """Raises ConfigError where what stands in `folder` was made with another config than `config`."""
+    if changes := differences(stored, config):
+        raise ConfigError(
+            f"{folder}: made with another config ({'; '.join(changes[:3])}{' ..' if len(changes) > 3 else ''}); "
+            "use another --output, or --allow-change to redo what depends on it"
+        )
+
+
+def kept_config(folder: Path) -> RunConfig | None:
+    """The stored config, where a finished stage stands for it; else None: a failed start binds nobody."""
+    return stored_config(folder) if has_finished(folder) else None
+
+
+def has_finished(folder: Path) -> bool:
+    """Whether stages.json names a finished stage, of whatever version."""
+    path = folder / STATE_FILE
+    return path.is_file() and bool(read_document(path, "stages")["stages"])
+
+
+@contextmanager
+def _leaving_no_trace(folder: Path) -> Iterator[None]:
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = folder / LOCK_FILE
+    had_lock = lock.exists()
+    try:
+        yield
+    except BaseException:
+        if not had_lock and folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK_FILE}:
+            lock.unlink()
+        for place in made:  # innermost first
+            try:
+                place.rmdir()
+            except OSError:  # something stands in it: it stays, and so do those above
+                break
+        raise
 
 
 @contextmanager

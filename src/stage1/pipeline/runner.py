@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1.config import RunConfig, load_config
-from stage1.errors import Checkpointed, ConfigError, NotCertifiable, Stage1Error
+from stage1.errors import Checkpointed, ConfigError, NotCertifiable, SourceChanged, Stage1Error
 from stage1.files import digest_bytes
 from stage1.pipeline.memory import peak_mib, reset_peak
 from stage1.pipeline.progress import Progress
@@ -156,6 +156,7 @@ def execute(run: RunDir, progress: Progress, *, force: bool = False, ignore_acce
             (done if _do(stage, run, Context(progress, stop), force) else skipped).append(stage.name)
             if stage.name == "split":
                 check_split(run)  # also where it was skipped: the rest of the config may have changed since
+    run.keep_config()  # what changed may be of no stage
     certificate = _certificate(run)
     if not certificate.certified:
         leftover = " bundle/ is of an earlier state of this run." if (run / "bundle").exists() else ""
@@ -188,7 +189,11 @@ def execute_one(
             )
     if name == "bundle":
         _require_accepted(run, progress, ignore_acceptance)
-    if name != "split":
+    if name == "split":
+        from stage1.pipeline.data_stage import images_stand
+
+        force = force or not images_stand(run)
+    else:
         check_split(run, views_only=True)
     with _terminable() as stop:
         done = _do(STAGES[position], run, Context(progress, stop), force)
@@ -236,11 +241,25 @@ def _do(stage: Stage, run: RunDir, context: Context, force: bool) -> bool:
     if not force and run.is_current(stage.name, inputs):
         context.progress.say(f"{stage.name:<10} unchanged")
         return False
+    stored, entry = run.stored, run.state.get(stage.name)
     run.forget(stage.name)
     context.progress.say(f"{stage.name:<10} ...")
     counted = reset_peak()
     began = time.monotonic()
-    written = stage.work(run, context)
+    try:
+        if stage.name != "split":  # whose sources may still be refused
+            run.keep_config()
+        written = stage.work(run, context)
+        run.keep_config()
+    except (Checkpointed, KeyboardInterrupt):
+        raise  # the same command goes on from here
+    except Exception as error:
+        run.put_back(stored if stage.name != "split" else run.stored, stage.name, entry)
+        if isinstance(error, SourceChanged):
+            run.forget(
+                "split"
+            )  # size and time of the file may be the same: what it digests from outside would not tell
+        raise
     seconds = time.monotonic() - began
     run.record(stage.name, inputs, iter(written), seconds, peak_mib() if counted else None)
     context.progress.say(f"{stage.name:<10} done in {time.monotonic() - began:.1f} s")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stage1.aggregation import VIEWS_FILE, FrozenViews, Refit
 from stage1.aggregation import Sequence as Steps
-from stage1.errors import Stage1Error
+from stage1.errors import SourceChanged
 from stage1.files import digest_bytes
 from stage1.images import Preprocessing
 from stage1.pipeline.rundir import RunDir
@@ -135,7 +135,7 @@ def pooled_views(run: RunDir) -> FrozenViews | None:
 def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Callable[[str], None]) -> Chosen:
     """Aggregator and, where asked for, the order and the stops of adaptive views, from the views of val_select and nothing else.
 
-    Raises Stage1Error where an image cannot be read any more.
+    Raises SourceChanged where an image cannot be read any more.
     """
     from stage1.aggregation import aggregator, choose_aggregator, cross_fitted, fit_sequence
 
@@ -198,11 +198,11 @@ def _say_sequence(sequence: Steps, policy: ViewPolicy, say: Callable[[str], None
 def require_all(
     table: SampleTable, rows: NDArray[np.int64], answered: NDArray[np.int64], failures: Sequence[tuple[int, Exception]]
 ) -> None:
-    """Raises Stage1Error unless every image of these rows was answered."""
+    """Raises SourceChanged unless every image of these rows was answered."""
     if failures:
         place, error = failures[0]
-        raise Stage1Error(
-            f"{table.paths[rows[place]]}: could be read at the split and cannot now ({error}); restore it, or split again"
+        raise SourceChanged(
+            f"{table.paths[rows[place]]}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
         )
     assert (answered == np.arange(len(rows))).all(), "scores out of order"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stage1.data.augment import training_tensor
 from stage1.engine import cores
-from stage1.errors import DataError, Stage1Error
+from stage1.errors import DataError, SourceChanged
 from stage1.images import Preprocessing, decode
 from stage1.stream import Item, read_item
 from stage1.training.inputs import checked_features
@@ -78,7 +78,7 @@ class Loader:
     def batches(self, plan: Sequence[NDArray[np.int64]], epoch: int, view: int = 0) -> Iterator[Tensor]:
         """float32 [len(rows), 3, S, S] on the CPU for each `rows` of the plan, in order; empty rows give an empty tensor.
 
-        Row r of epoch e is a function of (seed, e, r, view) alone. Raises Stage1Error naming an image that cannot be read.
+        Row r of epoch e is a function of (seed, e, r, view) alone. Raises SourceChanged naming an image that cannot be read.
         """
         steps = iter(plan)
         running: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.float32]]]]] = deque()
@@ -110,7 +110,7 @@ class Loader:
         try:
             rgb = decode(read_item(self._items[row]), max_pixels=self._spec.max_pixels)
         except (DataError, OSError) as error:
-            raise Stage1Error(
-                f"{self._names[row]}: could be read at the split and cannot now ({error}); restore it, or split again"
+            raise SourceChanged(
+                f"{self._names[row]}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
             ) from error
         return training_tensor(rgb, self._augment, self._spec, seed=self._seed, epoch=epoch, index=row, view=view)
