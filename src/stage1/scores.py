@@ -15,11 +15,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.files import atomic_writer, write_bytes, write_text, write_through
+from stage1.labels import (
+    are_plain_numbers,
+    column_numbers,
+    decoded,
+    found_classes,
+    label_text,
+    named_by_digits,
+    outside,
+    place_labels,
+    stored_names,
+)  # fmt: skip
 
 ROLES = ("train", "val_select", "val_calib", "val_test")
 Values = Literal["logits", "probabilities"]
 _FIELDS = ("scores", "label", "group", "id", "gate", "role")
 _SLICE, _EXTRA = "slice_", "extra_"
+_INDEX = "label_index"
+# In the metadata of a Parquet file of ours: what stands in `label` are column numbers, whatever the classes are called.
+_OURS = {b"stage1.label": b"column number"}
 # log of the smallest normal double: finite, and below the log of every probability that a model can print
 _LOG_FLOOR = float(np.finfo(np.float64).tiny)
 
@@ -185,7 +199,8 @@ def _same_length(array: NDArray[Any], n: int, name: str) -> None:
 def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike | None = None) -> None:
     """Write to .npz, .parquet or .csv by the ending.
 
-    Columns: id, label, group, role, gate, slice_NAME, extra_NAME, logit_0 .. logit_{K-1}.
+    Columns: id, label, group, role, gate, slice_NAME, extra_NAME, logit_0 .. logit_{K-1}. Labels are column numbers and say so: in
+    a Parquet file by its metadata, elsewhere by their name, label_index; so classes that are called 1, 0 cannot turn them.
 
     Raises DataError for another ending.
     """
@@ -198,6 +213,8 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
             columns[name] = values
     columns |= {f"{_SLICE}{name}": values for name, values in scores.slices.items()}
     columns |= {f"{_EXTRA}{name}": values for name, values in scores.extra.items()}
+    if "label" in columns and path.suffix != ".parquet":
+        columns = {_INDEX if name == "label" else name: column for name, column in columns.items()}
     if path.suffix == ".npz":
         with atomic_writer(path) as stream:
             np.savez(stream, logits=scores.logits, **columns)  # type: ignore[arg-type]
@@ -211,6 +228,7 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
+        table = table.replace_schema_metadata(_OURS)
         write_through(path, lambda temporary: pq.write_table(table, temporary))
     elif path.suffix == ".csv":
         import pyarrow.csv
@@ -232,7 +250,8 @@ def read_scores(
     path: .npz, .parquet, .csv or .tsv. values: what the score columns hold; never guessed.
     columns: other names for "scores" (npz: one array [N], [N, K]; tables: one column, or one per class as "a,b,c"), "label", "group", "id", "gate", "role"; and
     slice_NAME, extra_NAME for the columns of Scores.slices and Scores.extra that are called otherwise in the file.
-    classes: names in the order of the score columns, for label columns that hold names; whole numbers are column numbers.
+    classes: names in the order of the score columns. A label is then matched as `labels.place_labels` says, without them it is a
+    column number (true 1, false 0); a column label_index holds column numbers in any case.
     Table files hold `logit_0..` (or `prob_0..` for probabilities; one column `prob_1` or the one named "scores" is P(class 1)).
     Returns (Scores, roles or None). Raises MissingError, DataError naming file and column.
     """
@@ -247,7 +266,7 @@ def read_scores(
         raise DataError(
             f"columns: unknown field {sorted(unknown)[0]!r}; use {', '.join(_FIELDS)}, slice_NAME or extra_NAME"
         )
-    raw = _read_npz(path) if path.suffix == ".npz" else _read_table(path)
+    raw, metadata = (_read_npz(path), {}) if path.suffix == ".npz" else _read_table(path, names)
     matrix = _score_matrix(raw, names, values, path)
 
     def column(field: str, *aliases: str) -> NDArray[Any] | None:
@@ -268,7 +287,7 @@ def read_scores(
     if role_texts is not None and (bad := sorted(set(role_texts.tolist()) - set(ROLES))):
         raise DataError(f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}")
     fields: dict[str, Any] = {
-        "labels": _named_labels(column("label", "labels"), classes, path), "gate": column("gate"),
+        "labels": _label_numbers(raw, names, column("label", "labels", _INDEX), metadata, classes, path), "gate": column("gate"),
         "groups": column("group", "groups"), "ids": column("id", "ids"),
         "slices": named(_SLICE), "extra": named(_EXTRA),
     }  # fmt: skip
@@ -282,20 +301,44 @@ def read_scores(
         raise DataError(f"{path}: {error}") from error
 
 
-def _named_labels(labels: NDArray[Any] | None, classes: Sequence[str] | None, path: Path) -> NDArray[Any] | None:
-    """Labels as column numbers; names become their place in `classes`. Which class comes first is said, never guessed."""
-    if labels is None or labels.dtype.kind not in "UO":
-        return labels
-    found = np.unique(labels.astype(np.str_)).tolist()
-    if classes is None:
-        shown = ", ".join(found[:4]) + (", .." if len(found) > 4 else "")
+def _label_numbers(
+    raw: Mapping[str, Any], names: Mapping[str, str], labels: NDArray[Any] | None, metadata: Mapping[bytes, bytes],
+    classes: Sequence[str] | None, path: Path,
+) -> NDArray[np.int64] | None:  # fmt: skip
+    """Labels as column numbers. Which class comes first is said by `classes`, never guessed."""
+    if labels is None:
+        return None
+    name = next(name for name in (names.get("label", "label"), "label", "labels", _INDEX) if name in raw)
+    if "label" not in names and name != _INDEX and _INDEX in raw:
+        raise DataError(f"{path}: columns {name!r} and {_INDEX!r}; say which one with --columns label=NAME")
+    if labels.ndim != 1:
+        raise DataError(f"{path}: column {name!r} has the shape {labels.shape}; one label per row is expected")
+    cells = labels.tolist()
+    numbered = name == _INDEX or (name == "label" and metadata.items() >= _OURS.items())
+    stored = stored_names(metadata, name)
+    if stored is not None and classes is not None:
+        cells = decoded(cells, stored, f"{path}: column {name!r}", [f"row {row}" for row in range(len(cells))])
+    texts = [label_text(cell) for cell in cells]
+    try:
+        if numbered or classes is None:
+            found = column_numbers(texts)
+        else:
+            found = place_labels(texts, classes, positions=stored is None or are_plain_numbers(stored))
+    except DataError as error:
+        raise DataError(f"{path}: column {name!r}: {error}") from error
+    if unknown := [row for row, text in enumerate(texts) if text not in found]:
+        text = texts[unknown[0]]
+        if classes is not None:
+            raise DataError(f"{path}: column {name!r}: row {unknown[0]}: {outside(text, classes)}")
+        words = list(found_classes(texts))
+        shown = ", ".join(words[:4]) + (", .." if len(words) > 4 else "")
         raise DataError(
+            f"{path}: row {unknown[0]}: no label in column {name!r}" if not text else
+            f"{path}: row {unknown[0]}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
+            if all(named_by_digits(word) for word in words) else
             f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two is positive), or write 0, 1, .."
-        )
-    order = {str(name): index for index, name in enumerate(classes)}
-    if unknown := [name for name in found if name not in order]:
-        raise DataError(f"{path}: label {unknown[0]!r} is not among the classes {', '.join(order)}")
-    return np.array([order[name] for name in labels.astype(np.str_).tolist()], dtype=np.int64)
+        )  # fmt: skip
+    return np.array([found[text] for text in texts], dtype=np.int64)
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -306,7 +349,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path}: cannot be read as .npz ({error})") from error
 
 
-def _read_table(path: Path) -> dict[str, NDArray[Any]]:
+def _read_table(path: Path, names: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], Mapping[bytes, bytes]]:
+    """The columns, and the metadata of a Parquet file."""
     import pyarrow as pa
 
     try:
@@ -317,9 +361,12 @@ def _read_table(path: Path) -> dict[str, NDArray[Any]]:
         elif path.suffix in (".csv", ".tsv"):
             import pyarrow.csv
 
+            # Labels stay text: what true, 01 and 1.0 mean is said by one rule for all formats, not by what a reader infers.
+            texts = dict.fromkeys((names.get("label", "label"), "label", "labels", _INDEX), pa.string())
             table = pyarrow.csv.read_csv(
-                path, parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-            )
+                path, parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ","),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=texts),
+            )  # fmt: skip
         else:
             raise DataError(f"{path}: unknown ending for scores; use .npz, .parquet, .csv or .tsv")
     except (pa.ArrowException, OSError) as error:
@@ -327,8 +374,9 @@ def _read_table(path: Path) -> dict[str, NDArray[Any]]:
     if len(set(table.column_names)) < len(table.column_names):
         twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
         raise DataError(f"{path}: two columns are called {twice!r}; rename one")
-    return {name: np.asarray(table[name].to_pylist() if table[name].null_count == 0 else _no_nulls(path, name))
-            for name in table.column_names}  # fmt: skip
+    columns = {name: np.asarray(table[name].to_pylist() if table[name].null_count == 0 else _no_nulls(path, name))
+               for name in table.column_names}  # fmt: skip
+    return columns, table.schema.metadata or {}
 
 
 def _no_nulls(path: Path, name: str) -> list[Any]:

@@ -188,6 +188,95 @@ def test_saved_hugging_face_dataset(tmp_path: Path, splits: tuple[str, ...]) -> 
     assert source_digest(DataConfig(table=str(tmp_path / "saved")))
 
 
+def hf_source(
+    to: Path, names: list[str], labels: list[Any], other: dict[str, tuple[list[str], list[Any]]] | None = None
+) -> Path:
+    """Pictures with ClassLabel columns, as `datasets` saves them or writes them to Parquet (by the ending)."""
+    datasets = pytest.importorskip("datasets")
+    columns = {"label": (names, labels)} | (other or {})
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            **{column: datasets.ClassLabel(names=known) for column, (known, _) in columns.items()},
+        }
+    )
+    rows = {"image": [{"bytes": picture(number), "path": None} for number in range(len(labels))]}
+    data = datasets.Dataset.from_dict(
+        rows | {column: cells for column, (_, cells) in columns.items()}, features=features
+    )
+    data.to_parquet(str(to)) if to.suffix else data.save_to_disk(str(to))
+    return to
+
+
+@pytest.mark.parametrize("ending", ["", ".parquet"])
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        (["cat", "dog"], ["dog", "cat"]),
+        (["1", "0"], None),
+        (["1", "0"], ["0", "1"]),
+        (["1", "0"], ["1", "0"]),
+        (sorted(str(n) for n in range(12)), None),  # class folders 0..11, as `datasets` sorts them
+        (sorted(str(n) for n in range(12)), [str(n) for n in range(12)]),
+        (["True", "False"], ["false", "true"]),
+        (["b", "a", "unused"], ["a", "b"]),
+    ],
+)
+def test_an_integer_of_a_class_label_is_an_index_into_its_own_names(
+    tmp_path: Path, ending: str, names: list[str], classes: list[str] | None
+) -> None:
+    labels = [number % (len(classes) if classes else len(names)) for number in range(24)]
+    table = read(hf_source(tmp_path / f"hf{ending}", names, labels), classes=classes).table
+    assert table.classes == tuple(classes or names)
+    assert [table.classes[label].lower() for label in table.labels] == [names[label].lower() for label in labels]
+
+
+@pytest.mark.parametrize("ending", ["", ".parquet"])
+def test_stored_names_are_never_positions(tmp_path: Path, ending: str) -> None:
+    for names in (["1", "0"], ["cat", "dog"]):
+        with pytest.raises(DataError, match="row 0: label .* is outside the classes none, roadwork"):
+            read(hf_source(tmp_path / f"{names[0]}{ending}", names, [0, 1, 0]), classes=["none", "roadwork"])
+    # 0, 1 is what `datasets` fills in where nobody named the classes
+    unnamed = read(hf_source(tmp_path / f"plain{ending}", ["0", "1"], [0, 1, 0]), classes=["none", "roadwork"])
+    assert unnamed.table.labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("ending", ["", ".parquet"])
+def test_other_columns_of_class_labels_are_their_names_too(tmp_path: Path, ending: str) -> None:
+    other = {"split": (["val_test", "train"], [0, 1, 0, 1]), "city": (["Graz", "Linz"], [0, 0, 1, 1])}
+    table = read(hf_source(tmp_path / f"hf{ending}", ["a", "b"], [0, 1, 1, 0], other), slices=["city"]).table
+    assert table.roles.tolist() == ["val_test", "train"] * 2
+    assert table.slices["city"].tolist() == ["Graz", "Graz", "Linz", "Linz"]
+
+
+def test_class_labels_without_a_name(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    unknown = hf_source(tmp_path / "hidden", ["a", "b"], [0, 1, -1, 0])  # -1: a hidden test label
+    with pytest.raises(DataError, match="row 2: no label"):
+        read(unknown)
+    meta = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}})}
+    paths = [str(write(tmp_path / f"{n}.jpg", picture(n))) for n in range(3)]
+    for cells, named in (
+        ([0, 1, 2], "row 2: 2 is no index into the 2 names"),
+        ([0, 1, 1.0], ""),
+        (["b", "a", None], "row 2: no label"),
+    ):
+        table = pa.table({"image": paths, "label": cells}).replace_schema_metadata(meta)
+        pq.write_table(table, tmp_path / "t.parquet")
+        if named:
+            with pytest.raises(DataError, match=named):
+                read(tmp_path / "t.parquet", classes=["b", "a"])
+        else:
+            assert read(tmp_path / "t.parquet", classes=["b", "a"]).table.labels.tolist() == [1, 0, 0]
+
+
+def test_a_list_is_no_label(tmp_path: Path) -> None:
+    paths = [str(write(tmp_path / f"{n}.jpg", picture(n))) for n in range(2)]
+    pq.write_table(pa.table({"image": paths, "label": [[0], [1]]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"row 0: label is \[0\]; one label for each image"):
+        read(tmp_path / "t.parquet")
+
+
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import builtins
 
@@ -246,14 +335,15 @@ def test_relative_table_resolves_against_base(tmp_path: Path) -> None:
     [
         (("10", "9", "2"), ("2", "9", "10")),
         (("roadwork", "none"), ("none", "roadwork")),
-        (("1.0", "0.0"), ("0.0", "1.0")),
+        (("1.0", "0.0"), ("0", "1")),
         (("b", "10", "9"), ("10", "9", "b")),
     ],
 )
 def test_derived_classes_are_sorted(tmp_path: Path, labels: tuple[str, ...], classes: tuple[str, ...]) -> None:
     result = read(write_rows(tmp_path / "l.csv", table_rows(tmp_path, labels=labels)))
     assert result.table.classes == classes
-    assert [result.table.classes[label] for label in result.table.labels] == [labels[n % len(labels)] for n in range(6)]
+    given = [label.removesuffix(".0") for label in labels]
+    assert [result.table.classes[label] for label in result.table.labels] == [given[n % len(labels)] for n in range(6)]
 
 
 def test_explicit_order_wins_and_indices_are_understood(tmp_path: Path) -> None:

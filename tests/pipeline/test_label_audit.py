@@ -17,7 +17,7 @@ from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.features.store import FeatureKey, FeatureStore
 from stage1.files import digest_file, write_text
-from stage1.pipeline.label_audit import COLUMNS, apply_labels, audit_labels
+from stage1.pipeline.label_audit import COLUMNS, _new_labels, apply_labels, audit_labels
 
 from ..report.browser import CHROMIUM, chromium
 from .conftest import one_line_error, stage1, write_photos
@@ -262,3 +262,14 @@ def test_every_picture_shows_in_a_browser(audited, tmp_path):
     wide = re.search(r'data-wide="(-?\d+)"', done.stdout)
     assert wide
     assert int(wide[1]) <= 0
+
+
+def test_labels_that_a_spreadsheet_wrote_anew_are_the_same_labels(tmp_path):
+    texts = np.array(["x", "y"])
+    table = SampleTable(
+        ids=texts, paths=texts, labels=np.array([0, 1]), groups=texts, sources=texts, timestamps=texts,
+        roles=np.array(["train", "train"]), classes=("true", "false"),
+    )  # fmt: skip
+    file = tmp_path / "labels.csv"
+    file.write_text("id,label,new_label\nx,TRUE,FALSE\ny,FALSE,\n")
+    assert _new_labels(file, table) == ({"x": 1}, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +14,7 @@ from stage1.config import DataConfig
 from stage1.data.quarantine import Quarantined
 from stage1.data.table import image_column, tar_members
 from stage1.errors import ConfigError, DataError, MissingError
+from stage1.labels import decoded, label_text, stored_names
 from stage1.scores import ROLES
 
 IMAGE_ENDINGS = (
@@ -40,6 +41,9 @@ class Listing:
     slices: dict[str, list[str]] = field(default_factory=dict)
     """Further columns that were asked for (data.slices), by name."""
     class_names: tuple[str, ...] | None = None
+    """Names in the order in which the source stores them (ClassLabel); the labels are these names."""
+    named: bool = False
+    """The labels are names as they stand (class folders), not cells of a table."""
     quarantine: list[Quarantined] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     """Files whose bytes or state decide the listing (the table itself, the tar, the shards), for the light digest."""
@@ -128,7 +132,7 @@ def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
     """
     if not root.is_dir():
         raise DataError(f"{root}: not a folder; for a table use data.source=table")
-    listing = Listing(str(root))
+    listing = Listing(str(root), named=True)
     entries = _visible(root)
     for entry in entries:
         if entry.is_dir():
@@ -242,7 +246,9 @@ def _list_parquet(path: Path, slices: Sequence[str]) -> Listing:
         ]
     else:
         images = [_beside(path, cell) for cell in outer]
-    return _from_columns(path, columns, images, [f"row {row}" for row in range(n)], _hf_classes(metadata), slices)
+    numbers = [f"row {row}" for row in range(n)]
+    names = {column: stored_names(metadata, column) for column in wanted}
+    return _from_columns(path, _by_name(columns, names, path, numbers), images, numbers, names.get("label"), slices)
 
 
 def _has_bytes(path: Path, name: str, kind: Any) -> list[bool]:
@@ -260,13 +266,17 @@ def _has_bytes(path: Path, name: str, kind: Any) -> list[bool]:
     return found
 
 
-def _hf_classes(metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
-    """Names of a ClassLabel column that the `datasets` library left in the file."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"])
-    except (KeyError, TypeError, ValueError):
-        return None
+def _by_name(
+    columns: dict[str, list[Any]], names: Mapping[str, Sequence[str] | None], where: Path | str, numbers: Sequence[str]
+) -> dict[str, list[Any]]:
+    """The columns with the integers of each ClassLabel one as the names that are stored for them.
+
+    Always: such an integer is an index into its own names, whatever order `data.classes` gives, and whatever they look like.
+    """
+    return {
+        column: values if (known := names.get(column)) is None else decoded(values, known, str(where), numbers)
+        for column, values in columns.items()
+    }
 
 
 def _beside(table: Path, cell: Any) -> str:
@@ -284,12 +294,12 @@ def _from_columns(
         raise DataError(f"{where}: no column 'label'; it has {have}. Rename the column that holds the class")
     listing = Listing(str(where), paths=images, numbers=numbers, class_names=classes, files=[str(where)])
     n = len(images)
-    listing.labels = [label_text(value) for value in columns["label"]]
+    listing.labels = [_label(value, where, numbers[row]) for row, value in enumerate(columns["label"])]
     for name, target in (("group", "groups"), ("source", "sources"), ("timestamp", "timestamps")):
-        setattr(listing, target, [label_text(value) for value in columns[name]] if name in columns else [""] * n)
-    listing.slices = {name: [label_text(value) for value in columns[name]] for name in slices if name in columns}
+        setattr(listing, target, [_cell_text(value) for value in columns[name]] if name in columns else [""] * n)
+    listing.slices = {name: [_cell_text(value) for value in columns[name]] for name in slices if name in columns}
     given = [name for name in ROLE_COLUMNS if name in columns]
-    listing.roles = [label_text(value) for value in columns[given[0]]] if given else [""] * n
+    listing.roles = [_cell_text(value) for value in columns[given[0]]] if given else [""] * n
     for row, role in enumerate(listing.roles):
         if role not in ("", *ROLES):
             raise DataError(
@@ -299,8 +309,14 @@ def _from_columns(
     return listing
 
 
-def label_text(value: Any) -> str:
-    """A cell as text: None and NaN are "", whole numbers lose their ".0", true and false become 1 and 0."""
+def _label(value: Any, where: Path | str, number: str) -> str:
+    if isinstance(value, (list, dict)):
+        raise DataError(f"{where}: {number}: label is {str(value)[:40]}; one label for each image is expected")
+    return label_text(value)
+
+
+def _cell_text(value: Any) -> str:
+    """A cell other than the label as text: None and NaN are "", whole numbers lose their ".0", true and false become 1 and 0."""
     if value is None or value != value:  # NaN is the one value that differs from itself
         return ""
     if isinstance(value, bool):
@@ -355,8 +371,8 @@ def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
         if getattr(part, "_indices", None) is not None:
             part = part.flatten_indices()  # a selection or a shuffle: rows would no longer stand as in the files
         image = image_column(part.column_names, where)
-        label = part.features.get("label")
-        classes = tuple(label.names) if label is not None and hasattr(label, "names") else None
+        names = {column: _class_names(feature) for column, feature in part.features.items()}
+        classes = names.get("label")
         if total.paths and classes != total.class_names:
             raise DataError(f"{where}: split {name!r} has other class names than the splits before it")
         total.class_names = classes
@@ -364,9 +380,8 @@ def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
         small = [column for column in dict.fromkeys((*_KNOWN, *slices)) if column in part.column_names]
         columns = {column: part.data.column(column).to_pylist() for column in small}
         prefix = f"{name} row" if name else "row"
-        one = _from_columns(
-            where, columns, locators, [f"{prefix} {row}" for row in range(len(locators))], classes, slices
-        )
+        numbers = [f"{prefix} {row}" for row in range(len(locators))]
+        one = _from_columns(where, _by_name(columns, names, where, numbers), locators, numbers, classes, slices)
         if are_roles:
             one.roles = [name] * len(one)
         elif name and "source" not in columns:
@@ -379,6 +394,11 @@ def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
             total.slices.setdefault(column, []).extend(one.slices[column])
         total.files += [file["filename"] for file in part.cache_files]
     return total
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    names = getattr(feature, "names", None)
+    return None if names is None else tuple(str(name) for name in names)
 
 
 def _dataset_locators(where: str, part: Any, image: str) -> list[str]:
@@ -441,7 +461,10 @@ def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
                 data = os.pread(stream.fileno(), size, offset)
                 notes.setdefault(key, {}).update(_tar_note(path, name, ending, data, slices))
     for key, name in images.items():
-        note = {column: label_text(value) for column, value in notes.get(key, {}).items()}
+        note = {
+            column: _label(value, path, name) if column == "label" else _cell_text(value)
+            for column, value in notes.get(key, {}).items()
+        }
         role = note.get("role") or note.get("split") or ""
         if role not in ("", *ROLES):
             raise DataError(f"{path}: {name}: role is {role!r}; use {', '.join(ROLES)}")

@@ -21,6 +21,7 @@ from stage1.data.table import SampleTable, read_locator, split_locator
 from stage1.errors import DataError
 from stage1.files import digest_bytes
 from stage1.images import ImageError, decode
+from stage1.labels import are_plain_numbers, checked_names, found_classes, outside, place_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,9 @@ def read_source(config: DataConfig, *, base: Path | None = None, workers: int = 
     base: folder that relative paths in the config resolve against (default: working directory). Relative paths in a
     table resolve against the table's file. workers: decoding threads, 0 = one per core.
 
-    Classes: `config.classes`, else the names that the source itself stores, else the labels found, numbers in numeric
-    order, names in alphabetical order. A label may be a name, or, where no class is called so, its index.
+    Classes: `config.classes`, else the names that the source itself stores, else the labels found (`labels.found_classes`).
+    What a label means is said by `labels.place_labels`, for one listing as a whole; an integer of a ClassLabel column is an
+    index into the names stored with it, always.
 
     Quarantined, each with its reason: a missing or unreadable file, anything `images.decode` refuses, a label outside
     the classes where `bad_labels` is "quarantine", and the second of two rows with the same bytes and role.
@@ -139,37 +141,33 @@ def _state(path: str) -> bytes:
 
 def _classes(config: DataConfig, listings: Sequence[Listing]) -> tuple[str, ...]:
     if config.classes is not None:
-        names = tuple(config.classes)
-        if len(names) < 2 or len(set(names)) != len(names) or "" in names:
-            raise DataError(f"data.classes: {', '.join(names) or 'empty'}; give two or more different names")
-        return names
+        return checked_names(config.classes, "data.classes")
     stored = {listing.class_names for listing in listings}
     if stored == {listings[0].class_names} and listings[0].class_names is not None:
-        return listings[0].class_names
+        return checked_names(listings[0].class_names, f"{listings[0].where}: stored class names")
     if any(names is not None for names in stored):
         raise DataError("data.role_tables: the tables store different class names; give data.classes in order")
-    found = sorted({label for listing in listings for label in listing.labels} - {""})
-    if all(_is_number(label) for label in found):
-        found.sort(key=float)
-    return tuple(found)
+    texts = [label for listing in listings for label in listing.labels]
+    return found_classes(texts, as_they_stand=all(listing.named for listing in listings))
 
 
-def _is_number(text: str) -> bool:
+def _index(listing: Listing, classes: tuple[str, ...]) -> dict[str, int]:
+    """Index of each label of the listing that has one."""
+    # Names stored in another order than their numbers, [1, 0], must not be read as positions once they are texts.
+    positions = listing.class_names is None or are_plain_numbers(listing.class_names)
     try:
-        return abs(float(text)) < float("inf")
-    except ValueError:
-        return False
+        return place_labels(listing.labels, classes, positions=positions)
+    except DataError as error:
+        raise DataError(f"{listing.where}: {error}") from error
 
 
 def _rows(listing: Listing, classes: tuple[str, ...], bad_labels: str, quarantine: list[Quarantined]) -> list[_Row]:
-    index = {name: position for position, name in enumerate(classes)}
-    if not any(_is_number(name) for name in classes):
-        index |= {str(position): position for position in range(len(classes))}
+    index = _index(listing, classes)
     rows = []
     for at, text in enumerate(listing.labels):
         path = listing.paths[at]
         if text not in index:
-            what = f"label {text!r} is outside the classes {', '.join(classes)}" if text else "no label"
+            what = outside(text, classes)
             if bad_labels == "error":
                 raise DataError(
                     f"{listing.where}: {listing.numbers[at]}: {what}; correct it, name it in data.classes, "

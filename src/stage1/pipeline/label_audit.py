@@ -23,6 +23,7 @@ from stage1.errors import ConfigError, DataError, MissingError, SourceChanged
 from stage1.evaluation.label_errors import FOLDS, NEIGHBOURS, LabelErrors, find_label_errors
 from stage1.files import write_text
 from stage1.images import thumbnail
+from stage1.labels import normal_form, place_labels
 from stage1.pipeline.rundir import stored_config
 
 AUDITED = ("train", "val_select")
@@ -245,13 +246,16 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _new_labels(file: Path, table: SampleTable) -> tuple[dict[str, int], int]:
     """id -> new class, and how many rows have none."""
-    classes = {name: index for index, name in enumerate(table.classes)}
+    rows = _rows(file)
+    classes = place_labels(
+        [(cells.get("new_label") or "").strip() for _, cells in rows], table.classes, positions=False
+    )
     places: dict[str, list[int]] = {}
     for row, name in enumerate(table.ids.tolist()):
         places.setdefault(name, []).append(row)
     wanted: dict[str, int] = {}
     still_open = 0
-    for line, cells in _rows(file):
+    for line, cells in rows:
         name, old, new = ((cells.get(key) or "").strip() for key in ("id", "label", "new_label"))
         if not new:
             still_open += 1
@@ -260,14 +264,16 @@ def _new_labels(file: Path, table: SampleTable) -> tuple[dict[str, int], int]:
         if name not in places:
             raise DataError(f"{where}: no image {name[:16]!r} in this run; labels.csv must be of the same run")
         if new not in classes:
-            raise DataError(f"{where}: new_label {new!r} is no class; use {', '.join(classes)}, or leave it empty")
+            raise DataError(
+                f"{where}: new_label {new!r} is no class; use {', '.join(table.classes)}, or leave it empty"
+            )
         for row in places[name]:
             if table.roles[row] not in AUDITED:
                 raise DataError(
                     f"{where}: this image is in {table.roles[row]}, whose labels no model may pick for a second look; correct such labels "
                     "in the source, all or a random sample of them, and split anew"
                 )
-            if table.classes[table.labels[row]] != old:
+            if normal_form(table.classes[table.labels[row]]) != normal_form(old):
                 raise DataError(
                     f"{where}: label was {old!r}, in this run it is {table.classes[table.labels[row]]!r}; audit the run again"
                 )
