@@ -175,3 +175,8 @@ def _tiny_model() -> Callable[..., bytes]:
 @pytest.fixture(name="picture")
 def _picture() -> Callable[..., bytes]:
     return picture
+
+
+@pytest.fixture(name="draw_scores")
+def _draw_scores() -> Callable[..., Scores]:
+    return draw

@@ -102,3 +102,28 @@ def test_names_cannot_break_the_page(parts, tmp_path):
 
 def test_privacy_of_group_names_is_mentioned(bundle):
     assert "Group names are kept" in (bundle / "README.md").read_text()
+
+
+def test_the_card_never_says_that_a_side_is_shut_while_every_image_exits(make_parts, tmp_path):
+    """risks={fnr: .05}: the card said "the other side never exits", and every image exited."""
+    folder = make_parts(risks={"fnr": 0.05}, allow_one_sided=True).write(tmp_path / "bundle")
+    certificate = Certificate.load(folder / "certificate.json")
+    _, body = parted((folder / "README.md").read_text())
+    assert certificate.coverage.exits == certificate.coverage.n
+    assert "never exits" not in body
+    (sentence,) = certificate.unlimited
+    assert "fpr" in sentence
+    assert sentence in section(body, "Limits")
+    assert sentence in section(body, "Guarantee")
+
+
+def test_the_card_says_which_answer_is_never_given(make_parts, tmp_path):
+    folder = make_parts(risks={"miss_rate": 0.02}, allow_one_sided=True).write(tmp_path / "bundle")
+    limits = section(parted((folder / "README.md").read_text())[1], "Limits")
+    assert "No image exits as `roadwork`" in limits
+    assert "no limit" not in limits
+
+
+def test_error_alone_is_said_to_be_over_all_classes(make_parts, draw_scores, tmp_path):
+    folder = make_parts(risks={"error": 0.05}, select=draw_scores(600, 5)).write(tmp_path / "bundle")
+    assert "among the images of one class" in section(parted((folder / "README.md").read_text())[1], "Limits")

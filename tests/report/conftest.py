@@ -50,11 +50,11 @@ def draw(n: int, positives: float, seed: int, per_group: int | None = None) -> S
 
 def build(
     *, n_calib: int = 3000, n_test: int = 1500, positives: float = 0.3, targets: dict[str, float] | None = None,
-    groups: int | None = None, assume_iid: bool = False, leaked: str | None = None, seed: int = 3,
+    groups: int | None = None, assume_iid: bool = False, leaked: str | None = None, seed: int = 3, **fit: Any,
 ) -> Sample:  # fmt: skip
     """A run whose calibration and test images come from the same simulated population, certified and evaluated in earnest.
 
-    groups: images per group of both sets; None = no groups. leaked: the reason why nothing may be certified.
+    groups: images per group of both sets; None = no groups. leaked: the reason why nothing may be certified. fit: of fit_policy.
     """
     targets = targets or {"fnr": 0.02, "false_exit_rate": 0.05}
     calib, test = (draw(n, positives, seed + i, groups) for i, n in enumerate((n_calib, n_test)))
@@ -66,6 +66,7 @@ def build(
         classes=CLASSES,
         seed=seed,
         uncertified_because=leaked,
+        **fit,
     )
     decision = policy.decide(test)
     evaluation = evaluate(test, decision.exit, decision.label, lo=policy.lo, hi=policy.hi, classes=CLASSES, targets=targets, policy="softmax",

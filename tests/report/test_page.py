@@ -282,3 +282,13 @@ def test_importing_the_room_loads_no_drawing_library():
     code = "import sys, stage1.report; print([m for m in ('matplotlib', 'jinja2', 'torch', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_other_error_is_said_to_have_no_limit_with_what_was_observed(make_sample):
+    sample = make_sample(n_calib=1500, n_test=800, targets={"fnr": 0.05}, allow_one_sided=True)
+    text = text_of(render(sample))
+    (sentence,) = sample.certificate["unlimited"]
+    assert text.count(sentence) >= 2
+    row = sample.evaluation["risks"]["fpr"]
+    assert f"fpr {percent(row['observed'])} ({row['errors']} of {row['n']})".replace("\u00a0", " ") in text
+    assert "never exits" not in text.split("Decisions on")[0]

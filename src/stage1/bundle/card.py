@@ -133,8 +133,11 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         "group_mean": "groups (all their images, each group with the same weight)",
     }[certificate.unit]
     counted = "groups" if certificate.unit == "group" else "images"
+    on_average = certificate.method.startswith("SCRC-T")
     facts = {
-        "confidence": f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together",
+        "confidence": "none: the promise is on average over calibration sets (in expectation)"
+        if on_average
+        else f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together",
         "method": certificate.method,
         "unit": f"{certificate.n_units} {units}, of {certificate.n_images} calibration images",
         "exits": f"{coverage.exits} of {coverage.n} calibration {counted} ({_percent(coverage.value)}); "
@@ -290,9 +293,25 @@ def _limits(manifest: Mapping[str, Any], certificate: Certificate) -> str:
         )
     if certificate.attempt > 1:
         limits.insert(0, f"The calibration images were used for {certificate.attempt} targets, this one included.")
-    if len(manifest["classes"]) == 2 and certificate.certified and len(certificate.risks) == 1:
-        limits.insert(0, f"Only `{next(iter(certificate.risks))}` is bounded; the other side never exits.")
+    if certificate.certified:
+        never = ", ".join(f"`{name}`" for name in certificate.never_answered)
+        limits = [
+            *certificate.unlimited,
+            *([f"No image exits as {never}; that answer is never given."] if never else []),
+            *_of_all_classes(certificate),
+            *limits,
+        ]
     return _list(limits)
+
+
+def _of_all_classes(certificate: Certificate) -> list[str]:
+    """`error` limits the answers of all classes together, which says little of a rare one."""
+    if set(certificate.risks) != {"error"}:
+        return []
+    return [
+        "`error` is the share of wrong answers over all classes together, at the class balance that the guarantee states: among the "
+        "images of one class, a rare one above all, the share may be larger."
+    ]
 
 
 # ---- markdown ----------------------------------------------------------------------------------------------------

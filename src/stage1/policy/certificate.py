@@ -68,7 +68,8 @@ class Certificate:
     unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the counts of
     risks and coverage are then of images, n_units of groups). views: None where whole images are judged. slices: the same risks where an attribute has a value;
     slices_asked: the attributes. reason, needed: why nothing, or one side, can exit
-    and what that takes; None where both sides exit.
+    and what that takes; None where both sides exit. never_answered: classes as which no image exits. unlimited: one sentence
+    for each kind of wrong answer that is given and that no risk limits (policy/unlimited.py).
     """
 
     certified: bool
@@ -96,6 +97,8 @@ class Certificate:
     slices: tuple[SliceClaim, ...] = ()
     slices_asked: tuple[str, ...] = ()
     views: ViewsClaim | None = None
+    never_answered: tuple[str, ...] = ()
+    unlimited: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for certificate.json."""
@@ -111,14 +114,14 @@ class Certificate:
             del document["views"]
         else:
             document["views"] = asdict(self.views)
-        for name in ("classes", "assumptions", "void_if", "slices_asked"):
+        for name in _LISTS:
             document[name] = list(document[name])
         return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Certificate:
         """The inverse of to_document."""
-        # Certificates made before there were slices lack them.
+        # Certificates made before there were slices, or lists of what is without a limit, lack them.
         values: dict[str, Any] = {name: document[name] for name in cls.__slots__ if name in document}
         values["views"] = ViewsClaim(**document["views"]) if "views" in document else None
         values["risks"] = {name: RiskBound(name=name, **fields) for name, fields in document["risks"].items()}
@@ -128,7 +131,7 @@ class Certificate:
             SliceClaim(**{**claim, "risks": {name: SliceCounts(**counts) for name, counts in claim["risks"].items()}})
             for claim in values.get("slices", ())
         )
-        for name in ("classes", "assumptions", "void_if", "slices_asked"):
+        for name in _LISTS:
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
 
@@ -140,6 +143,9 @@ class Certificate:
     def load(cls, path: str | os.PathLike[str]) -> Certificate:
         """Read certificate.json. Raises MissingError or IntegrityError."""
         return cls.from_document(read_document(path, "certificate"))
+
+
+_LISTS = ("classes", "assumptions", "void_if", "slices_asked", "never_answered", "unlimited")
 
 
 def _plain(coverage: Coverage) -> dict[str, Any]:
@@ -204,9 +210,13 @@ def images(class_name: str, unit: str = "image") -> str:
 
 
 def certified_statement(
-    request: Request, coverage: float, unit: str, *, assume_iid: bool, attempt: int, closed: str | None
-) -> str:
-    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits."""
+    request: Request, coverage: float, unit: str, *, assume_iid: bool, attempt: int, closed: str | None,
+    open_ends: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits.
+
+    open_ends: sentences about what the target does not limit (policy/unlimited.py).
+    """
     # Rounded down: "100 %" is said of all, not of almost all.
     shown = percent(floor(1000 * coverage) / 1000)
     counted = "image" if unit == "group_mean" else unit
@@ -215,6 +225,7 @@ def certified_statement(
     )
     if closed is not None:
         sentence += f" No image exits as '{closed}': there are too few calibration {counted}s for that side, so it always defers."
+    sentence += "".join(f" {text}" for text in open_ends)
     if unit == "group":
         sentence += " An image here is a random image of a random group (one image of each group was counted)."
     if unit == "group_mean":

@@ -41,6 +41,7 @@ from stage1.policy.shortfall import shortfall
 from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_rows, slices_sentence
 from stage1.policy.softmax import Thresholds
 from stage1.policy.units import choose_unit, clustered, one_per_group
+from stage1.policy.unlimited import shut_by_target, unlimited
 from stage1.risk import binomial_upper, minimum_samples
 from stage1.risk.planning import SIDES
 from stage1.scores import Scores
@@ -103,6 +104,11 @@ def certify(
     if uncertified_because is None:
         reason, needed = shortfall(bounds, sample, request, choice, certified, resolved, select, select_score, seed)
     iid_assumed = assume_iid and resolved == "image" and clustered(calib)
+    closed = _closed_side(thresholds, request, choice)
+    never = tuple(
+        name for name, cut in zip(request.classes, (thresholds.lo, thresholds.hi), strict=True) if cut is None
+    )
+    without_limit = unlimited(request.targets, request.classes, never) if certified else ()
     statement = (
         certified_statement(
             request,
@@ -110,7 +116,8 @@ def certify(
             resolved,
             assume_iid=iid_assumed,
             attempt=attempt,
-            closed=_closed_side(thresholds, request, choice),
+            closed=closed,
+            open_ends=(*shut_by_target(never, closed), *without_limit),
         )
         + slices_sentence(claims, request.confidence, percent)
         if certified
@@ -122,6 +129,7 @@ def certify(
         classes=tuple(request.classes), n_images=len(calib), n_units=len(sample), calib_digest=calibration_digest(calib), seed=seed,
         attempt=attempt, target_prior=request.target_prior, assumptions=assumptions(resolved, iid_assumed, request), void_if=VOID_IF,
         reason=reason, needed=needed, slices=claims, slices_asked=tuple(slices),
+        never_answered=never, unlimited=without_limit,
     )  # fmt: skip
     return thresholds, certificate
 

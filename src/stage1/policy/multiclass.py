@@ -42,6 +42,7 @@ from stage1.policy.multiclass_path import MINIMUM_ROWS, MODES, ClassGoal, ClassP
 from stage1.policy.multiclass_shortfall import Sample, shortfall
 from stage1.policy.request import Request
 from stage1.policy.units import choose_unit, clustered, one_per_group
+from stage1.policy.unlimited import unlimited
 from stage1.risk import binomial_lower, binomial_upper, minimum_samples
 from stage1.risk.sequence import fixed_sequence
 from stage1.scores import Scores
@@ -175,13 +176,16 @@ def fit_multiclass(
             lambda n: _walker(_path(select, confidence_score, request, n, spent, mode), request, spent),
         )  # fmt: skip
     iid_assumed = assume_iid and unit == "image" and clustered(calib)
+    never = tuple(name for name, cut in zip(request.classes, cuts, strict=True) if not np.isfinite(cut))
+    without_limit = unlimited(request.targets, request.classes, never) if certified else ()
     certificate = Certificate(
         certified=certified,
         statement=(
             certified_statement(
                 request, overall.value, unit, assume_iid=iid_assumed, attempt=attempt, closed=None
             )
-            + _closed(cuts, request.classes)
+            + _closed(never)
+            + "".join(f" {text}" for text in without_limit)
             if certified
             else refused_statement(request, reason or "")
         ),
@@ -189,6 +193,7 @@ def fit_multiclass(
         assume_iid=iid_assumed, risks=bounds, coverage=overall, per_class=per_class, classes=tuple(request.classes),
         n_images=len(calib), n_units=len(counted), calib_digest=calibration_digest(calib), seed=seed, attempt=attempt,
         target_prior=None, assumptions=assumptions(unit, iid_assumed, request), void_if=VOID_IF, reason=reason, needed=needed,
+        never_answered=never, unlimited=without_limit,
     )  # fmt: skip
     policy = MulticlassPolicy(
         confidence_score, tuple(finite_or_none(float(cut)) for cut in cuts), mode, tuple(request.classes), certified
@@ -259,10 +264,10 @@ def _coverages(
     return share(float(exits.exits[0]), exits.total, request.coverage), per_class
 
 
-def _closed(cuts: Floats, classes: Sequence[str]) -> str:
-    shut = [f"'{name}'" for name, cut in zip(classes, cuts, strict=True) if not np.isfinite(cut)]
+def _closed(never_answered: Sequence[str]) -> str:
+    shut = ", ".join(f"'{name}'" for name in never_answered)
     return (
-        f" No image exits as {', '.join(shut)}: too few such answers are expected to certify them, so they always defer."
+        f" No image exits as {shut}: too few such answers are expected to certify them, so they always defer."
         if shut
         else ""
     )

@@ -85,6 +85,14 @@ class ScrcPolicy:
         """equivalent_thresholds, where there are any and images exit."""
         return (self.equivalent_thresholds or (None, None)) if self.certified else (None, None)
 
+    @property
+    def never_answered(self) -> tuple[str, ...]:
+        """Classes as which no image can exit: a class that is always in the set leaves no single other one."""
+        if not self.certified:
+            return self.classes
+        always = {k for k, value in enumerate(self.floors) if value == -inf}
+        return tuple(name for k, name in enumerate(self.classes) if always - {k})
+
     def sets(self, scores: Scores) -> tuple[Bools, Bools]:
         """(selected bool [N], in_set bool [N, K]). Raises DataError for another number of classes or a missing gate."""
         if scores.n_classes != len(self.classes):

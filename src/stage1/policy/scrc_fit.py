@@ -102,6 +102,8 @@ def fit_scrc(
         void_if=VOID_IF,
         reason=reason,
         needed=needed,
+        # checked_targets: every class has its limit, so no wrong answer is without one.
+        never_answered=policy.never_answered,
     )
     return replace(policy, certificate=certificate)
 

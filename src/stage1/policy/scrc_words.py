@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, inf
+from math import ceil, floor
 
 from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.scrc import Bools, ScrcPolicy
@@ -49,9 +49,7 @@ def statement(
         f"The denominator is the selected images, not those that exit: {shares[0]} of the calibration {unit}s are selected, "
         f"{shares[1]} exit.",
     ]
-    # A class that is always in the set leaves no single other one.
-    always = {k for k, value in enumerate(policy.floors) if value == -inf}
-    closed = [f"'{name}'" for k, name in enumerate(policy.classes) if always - {k}]
+    closed = [f"'{name}'" for name in policy.never_answered]
     if closed:
         sentences.append(f"No image exits as {', '.join(closed)}: there are too few selected calibration {unit}s.")
     if policy.equivalent_thresholds is not None:

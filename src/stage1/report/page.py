@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stage1.errors import DataError, MissingError
 from stage1.files import write_bytes, write_text
+from stage1.policy.unlimited import unlimited_rates
 from stage1.report.drawing import Drawing
 from stage1.report.evidence import collect
 from stage1.report.explorer import explorer, script
@@ -146,6 +147,7 @@ def render_page(
             "range": interval(evaluation["coverage"]["overall"], unit),
             "check": check_coverage(certificate["coverage"], evaluation["coverage"]["overall"], unit, evaluation["level"]),
         },
+        unlimited=certificate.get("unlimited", ()), not_limited=_not_limited(certificate, evaluation),
         grouped=unit == "group",
         meanings=METRIC_MEANINGS,
         risk_meanings={name: _meaning(name, evaluation) for name in evaluation["risks"]},
@@ -199,6 +201,15 @@ def aggregator_meaning(name: str) -> str:
 def _class_words(evaluation: Document) -> dict[str, str]:
     names = evaluation["classes"]
     return {"neg": str(names[0]), "pos": str(names[-1])}
+
+
+def _not_limited(certificate: Document, evaluation: Document) -> list[tuple[str, Any]]:
+    """[(name, row)] of the rates of evaluation.json that this certificate leaves without a limit, where they were observed."""
+    if not certificate.get("unlimited"):
+        return []
+    names = unlimited_rates(certificate["risks"], certificate["classes"], certificate["never_answered"])
+    rows = [(name, evaluation["risks"].get(name)) for name in names]
+    return [(name, row) for name, row in rows if row is not None and row["observed"] is not None]
 
 
 def _risk_card(check: Check, certificate: Document, evaluation: Document) -> dict[str, Any]:
