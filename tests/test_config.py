@@ -7,7 +7,17 @@ import re
 import pytest
 import yaml
 
-from stage1.config import PHASES, differences, known_keys, load_config, phase_recipe, recipes, to_yaml, validated
+from stage1.config import (
+    PHASES,
+    DataConfig,
+    differences,
+    known_keys,
+    load_config,
+    phase_recipe,
+    recipes,
+    to_yaml,
+    validated,
+)
 from stage1.errors import ConfigError, MissingError
 
 
@@ -208,3 +218,43 @@ def test_views_are_off_by_default_and_cached_only_where_the_head_learns_from_the
     assert views.cached is None
     views = load_config(overrides=["views.grid=3x3", "views.train=mil", "images.unfreeze=last"])[0].views
     assert views.cached == views.policy
+
+
+@pytest.mark.parametrize(
+    "written, names",
+    [
+        ("[true, False]", ["true", "False"]),
+        ("[no, yes]", ["no", "yes"]),
+        ("[0, 1]", ["0", "1"]),
+        ("[1.0, 2.0]", ["1.0", "2.0"]),
+        ("[01, 08, 12:30, 1_0]", ["01", "08", "12:30", "1_0"]),
+        ("[null, ~, 'x: y']", ["null", "~", "x: y"]),
+    ],
+)
+def test_class_names_are_the_text_that_was_written(tmp_path, written, names):
+    assert load_config(overrides=[f"data.classes={written}"])[0].data.classes == names
+    assert load_config(environment={"STAGE1_DATA__CLASSES": written})[0].data.classes == names
+    path = tmp_path / "c.yaml"
+    path.write_text(f"data:\n  classes: {written}\n")
+    assert load_config(path)[0].data.classes == names
+    path.write_text(to_yaml(load_config(path)[0]))  # as a run directory keeps it
+    assert load_config(path)[0].data.classes == names
+    path.write_text("data:\n  classes:" + "".join(f"\n  - {item}" for item in written[1:-1].split(", ")))
+    assert load_config(path)[0].data.classes == names
+
+
+def test_words_stay_words_only_where_words_are_meant(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "name: 1.0\nassume_iid: yes\nseed: 3\nclass_coverage: {true: .5, 01: .4}\ndata: {table: null, near_duplicates: no, role_tables: {train: 7}}\n"
+    )
+    config, _ = load_config(path)
+    assert (config.name, config.assume_iid, config.seed, config.data.table) == ("1.0", True, 3, None)
+    assert config.class_coverage == {"true": 0.5, "01": 0.4}
+    assert config.data.near_duplicates is False
+    assert config.data.role_tables == {"train": "7"}
+    assert load_config(overrides=["class_coverage.no=.5"])[0].class_coverage == {"no": 0.5}
+    assert DataConfig(classes=[0, True]).classes == ["0", "True"]
+    for wrong in ("data.classes=no", "data.classes=[[a], b]"):
+        with pytest.raises(ConfigError, match="data.classes"):
+            load_config(overrides=[wrong])

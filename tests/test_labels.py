@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,23 @@ def test_the_form_of_a_form_is_itself(text: str) -> None:
 def test_numbers_are_the_same_as_text_and_as_value(value: float) -> None:
     assert label_text(value) == normal_form(str(value))
     assert named_by_digits(label_text(value)) or "e" in str(value)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "BRING_YOUR_OWN_SCORES.md"
+
+
+def documented() -> list[tuple[list[str], list[str], str]]:
+    """(labels, classes, places) of each row of the page's table."""
+    rows = re.findall(r"^\| (`[^|]+`) \| `\[([^|]+)\]` \| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(re.findall("`([^`]+)`", labels), classes.split(", "), places) for labels, classes, places in rows]
+
+
+def test_the_table_of_the_page_is_what_is_done() -> None:
+    assert len(documented()) == 15
+    for labels, classes, places in documented():
+        try:
+            found = place_labels(labels, classes)
+            done = ", ".join(str(found[label]) for label in labels) if len(found) == len(labels) else "refused"
+        except DataError:
+            done = "refused"
+        assert done == places, (labels, classes)

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,8 +90,12 @@ def write_through(path: str | os.PathLike[str], save: Callable[[str], None]) -> 
         save(temporary)
 
 
-def read_yaml(text: str) -> Any:
-    """Plain values; unlike YAML itself, a key that stands twice in one mapping is refused. Raises ValueError, ImportError."""
+def read_yaml(text: str, texts: Collection[str] = (), place: str = "") -> Any:
+    """Plain values; unlike YAML itself, a key that stands twice in one mapping is refused. Raises ValueError, ImportError.
+
+    texts: dotted keys (a.b) below which every unquoted word stays the text that was written: no, true, 01 and 1.0 are names
+    there, as are all keys everywhere. place: the dotted key that `text` is the value of.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -107,9 +111,37 @@ def read_yaml(text: str) -> Any:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return Loader(text).get_single_data()
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _keep_words(node, texts, place)
+        return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:  # the latter of ten thousand opening brackets
         raise ValueError(str(error)) from error
+
+
+def _keep_words(root: Any, texts: Collection[str], place: str) -> None:
+    """Tag plain scalars as text: the keys of mappings, and what lies at or below a place in `texts` (at it, null is null)."""
+    import yaml
+
+    word, nothing = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
+    waiting, seen = [(root, place, False)], set()
+    while waiting:
+        node, place, inside = waiting.pop()
+        if id(node) in seen:  # an alias, maybe of a node above
+            continue
+        seen.add(id(node))
+        below = inside or place in texts
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    key.tag = key.tag if key.value == "<<" else word
+                    waiting.append((value, f"{place}.{key.value}" if place else key.value, below))
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(item, place, below) for item in node.value]
+        elif node.style is None and below and (inside or node.tag != nothing):
+            node.tag = word
 
 
 def write_error(path: Path, error: OSError) -> Stage1Error:

@@ -143,3 +143,8 @@ def test_the_digest_is_of_who_is_asked_and_how(tmp_path):
     assert digest(GOOD, "another") != same
     assert digest(changed(stages__1__http__url="http://127.0.0.1:2/x")) != same
     assert digest(changed(stages__1__calls={"retries": 0})) != same
+
+
+def test_class_names_are_the_text_that_was_written(tmp_path):
+    text = yaml.safe_dump(GOOD).replace("- none\n- roadwork", "- no\n- 1.0")
+    assert list(load_cascade(write(tmp_path, text)).classes) == ["no", "1.0"]

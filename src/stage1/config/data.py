@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stage1.config.section import PositiveInt, Section, Share
 
@@ -63,6 +63,14 @@ class DataConfig(Section):
     roadscenes: RoadscenesConfig = RoadscenesConfig()
     """The embedded generator, used where `source` is roadscenes."""
     challenge: ChallengeConfig = ChallengeConfig()
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names_are_text(cls, names: Any) -> Any:
+        """From Python, numbers and booleans are taken as the names they look like; files and overrides keep what was written."""
+        if not isinstance(names, (list, tuple)):
+            return names
+        return [str(name) if isinstance(name, (bool, int, float)) else name for name in names]
 
 
 class FractionsConfig(Section):

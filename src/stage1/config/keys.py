@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -19,6 +21,28 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[s
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+@cache
+def text_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> frozenset[str]:
+    """The dotted keys whose values are texts, lists of texts or texts by name: class names, columns, paths."""
+    keys: set[str] = set()
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys |= text_keys(field.annotation, f"{prefix}{name}.")
+        elif _is_text(field.annotation):
+            keys.add(prefix + name)
+    return frozenset(keys)
+
+
+def _is_text(annotation: Any) -> bool:
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    kind = get_origin(annotation)
+    if kind is dict:
+        return _is_text(parts[1])
+    if kind in (list, tuple, Union, UnionType):
+        return all(_is_text(part) for part in parts if part is not ...)
+    return annotation is str or (kind is Literal and all(isinstance(part, str) for part in parts))
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

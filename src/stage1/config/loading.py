@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from stage1.config.keys import known_keys, leaves
+from stage1.config.keys import known_keys, leaves, text_keys
 from stage1.config.nearest import nearest
 from stage1.config.recipe import recipe_text, recipes
 from stage1.config.run import RunConfig
@@ -73,7 +72,7 @@ def validated(values: Mapping[str, Any]) -> RunConfig:
 
 def _yaml(text: str, where: str) -> dict[str, Any]:
     try:
-        values = read_yaml(text)
+        values = read_yaml(text, text_keys())
     except ValueError as error:
         raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())[:160]})") from error
     if values is None:
@@ -100,8 +99,8 @@ def _merge(
 
 def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str], source: str) -> None:
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+        value = read_yaml(text, text_keys(), dotted) if text else None
+    except ValueError as error:
         raise ConfigError(f"{dotted}: {text!r} is not a valid value ({source})") from error
     *path, last = dotted.split(".")
     if path and path[0] in _WHOLE:

@@ -236,7 +236,7 @@ def load_cascade(path: str | os.PathLike[str]) -> CascadeConfig:
     if not path.is_file():
         raise MissingError(f"{path}: no such cascade file")
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"), texts=("classes",))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(values, dict):
