@@ -29,53 +29,100 @@ from ..pipeline.conftest import one_line_error, stage1
 from .streetvision_bundles import make_bundle
 from .test_streetvision_cascade import detector_of, http
 
-# What the contract says of the client, and no more: a registry, a base class, a miner that builds a detector by keywords.
+# A stand-in with the real client's module names, flags and behaviour (streetvision-subnet v2.0.4), written for these tests: a
+# registry, a base class, stock detectors of which ROADWORK is the default, a parser that passes over what it does not know
+# and is asked twice, first for the words of every neuron. The requests come from a file in place of its network.
 REGISTRY = """
 class Registry:
     def __init__(self):
-        self.found = {}
-    def register_module(self, module_name):
+        self.data = {}
+    def register_module(self, module_name=None):
         def put(kind):
-            self.found[module_name] = kind
+            self.data[module_name or kind.__name__] = kind
             return kind
         return put
+    def __getitem__(self, name):
+        return self.data[name]
+    def __contains__(self, name):
+        return name in self.data
 DETECTOR_REGISTRY = Registry()
 OTHER = Registry()
 """
-DETECTOR = """
+DETECTORS = """
 from abc import ABC, abstractmethod
+from base_miner.registry import DETECTOR_REGISTRY
 class FeatureDetector(ABC):
     def __init__(self, model_name, config_name=None, device="cpu"):
-        raise RuntimeError("the client's constructor reads the client's own folder")
+        if type(self).__name__ == "Stage1Detector":
+            raise RuntimeError("the client's constructor reads the client's own folder")
+        self.load_model()
     @abstractmethod
     def load_model(self): ...
     @abstractmethod
     def __call__(self, image): ...
+@DETECTOR_REGISTRY.register_module(module_name="ROADWORK")
+class RoadworkDetector(FeatureDetector):
+    def __init__(self, model_name="ROADWORK", config_name="roadwork.yaml", device="cpu"):
+        super().__init__(model_name, config_name, device)
+    def load_model(self):
+        self.detector = DETECTOR_REGISTRY["ViT"](model_name="ViT_roadwork", config_name="ViT_roadwork.yaml", device="cpu")
+    def __call__(self, image):
+        return self.detector(image)
+@DETECTOR_REGISTRY.register_module(module_name="ViT")
+class ViTImageDetector(FeatureDetector):
+    def load_model(self):
+        print("THE STOCK MODEL IS SERVED")
+    def __call__(self, image):
+        return 0.5
 """
 MINER = """
-import argparse, base64, io, json, os, sys
+import argparse, asyncio, base64, io, json, os, sys
 from PIL import Image
-from streetclient.registry import DETECTOR_REGISTRY
-from streetclient.detector import FeatureDetector
-parser = argparse.ArgumentParser()
-parser.add_argument("--neuron.detector", dest="name")
-parser.add_argument("--neuron.config", dest="config")
-parser.add_argument("--requests")
-given = parser.parse_args()
-device = "cpu"
-if os.environ.get("CLIENT_HAS_TORCH"):
-    import torch, transformers
-    assert transformers.__version__ == "4.45.2", transformers.__version__
-    device = torch.device("cpu")
-kind = DETECTOR_REGISTRY.found[given.name]
-detector = kind(model_name=given.name, config_name=given.config, device=device)
-answers = []
-for line in open(given.requests):
-    answers.append(detector(Image.open(io.BytesIO(base64.b64decode(line)))))
+import base_miner.detectors
+from base_miner.registry import DETECTOR_REGISTRY
+def config(of_miner):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--netuid", type=int, default=1)
+    parser.add_argument("--wallet.name", type=str, default="default")
+    parser.add_argument("--neuron.epoch_length", type=int, default=100)
+    parser.add_argument("--neuron.dont_save_events", action="store_true", default=False)
+    if of_miner:
+        parser.add_argument("--neuron.image_detector_config", type=str, default="roadwork.yaml")
+        parser.add_argument("--neuron.image_detector", type=str, default="ROADWORK")
+        parser.add_argument("--neuron.image_detector_device", type=str, default="cpu")
+        parser.add_argument("--neuron.name", type=str, default="miner")
+    return vars(parser.parse_known_args()[0])
+class Miner:
+    def __init__(self):
+        self.config = config(False) | config(True)
+        self.load_image_detector()
+    def load_image_detector(self):
+        name, file = self.config["neuron.image_detector"], self.config["neuron.image_detector_config"]
+        device = self.config["neuron.image_detector_device"]
+        if "none" in (str(name).lower(), str(file).lower()):
+            self.image_detector = None
+            return
+        if device == "auto":
+            device = "cpu"
+        if os.environ.get("CLIENT_HAS_TORCH"):
+            import torch, transformers
+            assert transformers.__version__ == "4.45.2", transformers.__version__
+        self.image_detector = DETECTOR_REGISTRY[name](config_name=file, device=device)
+    async def forward_image(self, sent):
+        if self.image_detector is None:
+            return -1.0
+        try:
+            return self.image_detector(Image.open(io.BytesIO(base64.b64decode(sent))))
+        except Exception as error:
+            print("Error performing inference", error, file=sys.stderr)
+            return -1.0
+miner = Miner()
+answers = [asyncio.run(miner.forward_image(line)) for line in open(os.environ["STANDIN_REQUESTS"])]
 print(json.dumps({
-    "answers": answers, "argv": sys.argv[1:], "main": __name__, "derived": issubclass(kind, FeatureDetector),
+    "answers": answers, "argv": sys.argv[1:], "main": __name__,
+    "derived": isinstance(miner.image_detector, base_miner.detectors.FeatureDetector),
     "roots": sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)),
-    "path": sys.path, "counts": detector.counts,
+    "path": sys.path, "counts": getattr(miner.image_detector, "counts", None),
 }))
 """
 # The Cython modules of simplejpeg lie in its package; those beside it (cython_runtime) may be PyYAML's, which is allowed.
@@ -85,10 +132,10 @@ OURS = {"scipy", "pydantic", "jsonschema", "pyarrow", "typer", "timm", "torchvis
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("the client")
-    package = folder / "streetclient"
+    package = folder / "base_miner"
     package.mkdir()
     (folder / "neurons").mkdir()
-    for name, text in (("__init__", ""), ("registry", REGISTRY), ("detector", DETECTOR), ("miner", MINER)):
+    for name, text in (("__init__", ""), ("registry", REGISTRY), ("detectors", DETECTORS), ("miner", MINER)):
         (package / f"{name}.py").write_text(text)
     (folder / "neurons" / "miner.py").write_text(MINER)
     return folder
@@ -110,8 +157,15 @@ def requests(path: Path, n: int, each: int = 2) -> list[bytes]:
     return made
 
 
-def environment(client: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(client), **more}
+def environment(client: Path, asked: Path | None = None, **more: str) -> dict[str, str]:
+    sent = {} if asked is None else {"STANDIN_REQUESTS": str(asked)}
+    # What is tested may itself be found by PYTHONPATH (a second checkout); it stays behind the client.
+    path = os.pathsep.join([str(client), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
+    return {**os.environ, "PYTHONPATH": path, **sent, **more}
+
+
+def words_for(config: Path | str, name: str = "Stage1") -> list[str]:
+    return ["--neuron.image_detector", name, "--neuron.image_detector_config", str(config)]
 
 
 # ---- in this process -------------------------------------------------------------------------------------------------
@@ -196,14 +250,15 @@ def test_the_miner_runs_with_our_detector_registered(client, bundle, tmp_path, f
     made = requests(tmp_path / "requests", 12)
     config = tmp_path / "detector.yaml"
     config.write_text(f"bundle: {json.dumps(str(bundle))}\n")
-    target = [str(client / "neurons" / "miner.py")] if form == "script" else ["-m", "streetclient.miner"]
-    asked = ["--neuron.detector", "Ours", "--requests", str(tmp_path / "requests")]
+    target = [str(client / "neurons" / "miner.py")] if form == "script" else ["-m", "base_miner.miner"]
+    asked = ["--netuid", "72", *words_for(config, "Ours"), "--neuron.image_detector_device", "auto"]
     run = stage1(
-        "streetvision", "run", "--registry", "streetclient.registry", "--name", "Ours", "--config", config,
-        "--", sys.executable, *target, *asked, environment={"PYTHONPATH": str(client)},
+        "streetvision", "run", "--registry", "base_miner.registry", "--name", "Ours",
+        "--", sys.executable, *target, *asked, environment=environment(client, tmp_path / "requests"),
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "detector 'Ours' is registered" in run.stderr
+    assert f"the miner built our detector 'Ours': bundle {bundle}, digest " in run.stderr
     found = json.loads(run.stdout)
     assert (found["argv"], found["main"], found["derived"]) == (asked, "__main__", False)
     assert not set(found["roots"]) & OURS
@@ -221,12 +276,13 @@ def test_our_environment_does_not_reach_the_clients_path(client, bundle, tmp_pat
     (site / "transformers.py").write_text("raise RuntimeError('ours, not the client\\'s')")
     requests(tmp_path / "requests", 2)
     words = miner_command(
-        [sys.executable, str(client / "neurons" / "miner.py"), "--neuron.detector", "Stage1", "--neuron.config", str(bundle),
-         "--requests", str(tmp_path / "requests")], registry="streetclient.registry:DETECTOR_REGISTRY",
-        base="streetclient.detector:FeatureDetector",
+        [sys.executable, str(client / "neurons" / "miner.py"), *words_for(bundle)], registry="base_miner.registry:DETECTOR_REGISTRY",
+        base="base_miner.detectors:FeatureDetector",
     )  # fmt: skip
     words[words.index("-c") + 2] = str(site / "stage1")
-    run = subprocess.run(words, capture_output=True, text=True, env=environment(client), timeout=120)
+    run = subprocess.run(
+        words, capture_output=True, text=True, env=environment(client, tmp_path / "requests"), timeout=120
+    )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["derived"]
@@ -238,19 +294,109 @@ def test_our_environment_does_not_reach_the_clients_path(client, bundle, tmp_pat
     "options, words",
     [
         (["--registry", "no_such_client.registry"], "--registry: cannot import 'no_such_client.registry'"),
-        (["--registry", "streetclient.registry:NOTHING"], "has no 'NOTHING'"),
-        (["--registry", "streetclient.registry:Registry.x"], "has no 'Registry.x'"),
+        (["--registry", "base_miner.registry:NOTHING"], "has no 'NOTHING'"),
+        (["--registry", "base_miner.registry:Registry.x"], "has no 'Registry.x'"),
         (["--registry", "json:JSONDecoder"], "has no `register_module`"),
-        (["--registry", "streetclient.registry", "--base", "streetclient.detector:Nobody"], "--base: "),
+        (["--registry", "base_miner.registry", "--base", "base_miner.detectors:Nobody"], "--base: "),
     ],
 )
 def test_what_cannot_be_registered_is_one_line_before_the_miner_starts(client, options, words):
     run = stage1("streetvision", "run", *options, "--", sys.executable, client / "neurons" / "miner.py",
-                 environment={"PYTHONPATH": str(client)})  # fmt: skip
-    assert run.returncode == 1
-    assert words in run.stderr
-    assert "Traceback" not in run.stderr
+                 environment=environment(client))  # fmt: skip
+    one_line_error(run, 2, words)
     assert run.stdout == ""
+
+
+def launched(client: Path, asked: Path, *words: str | Path, options: tuple[str | Path, ...] = ()):
+    """The stand-in with the client's real flags, started as docs/CLIENT.md says."""
+    return stage1(
+        "streetvision", "run", "--registry", "base_miner.registry", *options, "--", sys.executable,
+        client / "neurons" / "miner.py", *words, environment=environment(client, asked),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--neuron.detector", "Stage1"], "--neuron.detector is no word of the client's"),
+        (["--neuron.detector=Stage1"], "did you mean --neuron.image_detector Stage1?"),
+        (["--neuron.image_detecter", "Stage1"], "did you mean --neuron.image_detector Stage1?"),
+        (["--neuron.image_detector", "Stage1", "--neuron.config", "stage1.yaml"], "--neuron.config is no word"),
+        (["--neuron.image_detector", "Stage1", "--neuron.image-detector-config", "x"], "did you mean --neuron.image_detector_config?"),
+        (["--neuron.image_detector", "stage1"], "names 'stage1', and ours is registered as 'Stage1'"),
+        (["--neuron.image_detector=ROADWORK"], "names 'ROADWORK'"),
+        (["--neuron.image_detector", "None"], "names 'None'"),
+        (["--neuron.image_detector", "--netuid", "72"], "names nothing"),
+        (["--neuron.image_detector", "Stage1", "--neuron.image_detector_config", "None"], "IMAGE_DETECTOR_CONFIG=FILE"),
+    ],
+)  # fmt: skip
+def test_words_that_would_serve_the_stock_model_are_refused_before_the_miner_starts(client, tmp_path, words, said):
+    run = launched(client, tmp_path / "requests", *words)
+    one_line_error(run, 2, said)
+    assert run.stdout == ""
+
+
+def test_a_word_of_a_newer_client_passes_where_it_is_named():
+    given = ["python", "miner.py", "--neuron.queue=3", *words_for("a.yaml")]
+    with pytest.raises(ConfigError, match="--neuron.queue is no word"):
+        miner_command(given, registry="r")
+    for known in ("queue", "--neuron.queue"):
+        assert miner_command(given, registry="r", also_known=[known])[-6:] == given[1:]
+
+
+def test_a_miner_that_builds_its_stock_model_ends_before_it_serves(client, tmp_path):
+    """No word for the detector at all: the client's default is its own, and the launcher used to call ours registered."""
+    requests(tmp_path / "requests", 2)
+    for options in ((), ("--base", "base_miner.detectors:FeatureDetector")):  # registered before ours, and after it
+        run = launched(client, tmp_path / "requests", "--netuid", "72", options=options)
+        one_line_error(run, 2, "the miner builds its own detector 'ROADWORK'", "--neuron.image_detector Stage1")
+        assert "STOCK" not in run.stdout
+
+
+def test_a_stock_model_behind_ours_is_no_reason_to_stop(client, bundle, tmp_path):
+    made = requests(tmp_path / "requests", 2)
+    (client / "second.py").write_text(
+        "import base_miner.detectors\nfrom base_miner.registry import DETECTOR_REGISTRY\n"
+        "asked = DETECTOR_REGISTRY['ViT'](model_name='v')\n"
+    )
+    config = tmp_path / "detector.yaml"
+    config.write_text(f"bundle: {json.dumps(str(bundle))}\nstage2: second:asked\n")
+    run = launched(client, tmp_path / "requests", *words_for(config))
+    assert run.returncode == 0, run.stderr
+    assert "the miner built our detector 'Stage1'" in run.stderr
+    assert len(json.loads(run.stdout.splitlines()[-1])["answers"]) == len(made)
+
+
+def test_config_of_the_launcher_is_passed_on_as_the_clients_word(client, bundle, tmp_path):
+    """The client always passes a configuration, roadwork.yaml of its own where it is told of none."""
+    requests(tmp_path / "requests", 2)
+    named = ["--neuron.image_detector", "Stage1"]
+    run = launched(client, tmp_path / "requests", *named, options=("--config", bundle))
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["argv"] == words_for(bundle)
+    one_line_error(launched(client, tmp_path / "requests", *named), 3, "roadwork.yaml: no such file")
+    with pytest.raises(ConfigError, match="give one of the two"):
+        miner_command(["python", "miner.py", *words_for("/a.yaml")], registry="r", config="/b.yaml")
+
+
+def test_a_changed_byte_of_the_bundle_is_one_line_at_the_start(client, bundle, tmp_path):
+    requests(tmp_path / "requests", 2)
+    shutil.copytree(bundle, tmp_path / "bundle")
+    model = tmp_path / "bundle" / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(bytes(data))
+    run = launched(client, tmp_path / "requests", *words_for(tmp_path / "bundle"))
+    one_line_error(run, 5, "model.onnx")
+    assert run.stdout == ""
+
+
+def test_a_miner_that_builds_no_detector_is_told_so_at_its_end(client, tmp_path):
+    (tmp_path / "miner.py").write_text("print('no detector here')\n")
+    run = stage1("streetvision", "run", "--registry", "base_miner.registry", "--", sys.executable, tmp_path / "miner.py",
+                 environment=environment(client))  # fmt: skip
+    assert run.returncode == 0
+    assert "warning: the miner ended without building a detector" in run.stderr
 
 
 def test_a_miner_that_cannot_be_started_is_one_line(tmp_path):
@@ -280,10 +426,9 @@ def test_200_challenges_in_the_clients_environment(client, views, tmp_path):
     bundle = make_bundle(tmp_path / "bündle of ours", views=views)
     made = requests(tmp_path / "requests", 200, each=25)
     run = stage1(
-        "streetvision", "run", "--registry", "streetclient.registry", "--base", "streetclient.detector:FeatureDetector",
-        "--config", bundle, "--", Path(venv) / "bin" / "python", client / "neurons" / "miner.py",
-        "--neuron.detector", "Stage1", "--requests", tmp_path / "requests",
-        environment={"PYTHONPATH": str(client), "CLIENT_HAS_TORCH": "1"},
+        "streetvision", "run", "--registry", "base_miner.registry", "--base", "base_miner.detectors:FeatureDetector",
+        "--", Path(venv) / "bin" / "python", client / "neurons" / "miner.py", *words_for(bundle),
+        environment=environment(client, tmp_path / "requests", CLIENT_HAS_TORCH="1"),
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
@@ -311,9 +456,9 @@ def test_a_miner_with_a_cascade_asks_its_stages_without_our_packages(client, bun
         here = [detector(Image.open(io.BytesIO(data))) for data in made]
         (tmp_path / "detector.json").write_text((tmp_path / "detector.yaml").read_text())
         run = stage1(
-            "streetvision", "run", "--registry", "streetclient.registry", "--config", tmp_path / "detector.json", "--", python,
-            client / "neurons" / "miner.py", "--neuron.detector", "Stage1", "--requests", tmp_path / "requests",
-            environment={"PYTHONPATH": str(client)},
+            "streetvision", "run", "--registry", "base_miner.registry", "--", python,
+            client / "neurons" / "miner.py", *words_for(tmp_path / "detector.json"),
+            environment=environment(client, tmp_path / "requests"),
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         assert len(server.requests) == 2 * 24
@@ -404,5 +549,5 @@ def test_a_python_without_what_the_detector_needs_is_one_line(tmp_path):
     (tmp_path / "miner.py").write_text("print('never')\n")
     words = miner_command([sys.executable, "-I", "-S", "miner.py"], registry="client.registry")
     result = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    one_line_error(result, 1, "no PIL, numpy, onnxruntime")
+    one_line_error(result, 3, "no PIL, numpy, onnxruntime")
     assert result.stdout == ""

@@ -30,11 +30,16 @@ def streetvision_run(
     base: Annotated[
         str | None, typer.Option("--base", help="MODULE:CLASS of the client that the detector must derive from.")
     ] = None,
+    also_known: Annotated[
+        list[str] | None,
+        typer.Option("--also-known", help="A --neuron. word of a newer client; those of v2.0.4 are known. Repeatable."),
+    ] = None,
     show_only: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
 ) -> None:
-    """Register the detector with the client, then become the miner, in the miner's own Python.
+    """Register the detector with the client, then become the miner, in the miner's own Python, and say which detector it built.
 
-    Example: stage1 streetvision run --config stage1.yaml --registry client.registry -- python neurons/miner.py
+    Example: stage1 streetvision run --registry base_miner.registry -- python neurons/miner.py --neuron.image_detector Stage1
+    --neuron.image_detector_config /abs/stage1.yaml
     """
     import os
     import shlex
@@ -43,8 +48,9 @@ def streetvision_run(
     from stage1.integrations.streetvision.launch import miner_command
 
     words = miner_command(
-        command, registry=registry, name=name, base=base, config=None if config is None else str(config)
-    )
+        command, registry=registry, name=name, base=base, config=None if config is None else str(config),
+        also_known=also_known or (),
+    )  # fmt: skip
     if show_only:
         typer.echo(shlex.join(words))
         return

@@ -11,14 +11,16 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from stage1.errors import ConfigError, Stage1Error
+from stage1.integrations.streetvision.built import Built, say, stop
 from stage1.integrations.streetvision.detector import Stage1Detector
 from stage1.integrations.streetvision.settings import CONFIG_VARIABLE
 from stage1.integrations.streetvision.stage2 import load_attribute
+from stage1.integrations.streetvision.words import checked_words
 
 ATTRIBUTE = "DETECTOR_REGISTRY"
 NAME = "Stage1"
@@ -27,8 +29,9 @@ NAME = "Stage1"
 _BOOT = (
     "import importlib.util as u,sys;"
     "n=[m for m in('PIL','numpy','onnxruntime')if not u.find_spec(m)];"
-    "n and sys.exit('error: '+sys.executable+': no '+', '.join(n)+'; install it there, or start the miner with its own Python');"
-    "sys.version_info<(3,11)and sys.exit('error: '+sys.executable+': the detector needs Python 3.11');"
+    "e=lambda t:(print('error: '+sys.executable+': '+t,file=sys.stderr),sys.exit(3));"
+    "n and e('no '+', '.join(n)+'; install it there, or start the miner with its own Python');"
+    "sys.version_info<(3,11)and e('the detector needs Python 3.11');"
     "s=u.spec_from_file_location('stage1',sys.argv[1]+'/__init__.py',submodule_search_locations=[sys.argv[1]]);"
     "m=u.module_from_spec(s);sys.modules['stage1']=m;s.loader.exec_module(m);"
     "from stage1.integrations.streetvision.launch import main;main(sys.argv[2:])"
@@ -58,16 +61,21 @@ def register(registry: Any, name: str = NAME, base: type | None = None) -> type:
 
 
 def miner_command(
-    command: Sequence[str], *, registry: str, name: str = NAME, base: str | None = None, config: str | None = None
-) -> list[str]:
+    command: Sequence[str], *, registry: str, name: str = NAME, base: str | None = None, config: str | None = None,
+    also_known: Iterable[str] = (),
+) -> list[str]:  # fmt: skip
     """The command that registers the detector and then runs `command` in the same process.
 
     command: [anything ..] python [options] script.py|-m module [arguments ..]; without a python in it, ours runs it.
-    Raises ConfigError where there is no script or module to run.
+    config: for the detector, where the miner's arguments name no configuration. also_known: words of a newer client.
+    Raises ConfigError where there is no script or module to run, and for words that would not serve ours (`checked_words`).
     """
     before, options, target = _parts(command)
+    config = config and os.path.abspath(config)
+    script = target[: 2 if target[0] == "-m" else 1]
+    target = [*script, *checked_words(target[len(script) :], name, config, also_known)]
     own = [str(Path(__file__).parents[2]), "--registry", registry, "--name", name]
-    for flag, value in (("--base", base), ("--config", config and os.path.abspath(config))):
+    for flag, value in (("--base", base), ("--config", config)):
         own += [flag, value] if value else []
     return [*before, *options, "-c", _BOOT, *own, "--", *target]
 
@@ -95,7 +103,10 @@ def _parts(command: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Inside the miner's Python: register, then become the miner. Exits with 1 and one line where that cannot be."""
+    """Inside the miner's Python: register, become the miner, and say which detector it built.
+
+    Where that cannot be, the process ends with one line and the error's exit code.
+    """
     parser = argparse.ArgumentParser(prog="stage1 streetvision run")
     parser.add_argument("--registry", required=True)
     parser.add_argument("--name", default=NAME)
@@ -109,15 +120,20 @@ def main(arguments: Sequence[str]) -> None:
     sys.path[0] = str(Path(target[0]).resolve().parent) if script else os.getcwd()
     if given.config:
         os.environ[CONFIG_VARIABLE] = given.config
+    built = Built(given.name)
     try:
         where = given.registry if ":" in given.registry else f"{given.registry}:{ATTRIBUTE}"
         base = load_attribute(given.base, "--base") if given.base else None
-        register(load_attribute(where, "--registry"), given.name, base)
+        registry = load_attribute(where, "--registry")
+        built.watch(registry, register(registry, given.name, base))
     except Stage1Error as error:
-        sys.exit(f"error: {error}")
-    print(f"stage1: detector {given.name!r} is registered; starting {' '.join(target)}", file=sys.stderr)
+        stop(error)
+    say(f"detector {given.name!r} is registered; starting {' '.join(target)}")
     sys.argv = list(target if script else target[1:])
-    if script:
-        runpy.run_path(target[0], run_name="__main__")
-    else:
-        runpy.run_module(target[1], run_name="__main__", alter_sys=True)
+    try:
+        if script:
+            runpy.run_path(target[0], run_name="__main__")
+        else:
+            runpy.run_module(target[1], run_name="__main__", alter_sys=True)
+    finally:
+        built.finished()
