@@ -14,7 +14,7 @@ from PIL import Image
 
 import stage1.stream as stream_module
 from stage1.engine import BatchLimit, Engine, cores, out_of_memory
-from stage1.errors import DataError, IntegrityError, MissingError
+from stage1.errors import DataError, IntegrityError, MissingError, Stage1Error
 from stage1.images import ImageError, Preprocessing, decode, load_tensor
 from stage1.stream import StreamTimes, stream
 from stage1.views import ViewPolicy, cut
@@ -327,6 +327,59 @@ def test_the_same_image_gives_the_same_bits_in_any_batch():
 
 def test_helper_model_is_valid():
     onnx.checker.check_model(onnx.load_from_string(model_bytes()), full_check=True)
+
+
+# ---- deadline ----------------------------------------------------------------------------------------------------
+
+
+def endless_model() -> bytes:
+    """logits [N, 2] by a loop whose condition is always true."""
+    tensor, make = helper.make_tensor_value_info, helper.make_tensor
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["still"]), helper.make_node("Add", ["x", "one"], ["y"])],
+        "body",
+        [
+            tensor("i", TensorProto.INT64, []),
+            tensor("go", TensorProto.BOOL, []),
+            tensor("x", TensorProto.FLOAT, ["N", 2]),
+        ],
+        [tensor("still", TensorProto.BOOL, []), tensor("y", TensorProto.FLOAT, ["N", 2])],
+        [make("one", TensorProto.FLOAT, [], [1.0])],
+    )
+    axes, two = make("axes", TensorProto.INT64, [2], [2, 3]), make("two", TensorProto.INT64, [1], [2])
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "axes"], ["means"], keepdims=0),
+        helper.make_node("Slice", ["means", "zero", "two", "one"], ["start"]),
+        helper.make_node("Loop", ["", "true", "start"], ["logits"], body=body),
+    ]
+    constants = [axes, two, make("zero", TensorProto.INT64, [1], [0]), make("one", TensorProto.INT64, [1], [1]),
+                 make("true", TensorProto.BOOL, [], [True])]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "endless", [tensor("image", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [tensor("logits", TensorProto.FLOAT, ["N", 2])], initializer=constants,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+def test_a_model_that_never_ends_is_given_up_at_the_deadline():
+    engine = Engine(endless_model(), threads=1, deadline_s=0.2)
+    start = time.monotonic()
+    with pytest.raises(Stage1Error, match=r"no answer for 2 image\(s\) after 0\.4 s .*--deadline") as caught:
+        list(stream(engine, [png(1), png(2), png(3)], SPEC, batch_size=2))
+    assert 0.4 <= time.monotonic() - start < 10
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_a_deadline_changes_no_answer():
+    batch = np.random.default_rng(1).random((5, 3, 8, 8), dtype=np.float32)
+    for limited, free in zip(
+        Engine(model_bytes(), deadline_s=60).run(batch), Engine(model_bytes()).run(batch), strict=True
+    ):
+        np.testing.assert_array_equal(limited, free)
+    for bad in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(DataError, match="deadline"):
+            Engine(model_bytes(), deadline_s=bad)
 
 
 # ---- views -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -11,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.errors import DataError, IntegrityError, MissingError
+from stage1.errors import DataError, IntegrityError, MissingError, Stage1Error
 from stage1.files import digest_bytes, digest_file
 
 log = logging.getLogger("stage1")
@@ -49,12 +50,19 @@ class Engine:
     Each batch runs on one thread of its own: no barrier between threads to wait at, so decoding and the session share
     the cores without loss, and no sum depends on how many cores the machine has. Where the CUDA provider is installed
     it is used, one batch at a time. `run` may be called from several threads.
+    deadline_s: a batch that takes longer than this for each of its images (or views) is given up: a model may hold a loop
+    without an end. None: no limit.
     Raises MissingError (no such file), IntegrityError (not a model that can run here).
     """
 
-    def __init__(self, model: str | os.PathLike[str] | bytes, *, threads: int = 0) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str] | bytes, *, threads: int = 0, deadline_s: float | None = None
+    ) -> None:
         if threads < 0:
             raise DataError(f"threads: {threads}; give 0 (one per core) or more")
+        if deadline_s is not None and not 0 < deadline_s < threading.TIMEOUT_MAX:
+            raise DataError(f"deadline: {deadline_s} s; give a number above 0, or none")
+        self._deadline_s = deadline_s
         where = "model" if isinstance(model, bytes) else os.fspath(model)
         if isinstance(model, bytes):
             self.digest = digest_bytes(model)
@@ -90,7 +98,7 @@ class Engine:
     def run(self, batch: NDArray[np.float32]) -> Outputs:
         """All outputs for float32 [N, 3, S, S], N >= 1, each float32 with N rows, in the order of `output_names`.
 
-        A model with `views` takes [N, V, 3, S, S]. Where memory runs out, the batch is halved (down to 1), this is logged, and later batches keep to that size.
+        A model with `views` takes [N, V, 3, S, S]. Stage1Error where the deadline passes. Where memory runs out, the batch is halved (down to 1), this is logged, and later batches keep to that size.
         Raises DataError for another shape, MemoryError where even one image does not fit.
         """
         batch = np.ascontiguousarray(batch, dtype=np.float32)
@@ -102,7 +110,28 @@ class Engine:
         return self._limit.run(self._run, batch) if len(batch) else self.empty()
 
     def _run(self, batch: NDArray[np.float32]) -> Outputs:
-        return tuple(self._session.run(None, {self._input.name: batch}))
+        feed = {self._input.name: batch}
+        if self._deadline_s is None:
+            return tuple(self._session.run(None, feed))
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        seconds = self._deadline_s * len(batch) * (self.views or 1)
+        # The runtime looks at `terminate` between the nodes of a graph, those inside a loop among them.
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return tuple(self._session.run(None, feed, options))
+        except Exception as error:
+            if not options.terminate:
+                raise
+            raise Stage1Error(
+                f"model: no answer for {len(batch)} image(s) after {seconds:g} s ({self._deadline_s:g} s for each); "
+                f"it may never end. Give it more with --deadline (deadline_s)"
+            ) from error
+        finally:
+            timer.cancel()
 
     def empty(self) -> Outputs:
         """The outputs for no image: shape [0, ...] each."""

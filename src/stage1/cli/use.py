@@ -30,6 +30,14 @@ def predict(
             "--views", help="The views you expect, e.g. 3x3; refused unless the bundle is certified for them."
         ),
     ] = None,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            "--deadline",
+            min=0.0,
+            help="Seconds a batch may take for each of its images before it is given up; 0: no limit.",
+        ),
+    ] = 30.0,
     as_json: AsJson = False,
 ) -> None:
     """Answer or defer, image by image. Broken files are named and the rest answered (exit 1 at the end).
@@ -41,7 +49,7 @@ def predict(
     from stage1.inference.output import open_writer, predict_to
     from stage1.views import parse_views, small_line
 
-    loaded = load_bundle(bundle)
+    loaded = load_bundle(bundle, deadline_s=deadline or None)
     if views is not None:
         loaded.require_views(parse_views(views))
     with open_writer("json" if as_json else kind, output or sys.stdout, loaded.about) as writer:  # type: ignore[arg-type]

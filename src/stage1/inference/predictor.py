@@ -30,6 +30,8 @@ Failure: TypeAlias = tuple[int, Exception]
 
 DEFER = "defer"
 GATE = "gate_logits"
+# Seconds for each image of a batch. The slowest backbone known here (ViT-L at 518 px, one thread) takes about 13.
+DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ class Predictor:
     model: .onnx path or bytes; its output `logits` has one column per class; where it has an output `gate_logits` [N], the
     policy gets it. views: which views of each image are looked at and how they are aggregated; None: the whole image alone.
     A model that takes all views together (`Engine.views`) needs them, as views of a head on pooled features.
-    batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core. Without a policy every image defers.
+    batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core. deadline_s: seconds
+    that a batch may take for each of its images, None: no limit. Without a policy every image defers.
     A policy with a certificate decides with the views of that certificate and with no others.
     Raises MissingError, IntegrityError (damaged, without `logits`, or of other views), DataError (preprocessing of another size).
     """
@@ -80,8 +83,9 @@ class Predictor:
         batch_size: int = 32,
         threads: int = 0,
         workers: int = 0,
+        deadline_s: float | None = None,
     ) -> None:
-        self.engine = Engine(model, threads=threads)
+        self.engine = Engine(model, threads=threads, deadline_s=deadline_s)
         self.preprocessing = preprocessing
         self.classes = tuple(classes)
         self.policy = policy
@@ -282,12 +286,14 @@ class Bundle:
 
 
 def load_bundle(
-    folder: str | os.PathLike[str], *, verify: bool = True, batch_size: int = 32, threads: int = 0, workers: int = 0
-) -> Bundle:
+    folder: str | os.PathLike[str], *, verify: bool = True, batch_size: int = 32, threads: int = 0, workers: int = 0,
+    deadline_s: float | None = DEADLINE_S,
+) -> Bundle:  # fmt: skip
     """Open a bundle; nothing is written, and torch is not needed.
 
     verify: digest every file first (17 MB: about 20 ms). Without it bundle.json, the documents and the model are still
-    checked against each other as they are read.
+    checked against each other as they are read. deadline_s: seconds that a batch may take for each of its images before it is
+    given up (Stage1Error); None: no limit.
     Raises MissingError (no such folder, no bundle), IntegrityError (changed, incomplete, two policies, newer version).
 
     Example: load_bundle("runs/demo/bundle").predict(["photo.jpg"])[0].decision
@@ -302,6 +308,7 @@ def load_bundle(
     predictor = Predictor(
         folder / MODEL, Preprocessing.from_json(manifest["preprocessing"]), manifest["classes"], policy,
         views=read_views(folder, policy.certificate), batch_size=batch_size, threads=threads, workers=workers,
+        deadline_s=deadline_s,
     )  # fmt: skip
     if predictor.engine.digest != manifest["files"][MODEL]["sha256"]:
         raise IntegrityError(f"{folder}: {MODEL} is not the one that was certified; restore the bundle")
