@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import struct
+import time
 import warnings
 import zlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +21,8 @@ from PIL import Image
 
 from stage1 import images
 from stage1.errors import DataError
-from stage1.images import ImageError, Preprocessing, decode, load_tensor, thumbnail, to_tensor
+from stage1.images import ImageError, Preprocessing, decode, load_tensor, read_image_file, thumbnail, to_tensor
+from stage1.markers import MAX_PARTS
 
 simplejpeg = images._simplejpeg()
 needs_simplejpeg = pytest.mark.skipif(simplejpeg is None, reason="extra fast-io is not installed")
@@ -215,6 +221,72 @@ def test_flipped_bits_in_a_png_are_found() -> None:
     assert reason(bytes(data)) in ("corrupt", "truncated")
 
 
+# ---- what costs too much, or is cut off though it holds an end mark --------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", ["cut", "zeros", "trailer"])
+@pytest.mark.parametrize("fast", [pytest.param(True, marks=needs_simplejpeg), False])
+def test_a_jpeg_with_a_whole_thumbnail_is_truncated_where_the_picture_is(
+    fast: bool, tail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fast:
+        monkeypatch.setattr(images, "_simplejpeg", lambda: None)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + encoded(photo(16, 16), "JPEG")
+    data = encoded(photo(200, 240), "JPEG", exif=exif)
+    assert decode(data).shape == (200, 240, 3)
+    half = len(data) // 2
+    ends = {"cut": b"", "zeros": bytes(len(data) - half), "trailer": encoded(photo(9, 9), "JPEG")}
+    assert reason(data[:half] + ends[tail]) == "truncated"
+    np.testing.assert_array_equal(decode(data + ends["trailer"]), decode(data))
+
+
+def with_scans(data: bytes, scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated until it has so many."""
+    at = data.rfind(b"\xff\xda")
+    return data[:-2] + data[at:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    data = encoded(np.zeros((64, 64, 3), np.uint8), "JPEG", progressive=True)
+    assert decode(with_scans(data, images.MAX_SCANS)).shape == (64, 64, 3)
+    assert reason(with_scans(data, images.MAX_SCANS + 1)) == "too complex"
+    wide = encoded(np.zeros((4000, 4000, 3), np.uint8), "JPEG", progressive=True)
+    start = time.monotonic()
+    with pytest.raises(ImageError, match="too many scans"):
+        decode(with_scans(wide, 5000))
+    assert time.monotonic() - start < 2
+
+
+def test_a_flood_of_chunks_is_refused_before_it_is_read() -> None:
+    data = encoded(photo(4, 4), "PNG")
+    flood = (struct.pack(">I", 0) + b"teXt" + struct.pack(">I", zlib.crc32(b"teXt"))) * (MAX_PARTS + 1)
+    start = time.monotonic()
+    assert reason(data[:33] + flood + data[33:]) == "too complex"
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("size", [(1, 64_000_000), (64_000_000, 1), (1, 65_536)])
+def test_a_side_too_long_is_refused_from_the_header(size: tuple[int, int]) -> None:
+    assert reason(png_header(*size)) == "too large"
+
+
+def test_what_is_no_file_or_has_no_end_is_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.jpg"))
+    with open(tmp_path / "hole.jpg", "wb") as stream:
+        stream.truncate(100 << 30)
+    for path in (tmp_path / "pipe.jpg", tmp_path / "socket.jpg", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ImageError, match="^not a file"):
+            read_image_file(path)
+    with pytest.raises(ImageError, match="^too large: 107374182400 bytes"):
+        read_image_file(tmp_path / "hole.jpg")
+    with pytest.raises(FileNotFoundError):
+        read_image_file(tmp_path / "gone.jpg")
+    (tmp_path / "good.png").write_bytes(encoded(photo(3, 4), "PNG"))
+    assert decode(read_image_file(tmp_path / "good.png", max_pixels=12)).shape == (3, 4, 3)
+
+
 # ---- colour and orientation --------------------------------------------------------------------------------------
 
 
@@ -289,6 +361,89 @@ def test_one_bit_gray_and_bmp() -> None:
         np.testing.assert_array_equal(decode(encoded(photo(9, 11), kind)), photo(9, 11))
 
 
+def raw_png(depth: int, colour: int, samples: np.ndarray, key: tuple[int, ...]) -> bytes:
+    """A PNG of one row of samples [N] or [N, 3] with a tRNS of this key; colour 0: gray, 2: RGB."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    bits = "".join(format(value, f"0{depth}b") for value in samples.ravel().tolist())
+    row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", len(samples), 1, depth, colour, 0, 0, 0))
+    trns = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    return b"\x89PNG\r\n\x1a\n" + head + trns + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_colour_key_of_gray_is_laid_over_white_at_every_depth(depth: int) -> None:
+    top = 2**depth - 1
+    samples = np.array([0, top, top // 2, 0, top // 3, top, top // 2, 1])
+    for key in {0, 1, top // 3, top // 2, top}:
+        expected = np.where(samples == key, 255, np.round(samples * (255 / top))).astype(int)
+        assert decode(raw_png(depth, 0, samples, (key,)))[0].tolist() == [[value] * 3 for value in expected.tolist()]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_colour_key_of_rgb_compares_every_bit(depth: int) -> None:
+    samples = np.array([[1, 2, 3], [1, 2, 4], [200, 2, 3], [0, 0, 0]]) << (depth - 8)
+    samples[1:3] += (depth == 16) * np.array([[0, 0, 1], [5, 0, 0]])
+    for key in samples.tolist():
+        expected = [
+            [255] * 3 if pixel == key else [value >> (depth - 8) for value in pixel] for pixel in samples.tolist()
+        ]
+        assert decode(raw_png(depth, 2, samples, tuple(key)))[0].tolist() == expected
+    near = tuple(value ^ 1 for value in samples[1].tolist())  # differs in bits that 8-bit pixels of a 16-bit file lack
+    assert decode(raw_png(depth, 2, samples, near))[0, 1].tolist() == [
+        value >> (depth - 8) for value in samples[1].tolist()
+    ]
+
+
+def raw_tiff(samples: bytes, width: int, bits: int, photometric: int, *, order: str = "<", form: int = 1) -> bytes:
+    """An uncompressed gray TIFF of one row. form: 1 unsigned, 2 signed, 3 floating point."""
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8 + 2 + 12 * 10 + 4),
+            (277, 1), (278, 1), (279, len(samples)), (339, form)]  # fmt: skip
+    fields = [struct.pack(f"{order}HHIH", tag, 3, 1, value) + b"\0\0" for tag, value in tags]
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + b"".join(fields) + bytes(4) + samples
+
+
+@pytest.mark.parametrize("bits, order", [(1, "<"), (1, ">"), (4, "<"), (8, "<"), (8, ">"), (16, "<")])
+def test_a_tiff_with_white_as_zero_is_255_minus_the_other(bits: int, order: str) -> None:
+    samples = np.random.default_rng(0).integers(0, 256, 32, dtype=np.uint8).tobytes()
+    width = len(samples) * 8 // bits
+    white, black = (decode(raw_tiff(samples, width, bits, photometric, order=order)) for photometric in (0, 1))
+    np.testing.assert_array_equal(white, 255 - black)
+    assert len(np.unique(black)) > 1
+    if bits == 16:
+        values = np.frombuffer(samples, "<u2")
+        np.testing.assert_array_equal(black[0, :, 0], np.round(values / 257))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate", "packbits"])
+def test_white_as_zero_holds_under_every_compression(compression: str) -> None:
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    white, black = (
+        decode(encoded(Image.fromarray(values), "TIFF", compression=compression, tiffinfo={262: photometric}))
+        for photometric in (0, 1)
+    )
+    np.testing.assert_array_equal(white, 255 - black)
+
+
+def test_twelve_bit_gray_is_spread_over_the_whole_range() -> None:
+    assert decode(raw_tiff(b"\xff\xf8\x00", 2, 12, 1))[0, :, 0].tolist() == [255, 128]
+
+
+@pytest.mark.parametrize(
+    "bits, photometric, order, form",
+    [(8, 1, "<", 2), (8, 1, ">", 2), (16, 1, "<", 2), (32, 1, "<", 3), (32, 0, ">", 3), (64, 1, "<", 3),
+     (32, 1, "<", 1), (16, 0, ">", 1), (12, 0, "<", 1)],
+)  # fmt: skip
+def test_tiff_samples_without_an_agreed_reading_are_refused_as_such(
+    bits: int, photometric: int, order: str, form: int
+) -> None:
+    assert reason(raw_tiff(bytes(8), 64 // bits, bits, photometric, order=order, form=form)) == "unsupported mode"
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_without_an_agreed_range_are_refused(dtype: type) -> None:
     assert reason(encoded(Image.fromarray(photo(5, 5)[:, :, 0].astype(dtype)), "TIFF")) == "unsupported mode"
@@ -325,6 +480,39 @@ def test_center_crop_is_resize_then_centre(height: int, width: int) -> None:
     top, left = round((h - 32) / 2), round((w - 32) / 2)
     expected = resized[top : top + 32, left : left + 32].transpose(2, 0, 1) / 255
     np.testing.assert_allclose(to_tensor(rgb, spec), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("fit", ["squash", "center_crop"])
+@pytest.mark.parametrize("height, width", [(1, 16_000), (16_000, 1), (2, 65_535), (65_535, 3), (64, 40_000)])
+def test_no_strip_makes_a_picture_above_max_pixels_on_the_way(
+    fit: str, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    real = Image.Image.resize
+
+    def resize(self: Image.Image, size: tuple[int, int], *args: Any, **options: Any) -> Image.Image:
+        # Between its two passes Pillow holds a picture of one side new and the other old.
+        between = max(size[0] * self.height, self.width * size[1]) if 0 not in np.subtract(size, self.size) else 0
+        made.append(max(size[0] * size[1], between if "box" not in options else 0))
+        return real(self, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    spec = Preprocessing(size=224, fit=fit, max_pixels=2_000_000, mean=(0, 0, 0), std=(1, 1, 1))
+    rgb = np.full((height, width, 3), 128, np.uint8)
+    np.testing.assert_allclose(to_tensor(rgb, spec), 128 / 255, atol=1e-6)
+    assert max(made) <= spec.max_pixels
+
+
+@pytest.mark.parametrize("height, width", [(20, 700), (700, 20), (33, 500)])
+def test_the_crop_of_a_strip_is_the_same_either_way(height: int, width: int) -> None:
+    rgb = photo(height, width)
+    whole = Preprocessing(size=64, fit="center_crop", mean=(0, 0, 0), std=(1, 1, 1))
+    boxed = replace(whole, max_pixels=64 * 64)
+    plain = to_tensor(rgb, whole)
+    # Which pass comes first is Pillow's choice, and each rounds and clips to 8 bits.
+    assert np.abs(plain - to_tensor(rgb, boxed)).mean() * 255 < 1.5
+    moved = np.roll(rgb, 1, axis=0 if height > width else 1)
+    assert np.abs(plain - to_tensor(moved, boxed)).mean() * 255 > 10, "another part is told apart"
 
 
 def test_load_tensor_is_decode_then_to_tensor() -> None:

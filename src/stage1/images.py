@@ -6,23 +6,31 @@ import hashlib
 import io
 import json
 import math
+import os
+import stat
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, TiffImagePlugin, UnidentifiedImageError
 
 from stage1.errors import DataError
+from stage1.markers import MAX_PARTS, Parts, jpeg_parts, png_parts
 
 # What a column of images may be called in a table, in this order, and how the name of an image file ends.
 IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 MAX_PIXELS = 64_000_000
+# The longest side that a JPEG can have. Readers spend some fifty bytes on each row, however short: 1 x 64,000,000 takes gigabytes.
+MAX_SIDE = 65_535
+# Progressive JPEGs have about 10 scans, and each costs a pass over the whole picture. At this many 64 million pixels take 2 s.
+MAX_SCANS = 100
 # Readers that only parse pixels. Left out on purpose: EPS (runs an interpreter), PSD and ICNS (documents, not photos).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _ORIENTATION_TAG = 0x0112
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
 # What decode() does beyond size and normalisation. It is part of the spec: a bundle made by another decoder is refused.
 DECODE = {
     "orientation": "EXIF applied",
@@ -36,8 +44,9 @@ DECODE = {
 class ImageError(DataError):
     """Bytes that are no usable image. `reason` is one of REASONS; the message is one line.
 
-    reason: "empty", "truncated", "corrupt", "not an image", "too large", "animated" (several frames or pages) or
-    "unsupported mode" (no agreed way to 8-bit RGB, e.g. floating point).
+    reason: "empty", "truncated", "corrupt", "not an image", "too large", "too complex" (more scans or parts than any writer
+    makes), "animated" (several frames or pages), "unsupported mode" (no agreed way to 8-bit RGB, e.g. floating point) or
+    "not a file" (a pipe, a device, a folder).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -45,7 +54,10 @@ class ImageError(DataError):
         self.reason = reason
 
 
-REASONS = ("empty", "truncated", "corrupt", "not an image", "too large", "animated", "unsupported mode")
+REASONS = (
+    "empty", "truncated", "corrupt", "not an image", "too large", "too complex", "animated", "unsupported mode",
+    "not a file",
+)  # fmt: skip
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -54,13 +66,16 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF (where Pillow has it), told by their content, never by a name.
     - EXIF orientation is applied. ICC profiles are ignored: the numbers in the file are taken as sRGB.
     - Transparency of any kind (RGBA, LA, palette, tRNS) is laid over white. Palette and 1-bit become RGB.
-    - CMYK and YCCK JPEGs become RGB by Pillow's formula. 16-bit gray is scaled, round(v / 257), not clipped;
-      of 16-bit colour the high byte counts.
+    - CMYK and YCCK JPEGs become RGB by Pillow's formula. 16-bit gray is scaled, round(v / 257), not clipped, and 12-bit
+      gray likewise; of 16-bit colour the high byte counts. A TIFF in which 0 is white is inverted, whatever its depth; signed
+      and floating-point samples are refused ("unsupported mode").
     - A GIF, WebP, PNG or TIFF with one frame is an image; with several it is refused ("animated"), as none of them is
       the picture. Of a multi-picture JPEG (MPO, from phones) the first picture counts: it is the photo.
-    - The size is checked before a pixel is decoded: above `max_pixels` (width x height) "too large". Pillow's own bomb
-      limit, 179 million pixels, holds above that.
-    - Truncated is an error, always: also where only the end marker is missing. Bytes after the end are ignored.
+    - The size is checked before a pixel is decoded: above `max_pixels` (width x height), or with a side above MAX_SIDE,
+      "too large". Pillow's own bomb limit, 179 million pixels, holds above that. A JPEG of more than MAX_SCANS scans is
+      "too complex": its time grows with them.
+    - Truncated is an error, always: also where only the end marker is missing, or where the one that is there belongs to a
+      thumbnail. Bytes after the end are ignored.
 
     JPEGs in RGB or gray take simplejpeg where it is installed: identical pixels (tested), and wherever it complains
     Pillow decides, so that the verdict on a file never depends on an extra. What neither notices: bits flipped inside
@@ -70,13 +85,38 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """
     if len(data) == 0:
         raise ImageError("empty", "0 bytes; fetch the file again")
+    parts = _parts(data)
     image = _open(data, max_pixels)
     _require_one_frame(image)
-    _require_end(data, image.format)
+    if parts is not None and not parts.ends:
+        # Pillow stops at the last pixel: a file cut off right behind it passes there. The end marker settles it.
+        raise ImageError("truncated", f"{image.format} without its end marker, {len(data)} bytes; fetch the file again")
     pixels = _fast_jpeg(data, image)
     if pixels is None:
         return _upright(image)
     return np.ascontiguousarray(_oriented(pixels, _orientation(image)))
+
+
+def read_image_file(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> bytes:
+    """The bytes of an image file. What it is and how large is asked first: a pipe would block, a device or a hole never end.
+
+    max_pixels: a file with more bytes than so many pixels can take is refused unread; None: any size.
+    Raises ImageError ("not a file", "too large"), OSError.
+    """
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe, a socket or a device"
+        raise ImageError("not a file", f"{kind}; give an image file")
+    require_bytes(state.st_size, max_pixels)
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def require_bytes(size: int, max_pixels: int | None) -> None:
+    """Raises ImageError ("too large") where an image of at most `max_pixels` cannot have so many bytes."""
+    # 8 bytes a pixel (16-bit RGBA, uncompressed) is the most that an image within the limit takes, plus metadata.
+    if max_pixels is not None and size > 8 * max_pixels + (16 << 20):
+        raise ImageError("too large", f"{size} bytes for at most {max_pixels} pixels; shrink it")
 
 
 def picture_pixels(image: Image.Image, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
@@ -92,15 +132,33 @@ def picture_pixels(image: Image.Image, *, max_pixels: int | None = None) -> NDAr
 
 def _upright(image: Image.Image) -> NDArray[np.uint8]:
     try:
+        stored = _stored_mode(image)
+        low = _low_bytes(image) if stored == "RGB;16B" and "transparency" in image.info else None
         image.load()
         # Read after load(): TIFF applies and removes it there.
         orientation = _orientation(image)
-        pixels = np.asarray(_to_rgb(image))
+        pixels = _to_rgb(image, stored, low)
     except ImageError:
         raise
     except Exception as error:  # a reader fed with arbitrary bytes may raise anything; all of it means: broken file
         raise _read_error(error) from error
     return np.ascontiguousarray(_oriented(pixels, orientation))
+
+
+def _parts(data: bytes) -> Parts | None:
+    """Of a JPEG or PNG, before Pillow sees it. Raises ImageError where they are more than can be read in bounded time."""
+    if data.startswith(b"\xff\xd8\xff"):
+        kind, parts = "JPEG", jpeg_parts(data)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        kind, parts = "PNG", png_parts(data)
+    else:
+        return None
+    if parts.scans > MAX_SCANS:
+        what = f"{kind} with too many scans (more than {MAX_SCANS})"
+        raise ImageError("too complex", f"{what}; save it again, not as a progressive one")
+    if parts.count > MAX_PARTS:
+        raise ImageError("too complex", f"{kind} of more than {MAX_PARTS} parts; save it again")
+    return parts
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -112,6 +170,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         what = f"{size[0]} x {size[1]} px" if size else str(error).split(",")[0]
         raise ImageError("too large", f"{what}, more than max_pixels={max_pixels}; shrink it") from error
     except UnidentifiedImageError as error:
+        if data[:4] in (b"II*\0", b"MM\0*") and _is_unknown_tiff(data):
+            raise ImageError(
+                "unsupported mode", "TIFF samples of a kind that is not read; save as 8-bit RGB or 16-bit gray"
+            ) from error
         if reason := _known_start(data):
             raise ImageError(reason, f"{len(data)} bytes with the start of an image but no readable header") from error
         raise ImageError(
@@ -124,6 +186,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:
+    if max(image.size) > MAX_SIDE:
+        raise ImageError("too large", f"{image.width} x {image.height} px, a side above {MAX_SIDE}; cut or shrink it")
     if image.width * image.height > max_pixels:
         raise ImageError(
             "too large", f"{image.width} x {image.height} px, more than max_pixels={max_pixels}; shrink it"
@@ -142,6 +206,17 @@ def _known_start(data: bytes) -> str | None:
     if data.startswith(starts) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or data[4:12] == b"ftypavif":
         return "truncated" if len(data) < 4096 else "corrupt"
     return None
+
+
+def _is_unknown_tiff(data: bytes) -> bool:
+    """Whether the header is whole, but Pillow has no reader for these samples (64-bit, big-endian 16-bit with white as 0)."""
+    try:
+        TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    except SyntaxError as error:
+        return "unknown pixel mode" in str(error)
+    except Exception:  # a damaged header may raise anything: that is no unknown kind
+        return False
+    return False
 
 
 def _looks_like(data: bytes) -> str:
@@ -170,13 +245,6 @@ def _require_one_frame(image: Image.Image) -> None:
     if several:
         what = "pages" if image.format == "TIFF" else "frames"
         raise ImageError("animated", f"{image.format} with several {what}; save the one that counts as its own file")
-
-
-def _require_end(data: bytes, kind: str | None) -> None:
-    # Pillow stops at the last pixel: a file cut off right behind it passes there. The end marker settles it.
-    end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(kind or "")
-    if end is not None and data.rfind(end) < 0:
-        raise ImageError("truncated", f"{kind} without its end marker, {len(data)} bytes; fetch the file again")
 
 
 def _read_error(error: Exception) -> ImageError:
@@ -211,21 +279,90 @@ def _fast_jpeg(data: bytes, image: Image.Image) -> NDArray[np.uint8] | None:
     return pixels if pixels.shape == (image.height, image.width, 3) else None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, stored: str, low: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """Loaded picture -> uint8 [H, W, 3]. stored, low: see `_stored_mode` and `_low_bytes`."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
-        # round(v / 257) maps 0..65535 onto 0..255 exactly; convert("L") would clip at 255.
-        gray = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return Image.fromarray(np.minimum(gray, 255).astype(np.uint8)).convert("RGB")
+        return _three(_gray_of_16_bits(image))
+    if mode == "L" and _tiff_tag(image, _SAMPLE_FORMAT, (1,))[0] == 2:  # Pillow reads -1 as 255
+        raise ImageError("unsupported mode", "signed samples have no agreed range; save as 8-bit RGB or 16-bit gray")
+    if (hidden := _colour_key(image, stored, low)) is not None:
+        pixels = _three(np.asarray(image)) if mode == "L" else np.array(image)
+        pixels[hidden] = 255
+        return pixels
     if image.has_transparency_data and mode in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBa", "La"):
         rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
     # HSV is in no file; a program may hand such a picture over.
     if mode in ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBX", "HSV"):
-        return image.convert("RGB")
+        return np.asarray(image if mode == "RGB" else image.convert("RGB"))
     raise ImageError(
         "unsupported mode", f"pixels of mode {mode} have no agreed range; save as 8-bit RGB or 16-bit gray"
     )
+
+
+def _three(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _gray_of_16_bits(image: Image.Image) -> NDArray[np.uint8]:
+    full = 4095 if _tiff_tag(image, _BITS, (16,))[0] == 12 else 65535
+    # round(255 v / full), for 16 bits round(v / 257), maps 0..full onto 0..255 exactly; convert("L") would clip at 255.
+    scale = np.minimum((np.arange(65536, dtype=np.uint32) * 255 + full // 2) // full, 255).astype(np.uint8)
+    if (
+        image.format == "TIFF" and _tiff_tag(image, _PHOTOMETRIC, 0) == 0
+    ):  # white is zero; Pillow inverts 8 bits and fewer
+        scale = 255 - scale
+    values = np.asarray(image).astype(np.uint16)
+    gray = scale[values]
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        gray[values == key] = 255
+    return gray
+
+
+def _tiff_tag(image: Image.Image, tag: int, default: Any) -> Any:
+    return getattr(image, "tag_v2", {}).get(tag, default) if image.format == "TIFF" else default
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """How a PNG that was not loaded yet stores its pixels, in Pillow's words ("L;4", "RGB;16B"); "" where that is unknown."""
+    tiles = getattr(image, "tile", None) if image.format == "PNG" else None
+    if not tiles:
+        return ""
+    arguments = tiles[0][3]
+    return str(arguments if isinstance(arguments, str) else arguments[0])
+
+
+def _low_bytes(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3], the low bytes of a 16-bit colour PNG, of which Pillow keeps the high ones: read as if little-endian."""
+    stream: Any = image.fp  # type: ignore[attr-defined]
+    position = stream.tell()
+    stream.seek(0)
+    again: Any = Image.open(io.BytesIO(stream.read()), formats=["PNG"])
+    stream.seek(position)
+    again.tile = [(*tile[:3], "RGB;16L") for tile in again.tile]
+    return np.asarray(again)
+
+
+def _colour_key(image: Image.Image, stored: str, low: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:
+    """bool [H, W], the pixels that a PNG's tRNS makes transparent, where Pillow would compare other numbers than the file's."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and stored in ("L;2", "L;4") and isinstance(key, int):
+        # Pillow spreads 0..3 and 0..15 over 0..255, but not the key.
+        return _equal(np.asarray(image), min(key * (85 if stored == "L;2" else 17), 255))
+    wide = low is not None or (isinstance(key, tuple) and max(key) > 255)
+    if image.mode != "RGB" or not wide or not isinstance(key, tuple):
+        return None
+    hidden = _equal(np.asarray(image), np.array([value >> 8 for value in key], dtype=np.uint8))
+    if low is not None:  # None: a picture that was read before it came here, whose low bytes are gone
+        hidden &= _equal(low, np.array([value & 255 for value in key], dtype=np.uint8))
+    return hidden
+
+
+def _equal(pixels: NDArray[np.uint8], key: NDArray[np.uint8] | int) -> NDArray[np.bool_]:
+    same: NDArray[np.bool_] = pixels == key
+    return same if same.ndim == 2 else np.logical_and.reduce(same, axis=2)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -317,6 +454,8 @@ class Preprocessing:
 def to_tensor(rgb: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
     """RGB pixels uint8 [H, W, 3] -> float32 [3, size, size], resized and normalised by `spec`.
 
+    No picture in between is larger than `spec.max_pixels`: of a strip so long that resizing its shorter side would make one,
+    only the part that "center_crop" keeps is resized (the same picture, rounded differently between the two passes of the kernel).
     Raises DataError for another shape or dtype.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
@@ -328,7 +467,16 @@ def to_tensor(rgb: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32
         # As torchvision's Resize(size) and CenterCrop(size): the longer side rounds down, the offset rounds to even.
         width, height = (size if side == short else int(size * side / short) for side in image.size)
         left, top = round((width - size) / 2), round((height - size) / 2)
-        image = _resized(image, (width, height), kernel).crop((left, top, left + size, top + size))
+        if width * height > max(spec.max_pixels, size * size):
+            across, down = image.width / width, image.height / height
+            seen = (left * across, top * down, (left + size) * across, (top + size) * down)
+            image = image.resize((size, size), kernel, box=_inside(seen, image.size))
+        else:
+            image = _resized(image, (width, height), kernel).crop((left, top, left + size, top + size))
+    elif max(image.size) * size > max(spec.max_pixels, size * size):
+        # Resized along its length first: the other way round a strip would become as long a picture of the model's width.
+        first = (size, image.height) if image.width > image.height else (image.width, size)
+        image = _resized(_resized(image, first, kernel), (size, size), kernel)
     else:
         image = _resized(image, (size, size), kernel)
     tensor = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), dtype=np.float32)
@@ -336,6 +484,10 @@ def to_tensor(rgb: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32
     tensor *= (1.0 / (255.0 * std)).astype(np.float32)
     tensor -= (mean / std).astype(np.float32)
     return tensor
+
+
+def _inside(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    return max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(size[0])), min(box[3], float(size[1]))
 
 
 def _resized(image: Image.Image, size: tuple[int, int], kernel: Image.Resampling) -> Image.Image:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stage1.engine import Outputs, Runner, cores
 from stage1.errors import DataError
-from stage1.images import Preprocessing, decode, load_tensor
+from stage1.images import MAX_PIXELS, Preprocessing, decode, load_tensor, read_image_file
 from stage1.views import ViewPolicy, cut
 
 Item: TypeAlias = str | Path | bytes | Callable[[], bytes]
@@ -64,15 +64,20 @@ class StreamTimes:
                 self.run += end - start
 
 
-def read_item(item: Item) -> bytes:
-    """The bytes of one item: bytes themselves, a path to read, or a function to call. Raises OSError, DataError."""
+def read_item(item: Item, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of one item: bytes themselves, a path to read, or a function to call. Raises OSError, DataError.
+
+    max_pixels: see `images.read_image_file`, which reads paths.
+    """
     if isinstance(item, bytes):
         return item
-    return item() if callable(item) else Path(item).read_bytes()
+    return item() if callable(item) else read_image_file(item, max_pixels=max_pixels)
 
 
 class Work(Protocol):
-    """What a stream does with an image (in a decoding thread) and with a batch of them."""
+    """What a stream does with an image (in a decoding thread) and with a batch of them. max_pixels: of one image."""
+
+    max_pixels: int
 
     @property
     def parallel(self) -> int:
@@ -97,6 +102,7 @@ class _WholeImages:
 
     def __init__(self, engine: Runner, spec: Preprocessing) -> None:
         self.parallel = engine.parallel
+        self.max_pixels = spec.max_pixels
         self._engine, self._spec = engine, spec
 
     def prepare(self, data: bytes) -> NDArray[np.float32]:
@@ -114,6 +120,7 @@ class _AllViews:
 
     def __init__(self, engine: Runner, spec: Preprocessing, views: ViewPolicy) -> None:
         self.parallel = engine.parallel
+        self.max_pixels = spec.max_pixels
         self._engine, self._spec, self._views = engine, spec, views
 
     def prepare(self, data: bytes) -> tuple[NDArray[np.float32], tuple[int, int]]:
@@ -241,7 +248,7 @@ def _prepared(work: Work, item: Item, clock: StreamTimes) -> Any:
     """What `work` keeps of the image, or the exception that says why there is nothing."""
     start = time.perf_counter()
     try:
-        return work.prepare(read_item(item))
+        return work.prepare(read_item(item, max_pixels=work.max_pixels))
     except (DataError, OSError) as error:
         return error
     finally:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,21 @@ def answered(bundle, *sources, kind="csv", stdin: bytes | None = None) -> tuple[
 
 def test_a_folder_gives_its_images_sorted_without_hidden_files(photos):
     assert names(photos) == [str(photos / name) for name in ("1 red.jpg", "2 blue.png", "3 grey.JPG", "below/cut.jpg")]
+
+
+def test_pipes_and_holes_among_the_images_are_named_at_once(bundle, photos):
+    os.mkfifo(photos / "below" / "pipe.jpg")
+    with open(photos / "below" / "hole.png", "wb") as stream:
+        stream.truncate(100 << 30)
+    start = time.monotonic()
+    rows, failures, failed = answered(bundle, photos, photos / "below" / "pipe.jpg", "/dev/zero")
+    assert time.monotonic() - start < 10
+    errors = [(Path(row.path).name, row.error.partition(":")[0]) for row in failed]
+    assert errors == [
+        ("cut.jpg", "truncated"), ("hole.png", "too large"), ("pipe.jpg", "not a file"), ("pipe.jpg", "not a file"),
+        ("zero", "not a file"),
+    ]  # fmt: skip
+    assert (len(rows), failures) == (8, 5)
 
 
 def test_files_folders_tables_and_stdin_in_one_call(photos, tmp_path):

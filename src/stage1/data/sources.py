@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -208,9 +207,7 @@ def _require_whole_roles(rows: Sequence[_Row], listings: Sequence[Listing]) -> N
 def _look(path: str, max_pixels: int) -> _Seen | Quarantined:
     """Read, check, decode, fingerprint. Any failure becomes a quarantine row: the pass goes on."""
     try:
-        if split_locator(path) is None and (refused := _refused_unread(path, max_pixels)):
-            return refused
-        data = read_locator(path)
+        data = read_locator(path, max_pixels=max_pixels)
         gray = thumbnail_gray(decode(data, max_pixels=max_pixels))
     except ImageError as error:
         return Quarantined(path, error.reason, str(error).removeprefix(f"{error.reason}: "))
@@ -219,16 +216,6 @@ def _look(path: str, max_pixels: int) -> _Seen | Quarantined:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         return Quarantined(path, "unreadable", getattr(error, "strerror", None) or str(error))
     return _Seen(digest_bytes(data), gray)
-
-
-def _refused_unread(path: str, max_pixels: int) -> Quarantined | None:
-    state = os.stat(path)
-    if not stat.S_ISREG(state.st_mode):  # reading a pipe or a device may never end
-        return Quarantined(path, "not a file", "a folder, a pipe or a device")
-    # 8 bytes a pixel (16-bit RGBA, uncompressed) is the most that an image within the limit takes, plus metadata.
-    if state.st_size > 8 * max_pixels + (16 << 20):
-        return Quarantined(path, "too large", f"{state.st_size} bytes for at most {max_pixels} pixels")
-    return None
 
 
 def _without_duplicates(

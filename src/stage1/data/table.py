@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError, SourceChanged
 from stage1.files import digest_bytes, write_through
-from stage1.images import IMAGE_COLUMNS
+from stage1.images import IMAGE_COLUMNS, read_image_file, require_bytes
 from stage1.scores import ROLES
 
 _SLICE = "slice_"
@@ -170,18 +170,21 @@ def split_locator(path: str) -> tuple[str, str] | None:
     return None
 
 
-def read_locator(path: str) -> bytes:
-    """The bytes behind a path or a locator. Thread-safe. Raises OSError with the reason."""
+def read_locator(path: str, *, max_pixels: int | None = None) -> bytes:
+    """The bytes behind a path or a locator. Thread-safe. Raises OSError with the reason.
+
+    max_pixels: refuses a file or member with more bytes than so many pixels can take, and what is no file: ImageError.
+    """
     parts = split_locator(path)
     if parts is None:
-        with open(path, "rb") as stream:
-            return stream.read()
+        return read_image_file(path, max_pixels=max_pixels)
     container, inner = parts
     changed = os.stat(container).st_mtime_ns
     if container.endswith(".tar"):
         place = tar_members(container, changed).get(inner)
         if place is None:
             raise FileNotFoundError(f"{container} has no member {inner!r}")
+        require_bytes(place[1], max_pixels)
         with open(container, "rb") as stream:
             data = os.pread(stream.fileno(), place[1], place[0])
         if len(data) != place[1]:

@@ -172,7 +172,9 @@ def _sample(items: Sequence[Item], backbone: Backbone, config: FeaturesConfig) -
         if len(tensors) == wanted:
             break
         try:
-            tensors.append(load_tensor(read_item(item), backbone.preprocessing))
+            tensors.append(
+                load_tensor(read_item(item, max_pixels=backbone.preprocessing.max_pixels), backbone.preprocessing)
+            )
         except (DataError, OSError):
             continue  # named by the extraction itself, which comes to it next
     return np.stack(tensors) if tensors else None

@@ -217,6 +217,7 @@ class _Together:
 
     def __init__(self, engine: Engine, spec: Preprocessing, policy: ViewPolicy) -> None:
         self.parallel = engine.parallel
+        self.max_pixels = spec.max_pixels
         self._engine, self._spec, self._policy = engine, spec, policy
 
     def prepare(self, data: bytes) -> tuple[NDArray[np.float32], tuple[int, int]]:
@@ -255,6 +256,7 @@ class _OneByOne:
     def __init__(self, engine: Engine, spec: Preprocessing, views: FrozenViews, logits: int) -> None:
         assert views.sequence is not None
         self.parallel = engine.parallel
+        self.max_pixels = spec.max_pixels
         self._engine, self._spec, self._logits = engine, spec, logits
         self._policy, self._sequence = views.policy, views.sequence
 

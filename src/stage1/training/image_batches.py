@@ -108,7 +108,9 @@ class Loader:
 
     def _load(self, row: int, epoch: int, view: int) -> NDArray[np.float32]:
         try:
-            rgb = decode(read_item(self._items[row]), max_pixels=self._spec.max_pixels)
+            rgb = decode(
+                read_item(self._items[row], max_pixels=self._spec.max_pixels), max_pixels=self._spec.max_pixels
+            )
         except (DataError, OSError) as error:
             raise SourceChanged(
                 f"{self._names[row]}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"

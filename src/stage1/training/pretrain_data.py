@@ -57,7 +57,7 @@ def printed(items: Sequence[Item], names: Sequence[str], *, workers: int = 0, ma
 
     def look(item: Item) -> tuple[str, NDArray[np.uint8]] | Exception:
         try:
-            data = read_item(item)
+            data = read_item(item, max_pixels=max_pixels)
             return digest_bytes(data), thumbnail_gray(decode(data, max_pixels=max_pixels))
         except (DataError, OSError) as error:
             return error
