@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage1.config import RunConfig, SplitConfig
+from stage1.data.dealing import BY_SIZE, STRATIFIED, unit_interval
 from stage1.data.leakage import dhash
 from stage1.data.sources import Ingest, read_source
-from stage1.data.splits import assign_roles, join_groups, split_table, unit_interval
+from stage1.data.splits import assign_roles, dealing_of, join_groups, split_table
 from stage1.data.table import SampleTable
 from stage1.documents import read_document, write_document
 from stage1.errors import DataError
@@ -111,6 +112,21 @@ def test_balanced_split_keeps_old_groups(tmp_path: Path) -> None:
     for group, role in previous["groups"].items():
         assert more.document["groups"][group] == role
     assert more.document["n_groups"] == 42
+    assert dealing_of(first.document) == dealing_of(more.document) == STRATIFIED
+
+
+def test_groups_that_were_dealt_by_size_stay_and_leave_their_mark() -> None:
+    """A splits.json from before the marker: what it dealt by size is still no fair sample when groups are added."""
+    first = split_table(ingest(videos(12)), config(method="balanced")).document
+    old = {name: value for name, value in first.items() if name not in ("dealing", "redraws")}
+    assert dealing_of(old) == BY_SIZE
+    more = split_table(ingest([*[f"a{n}" for n in range(30)], *videos(12)]), config(method="balanced"), old).document
+    assert all(more["groups"][group] == role for group, role in old["groups"].items())
+    assert dealing_of(more) == BY_SIZE
+    # One image a group: dealt by label alone, in hash order, which was fair.
+    single = split_table(ingest([""] * 30), config(method="balanced")).document
+    assert dealing_of({name: value for name, value in single.items() if name != "dealing"}) == STRATIFIED
+    assert dealing_of(split_table(ingest(videos(40)), config()).document) is None
 
 
 # ---- what both promise -------------------------------------------------------------------------------------------

@@ -89,7 +89,8 @@ class FractionsConfig(Section):
 
 class SplitConfig(Section):
     method: Literal["hash", "balanced"] = "hash"
-    """hash: role by hash(seed, group), stable as data grows. balanced: greedy by size and label, for few groups."""
+    """hash: role by hash(seed, group), stable as data grows. balanced: for few groups, at random inside strata of
+    label mix and size. By both every group has the same chance of each role."""
     fractions: FractionsConfig = FractionsConfig()
     seed: int = 0
     allow_leakage: bool = False

@@ -1,8 +1,7 @@
-"""Four roles by group: hash, balanced or given; near-duplicates join groups; old groups stay where they are."""
+"""Four roles by group: hash, balanced (dealing.py) or given; near-duplicates join groups; old groups stay where they are."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.config import RunConfig, SplitConfig
+from stage1.data.dealing import BY_SIZE, STRATIFIED, deal, unit_interval
 from stage1.data.leakage import Pairs, clusters, near_duplicates
 from stage1.data.quarantine import Quarantined
 from stage1.data.sources import Ingest
@@ -75,12 +75,13 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     fixed = {
         group: known[name] for name, group in zip(table.groups.tolist(), groups.tolist(), strict=True) if name in known
     }
-    roles = assign_roles(groups, table.labels, table.roles if given else None, config.split, fixed)
+    roles, redraws = _assigned(groups, table.labels, table.roles if given else None, config.split, fixed)
     _require_classes(table, roles, config.split, given)
     # Joined names stay known too: a later image of the group that was absorbed must find its role.
     mapping = {**known, **_mapping(table.groups, roles), **_mapping(groups, roles)}
     document = {
         "method": "given" if given else config.split.method,
+        **({} if given or config.split.method == "hash" else _dealing(previous, fixed, redraws)),
         "seed": config.split.seed,
         "fractions": config.split.fractions.model_dump(),
         "classes": list(table.classes),
@@ -99,6 +100,24 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
         "leaks": leaks,
     }
     return SplitResult(replace(table, groups=groups, roles=roles), quarantine, document, leaks > 0)
+
+
+def dealing_of(document: Mapping[str, Any]) -> str | None:
+    """How the groups of a splits.json of method balanced came to their roles: STRATIFIED or BY_SIZE; None for other methods.
+
+    Files from before the marker were dealt by size. Where every group has one image that was by label alone, at random: fair.
+    """
+    if document["method"] != "balanced":
+        return None
+    images = sum(sum(counts.values()) for counts in document["counts"].values())
+    return str(document.get("dealing", STRATIFIED if images == document["n_groups"] else BY_SIZE))
+
+
+def _dealing(previous: Mapping[str, Any] | None, fixed: Mapping[str, str], redraws: int) -> dict[str, Any]:
+    """The marker of a balanced split: groups that were dealt by size stay, and so does the mark of it."""
+    old = previous is not None and bool(fixed) and dealing_of(previous) == BY_SIZE
+    earlier = 0 if previous is None else int(previous.get("redraws", 0))
+    return {"dealing": BY_SIZE if old else STRATIFIED, "redraws": redraws + earlier}
 
 
 def _mapping(groups: Texts, roles: Texts) -> dict[str, str]:
@@ -253,12 +272,23 @@ def assign_roles(
     groups: str [N]. labels: int64 [N]. given: str [N] roles that are returned as they are, or None.
     previous: role of old groups; they stay.
     hash: the role where sha256("seed|group"), as a number in [0, 1), falls among the cumulated fractions; it depends on
-    the group alone, so adding data moves nothing. balanced: big groups first, each to the role that it brings nearest to
-    its share of every class, deterministic; then groups move, smallest first, to roles that lack a class.
-    Raises DataError for fewer groups than roles (of a fraction above 0).
+    the group alone, so adding data moves nothing. balanced: stratified by label mix and size, at random inside (dealing.py).
+    By both, every group that is not an old one has the chance `fractions` of each role, whatever it holds.
+    Raises DataError for fewer groups than roles (of a fraction above 0), and where no balanced deal serves every role.
     """
+    return _assigned(groups, labels, given, config, previous)[0]
+
+
+def _assigned(
+    groups: Texts,
+    labels: NDArray[np.int64],
+    given: Texts | None,
+    config: SplitConfig,
+    previous: Mapping[str, str] | None,
+) -> tuple[Texts, int]:
+    """assign_roles, and the deals that were thrown away for it."""
     if given is not None:
-        return given
+        return given, 0
     names, index = np.unique(groups, return_inverse=True)
     index = index.reshape(len(groups))
     fractions = np.array([getattr(config.fractions, role) for role in ROLES])
@@ -268,70 +298,44 @@ def assign_roles(
             f"{len(names)} group(s) for {needed} roles: a group stays in one role; add groups, give a finer group column, "
             f"or set a fraction to 0"
         )
-    fixed = {name: ROLES.index(previous[name]) for name in names.tolist() if name in previous} if previous else {}
+    known = {name: previous[name] for name in names.tolist() if name in previous} if previous else {}
+    redraws = 0
     if config.method == "hash":
         edges = np.cumsum(fractions)
         edges[-1] = 1.0
-        chosen = [
-            fixed[name]
-            if name in fixed
-            else int(np.searchsorted(edges, unit_interval(config.seed, name), side="right"))
-            for name in names.tolist()
-        ]
+        dealt = [ROLES[int(np.searchsorted(edges, unit_interval(config.seed, name), side="right"))] for name in names]
     else:
-        k = int(labels.max()) + 1
-        content = np.zeros((len(names), k))
+        content = np.zeros((len(names), int(labels.max()) + 1))
         np.add.at(content, (index, labels), 1)
-        chosen = _balanced(names.tolist(), content, fractions, fixed, config.seed)
-    return np.array([ROLES[role] for role in chosen], dtype=np.str_)[index]
-
-
-def unit_interval(seed: int, group: str) -> float:
-    """sha256("seed|group"), first 52 bits, as a number in [0, 1): exact in a double, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}|{group}".encode("utf-8", "surrogateescape")).digest()
-    return int(int.from_bytes(digest[:8]) >> 12) / float(1 << 52)
+        dealt, redraws = _balanced(names.tolist(), content, config, known)
+    chosen = [known.get(name, role) for name, role in zip(names.tolist(), dealt, strict=True)]
+    return np.array(chosen, dtype=np.str_)[index], redraws
 
 
 def _balanced(
-    names: list[str], content: NDArray[np.float64], fractions: NDArray[np.float64], fixed: Mapping[str, int], seed: int
-) -> list[int]:
-    """content: images per group and class [G, K]. Returns the role index of each group."""
-    shares = content / np.maximum(content.sum(axis=0), 1)
-    # excess[role, class]: share of the class there, minus the target; the sum of squares is what is made small
-    excess = -np.repeat(fractions[:, None], content.shape[1], axis=1)
-    chosen = [-1] * len(names)
-    for unit, name in enumerate(names):
-        if name in fixed:
-            chosen[unit] = fixed[name]
-            excess[fixed[name]] += shares[unit]
-    # The draw breaks ties between equal groups, so that sorted names (dates, cameras) do not fill the roles in turn.
-    order = sorted(range(len(names)), key=lambda unit: (-shares[unit].sum(), unit_interval(seed, names[unit])))
-    open_roles = np.flatnonzero(fractions > 0)
-    for unit in order:
-        if chosen[unit] < 0:
-            cost = ((2 * excess[open_roles] + shares[unit]) * shares[unit]).sum(axis=1)
-            chosen[unit] = int(open_roles[np.argmin(cost)])
-            excess[chosen[unit]] += shares[unit]
-    movable = [unit for unit in reversed(order) if names[unit] not in fixed]
-    _fill_gaps(chosen, content, open_roles.tolist(), movable)
-    return chosen
+    names: list[str], content: NDArray[np.float64], config: SplitConfig, known: Mapping[str, str]
+) -> tuple[list[str], int]:
+    """Role of each group ("" for old ones), and the redraws. content: images per group and class [G, K].
 
-
-def _fill_gaps(chosen: list[int], content: NDArray[np.float64], roles: list[int], movable: list[int]) -> None:
-    """Move small groups to roles that lack a class, from roles that keep all of theirs."""
-    has = np.asarray(content > 0)
-    for role in roles:
-        for label in range(content.shape[1]):
-            if any(chosen[unit] == role and has[unit, label] for unit in range(len(chosen))):
-                continue
-            for unit in movable:
-                donor = chosen[unit]
-                if donor == role or not has[unit, label]:
-                    continue
-                left = [other for other in range(len(chosen)) if chosen[other] == donor and other != unit]
-                if left and (has[left].any(axis=0) | ~has[unit]).all():
-                    chosen[unit] = role
-                    break
+    New groups are dealt among themselves: what the old ones lack or have too much of would make the chances unequal.
+    """
+    new = [unit for unit, name in enumerate(names) if name not in known]
+    if not new:
+        return [""] * len(names), 0
+    role_of = np.array([known.get(name, "") for name in names])
+    covered = {role: np.asarray((content[role_of == role] > 0).any(axis=0)) for role in ROLES}
+    found = deal([names[unit] for unit in new], content[new], config.fractions.model_dump(), config.seed, covered)
+    if found is None:
+        holders = (content > 0).sum(axis=0)
+        raise DataError(
+            f"split: {len(names)} groups, the rarest class in {int(holders[holders > 0].min())} of them: no deal in which every "
+            f"group has the same chance gives every role each class; add groups of that class, raise the smallest of "
+            f"split.fractions, or give the roles in the table"
+        )
+    roles = [""] * len(names)
+    for unit, role in zip(new, found.roles, strict=True):
+        roles[unit] = role
+    return roles, found.redraws
 
 
 def _require_classes(table: SampleTable, roles: Texts, config: SplitConfig, given: bool) -> None:
