@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import matthews_corrcoef
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from stage1.errors import DataError
 from stage1.evaluation.reward import (
@@ -142,10 +150,64 @@ def test_out_of_range_and_no_reply_earn_nothing():
     labels = [1, 1, 0, 1, 1, 0]
     rewards = play(answers, labels).rewards
     assert (rewards[1:5] == 0).all()
-    # 1.2 and -0.1 round to the right class and count as such later; -1 and NaN are left out of what is measured.
-    assert rewards[5] == 1.0
-    # An answer that rounds to neither class is a wrong one in the windows.
-    assert play([0.9, 0.1, 7.0, 0.9], [1, 0, 1, 1]).rewards[3] < play([0.9, 0.1, -1.0, 0.9], [1, 0, 1, 1]).rewards[3]
+    # NaN stands in both windows: the client's metrics are 0 there.
+    assert rewards[5] == 0.0
+    # 1.2 and -0.1 round to the right class and count as such later; -1 is left out of what is measured.
+    assert play([0.9, 1.2, -0.1, -1.0, 0.1], [1, 1, 0, 1, 0]).rewards[4] == 1.0
+
+
+def of_the_client(answers: np.ndarray, labels: np.ndarray) -> float:
+    """The last reward as the client computes it: its scikit-learn calls, with every metric 0 where one of them raises."""
+
+    def metrics(size: int) -> tuple[float, float]:
+        kept = answers[-size:] != -1
+        given, truth = answers[-size:][kept], labels[-size:][kept]
+        said = np.round(given)
+        if not len(given):
+            return 0.0, 0.0
+        try:
+            accuracy = accuracy_score(truth, said)
+            for score in (precision_score, recall_score, f1_score):
+                score(truth, said, zero_division=0)
+            both = len(np.unique(truth)) > 1 and len(np.unique(said)) > 1
+            mcc = max(0.0, matthews_corrcoef(truth, said)) if both else 0.0
+            if len(np.unique(truth)) > 1:
+                roc_auc_score(truth, given)
+        except ValueError:
+            return 0.0, 0.0
+        return accuracy, mcc
+
+    in_range = 0.0 <= answers[-1] <= 1.0
+    return (0.5 * metrics(100)[1] + 0.5 * metrics(10)[0]) ** 3 if in_range else 0.0
+
+
+@pytest.mark.parametrize("odd", [7.0, -0.6, 1.5001, -2.0, float("nan"), float("inf"), 1e300])
+def test_an_answer_that_rounds_to_no_class_costs_every_window_that_holds_it(odd):
+    labels = np.tile([0, 1], 75)
+    answers = labels.astype(float)
+    answers[20] = odd
+    rewards = play(answers, labels).rewards
+    assert (rewards[:20] > 0).all()
+    assert (rewards[20:30] == 0).all()  # neither MCC nor accuracy
+    assert (rewards[30:120] == 0.125).all()  # accuracy of the last ten alone
+    assert (rewards[120:] == 1.0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.02, 0.2, 0.8]), st.sampled_from([0.0, 0.3, 1.0]))
+def test_every_reward_is_that_of_the_clients_own_calls(seed, strange, one_sided):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 130))
+    labels = (rng.random(n) < max(0.5, one_sided)).astype(int)
+    answers = np.clip(labels * 0.4 + rng.normal(0.3, 0.3, n), 0, 1)
+    odd = np.array([-1.0, 1.2, -0.1, 2.0, 7.0, -0.8, np.nan, np.inf, 1e300, 1.5, -0.5])
+    answers = np.where(rng.random(n) < strange, rng.choice(odd, n), answers)
+    rewards = play(answers, labels).rewards
+    for end in range(0, n, max(1, n // 12)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = of_the_client(answers[: end + 1], labels[: end + 1])
+        assert rewards[end] == pytest.approx(expected, abs=1e-9), (end, answers[: end + 1][-12:])
 
 
 def test_no_reply_takes_a_place_in_the_window():

@@ -5,7 +5,11 @@ window holds one label or one answer only; r is 0 where the answer is outside [0
 exactly 0.5 says class 0. The score that is kept is a moving average, 0.05 r + 0.95 of the last one, starting at 0.
 
 - **Warm-up**: with fewer than 100 (10) answers the window is what there is, so one right answer alone earns 0.5^3.
-- **No reply** (-1, or NaN): earns 0; it takes a place in the windows, and what is measured there leaves it out.
+- **No reply** (-1): earns 0; it takes a place in the windows, and what is measured there leaves it out.
+- **Outside [0, 1]**: earns 0. Where it still rounds to 0 or 1 (1.2, -0.1) it counts in the windows as that answer. Any other
+  value, and NaN or infinity, makes the client's scikit-learn call raise: MCC and accuracy are 0 in each window that holds it,
+  so one such answer costs the next nine rewards whole, and leaves of each of the ninety after them at most 1/8. (scikit-learn
+  does not raise where 1 and that value are all that labels and answers in the window hold; it is then a wrong answer.)
 
 The expectation needs no simulation. Answers are independent given TPR and FPR, so the counts of a window are binomial, and
 given the counts the last 10 of the 100 are a random 10: the number of right ones is hypergeometric. Summed over all
@@ -26,6 +30,7 @@ from stage1.evaluation.ranking import FloatArray
 
 WINDOW, RECENT, ALPHA = 100, 10, 0.05
 NO_REPLY = -1.0
+_WHOLE = 2.0**63
 _THIRD = 2  # an answer that rounds to neither class: wrong whatever the label
 
 
@@ -145,18 +150,33 @@ def play(answers: ArrayLike, labels: ArrayLike) -> Played:
     if not np.isin(truth, (0, 1)).all():
         raise DataError("labels: 0 and 1 only; the reward is for two classes")
     truth = truth.astype(np.int64)
-    replied = ~np.isnan(given) & (given != NO_REPLY)
-    rounded = np.where(replied, np.round(given), _THIRD)  # numpy rounds 0.5 to 0: exactly 0.5 says class 0
+    replied = given != NO_REPLY
+    rounded = np.round(given)  # numpy rounds 0.5 to 0: exactly 0.5 says class 0
     said = np.where(np.isin(rounded, (0, 1)), rounded, _THIRD).astype(np.int64)
     cells = np.zeros((len(given), 2, 3))
     cells[np.flatnonzero(replied), truth[replied], said[replied]] = 1.0
-    mcc = _mcc_of_windows(_windowed(cells, WINDOW))
+    mcc = np.where(_refused(rounded, truth, replied, WINDOW), 0.0, _mcc_of_windows(_windowed(cells, WINDOW)))
     recent = _windowed(cells, RECENT)
     counted = recent.sum(axis=(1, 2))
     accuracy = (recent[:, 0, 0] + recent[:, 1, 1]) / np.maximum(counted, 1.0)
+    accuracy = np.where(_refused(rounded, truth, replied, RECENT), 0.0, accuracy)
     in_range = replied & (given >= 0) & (given <= 1)
     rewards = np.where(in_range, reward_formula(mcc, accuracy), 0.0)
     return Played(rewards, moving_average(rewards))
+
+
+def _refused(rounded: FloatArray, truth: NDArray[np.int64], replied: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """bool [N]: windows of which scikit-learn's binary metrics raise, so that the client takes each of them for 0."""
+    odd = np.flatnonzero(replied & ~np.isin(rounded, (0, 1)))
+    refused = np.zeros(len(rounded), dtype=np.bool_)
+    for place in odd.tolist():
+        for end in range(place, min(place + size, len(rounded))):
+            window = slice(max(0, end + 1 - size), end + 1)
+            kept = rounded[window][replied[window]]
+            values = {*kept.tolist(), *truth[window][replied[window]].tolist()}
+            # Not a whole number of 64 bits (NaN, infinity among them): no class for it, whatever stands beside it.
+            refused[end] |= not (np.abs(kept) < _WHOLE).all() or len(values) > 2 or 1 not in values
+    return refused
 
 
 def moving_average(rewards: FloatArray) -> FloatArray:

@@ -17,14 +17,14 @@ _Tasks = queue.SimpleQueue  # of (function, given, outcomes), or None: no more w
 
 
 class Late(Exception):
-    """No result within the deadline, or no free slot to ask for one."""
+    """No result within the deadline, or no slot that came free until then."""
 
 
 class Lane(Generic[Given, Result]):
     """One function behind deadlines. slots: calls that may be going on at once, overdue ones included.
 
-    Python cannot stop a thread: a call that hangs keeps its slot until it returns, and with all slots taken the function is
-    not called at all until one of them does. A function that holds the interpreter lock while it hangs cannot be outrun.
+    Python cannot stop a thread: a call that hangs keeps its slot until it returns. With all slots taken a call waits for one,
+    within its own deadline, since most of what is ahead of it is only busy. A function that holds the interpreter lock while it hangs cannot be outrun.
     Threads stay for later calls (a new one each time costs milliseconds on a busy machine) and end with the lane.
     """
 
@@ -41,10 +41,14 @@ class Lane(Generic[Given, Result]):
 
         Raises Late, or what the function raised (SystemExit and its like as RuntimeError: they must not end the miner).
         """
-        if not self._free.acquire(blocking=False):
+        if not self._free.acquire(timeout=max(0.0, until - time.monotonic())):
             raise Late(f"{self._slots} earlier calls have not returned")
         outcomes: _Outcomes[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._worker().put((self._function, given, outcomes))
+        try:
+            self._worker().put((self._function, given, outcomes))
+        except RuntimeError:  # the machine has no thread left
+            self._free.release()
+            raise
         try:
             result, error = outcomes.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty as empty:
