@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from stage1.bundle import read_manifest, verify_bundle
 from stage1.documents import validate
 from stage1.errors import IntegrityError, MissingError
 from stage1.files import digest_bytes, digest_file
+from stage1.policy import Certificate
 
 
 def files(folder: Path) -> list[Path]:
@@ -302,3 +304,23 @@ def test_verify_and_recompute_write_nothing(bundle):
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files(bundle)} == before
     for path in [bundle, *bundle.rglob("*")]:
         path.chmod(0o755)
+
+
+def test_a_certificate_that_may_rest_on_groups_dealt_by_size_gets_a_note(make_parts, tmp_path):
+    """Groups of several sizes and no word of how they were dealt: as earlier versions wrote it under split.method=balanced."""
+
+    def notes(name: str, dealing: str | None, **made) -> tuple[str, ...]:
+        parts = make_parts(risks={"fnr": 0.05, "false_exit_rate": 0.05}, **made)
+        certificate = replace(Certificate.load(parts.run / "certificate.json"), dealing=dealing)
+        certificate.save(parts.run / "certificate.json")
+        report = verify_bundle(parts.write(tmp_path / name))
+        assert report.ok
+        return report.notes
+
+    # 2,000 images in groups of three leave a last group of two
+    (note,) = notes("old", None, per_group=3)
+    assert "split.method=balanced" in note
+    assert "\n" not in note
+    assert notes("new", "stratified-random", per_group=3) == ()
+    assert notes("even", None, per_group=2) == ()
+    assert notes("images", None) == ()

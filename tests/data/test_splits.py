@@ -126,7 +126,9 @@ def test_groups_that_were_dealt_by_size_stay_and_leave_their_mark() -> None:
     # One image a group: dealt by label alone, in hash order, which was fair.
     single = split_table(ingest([""] * 30), config(method="balanced")).document
     assert dealing_of({name: value for name, value in single.items() if name != "dealing"}) == STRATIFIED
-    assert dealing_of(split_table(ingest(videos(40)), config()).document) is None
+    again = {**first, "redraws": 2}
+    assert dealing_of(again) == "stratified-redrawn"
+    assert dealing_of(split_table(ingest(videos(40)), config()).document) == "hash"
 
 
 # ---- what both promise -------------------------------------------------------------------------------------------

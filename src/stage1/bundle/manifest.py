@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stage1.bundle.views import read_views
 from stage1.calibration import CALIBRATION_FILE
 from stage1.documents import read_document
@@ -34,6 +36,7 @@ class VerifyReport:
 
     digest: the identity of the bundle, None where bundle.json cannot be trusted. files: how many files were digested.
     problems: one line each, the file first; empty means that every byte is as it was written.
+    notes: what is as it was written, and should be known all the same.
     """
 
     folder: Path
@@ -41,6 +44,7 @@ class VerifyReport:
     files: int
     problems: tuple[str, ...]
     recomputed: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -127,7 +131,24 @@ def verify_bundle(folder: str | os.PathLike[str], *, recompute: bool = False) ->
         from stage1.bundle.certificate import recompute as recomputed
 
         problems += recomputed(folder)
-    return VerifyReport(folder, manifest["digest"], len(listed), tuple(problems), recompute)
+    notes = () if problems else tuple(_dealing_notes(folder, manifest))
+    return VerifyReport(folder, manifest["digest"], len(listed), tuple(problems), recompute, notes)
+
+
+def _dealing_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A certificate on groups of several sizes that does not say how they were dealt: by size, perhaps (policy/dealt.py)."""
+    certificate = load_policy(folder / manifest["policy_file"]).certificate
+    groups = read_calibration(folder).groups
+    if certificate is None or not certificate.certified or certificate.dealing is not None or groups is None:
+        return
+    sizes = np.unique(groups, return_counts=True)[1]
+    if len(np.unique(sizes)) > 1:
+        yield (
+            f"{CERTIFICATE}: does not say how groups came to val_calib. Earlier versions dealt them by size under "
+            f"split.method=balanced: large groups are then in val_calib too often, and the guarantee can be false far more "
+            f"often than {certificate.delta:.4g}. Where splits.json of the run says balanced, split anew (another "
+            f"split.seed) and certify again"
+        )
 
 
 def _entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -70,7 +70,8 @@ def verify_lines(document: dict[str, Any]) -> list[str]:
     if not document["ok"]:
         return [f"CHANGED  {document['bundle']}", *document["problems"]]
     recomputed = "; the certificate follows from calibration.parquet" if document["recomputed"] else ""
-    return [f"ok  {document['bundle']}  {document['digest']}  {document['files']} files{recomputed}"]
+    return [f"ok  {document['bundle']}  {document['digest']}  {document['files']} files{recomputed}",
+            *(f"note  {note}" for note in document["notes"])]  # fmt: skip
 
 
 def comparison_lines(document: dict[str, Any]) -> list[str]:

@@ -79,7 +79,7 @@ def verify(
 
     report = verify_bundle(bundle, recompute=recompute)
     document = {"bundle": str(bundle), "ok": report.ok, "digest": report.digest, "files": report.files,
-                "recomputed": report.recomputed, "problems": list(report.problems)}  # fmt: skip
+                "recomputed": report.recomputed, "problems": list(report.problems), "notes": list(report.notes)}  # fmt: skip
     show(document, as_json, verify_lines)
     if not report.ok:
         raise typer.Exit(5)

@@ -32,6 +32,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 STRATIFIED = "stratified-random"
+REDRAWN = "stratified-redrawn"
 BY_SIZE = "by-size"
 
 # Inside a band those that certify come first; by the hash order it is all one.

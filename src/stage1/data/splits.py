@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.config import RunConfig, SplitConfig
-from stage1.data.dealing import BY_SIZE, STRATIFIED, deal, unit_interval
+from stage1.data.dealing import BY_SIZE, REDRAWN, STRATIFIED, deal, unit_interval
 from stage1.data.leakage import Pairs, clusters, near_duplicates
 from stage1.data.quarantine import Quarantined
 from stage1.data.sources import Ingest
@@ -102,15 +102,17 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     return SplitResult(replace(table, groups=groups, roles=roles), quarantine, document, leaks > 0)
 
 
-def dealing_of(document: Mapping[str, Any]) -> str | None:
-    """How the groups of a splits.json of method balanced came to their roles: STRATIFIED or BY_SIZE; None for other methods.
+def dealing_of(document: Mapping[str, Any]) -> str:
+    """How the groups of a splits.json came to their roles, a word of policy/dealt.py.
 
-    Files from before the marker were dealt by size. Where every group has one image that was by label alone, at random: fair.
+    Balanced files from before the marker were dealt by size. Where every group has one image that was by label alone, in hash
+    order: fair.
     """
     if document["method"] != "balanced":
-        return None
+        return str(document["method"])
     images = sum(sum(counts.values()) for counts in document["counts"].values())
-    return str(document.get("dealing", STRATIFIED if images == document["n_groups"] else BY_SIZE))
+    dealing = document.get("dealing", STRATIFIED if images == document["n_groups"] else BY_SIZE)
+    return REDRAWN if dealing == STRATIFIED and document.get("redraws", 0) else str(dealing)
 
 
 def _dealing(previous: Mapping[str, Any] | None, fixed: Mapping[str, str], redraws: int) -> dict[str, Any]:

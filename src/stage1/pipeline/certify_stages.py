@@ -43,6 +43,7 @@ _THUMBNAIL_SIDE = 240
 
 def calibrate(run: RunDir, context: Context) -> list[Path]:
     """Thresholds and certificate, from the scores of val_calib."""
+    from stage1.data.splits import dealing_of
     from stage1.data.table import SampleTable
 
     config = run.config
@@ -53,7 +54,7 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     attempt = _attempt(run, calib)
     policy = fit_configured(
         config, select=select, calib=calib, classes=splits["classes"], say=context.progress.say, attempt=attempt,
-        uncertified_because=LEAKAGE if splits["leakage"] else None, views=views_claim(run),
+        uncertified_because=LEAKAGE if splits["leakage"] else None, views=views_claim(run), dealing=dealing_of(splits),
     )  # fmt: skip
     return [*save_policy(run.path, policy), run / "attempts.json"]
 

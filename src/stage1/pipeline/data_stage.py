@@ -16,6 +16,7 @@ from stage1.errors import ConfigError, SourceChanged
 from stage1.pipeline.challenging import challenged, ingested, source_config
 from stage1.pipeline.rundir import RunDir, stored_config
 from stage1.policy.certificate import images
+from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
 from stage1.policy.units import choose_unit, one_per_group
 from stage1.risk.planning import SIDES, shared_delta
 from stage1.risk.testing import max_errors, minimum_samples
@@ -120,6 +121,8 @@ def _previous(run: RunDir) -> dict[str, Any] | None:
 
 def split_lines(document: Mapping[str, Any], table: SampleTable, config: RunConfig) -> list[str]:
     """The table that `stage1 split` prints: role x class counts, groups, and what val_calib can certify."""
+    from stage1.data.splits import dealing_of
+
     classes = document["classes"]
     lines = [f"{'role':<11}" + "".join(f"{name:>12}" for name in classes) + f"{'groups':>10}"]
     for role, counts in document["counts"].items():
@@ -130,6 +133,8 @@ def split_lines(document: Mapping[str, Any], table: SampleTable, config: RunConf
         lines.append(
             f"WARNING {document['leaks']} pairs of images stand in two roles (allowed): nothing can be certified"
         )
+    if dealing_of(document) == BY_SIZE:
+        lines.append(f"WARNING {BY_SIZE_REASON} Until then nothing is certified.")
     return lines + [f"{name}: {text}" for name, text in can_certify(table, config).items()]
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from stage1.config import RunConfig
 from stage1.errors import DataError
 from stage1.pipeline.mapping import frozen_map
-from stage1.policy import CalibratedPolicy, Policy, ViewsClaim, fit_policy, on_views
+from stage1.policy import CalibratedPolicy, Policy, ViewsClaim, dealt, fit_policy, on_views
 from stage1.policy.calibrated import fit_calibrated
+from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
 from stage1.policy.fit import check_classes
 from stage1.scores import Scores
 
@@ -23,15 +24,19 @@ def fit_configured(
     attempt: int = 1,
     uncertified_because: str | None = None,
     views: ViewsClaim | None = None,
+    dealing: str | None = None,
 ) -> CalibratedPolicy:
     """fit_policy with everything the config says. A gate that shows no gain on val_select is refused and softmax kept.
 
     The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
     fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image alone.
+    dealing: how groups came to val_calib (policy/dealt.py); what was dealt by size is not certified.
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
     """
     check_classes(config.policy.name, classes)
+    if dealing == BY_SIZE:
+        uncertified_because = uncertified_because or BY_SIZE_REASON
     kept = "gate"
     if config.policy.name == "gate":
         from stage1.evaluation.gate_gain import accept_gate
@@ -55,7 +60,7 @@ def fit_configured(
             uncertified_because=uncertified_because, variant=config.policy.variant, kept="gate" if kept == "gate" else "softmax",
             confidence_score=score, thresholds=config.policy.thresholds,
         )  # fmt: skip
-        return on_views(fitted, views)
+        return dealt(on_views(fitted, views), dealing)
 
     return fit_calibrated(frozen, fit, select=select, calib=calib)
 

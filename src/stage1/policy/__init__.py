@@ -2,6 +2,7 @@
 
 from stage1.policy.calibrated import CalibratedPolicy, decided_on, stated
 from stage1.policy.certificate import Certificate, RiskBound, ViewsClaim
+from stage1.policy.dealt import dealt
 from stage1.policy.decision import Decision, Policy
 from stage1.policy.fit import POLICY_FILES, fit_policy, load_policy, policy_file, refit
 from stage1.policy.gate import GatePolicy
@@ -22,6 +23,7 @@ __all__ = [
     "ScrcPolicy",
     "SoftmaxPolicy",
     "ViewsClaim",
+    "dealt",
     "decided_on",
     "fit_policy",
     "load_policy",

@@ -69,7 +69,8 @@ class Certificate:
     risks and coverage are then of images, n_units of groups). views: None where whole images are judged. slices: the same risks where an attribute has a value;
     slices_asked: the attributes. reason, needed: why nothing, or one side, can exit
     and what that takes; None where both sides exit. never_answered: classes as which no image exits. unlimited: one sentence
-    for each kind of wrong answer that is given and that no risk limits (policy/unlimited.py).
+    for each kind of wrong answer that is given and that no risk limits (policy/unlimited.py). dealing: how groups came to
+    val_calib (policy/dealt.py), None where that was not recorded.
     """
 
     certified: bool
@@ -97,6 +98,7 @@ class Certificate:
     slices: tuple[SliceClaim, ...] = ()
     slices_asked: tuple[str, ...] = ()
     views: ViewsClaim | None = None
+    dealing: str | None = None
     never_answered: tuple[str, ...] = ()
     unlimited: tuple[str, ...] = ()
 
@@ -114,6 +116,8 @@ class Certificate:
             del document["views"]
         else:
             document["views"] = asdict(self.views)
+        if self.dealing is None:
+            del document["dealing"]
         for name in _LISTS:
             document[name] = list(document[name])
         return document

@@ -14,6 +14,7 @@ from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.policy.calibrated import CalibratedPolicy, fit_calibrated, with_map
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import certify
+from stage1.policy.dealt import dealt
 from stage1.policy.decision import Policy
 from stage1.policy.gate import GatePolicy, Kept, fit_gate
 from stage1.policy.multiclass import MulticlassPolicy, fit_multiclass
@@ -162,7 +163,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
         confidence_score=policy.confidence_score if isinstance(policy, MulticlassPolicy) else "msp",
         thresholds=policy.mode if isinstance(policy, MulticlassPolicy) else "auto",
     )  # fmt: skip
-    return on_views(again, stated.views)
+    return dealt(on_views(again, stated.views), stated.dealing)
 
 
 def check_samples(calib: Scores, select: Scores | None) -> None:
