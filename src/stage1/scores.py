@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError
+from stage1.extras import load
 from stage1.files import atomic_writer, write_bytes, write_text, write_through
 from stage1.labels import (
     are_plain_numbers,
@@ -449,12 +450,7 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
 
 def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
     """Read what `write_role` wrote. Raises MissingError, or IntegrityError where the files do not agree."""
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingError(
-            "torch: needed to read .pt scores; install stage1-pro[train] or use --scores FILE.parquet"
-        ) from error
+    torch = load("torch", "scores of a run (.pt)")
 
     folder = Path(folder)
 

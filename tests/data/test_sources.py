@@ -290,7 +290,7 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(builtins, "__import__", without_datasets)
     write(tmp_path / "saved" / "dataset_info.json", b"{}")
     for table in (tmp_path / "saved", "hf:beans"):
-        with pytest.raises(MissingError, match=r"pip install stage1-pro\[hf\]") as caught:
+        with pytest.raises(MissingError, match=r"pip install 'stage1-pro\[hf\]'") as caught:
             read(table)
         assert caught.value.exit_code == 3
 

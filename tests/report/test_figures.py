@@ -338,6 +338,6 @@ def test_the_plan_is_drawn_from_its_rows():
 
 def test_without_matplotlib_the_extra_is_named(certified, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingError, match=r"pip install stage1-pro\[report\]") as caught:
+    with pytest.raises(MissingError, match=r"pip install 'stage1-pro\[report\]'") as caught:
         figures(certified)
     assert caught.value.exit_code == 3

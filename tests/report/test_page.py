@@ -272,7 +272,7 @@ def test_without_jinja2_the_extra_is_named_and_nothing_is_written(certified, tmp
     monkeypatch.setattr(
         page_room, "_template", page_room._template.__wrapped__
     )  # the one compiled before does not count
-    with pytest.raises(MissingError, match=r"pip install stage1-pro\[report\]") as caught:
+    with pytest.raises(MissingError, match=r"pip install 'stage1-pro\[report\]'") as caught:
         write_report(tmp_path / "out", **certified.arguments())
     assert caught.value.exit_code == 3
     assert not (tmp_path / "out").exists()

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from stage1 import __version__
+from stage1.cli.edge import Group
 from stage1.errors import ConfigError
 
 app = typer.Typer(
     name="stage1",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

@@ -19,6 +19,7 @@ from stage1.files import read_yaml
 
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
 _WHOLE = ("risks", "class_coverage")
+_NO_KEYS = ("STAGE1_TRACEBACK",)  # of the command line
 
 
 def load_config(
@@ -43,7 +44,7 @@ def load_config(
             raise MissingError(f"{path}: no such config file; for a recipe use --recipe NAME ({', '.join(recipes())})")
         _merge(values, _yaml(Path(path).read_text(encoding="utf-8"), str(path)), origin, f"file {path}")
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith("STAGE1_"):
+        if name.startswith("STAGE1_") and name not in _NO_KEYS:
             _put(values, name.removeprefix("STAGE1_").lower().replace("__", "."), text, origin, f"env {name}")
     for override in overrides:
         key, sign, text = override.partition("=")

@@ -14,6 +14,7 @@ from stage1.config import DataConfig
 from stage1.data.quarantine import Quarantined
 from stage1.data.table import image_column, tar_members
 from stage1.errors import ConfigError, DataError, MissingError
+from stage1.extras import load
 from stage1.labels import decoded, label_text, stored_names
 from stage1.scores import ROLES
 
@@ -330,11 +331,7 @@ def _cell_text(value: Any) -> str:
 
 
 def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingError("Hugging Face datasets need the extra: pip install stage1-pro[hf]") from error
-    return datasets
+    return load("datasets", "Hugging Face data sets")
 
 
 def _list_hub(name: str, slices: Sequence[str]) -> Listing:

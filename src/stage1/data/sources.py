@@ -107,6 +107,11 @@ def read_source(config: DataConfig, *, base: Path | None = None, workers: int = 
     return Ingest(table, quarantine, dhash(grays), grays, links, _content_digest(table))
 
 
+def listed_classes(config: DataConfig, *, base: Path | None = None) -> tuple[str, ...]:
+    """The classes that `read_source` would find, from the listing alone. Raises as `listing.list_sources`, and DataError."""
+    return _classes(config, list_sources(config, base))
+
+
 def source_digest(config: DataConfig, *, base: Path | None = None) -> str:
     """sha256 of the data section and of the source's outside: the table's bytes, and path, size and mtime of each image.
 

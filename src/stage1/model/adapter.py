@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from stage1.config import AdapterConfig
 from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.extras import load
 from stage1.files import digest_bytes, write_bytes
 from stage1.model.backbone import Backbone
 from stage1.model.weights import state_digest
@@ -192,19 +193,14 @@ def layer_ids(model: nn.Module, *, fine: bool = False) -> dict[str, int]:
 
 def _inject(model: nn.Module, config: AdapterConfig, names: list[str], seed: int) -> Any:
     """peft's wrapper around `model`, whose layers `names` it has replaced in place."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingError(
-            f"adapter.kind={config.kind}: pip install 'stage1-pro[peft]', or use norm or bias"
-        ) from error
-    settings = LoraConfig(
+    peft = load("peft", f"adapter.kind={config.kind} (norm and bias work without)")
+    settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names, bias="none",  # type: ignore[arg-type]
         use_dora=config.kind == "dora", use_rslora=config.kind == "rslora",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
         torch.manual_seed(int.from_bytes(digest_bytes(f"{seed}:adapter".encode()).encode()[:7]))
-        wrapped = get_peft_model(model, settings)
+        wrapped = peft.get_peft_model(model, settings)
     done = {path for path, module in model.named_modules() if hasattr(module, "lora_A")}
     if done != set(names):
         odd = sorted(done ^ set(names))

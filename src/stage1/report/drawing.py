@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.errors import MissingError
+from stage1.extras import load
 
 Document = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -46,10 +46,7 @@ class Drawing:
 
 @contextmanager
 def style() -> Iterator[None]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingError("matplotlib: needed to draw the report; pip install stage1-pro[report]") from error
+    matplotlib = load("matplotlib", "figures")
     # From the defaults, not from the reader's matplotlibrc: the same run gives the same bytes on the same versions.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stage1.errors import DataError, MissingError
+from stage1.errors import DataError
+from stage1.extras import load
 from stage1.files import write_bytes, write_text
 from stage1.policy.unlimited import unlimited_rates
 from stage1.report.drawing import Drawing
@@ -165,10 +166,7 @@ def render_page(
 
 @cache
 def _template() -> Template:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingError("jinja2: needed to write the report; pip install stage1-pro[report]") from error
+    jinja2 = load("jinja2", "the report")
     # Autoescape without exception: file names and class names come from strangers.
     environment = jinja2.Environment(
         autoescape=True,

