@@ -77,6 +77,7 @@ def test_nothing_to_compare_is_said():
         (accept_gate(sure, g), "all 50 answers in val_select are right"),
         (accept_gate(Scores(logits=scores.logits, labels=1 - sure.known_labels), g), "are wrong"),
         (accept_gate(scores, np.full(50, 0.7)), "constant"),
+        (accept_gate(scores, np.full(50, 0.7), constant_because="1 wrong answer"), "softmax is kept: 1 wrong answer."),
         (accept_gate(one, g), "one group"),
     ):
         assert not found.accepted

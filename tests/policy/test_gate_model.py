@@ -224,7 +224,7 @@ def test_degenerate_answers_give_a_constant_and_say_why():
     for margin, message in (
         (sure, "all 400 answers in val_select are right"),
         (-sure, "all 400 answers in val_select are wrong"),
-        (np.where(np.arange(400) < 3, -sure, sure), "3 answers that are wrong in val_select; a gate needs at least 10"),
+        (np.where(np.arange(400) < 3, -sure, sure), "3 wrong answers in val_select, a gate needs at least 10"),
     ):
         scores = binary(margin, labels)
         model = fit_gate_model(scores)
@@ -254,7 +254,7 @@ def test_few_groups_with_a_wrong_answer_are_too_few():
     scores, _ = hard_images(np.random.default_rng(14), 600)
     groups = np.where(answers_right(scores), np.arange(600) % 40, 99).astype(str)
     model = fit_gate_model(Scores(logits=scores.logits, labels=scores.labels, groups=groups))
-    assert "1 groups with an answer that are wrong" in (model.collapsed or "")
+    assert "1 group with a wrong answer in val_select, a gate needs at least 10" in (model.collapsed or "")
 
 
 def test_bad_columns_and_options_are_named():

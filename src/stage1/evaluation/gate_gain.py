@@ -31,14 +31,16 @@ class Acceptance:
 
 
 def accept_gate(
-    select_scores: Scores, g: ArrayLike, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> Acceptance:
+    select_scores: Scores, g: ArrayLike, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0,
+    constant_because: str | None = None,
+) -> Acceptance:  # fmt: skip
     """Accept the gate only if the percentile interval of its paired gain in AUGRC on val_select lies above zero.
 
     select_scores: labelled scores. g: float [N], the gate's confidence in each answer, **from a gate that was fitted without the row**
     (policy.cross_fitted_gate): in-sample g looks better than it is. Both confidences order the same answers (the likelier class); rows
     are drawn within labels, whole groups where groups are given, the same draws for both. Softmax confidence is MSP, as a logit, so
-    that saturated rows keep their order. Raises DataError for missing labels, wrong shapes or NaN.
+    that saturated rows keep their order. constant_because: why no gate was fitted, where g is one value for that reason
+    (policy.no_gate_because). Raises DataError for missing labels, wrong shapes or NaN.
     """
     check_options(n_resamples, level, seed)
     wrong = (select_scores.logits.argmax(axis=1) != select_scores.known_labels).astype(np.float64)
@@ -59,7 +61,8 @@ def accept_gate(
         which = "wrong" if errors else "right"
         return Acceptance(0.0, None, None, False, f"softmax is kept: all {n} answers in val_select are {which}.")
     if np.ptp(confidence) == 0:
-        return Acceptance(value, None, None, False, "softmax is kept: the gate is constant and orders nothing.")
+        why = constant_because or "the gate is constant and orders nothing"
+        return Acceptance(value, None, None, False, f"softmax is kept: {why}.")
     if not len(drawn):
         return Acceptance(value, None, None, False, "softmax is kept: val_select is one group, too few to compare.")
     low = float(np.quantile(drawn, (1.0 - level) / 2, method="lower"))

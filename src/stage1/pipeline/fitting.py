@@ -40,11 +40,14 @@ def fit_configured(
     kept = "gate"
     if config.policy.name == "gate":
         from stage1.evaluation.gate_gain import accept_gate
-        from stage1.policy.gate_model import cross_fitted_gate
+        from stage1.policy.gate_model import cross_fitted_gate, no_gate_because
 
         if len(select) == 0:
             raise DataError("val_select: no rows; the gate is fitted and judged on it")
-        acceptance = accept_gate(select, cross_fitted_gate(select, select.extra, seed=config.seed), seed=config.seed)
+        acceptance = accept_gate(
+            select, cross_fitted_gate(select, select.extra, seed=config.seed), seed=config.seed,
+            constant_because=no_gate_because(select, select.extra, seed=config.seed),
+        )  # fmt: skip
         kept = "gate" if acceptance.accepted else "softmax"
         say(f"  gate: {acceptance.reason}")
     gate = config.policy.name == "gate" and kept == "gate"

@@ -141,7 +141,9 @@ def train(run: RunDir, context: Context) -> list[Path]:
     }  # fmt: skip
     if result.gate is not None:
         facts["gate"] = result.gate.to_json()
-        state = f"WARNING collapsed, {result.gate.collapsed}" if result.gate.collapsed else (
+        collapsed = result.gate.collapsed or ""
+        named = "" if collapsed.startswith("not fitted") else "collapsed, "
+        state = f"WARNING {named}{collapsed}" if collapsed else (
             f"g between {result.gate.low:.3f} and {result.gate.high:.3f} for 95 % of val_select"
             + ("" if result.gate.auroc is None else f", AUROC of right answers {result.gate.auroc:.3f}")
         )  # fmt: skip

@@ -177,6 +177,13 @@ def cross_fitted_gate(
     return g
 
 
+def no_gate_because(
+    select: Scores, extra: Extra | None = None, *, source: Source = "auto", ridge: float = 1.0, seed: int = 0
+) -> str | None:
+    """Why no gate can be fitted on these scores and g is one constant, or None. Arguments and errors as fit_gate_model."""
+    return fit_gate_model(select, extra, source=source, ridge=ridge, seed=seed).collapsed
+
+
 def predicted_class(scores: Scores) -> NDArray[np.int64]:
     """The likelier class, int [N]; the lower one where logits tie."""
     return np.asarray(scores.logits.argmax(axis=1), dtype=np.int64)
@@ -327,8 +334,9 @@ def _too_few(scores: Scores, right: Bools) -> str | None:
     for kind, rows in (("wrong", ~right), ("right", right)):
         units = int(rows.sum()) if scores.groups is None else len(np.unique(scores.groups[rows]))
         if units < _MINIMUM:
-            where = "answers" if scores.groups is None else "groups with an answer"
-            return f"{units} {where} that are {kind} in val_select; a gate needs at least {_MINIMUM} of each kind"
+            ending = "" if units == 1 else "s"
+            found = f"{kind} answer{ending}" if scores.groups is None else f"group{ending} with a {kind} answer"
+            return f"{units} {found} in val_select, a gate needs at least {_MINIMUM}"
     return None
 
 

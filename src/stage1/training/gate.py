@@ -94,6 +94,16 @@ def cross_fitted_gate_targets(
     return GateTargets(right, logits, fold)
 
 
+def too_few_answers(targets: GateTargets) -> str | None:
+    """Why no gate can be learnt from these targets, or None."""
+    for kind, n in (("wrong", int((~targets.right).sum())), ("right", int(targets.right.sum()))):
+        if n < MINIMUM:
+            return (
+                f"{n} {kind} answer{'' if n == 1 else 's'} on images held out of train, a gate needs at least {MINIMUM}"
+            )
+    return None
+
+
 def fit_gate(
     features: NDArray[np.float32],
     targets: GateTargets,
@@ -112,13 +122,13 @@ def fit_gate(
     features: float32 [N, D] of train with their cross-fitted targets; select_*: of val_select, answers of the shipped classifier
     (they choose the epoch). Slope and offset of the margin are fitted first; the rest learns from there at a tenth of the
     classifier's rate, and is left out where no epoch has a lower NLL on val_select than the margin alone: a gate has D weights and
-    few wrong answers to learn them from. Where fewer than 10 answers are right or wrong the gate is a constant, which
-    `gate_health` names.
+    few wrong answers to learn them from. Where fewer than 10 answers are right or wrong the gate is a constant
+    (`too_few_answers` says so).
     """
     dim = features.shape[1] + targets.logits.shape[1] + 1
     right = targets.right.astype(np.int64)
     counts = np.bincount(right, minlength=2)
-    if counts.min() < MINIMUM:
+    if too_few_answers(targets) is not None:
         return _silent(build_gate(head, dim, 0.0, float(np.log((counts[1] + 1.0) / (counts[0] + 1.0))), 0))
     train = LabelledFeatures(_inputs(features, targets.logits), right)
     select = LabelledFeatures(_inputs(select_features, select_logits), select_right.astype(np.int64))

@@ -19,7 +19,8 @@ class GateHealth:
     """Of gate logits on labelled images. low, high: 2.5 and 97.5 % quantiles of g = sigmoid(gate logit); passed: share g > 0.5.
 
     auroc: of g as a score of "the answer is right"; None where all answers are right or all wrong.
-    collapsed: None, or what is wrong in one sentence that begins with its name: "all in", "all out", "no spread".
+    collapsed: None, or what is wrong in one sentence that begins with its name: "all in", "all out", "no spread"; or
+        "not fitted", where there were too few answers to fit a gate on (`gate.too_few_answers`; not judged here).
     """
 
     collapsed: str | None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import ConfigError, DataError
 from stage1.model.head import BEST_WEIGHTS, Ensemble, GatedHead, Head, SelectiveHead, save_weights
-from stage1.training.gate import cross_fitted_gate_targets, fit_gate
+from stage1.training.gate import cross_fitted_gate_targets, fit_gate, too_few_answers
 from stage1.training.health import gate_health
 from stage1.training.inputs import LabelledFeatures, checked_features
 from stage1.training.pooling import ViewTraining
@@ -70,9 +70,10 @@ def train_head(
         train = LabelledFeatures(*views.rows(train.features, train.labels))
     with own_torch_state():
         result = Run(train, select, config, head, n_classes, seed, folder, views=views).finish(stop, fresh, progress)
+        few = None
         if head.gate in ("linear", "mlp"):
-            result = _with_gate(result, train, select, config, head, n_classes, seed, folder, stop, fresh, groups)
-        return result if views is not None else _judged(result, select, folder)
+            result, few = _with_gate(result, train, select, config, head, n_classes, seed, folder, stop, fresh, groups)
+        return result if views is not None else _judged(result, select, folder, few)
 
 
 def _check_views(views: ViewTraining, head: HeadConfig, n_classes: int) -> None:
@@ -86,8 +87,8 @@ def _check_views(views: ViewTraining, head: HeadConfig, n_classes: int) -> None:
 def _with_gate(
     result: TrainResult, train: LabelledFeatures, select: LabelledFeatures, config: TrainConfig, head: HeadConfig, n_classes: int,
     seed: int, folder: Path, stop: Callable[[], bool] | None, fresh: bool, groups: NDArray[np.str_] | None,
-) -> TrainResult:  # fmt: skip
-    """The trained classifier with a gate fitted after it; model_best.pth then holds both."""
+) -> tuple[TrainResult, str | None]:  # fmt: skip
+    """The trained classifier with a gate fitted after it, and why that gate is constant, or None; model_best.pth then holds both."""
     place = folder / "gate"
     if fresh:
         shutil.rmtree(place, ignore_errors=True)
@@ -103,14 +104,19 @@ def _with_gate(
     assert isinstance(result.head, (Head, SelectiveHead, Ensemble))
     whole = GatedHead(result.head, gate).eval().requires_grad_(False)
     save_weights(folder / BEST_WEIGHTS, whole.state_dict())
-    return replace(result, head=whole)
+    return replace(result, head=whole), too_few_answers(targets)
 
 
-def _judged(result: TrainResult, select: LabelledFeatures, folder: Path) -> TrainResult:
-    """With the health of the gate on val_select, where there is one; a collapse goes into the log."""
+def _judged(result: TrainResult, select: LabelledFeatures, folder: Path, few: str | None) -> TrainResult:
+    """With the health of the gate on val_select, where there is one; a collapse goes into the log.
+
+    few: why no gate could be fitted; a constant gate is then what was asked for, and `few` is the reason to give.
+    """
     logits, gate = all_outputs([result.head], select.features)[0]
     if gate is None:
         return result
     health = gate_health(gate, logits.argmax(axis=1) == select.labels)
+    if few is not None:
+        health = replace(health, collapsed=f"not fitted: {few}")
     append_event(folder / LOG, "gate", **health.to_json())
     return replace(result, gate=health)
