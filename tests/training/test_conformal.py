@@ -117,6 +117,16 @@ def test_the_loss_cannot_be_won_by_scaling_the_scores() -> None:
     assert fixed[0] < 0.26 < fixed[1]
 
 
+def test_constant_scores_cost_a_quarter_and_have_a_finite_gradient() -> None:
+    labels = torch.tensor([0, 1] * 60)
+    scores = torch.full((120,), 0.7, requires_grad=True)
+    loss = deferral_loss(scores, labels, RiskTrainingConfig(miss_rate=0.05, false_exit_rate=0.05))
+    loss.backward()
+    assert float(loss) == pytest.approx(0.25)
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
+
+
 def test_better_scores_cost_less() -> None:
     rng = np.random.default_rng(3)
     labels = torch.tensor(rng.integers(0, 2, 1000))

@@ -83,6 +83,19 @@ def test_selectivenet_does_not_reward_answering_less() -> None:
     assert float(undivided(**halved, coverage=0.1)) < float(undivided(**TOY, coverage=0.1))
 
 
+def test_selectivenet_is_finite_where_every_gate_underflows() -> None:
+    raw = torch.full((4,), -200.0, requires_grad=True)
+    losses = TOY["losses"].float().requires_grad_(True)
+    loss = selectivenet_loss(losses, torch.sigmoid(raw), TOY["auxiliary"].float(), coverage=0.8)
+    loss.backward()
+    expected = 0.5 * (float(losses.mean()) + 32 * 0.8**2) + 0.5 * float(TOY["auxiliary"].mean())
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    assert raw.grad is not None
+    assert losses.grad is not None
+    assert torch.isfinite(raw.grad).all()
+    assert losses.grad.tolist() == pytest.approx([0.125] * 4)
+
+
 def test_selectivenet_weights_are_repeated_rows() -> None:
     weights = torch.tensor([1.0, 2.0, 1.0, 3.0], dtype=torch.float64)
     repeated = {name: values.repeat_interleave(weights.long()) for name, values in TOY.items()}

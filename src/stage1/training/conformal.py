@@ -87,7 +87,8 @@ def deferral_loss(scores: Tensor, labels: Tensor, config: RiskTrainingConfig) ->
     """Soft deferral of one half of a batch under the thresholds of the other half; a scalar.
 
     scores: margins [N] (logit 1 - logit 0) in random order; labels: int64 [N]. The temperature is config.temperature times
-    the standard deviation of all scores: a loss on fixed units is won by shrinking the scores.
+    the standard deviation of all scores: a loss on fixed units is won by shrinking the scores. Where all scores are equal
+    (constant features) the loss is that of no spread, 1/4, and without a gradient.
     Raises DataError where the calibrating half has too few images of a class for its level, or the other none at all.
     """
     calibrating, paying = halves(labels)
@@ -96,7 +97,8 @@ def deferral_loss(scores: Tensor, labels: Tensor, config: RiskTrainingConfig) ->
     first, is_positive = scores[calibrating], labels[calibrating] == 1
     lo = lower_threshold(first[is_positive], config.miss_rate, config.window)
     hi = upper_threshold(first[~is_positive], config.false_exit_rate, config.window)
-    return soft_deferral(scores[paying], lo, hi, config.temperature * scores.std(unbiased=False))
+    spread = scores.std(unbiased=False).clamp_min(torch.finfo(scores.dtype).tiny)  # 0 / 0 is not a number
+    return soft_deferral(scores[paying], lo, hi, config.temperature * spread)
 
 
 def _feasible(n: int, alpha: float, which: str, level: str) -> int:

@@ -61,12 +61,16 @@ def selectivenet_loss(
 
     losses: [N] of the classifier, l. gate: [N] in (0, 1), g. auxiliary: [N] losses of the auxiliary head. row_weights: [N], means are
     weighted by them; None: all 1. Source: Geifman and El-Yaniv 2019, equations 2 to 6. The authors' code leaves out the division by
-    mean(g): its r is smaller the less is answered, so it rewards answering less.
+    mean(g): its r is smaller the less is answered, so it rewards answering less. Where every g underflows to 0, r is the mean
+    loss, its value for equal gates of any size.
     """
     weights = torch.ones_like(losses) if row_weights is None else row_weights
     total = weights.sum()
     share = (weights * gate).sum() / total
-    risk = (weights * losses * gate).sum() / total / share
+    passed = weights * gate
+    whole = passed.sum()
+    shares = torch.where(whole > 0, passed / whole.clamp_min(torch.finfo(whole.dtype).tiny), weights / total)
+    risk = (shares * losses).sum()
     lack = torch.clamp(coverage - share, min=0.0)
     return mix * (risk + penalty * lack.square()) + (1.0 - mix) * (weights * auxiliary).sum() / total
 
