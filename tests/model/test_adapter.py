@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from torch import nn
 
 from stage1.config import AdapterConfig, BackboneConfig
 from stage1.errors import ConfigError, IntegrityError, MissingError
@@ -17,7 +16,9 @@ from stage1.model.adapter import (
     Adapted,
     adapt,
     adapter_state,
+    layer_counts,
     layer_ids,
+    left_out,
     linear_targets,
     load_adapter,
     merge,
@@ -161,6 +162,36 @@ def test_a_convnet_takes_norm_and_bias_and_refuses_lora_by_name():
         assert np.abs(adapted.backbone.features(images()) - before).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "adapted", "others"),
+    [
+        ("pvt_v2_b0", {"q", "kv", "proj", "fc1", "fc2"}, {}),
+        ("twins_svt_small", {"qkv", "q", "kv", "proj", "fc1", "fc2"}, {}),
+        ("cait_xxs24_224", {"qkv", "q", "k", "v", "proj", "proj_l", "proj_w", "fc1", "fc2"}, {}),
+        ("crossvit_tiny_240", {"qkv", "wq", "wk", "wv", "proj", "fc1", "fc2"}, {"2": 12}),
+        ("swinv2_cr_tiny_224", {"qkv", "proj", "fc1", "fc2"}, {"reduction": 3}),
+    ],
+)
+def test_queries_keys_and_values_are_adapted_under_any_name_and_the_rest_is_counted(name, adapted, others):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    names = linear_targets(model, AdapterConfig(kind="lora"))
+    assert set(layer_counts(names)) == adapted
+    assert left_out(model, names) == others
+
+
+def test_layers_of_a_model_that_timm_does_not_group_are_counted_by_their_names():
+    with torch.device("meta"):
+        model = timm.create_model("poolformerv2_s12", num_classes=0)
+    coarse, fine = layer_ids(model), layer_ids(model, fine=True)
+    assert coarse["stem.conv.weight"] == 0
+    assert coarse["stages.3.blocks.1.mlp.fc1.weight"] == 4
+    assert max(coarse.values()) == 4
+    assert fine["stages.3.blocks.1.mlp.fc1.weight"] == max(fine.values())
+    places = [fine[name] for name, _ in model.named_parameters() if name.startswith("stages")]
+    assert places == sorted(places)
+
+
 def test_what_matches_nothing_is_an_error():
     with pytest.raises(ConfigError, match=r"\['q'\].*it has fc1, fc2, proj, qkv"):
         adapt(vit(), AdapterConfig(kind="lora", targets=["q"]), seed=0)
@@ -238,5 +269,3 @@ def test_layer_ids_go_from_input_to_output():
     conv = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     coarse, fine = layer_ids(conv), layer_ids(conv, fine=True)
     assert coarse["conv_head.weight"] == max(coarse.values()) < max(fine.values())
-    with pytest.raises(ConfigError, match="no grouping"):
-        layer_ids(nn.Linear(2, 2))

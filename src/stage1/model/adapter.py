@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ LOW_RANK = ("lora", "dora", "rslora")
 # Last parts of names of linear layers in attention and MLP: timm's, then Hugging Face's.
 TARGETS = (
     "qkv", "proj", "fc1", "fc2", "fc1_g", "fc1_x", "q_proj", "k_proj", "v_proj",
+    "q", "k", "v", "kv", "qk", "wq", "wk", "wv", "proj_l", "proj_w", "linear",
     "query", "key", "value", "dense", "o_proj", "out_proj", "up_proj", "gate_proj", "down_proj", "weights_in", "weights_out",
 )  # fmt: skip
 
@@ -133,6 +135,17 @@ def linear_targets(model: nn.Module, config: AdapterConfig, name: str = "model")
     return chosen
 
 
+def left_out(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """Last parts of names of the linear layers that are not among `names`, and how many there are of each."""
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return layer_counts([path for path in linear if path not in set(names)])
+
+
+def layer_counts(names: Sequence[str]) -> dict[str, int]:
+    """How many of these full names end in each last part, in their order."""
+    return dict(Counter(_last(path) for path in names))
+
+
 def _last(path: str) -> str:
     return path.rsplit(".", 1)[-1]
 
@@ -173,18 +186,34 @@ def layer_ids(model: nn.Module, *, fine: bool = False) -> dict[str, int]:
     """Parameter name -> position from the input (0) to the output, by timm's own grouping of the model.
 
     fine: each block of a ConvNet apart (for learning rates), not each stage. The final norm belongs to the last block.
-    Raises ConfigError for a model without such a grouping.
+    A model for which timm has no grouping (MetaFormer) is grouped by the numbers in the names of its modules.
     """
     from timm.models import group_parameters
 
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
-        raise ConfigError(f"{type(model).__name__}: has no grouping of its layers; use images.unfreeze=none or all")
+        return _numbered(model, depth=2 if fine else 1)
     layers = dict(group_parameters(model, matcher(coarse=not fine), reverse=True))
     top = max(layers.values())
     if top and not any(part.isdigit() for name, place in layers.items() if place == top for part in name.split(".")):
         # A norm or pooling behind the blocks that timm's patterns leave out: it goes with the last block.
         layers = {name: min(place, top - 1) for name, place in layers.items()}
+    return layers
+
+
+def _numbered(model: nn.Module, depth: int) -> dict[str, int]:
+    """Parameter name -> position, by the first `depth` numbers in the name ("stages.2.blocks.1"), in the model's order.
+
+    What has no number stands with what comes before it: a stem at 0, a final norm with the last block.
+    """
+    positions: dict[str, int] = {}
+    layers, last = {}, 0
+    for name, _ in model.named_parameters():
+        parts = name.split(".")
+        numbers = [place for place, part in enumerate(parts) if part.isdigit()][:depth]
+        if numbers:
+            last = positions.setdefault(".".join(parts[: numbers[-1] + 1]), len(positions) + 1)
+        layers[name] = last
     return layers
 
 
