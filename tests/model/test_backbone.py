@@ -16,7 +16,7 @@ from safetensors.torch import save_file  # noqa: E402
 from stage1.config import BackboneConfig  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
 from stage1.model import backbone as backbone_module  # noqa: E402
-from stage1.model.backbone import Backbone, load_backbone  # noqa: E402
+from stage1.model.backbone import Backbone, drop_path_rates, load_backbone  # noqa: E402
 from stage1.model.weights import copy_by_order, read_weights, state_digest  # noqa: E402
 
 GOLDEN_TOP = [2.1732, 2.3559, 2.7375, 3.3876, 4.3888]
@@ -365,3 +365,14 @@ def test_embedded_architecture_can_carry_other_weights(tmp_path):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     backbone = load_backbone(BackboneConfig(weights=str(tmp_path / "w.safetensors")))
     assert torch.equal(backbone.module.model.conv_stem.weight, model.conv_stem.weight)
+
+
+def test_stochastic_depth_is_set_for_training_and_changes_nothing_else():
+    plain, dropping = load_backbone(tiny()), load_backbone(tiny(), drop_path=0.3)
+    assert drop_path_rates(plain.module.model) == []
+    assert max(drop_path_rates(dropping.module.model)) == pytest.approx(0.3)
+    assert dropping.fingerprint == plain.fingerprint
+    batch = images(2, 64)
+    np.testing.assert_array_equal(dropping.features(batch), plain.features(batch))
+    with pytest.raises(ConfigError, match=r"images\.drop_path=0\.3: vgg11 has no stochastic depth"):
+        load_backbone(tiny("vgg11"), drop_path=0.3)

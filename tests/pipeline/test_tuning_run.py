@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,39 @@ def test_the_command_prints_share_and_loss(tuned, photos, tmp_path):
     assert str(folder / WEIGHTS) in result.stdout
     assert not any((folder / "tune" / "adapter").glob("adapter_config.json"))  # of the earlier LoRA nothing is left
     one_line_error(stage1("train", folder), 2, "stage 'extract' is not done or out of date")
+
+
+def test_obeying_what_an_error_of_tune_advises_ends_the_error(photos, tmp_path):
+    """Each message names a key that the stage reads, and the same run directory takes the corrected command."""
+    folder = tmp_path / "run"
+    bad = ["images.learning_rate=1e30", "train.clip_norm=null", "images.unfreeze=all", "images.learning_rate_scale=1"]
+    settings = [*TINY, "adapter.kind=none", f"data.table={photos}", "images.batch_size=5000"]
+    assert stage1("split", folder, "--recipe", "lora", *settings, *bad).returncode == 0
+    refused = stage1("tune", folder)
+    one_line_error(refused, 2, "images.batch_size=5000")
+    obeyed = re.search(r"lower (images\.batch_size) to (\d+)", refused.stderr)
+    assert obeyed is not None, refused.stderr
+    diverged = stage1("tune", folder, f"{obeyed[1]}={obeyed[2]}")
+    one_line_error(diverged, 1, "images.learning_rate")
+    assert "fresh" not in diverged.stderr  # what no command takes
+    obeyed = re.search(r"lower (images\.learning_rate) \(1e\+30\)", diverged.stderr)
+    assert obeyed is not None, diverged.stderr
+    done = stage1("tune", folder, f"{obeyed[1]}=1e-4")
+    assert done.returncode == 0, done.stderr
+    assert (folder / WEIGHTS).is_file()
+
+
+def test_a_model_that_cannot_be_exported_is_found_before_it_is_trained(photos, tmp_path, monkeypatch):
+    from stage1.model import export
+
+    def refused(*args, **kwargs):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(export.torch.onnx, "export", refused)
+    for name, extra in (("lora", []), ("explora", ["pretrain.train_images=true", "pretrain.folder=null"])):
+        with pytest.raises(ConfigError, match="VisionTransformer cannot be exported to ONNX"):
+            run(recipe=name, overrides=[*TINY, f"data.table={photos}", *extra], output=tmp_path / name)
+        assert not list((tmp_path / name).glob("**/last.safetensors"))
 
 
 def test_a_backbone_whose_weights_are_not_there(photos, tmp_path, monkeypatch):

@@ -85,11 +85,11 @@ def test_digest_of_the_data_sees_values_order_type_and_split_and_not_the_memory_
 def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     stored = {"run": facts(), "config_digest": config_digest(facts()), "data_digest": "d"}
     check_same_run(tmp_path, stored, facts(), "d")
-    with pytest.raises(ConfigError, match=r"train\.epochs 60 -> 7.*fresh"):
+    with pytest.raises(ConfigError, match=r"train\.epochs 60 -> 7.*remove the file"):
         check_same_run(tmp_path, stored, facts(epochs=7), "d")
     with pytest.raises(ConfigError, match=r"seed 0 -> 1"):
         check_same_run(tmp_path, stored, facts(seed=1), "d")
-    with pytest.raises(ConfigError, match=r"other features or labels.*fresh"):
+    with pytest.raises(ConfigError, match=r"other features or labels.*remove the file"):
         check_same_run(tmp_path, stored, facts(), "e")
 
 

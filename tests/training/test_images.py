@@ -17,7 +17,7 @@ from stage1.model.head import load_head
 from stage1.training.checkpoint import LAST, load_checkpoint
 from stage1.training.distributed import Processes
 from stage1.training.image_batches import Loader
-from stage1.training.image_model import ImageModel, parameter_groups, prepare
+from stage1.training.image_model import ImageModel, less_memory, parameter_groups, prepare
 from stage1.training.image_step import Passes
 
 from .image_tasks import AdapterConfig, HeadConfig, ImageTrainConfig, TrainConfig, fit, stripes, tiny
@@ -267,6 +267,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"adapter": {"kind": "bias"}}, "adapter.kind"),
         ({"name": "test_vit2"}, "backbone"),
         ({"train": stripes(24, 5)}, "other features or labels"),
+        # the same ids and labels, and other pictures under them
+        ({"train": (stripes(24, 0)[0], stripes(24, 5)[1], stripes(24, 0)[2])}, "other features or labels"),
         ({"head": {"kind": "mlp"}}, "head.kind"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -313,14 +315,45 @@ def test_loss_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path, monke
 
 
 def test_a_learning_rate_out_of_bounds_diverges_by_name(tmp_path):
-    with pytest.raises(Stage1Error, match=r"at step \d+ .*learning_rate_scale"):
+    with pytest.raises(Stage1Error, match=r"at step \d+ .*lower train\.learning_rate \(1e\+30\).*learning_rate_scale"):
         fit(tmp_path, images={"unfreeze": "all"}, learning_rate=1e30, clip_norm=None, epochs=3)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "convnext_atto"])  # the switch of a ConvNet stands in its stages
+def test_gradient_checkpointing_is_off_in_the_backbone_that_comes_back(name, tmp_path):
+    result = fit(tmp_path, name=name, n=24, epochs=1, images={"unfreeze": "last", "grad_checkpointing": True})
+    on = [
+        path for path, module in result.backbone.module.named_modules() if getattr(module, "grad_checkpointing", False)
+    ]
+    assert on == []
+
+
+def test_a_model_without_a_grouping_of_its_layers_trains_by_the_advice_of_no_error(tmp_path):
+    """MetaFormer: unfreeze=last said "use all", and all ended in the same error."""
+    for unfreeze in ("last", "all"):
+        result = fit(
+            tmp_path / unfreeze, name="poolformerv2_s12", n=16, batch_size=8, epochs=1,
+            images={"unfreeze": unfreeze, "layer_decay": 0.75},
+        )  # fmt: skip
+        assert result.epochs_run == 1
+
+
+def test_what_takes_less_memory_is_only_what_the_model_can_take():
+    vit, none = tiny(), AdapterConfig()
+    assert less_memory(vit, none, ImageTrainConfig(unfreeze="all")) == (
+        "set images.grad_checkpointing=true or set images.unfreeze=last or lower backbone.input_size (32)"
+    )
+    settings = ImageTrainConfig(unfreeze="last", blocks=2, grad_checkpointing=True)
+    assert less_memory(vit, none, settings) == "lower images.blocks (2) or lower backbone.input_size (32)"
+    vgg = tiny("vgg11")  # has the switch and refuses it
+    assert less_memory(vgg, none, ImageTrainConfig(unfreeze="last")) == "lower backbone.input_size (32)"
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"n": 8}, r"8 images, fewer than the 12 of one step.*lower train\.batch_size to 8"),
+        ({"n": 8}, r"8 images, fewer than the 12 of one step.*lower train\.batch_size to 8 or add"),
+        ({"n": 3, "accumulate": 4}, r"set train\.accumulate=1 and lower train\.batch_size to 3"),
         ({"train": (*stripes(24, 0)[:2], np.zeros(24, np.int64))}, "all 24 images are of class 0"),
         ({"train": (["a"], *stripes(24, 0)[1:])}, "1 ids and 24 images"),
         ({"select": ([], [], np.zeros(0, np.int64))}, "val_select: no images"),

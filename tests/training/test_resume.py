@@ -99,7 +99,7 @@ def test_another_config_seed_head_or_data_is_refused_and_fresh_starts_anew(fit: 
     cases: list[tuple[dict[str, Any], str]] = [
         (
             {"learning_rate": 0.5},
-            r"train\.learning_rate 0\.02 -> 0\.5.*another run directory, or start anew with fresh",
+            r"train\.learning_rate 0\.02 -> 0\.5.*another run directory, or remove the file",
         ),
         ({"seed": 4}, "seed 3 -> 4"),
         ({"kind": "mlp"}, "head.kind 'linear' -> 'mlp'"),
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_named_and_fresh_gets_past_it(fit: Fit, tmp_path
     fit()
     path = tmp_path / "run" / LAST
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(IntegrityError, match="fresh"):
+    with pytest.raises(IntegrityError, match="remove the file"):
         fit()
     fit(fresh=True)
 

@@ -46,6 +46,9 @@ class ImageTrainConfig(Section):
     """Named distortions of the training images; client: those of the StreetVision validator."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the backbone; auto: bfloat16 on GPUs that have it. Head and loss are always float32."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Stochastic depth while the backbone learns: rate of its last block, rising from 0 at the first (.1 is usual for a ViT).
+    None: what timm builds the model with, 0 for most."""
     grad_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
     device: str = "auto"

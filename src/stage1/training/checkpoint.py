@@ -50,11 +50,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
             tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # safetensors, json and the missing key each have their own type; the remedy is the same
         raise IntegrityError(
-            f"{path}: damaged checkpoint ({type(error).__name__}); start anew with fresh=True or remove the file"
+            f"{path}: damaged checkpoint ({type(error).__name__}); remove the file to train from the start"
         ) from error
     if facts.get("format") != _FORMAT:
         raise IntegrityError(
-            f"{path}: checkpoint format {facts.get('format')}, this version reads {_FORMAT}; start anew with fresh=True"
+            f"{path}: checkpoint format {facts.get('format')}, this version reads {_FORMAT}; remove the file to train from the start"
         )
     return tensors, facts
 
@@ -93,7 +93,7 @@ def data_digest(*arrays: NDArray[Any]) -> str:
 
 def check_same_run(path: Path, facts: Mapping[str, Any], run: Mapping[str, Any], data: str) -> None:
     """Refuse a checkpoint of another config or other data. Raises ConfigError: the file, what differs, what to do."""
-    remedy = "use another run directory, or start anew with fresh=True (this replaces the checkpoint)"
+    remedy = "use another run directory, or remove the file to train from the start"
     if facts.get("config_digest") != config_digest(run):
         before, after = dict(leaves(facts.get("run", {}))), dict(leaves(run))
         keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]

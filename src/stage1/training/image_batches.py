@@ -18,6 +18,7 @@ from torch import Tensor
 from stage1.data.augment import training_tensor
 from stage1.engine import cores
 from stage1.errors import DataError, SourceChanged
+from stage1.files import digest_bytes
 from stage1.images import Preprocessing, decode
 from stage1.stream import Item, read_item
 from stage1.training.inputs import checked_features
@@ -36,6 +37,11 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def digests(self, workers: int, max_pixels: int) -> list[str]:
+        """sha256 of the bytes of each image. Raises SourceChanged naming an image that cannot be read."""
+        with ThreadPoolExecutor(workers or cores(), thread_name_prefix="stage1-digest") as pool:
+            return list(pool.map(lambda name, item: digest_bytes(_bytes(name, item, max_pixels)), self.ids, self.items))
 
 
 def checked_images(ids: Sequence[str], items: Sequence[Item], labels: Any, n_classes: int, role: str) -> LabelledImages:
@@ -107,12 +113,23 @@ class Loader:
                     future.cancel()
 
     def _load(self, row: int, epoch: int, view: int) -> NDArray[np.float32]:
+        name = self._names[row]
+        data = _bytes(name, self._items[row], self._spec.max_pixels)
         try:
-            rgb = decode(
-                read_item(self._items[row], max_pixels=self._spec.max_pixels), max_pixels=self._spec.max_pixels
-            )
-        except (DataError, OSError) as error:
-            raise SourceChanged(
-                f"{self._names[row]}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
-            ) from error
+            rgb = decode(data, max_pixels=self._spec.max_pixels)
+        except DataError as error:
+            raise _unreadable(name, error) from error
         return training_tensor(rgb, self._augment, self._spec, seed=self._seed, epoch=epoch, index=row, view=view)
+
+
+def _bytes(name: str, item: Item, max_pixels: int) -> bytes:
+    try:
+        return read_item(item, max_pixels=max_pixels)
+    except (DataError, OSError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> SourceChanged:
+    return SourceChanged(
+        f"{name}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
+    )

@@ -95,6 +95,27 @@ def prepare(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig
     return adapted
 
 
+def less_memory(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig) -> str:
+    """What to set where one image does not fit into memory: only what this model and config can still take."""
+    ways = []
+    switch = getattr(backbone.module.model, "set_grad_checkpointing", None)
+    if switch is not None and not images.grad_checkpointing:
+        try:
+            switch(True)
+        except AssertionError:
+            pass  # it has the switch and no use for it
+        else:
+            switch(False)
+            ways.append("set images.grad_checkpointing=true")
+    if images.unfreeze == "all":
+        ways.append("set images.unfreeze=last")
+    elif images.unfreeze == "last" and images.blocks > 1:
+        ways.append(f"lower images.blocks ({images.blocks})")
+    elif adapter.kind != "none" and adapter.blocks != 1:
+        ways.append("set adapter.blocks=1")
+    return " or ".join([*ways, f"lower backbone.input_size ({backbone.preprocessing.size})"])
+
+
 def parameter_groups(model: ImageModel, train: TrainConfig, images: ImageTrainConfig) -> list[dict[str, Any]]:
     """Groups for AdamW: params, weight_decay, and `scale`, by which the group's learning rate differs from the head's.
 

@@ -54,6 +54,8 @@ class ImageRun:
         folder: Path,
         device: torch.device,
         group: Processes,
+        section: str,
+        less_memory: str,
     ) -> None:
         config, head, images, adapter = configs
         self.train, self.select, self.config, self.images = train, select, config, images
@@ -75,14 +77,17 @@ class ImageRun:
             "preprocessing": spec.to_json(), "backbone": fingerprint, "device": device.type,
         }  # fmt: skip
         texts = [
-            f"{name} {label}" for part in (train, select) for name, label in zip(part.ids, part.labels, strict=True)
+            # Of the bytes too: under the same ids other pictures are other data.
+            f"{name} {label} {digest}"
+            for part in (train, select)
+            for name, label, digest in zip(part.ids, part.labels, part.digests(images.workers, spec.max_pixels), strict=True)
         ]
         self.ledger = Ledger(
             folder, config, len(train), decisive, digest_bytes("\n".join([str(len(train)), *texts]).encode()),
-            writes=group.first, slower=f"images.learning_rate_scale ({images.learning_rate_scale:g})", shipped=_head_only,
+            section=section, writes=group.first, slower=f"images.learning_rate_scale ({images.learning_rate_scale:g})", shipped=_head_only,
         )  # fmt: skip
         micro = math.ceil(config.batch_size / group.world)
-        self.passes = Passes(model, self.weights, config.label_smoothing, device, micro, seed, group.rank)
+        self.passes = Passes(model, self.weights, config.label_smoothing, device, micro, seed, group.rank, less_memory)
         self.loader = Loader(train.items, train.ids, spec, images.augment, seed, images.workers)
         self.threads = torch.get_num_threads()
 

@@ -37,9 +37,11 @@ class Passes:
         micro: int,
         seed: int,
         rank: int,
+        less_memory: str,
     ) -> None:
         self.model, self.weights, self.smoothing = model, weights.to(device), smoothing
         self.device, self.micro, self.seed, self.rank = device, micro, seed, rank
+        self.less_memory = less_memory
 
     def gradients(self, images: Tensor, labels: Tensor, weight: float, place: tuple[int, int]) -> float:
         """Leave the gradient of (loss sum / weight) in the parameters; returns the loss sum.
@@ -57,8 +59,7 @@ class Passes:
                     raise
                 if self.micro == 1:
                     raise Stage1Error(
-                        f"train: no memory for one image of {images.shape[-1]} px on {self.device}; set "
-                        "images.grad_checkpointing=true, unfreeze less, or lower backbone.input_size"
+                        f"train: no memory for one image of {images.shape[-1]} px on {self.device}; {self.less_memory}"
                     ) from error
             self.micro = max(min(self.micro, len(images)) // 2, 1)
             if self.device.type == "cuda":

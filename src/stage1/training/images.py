@@ -23,7 +23,7 @@ from stage1.model.head import build_head
 from stage1.stream import Item
 from stage1.training.distributed import Processes, chosen_device, half_precision, processes, world_size
 from stage1.training.image_batches import checked_images
-from stage1.training.image_model import ImageModel, prepare
+from stage1.training.image_model import ImageModel, less_memory, prepare
 from stage1.training.image_run import ImageRun
 from stage1.training.seeds import sub_seed
 from stage1.training.state import own_torch_state
@@ -70,6 +70,7 @@ def train_on_images(
     started: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
+    section: str = "train",
 ) -> ImageTrainResult:
     """Train a head, and what `images` and `adapter` name of the backbone, choosing epoch and raw or EMA weights on `select`.
 
@@ -78,7 +79,8 @@ def train_on_images(
     Goes on from `folder`/checkpoints/last.safetensors, bit-equal to never having stopped (same machine, versions, threads,
     processes). Writes that file, metrics.csv, log.jsonl, model_best.pth (the head), and, where the backbone learned,
     backbone_tuned.safetensors (plain timm weights, adapter merged: give it as backbone.weights) and adapter/.
-    progress, stop, fresh: as in `train_head`. started: called before the first step with the number of trained parameters and
+    progress, stop, fresh: as in `train_head`. section: of the config from which learning_rate and batch_size of `config` come, for
+    messages. started: called before the first step with the number of trained parameters and
     of all. epochs, batch_size and learning_rate are those of `config`; the ones in `images` are for the caller. Under torchrun every process calls this alike; the first one writes.
     Raises DataError (labels, a class without images, fewer images than a batch), ConfigError (a head or objective that needs
     cached features, a checkpoint of another run), MissingError (device, peft), IntegrityError, Stage1Error (loss not finite:
@@ -87,7 +89,7 @@ def train_on_images(
     folder = Path(folder)
     labelled = checked_images(*train, n_classes, "train")
     chosen = checked_images(*select, n_classes, "val_select")
-    _check(config, head, len(labelled))
+    _check(config, head, len(labelled), section)
     if world_size() > min(len(chosen), images.statistics_images, config.batch_size):
         raise DataError(f"{world_size()} processes: more than images in a batch or in val_select; start fewer")
     device = chosen_device(images.device)
@@ -98,12 +100,16 @@ def train_on_images(
         model = ImageModel(backbone, made, half_precision(images.precision, device))
         run = ImageRun(
             labelled, chosen, model, backbone.preprocessing, fingerprint, (config, head, images, adapter), n_classes, seed,
-            folder, device, group,
+            folder, device, group, section, less_memory(backbone, adapter, images),
         )  # fmt: skip
         trainable, parameters = (sum(p.numel() for p in part) for part in (run.trained, model.parameters()))
         if started is not None and group.first:
             started(trainable, parameters)
-        best = run.finish(stop, fresh, progress)
+        try:
+            best = run.finish(stop, fresh, progress)
+        finally:
+            if images.grad_checkpointing:  # the backbone may be used again, and inference must not pay for it
+                backbone.module.model.set_grad_checkpointing(False)
         share = trainable / parameters
         model.to("cpu")
         backbone.to("cpu")
@@ -117,7 +123,7 @@ def train_on_images(
     )  # fmt: skip
 
 
-def _check(config: TrainConfig, head: HeadConfig, n: int) -> None:
+def _check(config: TrainConfig, head: HeadConfig, n: int, section: str) -> None:
     if head.kind not in ("linear", "mlp") or head.members > 1 or head.gate not in ("auto", "none"):
         raise ConfigError(
             f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}: on images one linear or mlp head is "
@@ -131,9 +137,16 @@ def _check(config: TrainConfig, head: HeadConfig, n: int) -> None:
     step = config.batch_size * config.accumulate
     if n < step:
         raise DataError(
-            f"train: {n} images, fewer than the {step} of one step (train.batch_size={config.batch_size} x "
-            f"train.accumulate={config.accumulate}); lower train.batch_size to {max(1, n // config.accumulate)} or add images"
+            f"train: {n} images, fewer than the {step} of one step ({section}.batch_size={config.batch_size} x "
+            f"train.accumulate={config.accumulate}); {_smaller_step(config, n, section)} or add images"
         )
+
+
+def _smaller_step(config: TrainConfig, n: int, section: str) -> str:
+    """What to set so that one step has no more than `n` images."""
+    if n >= config.accumulate:
+        return f"lower {section}.batch_size to {n // config.accumulate}"
+    return f"set train.accumulate=1 and lower {section}.batch_size to {n}"
 
 
 def _finished(
@@ -142,9 +155,6 @@ def _finished(
     """The backbone with its best weights, and the files that hold them."""
     if not model.body_trained:
         return backbone
-    checkpointing = getattr(backbone.module.model, "set_grad_checkpointing", None)
-    if getattr(backbone.module.model, "grad_checkpointing", False) and checkpointing is not None:
-        checkpointing(False)
     if adapted is None:
         tuned = backbone.renewed(f"{backbone.weights} + tuned")
     else:

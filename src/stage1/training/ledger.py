@@ -59,7 +59,8 @@ def by_part(tensors: Mapping[str, Tensor], *names: str) -> Parts:
 class Ledger:
     """Position, schedule, choice of the epoch, checkpoint, metrics, log of one run on `n` samples in `folder`.
 
-    facts, data: what decides the weights, and the digest of what they are made from; a checkpoint is of both. writes: false in
+    facts, data: what decides the weights, and the digest of what they are made from; a checkpoint is of both. section: of the
+    config where learning_rate stands, for messages (`tune` takes it from images). writes: false in
     all processes of a run but one. slower: what to lower where the loss is not finite. shipped: of the best weights those
     that model_best.pth holds. start_epoch: weights of epochs before it are not to be chosen, counted from 0.
     """
@@ -72,12 +73,14 @@ class Ledger:
         facts: Mapping[str, Any],
         data: str,
         *,
+        section: str = "train",
         writes: bool = True,
         slower: str = "",
         shipped: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
         start_epoch: int = 0,
     ) -> None:
         self.folder, self.config, self.facts, self.data = folder, config, facts, data
+        self.section = section
         self.writes, self.slower, self.shipped, self.start_epoch = writes, slower, shipped, start_epoch
         self.steps = steps_per_epoch(n, config.batch_size, config.accumulate)
         self.total = self.steps * config.epochs
@@ -211,8 +214,8 @@ class Ledger:
         kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
         self.log("diverged", epoch=self.at.epoch + 1, step=step, what=what)
         return Stage1Error(
-            f"train: {what} at step {step} (epoch {self.at.epoch + 1}); lower train.learning_rate "
-            f"({self.config.learning_rate:g}) or {self.slower}, and start anew (fresh); {kept}"
+            f"train: {what} at step {step} (epoch {self.at.epoch + 1}); lower {self.section}.learning_rate "
+            f"({self.config.learning_rate:g}) or {self.slower}; {kept}"
         )
 
     # ---- files ----------------------------------------------------------------------------------------------------

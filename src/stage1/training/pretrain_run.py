@@ -241,5 +241,5 @@ class PretrainRun:
         append_event(self.folder / LOG, "pretrain ended", step=self._done_steps() + 1, what=what)
         raise Stage1Error(
             f"pretrain: {what}; lower pretrain.learning_rate ({self.config.learning_rate:g}) or use the other "
-            f"pretrain.objective, and start anew (fresh); {kept}"
+            f"pretrain.objective; {kept}"
         )

@@ -46,7 +46,7 @@ class Vitals:
     def of(cls, features: NDArray[np.float32]) -> Vitals:
         """Raises Stage1Error where a feature is not finite."""
         if not np.isfinite(features).all():
-            raise Stage1Error("pretrain: features are not finite; lower pretrain.learning_rate and start anew (fresh)")
+            raise Stage1Error("pretrain: features are not finite; lower pretrain.learning_rate")
         return cls(effective_rank(features), spread(features))
 
 
