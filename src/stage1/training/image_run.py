@@ -80,7 +80,9 @@ class ImageRun:
             # Of the bytes too: under the same ids other pictures are other data.
             f"{name} {label} {digest}"
             for part in (train, select)
-            for name, label, digest in zip(part.ids, part.labels, part.digests(images.workers, spec.max_pixels), strict=True)
+            for name, label, digest in zip(
+                part.ids, part.labels, part.digests(images.workers, spec.max_pixels), strict=True
+            )
         ]
         self.ledger = Ledger(
             folder, config, len(train), decisive, digest_bytes("\n".join([str(len(train)), *texts]).encode()),
