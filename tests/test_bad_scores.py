@@ -7,9 +7,13 @@ import io
 import json
 import subprocess
 import sys
+from csv import writer
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -166,6 +170,108 @@ def test_one_column_for_each_class_under_any_name(tmp_path):
     assert stage1("calibrate", "--scores", path, "--columns", "scores=p_no,p_yes", *arguments).returncode == 0
     swapped = stage1("calibrate", "--scores", path, "--columns", "scores=p_no,p_yse", *arguments)
     one_line_error(swapped, 2, "p_no,p_yse", "p_yes")
+
+
+@pytest.mark.parametrize("command", [
+    ["calibrate", "--output", "out"], ["evaluate", "--policy", "out"], ["audit", "--draws", "2"], ["plan"],
+])  # fmt: skip
+def test_no_command_guesses_what_the_columns_hold(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = csv(tmp_path / "mine.csv", label=LABELS, p=P)
+    assert calibrate(path, "--columns", "scores=p").returncode == 0
+    given = [command[0], "--scores", path, "--columns", "scores=p", *command[1:]]
+    one_line_error(stage1(*given), 2, "mine.csv", "--values", "these look like probabilities")
+    one_line_error(
+        stage1("compare", path, path, "--columns", "scores=p"), 2, "--values", "these look like probabilities"
+    )
+    one_line_error(
+        stage1("streetvision", "reward", path, "--columns", "scores=p"), 2, "--values", "look like probabilities"
+    )
+
+
+def rows_in_every_format(folder: Path) -> list[Path]:
+    """One set of rows: ids with leading zeros, groups of twenty digits with blanks, a boolean slice."""
+    groups = [f"{98765432109876540000 + row // 2}" if row % 5 else "" for row in range(N)]
+    columns = {
+        "id": [f"{row:04d}" for row in range(N)], "group": groups, "label": LABELS.tolist(),
+        "slice_night": (np.arange(N) % 3 == 0).tolist(), "prob_0": (1 - P).tolist(), "prob_1": P.tolist(),
+    }  # fmt: skip
+    table = pa.table({**columns, "group": [group or None for group in groups]})
+    pq.write_table(table, folder / "parquet.parquet")
+    np.savez(folder / "npz.npz", probabilities=np.stack([1 - P, P], axis=1), **{
+        name: np.array(cells) for name, cells in columns.items() if not name.startswith("prob")
+    })  # fmt: skip
+    pyarrow.csv.write_csv(table, folder / "arrow.csv")
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    for name, separator in (("comma.csv", ","), ("semicolon.CSV", ";"), ("tab.tsv", "\t")):
+        with open(folder / name, "w", newline="") as stream:
+            writer(stream, delimiter=separator).writerows(rows)
+    return [
+        folder / name for name in ("parquet.parquet", "npz.npz", "arrow.csv", "comma.csv", "semicolon.CSV", "tab.tsv")
+    ]
+
+
+def test_the_same_rows_give_the_same_certificate_in_every_format(tmp_path):
+    made = {}
+    for path in rows_in_every_format(tmp_path):
+        result = stage1("calibrate", "--scores", path, "--output", tmp_path / path.stem, TARGET, "data.slices=[night]")
+        assert result.returncode == 0, result.stderr
+        assert "120 of 600 rows have a blank group" in result.stderr
+        made[path.name] = [
+            (tmp_path / path.stem / name).read_bytes()
+            for name in ("certificate.json", "thresholds.json", "calibration.json")
+        ]
+    first = made.pop("parquet.parquet")
+    assert b"night=True" in first[0] or b'"True"' in first[0]
+    assert all(files == first for files in made.values())
+
+
+def test_whole_numbers_are_the_same_names_beside_empty_cells_or_without(tmp_path):
+    """pandas turns a column of whole numbers into floats where one cell is empty: 7.0 is then 7."""
+    groups = np.where(np.arange(N) % 5 == 0, np.nan, np.arange(N) // 2)
+    text = ["" if np.isnan(group) else f"{int(group)}" for group in groups]
+    csv(tmp_path / "text.csv", label=LABELS, prob_1=P, group=text)
+    csv(tmp_path / "pandas.csv", label=LABELS, prob_1=P, group=["" if np.isnan(group) else group for group in groups])
+    pq.write_table(pa.table({"label": LABELS, "prob_1": P, "group": groups}), tmp_path / "floats.parquet")
+    np.savez(tmp_path / "floats.npz", label=LABELS, prob_1=P, group=groups)
+    made = set()
+    for name in ("text.csv", "pandas.csv", "floats.parquet", "floats.npz"):
+        assert calibrate(tmp_path / name).returncode == 0
+        made.add((tmp_path / "out" / "certificate.json").read_bytes())
+    assert len(made) == 1
+
+
+def test_rows_off_by_rounding_are_counted_on_stderr(tmp_path):
+    path = csv(tmp_path / "off.csv", label=LABELS, prob_1=np.where(np.arange(N) < 12, 1.0000001, P))
+    result = calibrate(path)
+    assert "off.csv: 12 of 600 rows of probabilities are off by rounding" in result.stderr
+    one_line_error(
+        calibrate(csv(tmp_path / "off.csv", label=LABELS, prob_1=replaced(P, 7, 1.2))), 2, "off.csv", "row 7 is 1.2"
+    )
+
+
+@pytest.mark.parametrize("command", ["audit", "compare"])
+def test_names_as_labels_are_read_by_audit_and_compare(command, tmp_path):
+    named = csv(tmp_path / "named.csv", label=np.where(LABELS, "cat", "dog"), id=np.arange(N), prob_1=P)
+    plain = csv(tmp_path / "plain.csv", label=LABELS, id=np.arange(N), prob_1=P)
+    csv(tmp_path / "rival.csv", label=np.where(LABELS, "cat", "dog"), id=np.arange(N), prob_1=P**2)
+    few = (
+        ["--draws", "3", "--calib", "300", "--select", "60", "-q", TARGET]
+        if command == "audit"
+        else ["--resamples", "20"]
+    )
+
+    def found(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        sources = ["--scores", path] if command == "audit" else [path, path.with_name("rival.csv")]
+        return stage1(command, *sources, "--json", *few, *options)
+
+    one_line_error(found(named), 2, "named.csv", "data.classes=[cat, dog]")
+    named_document, plain_document = (
+        json.loads(found(path, "data.classes=[dog, cat]").stdout) for path in (named, plain)
+    )
+    assert json.dumps(named_document).replace("named.csv", "plain.csv") == json.dumps(plain_document)
+    if command == "compare":
+        one_line_error(found(plain, "risks.fnr=0.1"), 2, "risks.fnr=0.1", "data.classes")
 
 
 # ---- in Python ---------------------------------------------------------------------------------------------------

@@ -80,6 +80,92 @@ def test_probabilities_that_are_none(values):
         from_probabilities(values)
 
 
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """Rounded to the nearest bfloat16: the upper half of a float32."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    "rounded", [np.float32, np.float16, bfloat16, lambda p: p.round(3)], ids=["32", "16", "b16", "3"]
+)
+@pytest.mark.parametrize("k", [2, 3, 1000])
+def test_probabilities_off_by_rounding_are_read(rounded, k):
+    p = special.softmax(np.random.default_rng(0).normal(0, 3 if k < 1000 else 8, (500, k)), axis=1)
+    heard: list[str] = []
+    if k == 1000 and not isinstance(rounded, type) and rounded is not bfloat16:
+        return  # a thousand classes printed with three digits are not probabilities any more
+    given = rounded(p).astype(np.float64)
+    scores = from_probabilities(given, say=heard.append)
+    assert np.allclose(scores.probabilities, given / given.sum(axis=1, keepdims=True), atol=1e-9)
+    off = int((np.abs(given.sum(axis=1) - 1) > 1e-5).sum())
+    assert [line.split(" rows")[0] for line in heard] == ([f"{off} of 500"] if off else [])
+
+
+@pytest.mark.parametrize("values, count", [
+    ([1.0000001, 0.5, -1e-9], 2), ([[1.0000001, -1e-9], [0.5, 0.5]], 1), ([[0.499, 0.499], [0.5, 0.5], [0.502, 0.5]], 2),
+    ([0.0, 1.0], 0),
+])  # fmt: skip
+def test_what_was_clipped_is_counted(values, count):
+    heard: list[str] = []
+    scores = from_probabilities(values, say=heard.append)
+    assert ((scores.probabilities >= 0) & (scores.probabilities <= 1)).all()
+    assert [line.split(" of ")[0] for line in heard] == ([str(count)] if count else [])
+
+
+@pytest.mark.parametrize("values, row", [
+    ([0.5, 1.01], 1), ([0.5, 0.5, -0.01], 2), ([[0.5, 0.5], [0.5, 0.49]], 1), ([[0.5, 0.51]], 0), ([[1.1, -0.1]], 0),
+    ([0.5, np.nan], 1), ([0.5, np.inf], 1),
+])  # fmt: skip
+def test_beyond_rounding_the_row_is_named(values, row):
+    with pytest.raises(DataError, match=f"probabilities: row {row} (is|sums to)"):
+        from_probabilities(values)
+
+
+UNSAID = {
+    "probabilities in one column": ("p\n0.2\n0.9\n", "p", "all values lie in [0, 1]: these look like probabilities"),
+    "probabilities of two": (
+        "a,b\n0.2,0.8\n0.9,0.1\n",
+        "a,b",
+        "[0, 1] and rows sum to 1: these look like probabilities",
+    ),
+    "logits": ("p\n-2.5\n3\n", "p", "between -2.5 and 3: these look like logits"),
+    "neither": ("a,b\n0.2,0.2\n0.9,0.1\n", "a,b", "do not sum to 1: these look like neither"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSAID)
+def test_what_columns_hold_is_never_guessed(kind, tmp_path):
+    text, columns, words = UNSAID[kind]
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError) as raised:
+        read_scores(tmp_path / "a.csv", columns={"scores": columns})
+    assert "say --values logits or --values probabilities" in str(raised.value)
+    assert words in str(raised.value)
+
+
+def test_names_of_ours_say_what_columns_hold(tmp_path):
+    (tmp_path / "a.csv").write_text("prob_0,prob_1,logit_0,logit_1\n0.25,0.75,0,1\n")
+    with pytest.raises(DataError, match="holds logits and probabilities; say which"):
+        read_scores(tmp_path / "a.csv")
+    assert read_scores(tmp_path / "a.csv", values="logits")[0].margin == approx([1])
+    assert read_scores(tmp_path / "a.csv", columns={"scores": "prob_1"})[0].margin == approx([np.log(3)])
+    np.savez(tmp_path / "a.npz", probabilities=[0.75])
+    assert read_scores(tmp_path / "a.npz")[0].margin == approx([np.log(3)])
+
+
+@pytest.mark.parametrize("said", ["logits", None])
+def test_logits_that_look_like_probabilities_are_read_with_a_warning(said, tmp_path):
+    heard: list[str] = []
+    (tmp_path / "a.csv").write_text("logit_0,logit_1\n0.25,0.75\n0.5,0.5\n")
+    assert read_scores(tmp_path / "a.csv", values=said, say=heard.append)[0].margin.tolist() == [0.5, 0.0]
+    assert len(heard) == 1
+    assert "these look like probabilities" in heard[0]
+    write_scores(tmp_path / "b.csv", example())
+    read_scores(tmp_path / "b.csv", say=heard.append)
+    assert len(heard) == 1
+
+
 @pytest.mark.parametrize("ending", ["npz", "parquet", "csv"])
 @pytest.mark.parametrize("k", [2, 3])
 def test_files_round_trip(tmp_path, ending, k):
@@ -97,7 +183,9 @@ def test_probability_columns_are_read_only_where_said(tmp_path):
     assert roles is None
     assert scores.probabilities[:, 1] == approx([0.1, 0.8])
     with pytest.raises(DataError, match="no logits found"):
-        read_scores(tmp_path / "p.csv")
+        read_scores(tmp_path / "p.csv", values="logits")
+    # Columns by our names say themselves what they hold.
+    assert (read_scores(tmp_path / "p.csv")[0].logits == scores.logits).all()
 
 
 def test_foreign_names_and_one_column(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stage1.columns import ColumnFile, is_blank, open_columns
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.extras import load
 from stage1.files import atomic_writer, write_bytes, write_text, write_through
@@ -37,6 +39,14 @@ _INDEX = "label_index"
 _OURS = {b"stage1.label": b"column number"}
 # log of the smallest normal double: finite, and below the log of every probability that a model can print
 _LOG_FLOOR = float(np.finfo(np.float64).tiny)
+# What rounding does to probabilities: bfloat16 moves each by up to 2^-9 of itself, so a sum by .002 (.004 where it truncates).
+OUTSIDE, SUM_OFF = 1e-3, 5e-3
+# The sum of float32 softmax outputs is off by less; nothing is said of it.
+_SUM_EXACT = 1e-5
+
+
+def _silent(text: str) -> None:
+    """Nobody to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,8 @@ class Scores:
     logits: float [N, K], raw scores (log-probabilities will do: they are logits up to a constant per row).
     labels: int [N] in 0..K-1, or None. Class 1 is the positive class when K = 2.
     gate:   float [N] raw second score (higher = more likely right), or None.
-    groups: str [N] unit of dependence (video, camera, site), or None.
+    groups: str [N] unit of dependence (video, camera, site), or None. A row whose group is blank (empty, white space, None,
+            NaN) is a group of its own, named by its id.
     ids:    str [N] unique sample ids (sha256 of the image bytes), or None.
     slices: name -> str [N], attributes by which claims are broken down (city, night); empty where there are none.
     extra:  name -> float [N], further signals of whether the answer is right (view spread, kNN distance), for the gate.
@@ -82,6 +93,8 @@ class Scores:
             if (counts > 1).any():
                 raise DataError(f"ids: {str(values[counts > 1][0])!r} occurs {counts.max()} times; ids must be unique")
             put(self, "ids", ids)
+        if self.groups is not None:
+            put(self, "groups", _own_groups(self.groups, self.ids))
         put(self, "slices", {name: _texts(values, n, f"slices.{name}") for name, values in self.slices.items()})
         put(self, "extra", {name: _floats(values, f"extra.{name}", 1) for name, values in self.extra.items()})
         for name, signal in self.extra.items():
@@ -131,22 +144,38 @@ class Scores:
         )  # fmt: skip
 
 
-def from_probabilities(probabilities: ArrayLike, **fields: Any) -> Scores:
+def from_probabilities(probabilities: ArrayLike, *, say: Callable[[str], None] = _silent, **fields: Any) -> Scores:
     """Scores from probabilities, [N, K] or [N] (binary: P(class 1)); logits are their logs.
 
     0 and 1 stay finite (log of the smallest normal double), so that saturated values tie with each other and with
-    nothing else. Raises DataError for values outside [0, 1] or rows that do not sum to 1 within 1e-3.
+    nothing else. Values up to .001 outside [0, 1] are clipped and rows whose sum is up to .005 off count as shares of it
+    (rounding: float16, bfloat16, printed digits); `say` hears how many. Raises DataError naming the row beyond that.
     """
     values = np.asarray(probabilities, dtype=np.float64)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
-    if values.ndim not in (1, 2) or not np.isfinite(values).all() or (values < 0).any() or (values > 1).any():
-        raise DataError("probabilities: values must be finite and in [0, 1], shape [N] or [N, K]; for logits say so")
+    if values.ndim not in (1, 2):
+        raise DataError(f"probabilities: shape {values.shape}; [N] or [N, K] expected")
+    wrong = ~((values >= -OUTSIDE) & (values <= 1.0 + OUTSIDE))
+    if wrong.any():
+        at = tuple(np.argwhere(wrong)[0])
+        raise DataError(f"probabilities: row {at[0]} is {values[at]:.6g}, not finite and in [0, 1]; for logits say so")
+    outside = (values < 0) | (values > 1)
+    values = np.clip(values, 0.0, 1.0)
+    off = outside
     if values.ndim == 1:
         values = np.stack([1.0 - values, values], axis=1)
-    elif values.size and np.abs(values.sum(axis=1) - 1.0).max() > 1e-3:
-        row = int(np.abs(values.sum(axis=1) - 1.0).argmax())
-        raise DataError(f"probabilities: row {row} sums to {values[row].sum():.4g}, not 1; for logits say so")
+    elif values.size:
+        gap = np.abs(values.sum(axis=1) - 1.0)
+        if gap.max() > SUM_OFF:
+            row = int(gap.argmax())
+            raise DataError(f"probabilities: row {row} sums to {values[row].sum():.4g}, not 1; for logits say so")
+        # Nothing is divided here: logits are equal up to a constant per row, and the softmax divides by the sum.
+        off = outside.any(axis=1) | (gap > _SUM_EXACT)
+    if count := int(off.sum()):
+        say(
+            f"{count} of {len(off)} rows of probabilities are off by rounding: clipped to [0, 1] and taken as shares of their sum"
+        )
     return Scores(logits=np.log(np.maximum(values, _LOG_FLOOR)), **fields)
 
 
@@ -182,11 +211,28 @@ def _labels(values: ArrayLike, n: int, k: int) -> NDArray[np.int64]:
 
 
 def _texts(values: ArrayLike, n: int, name: str) -> NDArray[np.str_]:
-    array = np.asarray(values).astype(np.str_)
+    array = np.asarray(values)
     if array.ndim != 1:
         raise DataError(f"{name}: shape {array.shape}; one per row expected")
+    if array.dtype.kind == "O":  # text beside None or NaN, as pandas has it
+        array = np.array(["" if cell is None or cell != cell else str(cell) for cell in array.tolist()], dtype=np.str_)
     _same_length(array, n, name)
-    return array
+    return array.astype(np.str_)
+
+
+def _own_groups(groups: NDArray[np.str_], ids: NDArray[np.str_] | None) -> NDArray[np.str_]:
+    """The groups, with each blank one replaced by a name that no other row has: the row's id, else its number."""
+    names = groups.tolist()
+    if not (blank := [row for row, name in enumerate(names) if is_blank(name)]):
+        return groups
+    taken = set(names)
+    for row in blank:
+        own = f"row {row}" if ids is None else str(ids[row])
+        while own in taken or is_blank(own):
+            own = f"{own} (no group)"
+        taken.add(own)
+        names[row] = own
+    return np.array(names, dtype=np.str_)
 
 
 def _same_length(array: NDArray[Any], n: int, name: str) -> None:
@@ -242,24 +288,27 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
 def read_scores(
     path: str | os.PathLike[str],
     *,
-    values: Values = "logits",
+    values: Values | None = None,
     columns: Mapping[str, str] | None = None,
     classes: Sequence[str] | None = None,
+    say: Callable[[str], None] = _silent,
 ) -> tuple[Scores, NDArray[np.str_] | None]:
     """Read scores and, where there is one, the role of each row.
 
-    path: .npz, .parquet, .csv or .tsv. values: what the score columns hold; never guessed.
+    path: .npz, .parquet, .csv or .tsv (how cells are read: stage1.columns). values: what the score columns hold; None where
+    their own names say it (`logits`, `logit_0`.. or `probabilities`, `prob_0`..). It is never guessed from the numbers.
     columns: other names for "scores" (npz: one array [N], [N, K]; tables: one column, or one per class as "a,b,c"), "label", "group", "id", "gate", "role"; and
     slice_NAME, extra_NAME for the columns of Scores.slices and Scores.extra that are called otherwise in the file.
     classes: names in the order of the score columns. A label is then matched as `labels.place_labels` says, without them it is a
     column number (true 1, false 0); a column label_index holds column numbers in any case.
     Table files hold `logit_0..` (or `prob_0..` for probabilities; one column `prob_1` or the one named "scores" is P(class 1)).
+    say: hears, a line each, of blank groups, of probabilities off by rounding, and of logits that look like probabilities.
     Returns (Scores, roles or None). Raises MissingError, DataError naming file and column.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"{path}: no such file; give --scores an .npz, .parquet or .csv file")
-    names = dict(columns or {})
+    names = {field: name.strip() for field, name in (columns or {}).items()}
     unknown = {
         name for name in names if name not in _FIELDS and not (name.startswith((_SLICE, _EXTRA)) and len(name) > 6)
     }
@@ -267,55 +316,74 @@ def read_scores(
         raise DataError(
             f"columns: unknown field {sorted(unknown)[0]!r}; use {', '.join(_FIELDS)}, slice_NAME or extra_NAME"
         )
-    raw, metadata = (_read_npz(path), {}) if path.suffix == ".npz" else _read_table(path, names)
-    matrix = _score_matrix(raw, names, values, path)
+    raw = open_columns(path)
+    kind, matrix = _score_matrix(raw, names, values)
 
-    def column(field: str, *aliases: str) -> NDArray[Any] | None:
-        if field in names and names[field] not in raw:
-            raise DataError(f"{path}: no column {names[field]!r} (given for {field}); it has {', '.join(sorted(raw))}")
-        for name in (names.get(field), field, *aliases):
-            if name and name in raw:
-                return raw[name]
-        return None
+    def column(field: str, *aliases: str) -> str | None:
+        if field not in names:
+            return raw.find(field, *aliases)
+        if names[field] not in raw.names:
+            raise DataError(f"{path}: no column {names[field]!r} (given for {field}); it has {_listed(raw)}")
+        return names[field]
 
-    def named(prefix: str) -> dict[str, NDArray[Any]]:
-        wanted = dict.fromkeys(name for name in (*raw, *names) if name.startswith(prefix))
+    def named(prefix: str) -> dict[str, str]:
+        wanted = dict.fromkeys(name for name in (*raw.names, *names) if name.startswith(prefix))
         found = {name.removeprefix(prefix): column(name) for name in wanted}
-        return {name: values for name, values in found.items() if values is not None}
+        return {name: where for name, where in found.items() if where is not None}
 
-    roles = column("role", "roles", "split")
-    role_texts = None if roles is None else roles.astype(np.str_)
-    if role_texts is not None and (bad := sorted(set(role_texts.tolist()) - set(ROLES))):
-        raise DataError(f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}")
+    label, gate, group, name, role = (
+        column("label", "labels", _INDEX), column("gate"), column("group", "groups"), column("id", "ids"),
+        column("role", "roles", "split"),
+    )  # fmt: skip
+    groups = None if group is None else raw.texts(group)
     fields: dict[str, Any] = {
-        "labels": _label_numbers(raw, names, column("label", "labels", _INDEX), metadata, classes, path), "gate": column("gate"),
-        "groups": column("group", "groups"), "ids": column("id", "ids"),
-        "slices": named(_SLICE), "extra": named(_EXTRA),
-    }  # fmt: skip
+        "labels": None if label is None else _label_numbers(raw, label, classes, given="label" in names),
+        "gate": None if gate is None else raw.numbers(gate),
+        "groups": groups,
+        "ids": None if name is None else _filled(raw, name),
+        "slices": {key: raw.texts(where) for key, where in named(_SLICE).items()},
+        "extra": {key: raw.numbers(where) for key, where in named(_EXTRA).items()},
+    }
+    roles = None if role is None else np.array(_filled(raw, role), dtype=np.str_)
+    if roles is not None and (bad := sorted(set(roles.tolist()) - set(ROLES))):
+        raise DataError(f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}")
+    if groups is not None and (blank := sum(map(is_blank, groups))):
+        say(f"{path}: {blank} of {len(groups)} rows have a blank group; each is a group of its own")
     try:
-        if values == "probabilities":
-            return from_probabilities(matrix, **fields), role_texts
-        if matrix.ndim == 1:
-            matrix = np.stack([np.zeros_like(matrix), matrix], axis=1)
-        return Scores(logits=matrix, **fields), role_texts
+        if kind == "probabilities":
+            scores = from_probabilities(matrix, say=lambda text: say(f"{path}: {text}"), **fields)
+        else:
+            if look_like_probabilities(matrix):
+                say(f"{path}: read as logits, but {appearance(matrix)}")
+            if matrix.ndim == 1:
+                matrix = np.stack([np.zeros_like(matrix), matrix], axis=1)
+            scores = Scores(logits=matrix, **fields)
+        if roles is not None:
+            _same_length(roles, len(scores), "roles")
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    return scores, roles
 
 
-def _label_numbers(
-    raw: Mapping[str, Any], names: Mapping[str, str], labels: NDArray[Any] | None, metadata: Mapping[bytes, bytes],
-    classes: Sequence[str] | None, path: Path,
-) -> NDArray[np.int64] | None:  # fmt: skip
-    """Labels as column numbers. Which class comes first is said by `classes`, never guessed."""
-    if labels is None:
-        return None
-    name = next(name for name in (names.get("label", "label"), "label", "labels", _INDEX) if name in raw)
-    if "label" not in names and name != _INDEX and _INDEX in raw:
-        raise DataError(f"{path}: columns {name!r} and {_INDEX!r}; say which one with --columns label=NAME")
-    if labels.ndim != 1:
-        raise DataError(f"{path}: column {name!r} has the shape {labels.shape}; one label per row is expected")
-    cells = labels.tolist()
-    numbered = name == _INDEX or (name == "label" and metadata.items() >= _OURS.items())
+def _filled(raw: ColumnFile, name: str) -> list[str]:
+    texts = raw.texts(name)
+    if "" in texts:
+        raise DataError(f"{raw.path}: column {name!r} has empty cells (the first in row {texts.index('')}); fill them")
+    return texts
+
+
+def _listed(raw: ColumnFile) -> str:
+    shown = sorted(raw.names)
+    return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
+
+
+def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *, given: bool) -> NDArray[np.int64]:
+    """Labels as column numbers. Which class comes first is said by `classes`, never guessed. given: the column was named."""
+    path, metadata, index = raw.path, raw.metadata, raw.find(_INDEX)
+    if not given and index not in (None, name):
+        raise DataError(f"{path}: columns {name!r} and {index!r}; say which one with --columns label=NAME")
+    cells = raw.cells(name)
+    numbered = name == index or (name == "label" and metadata.items() >= _OURS.items())
     stored = stored_names(metadata, name)
     if stored is not None and classes is not None:
         cells = decoded(cells, stored, f"{path}: column {name!r}", [f"row {row}" for row in range(len(cells))])
@@ -342,76 +410,85 @@ def _label_numbers(
     return np.array([found[text] for text in texts], dtype=np.int64)
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as .npz ({error})") from error
-
-
-def _read_table(path: Path, names: Mapping[str, str]) -> tuple[dict[str, NDArray[Any]], Mapping[bytes, bytes]]:
-    """The columns, and the metadata of a Parquet file."""
-    import pyarrow as pa
-
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path)
-        elif path.suffix in (".csv", ".tsv"):
-            import pyarrow.csv
-
-            # Labels stay text: what true, 01 and 1.0 mean is said by one rule for all formats, not by what a reader infers.
-            texts = dict.fromkeys((names.get("label", "label"), "label", "labels", _INDEX), pa.string())
-            table = pyarrow.csv.read_csv(
-                path, parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ","),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=texts),
-            )  # fmt: skip
-        else:
-            raise DataError(f"{path}: unknown ending for scores; use .npz, .parquet, .csv or .tsv")
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix} ({error})") from error
-    if len(set(table.column_names)) < len(table.column_names):
-        twice = next(name for name in table.column_names if table.column_names.count(name) > 1)
-        raise DataError(f"{path}: two columns are called {twice!r}; rename one")
-    columns = {name: np.asarray(table[name].to_pylist() if table[name].null_count == 0 else _no_nulls(path, name))
-               for name in table.column_names}  # fmt: skip
-    return columns, table.schema.metadata or {}
-
-
-def _no_nulls(path: Path, name: str) -> list[Any]:
-    raise DataError(f"{path}: column {name!r} has empty cells (or NaN); fill them or drop these rows")
+_STEMS: dict[Values, str] = {"logits": "logit", "probabilities": "prob"}
 
 
 def _score_matrix(
-    raw: Mapping[str, NDArray[Any]], names: Mapping[str, str], values: Values, path: Path
-) -> NDArray[np.float64]:
-    stem = "logit" if values == "logits" else "prob"
-    whole = names.get("scores") or ("logits" if values == "logits" else "probabilities")
-    if whole in raw:
-        return _column_of_numbers(raw[whole], whole, path)
-    if "scores" in names and all(part in raw for part in whole.split(",")):
-        return np.stack([_column_of_numbers(raw[part], part, path) for part in whole.split(",")], axis=1)
+    raw: ColumnFile, names: Mapping[str, str], values: Values | None
+) -> tuple[Values, NDArray[np.float64]]:
+    """(what the scores are, the numbers [N] or [N, K]). Where nobody says what they are, the names of the columns must."""
     if "scores" in names:
-        raise DataError(f"{path}: no column {whole!r}; it has {', '.join(sorted(raw))}")
-    numbered = sorted((name for name in raw if name.startswith(f"{stem}_") and name[len(stem) + 1 :].isdigit()),
-                      key=lambda name: int(name[len(stem) + 1 :]))  # fmt: skip
-    if numbered == [f"{stem}_{index}" for index in range(len(numbered))] and len(numbered) >= 2:
-        return np.stack([_column_of_numbers(raw[name], name, path) for name in numbered], axis=1)
-    if numbered == [f"{stem}_1"]:
-        return _column_of_numbers(raw[numbered[0]], numbered[0], path)
-    raise DataError(
-        f"{path}: no {values} found (looked for {whole!r} or {stem}_0, {stem}_1 ..); it has {', '.join(sorted(raw))}. "
-        f"Name the column with --columns scores=NAME and say --values logits|probabilities"
-    )
+        wanted = names["scores"]
+        parts = [wanted] if wanted in raw.names else [part.strip() for part in wanted.split(",")]
+        if any(part not in raw.names for part in parts):
+            raise DataError(f"{raw.path}: no column {wanted!r}; it has {_listed(raw)}")
+    else:
+        kinds: tuple[Values, ...] = ("logits", "probabilities") if values is None else (values,)
+        found = {kind: parts for kind in kinds if (parts := _standard_columns(raw, kind))}
+        if len(found) > 1:
+            raise DataError(
+                f"{raw.path}: holds logits and probabilities; say which to take with --values logits|probabilities"
+            )
+        if not found:
+            looked = " or ".join(f"{kind!r}, {_STEMS[kind]}_0, {_STEMS[kind]}_1 .." for kind in kinds)
+            raise DataError(
+                f"{raw.path}: no {' or '.join(kinds)} found (looked for {looked}); it has {_listed(raw)}. "
+                f"Name the column with --columns scores=NAME and say --values logits|probabilities"
+            )
+        parts = next(iter(found.values()))
+    matrix = raw.numbers(parts[0]) if len(parts) == 1 else np.stack([raw.numbers(part) for part in parts], axis=1)
+    kind = values or _kind_by_name(parts)
+    if kind is None:
+        shown = ", ".join(parts[:4]) + (", .." if len(parts) > 4 else "")
+        raise DataError(
+            f"{raw.path}: logits or probabilities? Their column ({shown}) does not tell, and it is never guessed; say --values logits or --values probabilities: "
+            f"{appearance(matrix)}"
+        )
+    return kind, matrix
 
 
-def _column_of_numbers(values: NDArray[Any], name: str, path: Path) -> NDArray[np.float64]:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: column {name!r} does not hold numbers ({error})") from error
+def _standard_columns(raw: ColumnFile, kind: Values) -> list[str]:
+    """The score columns that go by our names, in the order of the classes; empty where there are none."""
+    if whole := raw.find(kind):
+        return [whole]
+    numbered = {int(found[1]): name for name in raw.names if (found := re.fullmatch(_numbered(kind), name, re.ASCII))}
+    stem = f"{_STEMS[kind]}_"
+    strange = (name for name in raw.names if name.lower().startswith(stem) and name[len(stem) :].isdigit())
+    if odd := [name for name in strange if name not in numbered.values()]:
+        raise DataError(f"{raw.path}: column {odd[0][:80]!r}: number the classes {stem}0, {stem}1, .. in plain digits")
+    if len(numbered) >= 2 and (gap := set(range(max(numbered) + 1)) - set(numbered)):
+        raise DataError(
+            f"{raw.path}: no column '{_STEMS[kind]}_{min(gap)}', but '{numbered[max(numbered)]}'; one per class is needed"
+        )
+    return [numbered[index] for index in sorted(numbered)] if len(numbered) >= 2 or 1 in numbered else []
+
+
+def _numbered(kind: Values) -> str:
+    # Digits of ASCII, and few: a superscript two is a digit as well, and no number has 4,300 of them.
+    return rf"(?i:{_STEMS[kind]})_(0|[1-9]\d{{0,5}})"
+
+
+def _kind_by_name(parts: Sequence[str]) -> Values | None:
+    for kind in _STEMS:
+        if all(part.lower() == kind or re.fullmatch(_numbered(kind), part, re.ASCII) for part in parts):
+            return kind
+    return None
+
+
+def look_like_probabilities(matrix: NDArray[np.float64]) -> bool:
+    inside = bool(matrix.size) and bool(((matrix >= -OUTSIDE) & (matrix <= 1 + OUTSIDE)).all())
+    return inside and (matrix.ndim != 2 or bool((np.abs(matrix.sum(axis=1) - 1.0) <= SUM_OFF).all()))
+
+
+def appearance(matrix: NDArray[np.float64]) -> str:
+    """Which of the two kinds the numbers look like, and what to say then."""
+    if look_like_probabilities(matrix):
+        rows = " and rows sum to 1" if matrix.ndim == 2 else ""
+        return f"all values lie in [0, 1]{rows}: these look like probabilities; say probabilities if they are"
+    if matrix.size and ((matrix >= 0) & (matrix <= 1)).all():
+        return "all values lie in [0, 1], but rows do not sum to 1: these look like neither; say logits if they are"
+    low, high = (float(matrix.min()), float(matrix.max())) if matrix.size else (0.0, 0.0)
+    return f"values lie between {low:.4g} and {high:.4g}: these look like logits; say logits if they are"
 
 
 # ---- the tensors of a run directory ------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def expected_failures(estimator: Stage1Policy) -> dict[str, str]:
     [
         Stage1Policy(estimator=LogisticRegression(), defer=None),
         Stage1Policy(estimator=LogisticRegression()),
-        FirstColumn(defer=None),
+        FirstColumn(values="logits", defer=None),
     ],
     expected_failed_checks=expected_failures,
 )
@@ -68,7 +68,7 @@ def margins(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_it_is_fit_policy_with_the_same_split():
     s, y = margins()
     roles = np.where(np.arange(len(y)) % 5 == 0, "val_select", "val_calib")
-    wrapper = Stage1Policy(risks=EASY).fit(s, y, roles=roles)
+    wrapper = Stage1Policy(values="logits", risks=EASY).fit(s, y, roles=roles)
     scores = Scores(logits=np.stack([np.zeros_like(s), s], axis=1), labels=y)
     plain = fit_policy(
         "softmax", select=scores.take(roles == "val_select"), calib=scores.take(roles == "val_calib"), risks=EASY
@@ -85,11 +85,11 @@ def test_logits_probabilities_and_two_columns_are_one_model():
     s, y = margins()
     p = 1 / (1 + np.exp(-s))
     two = np.stack([np.ones_like(s), s + 1], axis=1)
-    exits = Stage1Policy(risks=EASY).fit(s, y).exits(s)
+    exits = Stage1Policy(values="logits", risks=EASY).fit(s, y).exits(s)
     assert 0.5 < exits.mean() < 1
-    assert (Stage1Policy(risks=EASY).fit(two, y).exits(two) == exits).all()
+    assert (Stage1Policy(values="logits", risks=EASY).fit(two, y).exits(two) == exits).all()
     for probabilities in (p, np.stack([1 - p, p], axis=1)):
-        policy = Stage1Policy(risks=EASY, values="probabilities").fit(probabilities, y)
+        policy = Stage1Policy(values="probabilities", risks=EASY).fit(probabilities, y)
         assert (policy.exits(probabilities) == exits).all()
         assert np.allclose(policy.predict_proba(probabilities)[:, 1], p)
         assert np.allclose(policy.decision_function(probabilities), s)
@@ -118,19 +118,19 @@ def test_text_labels_and_a_given_class_order_with_an_estimator(estimator):
 
 def test_what_cannot_be_certified_defers_every_row():
     s, y = margins(60)
-    policy = Stage1Policy().fit(s, y)
+    policy = Stage1Policy(values="logits").fit(s, y)
     assert not policy.certificate_.certified
     assert policy.certificate_.reason
     assert policy.certificate_.needed
     assert (policy.predict(s) == -1).all()
     assert not policy.exits(s).any()
-    assert (Stage1Policy(defer=None).fit(s, y).predict(s) == (s > 0)).all()
+    assert (Stage1Policy(values="logits", defer=None).fit(s, y).predict(s) == (s > 0)).all()
 
 
 def test_groups_stay_whole_and_are_what_counts():
     s, y = margins()
     groups = np.repeat(np.arange(600), 5).astype(str)
-    policy = Stage1Policy(risks={"miss_rate": 0.1, "false_exit_rate": 0.1}).fit(s, y, groups=groups)
+    policy = Stage1Policy(values="logits", risks={"miss_rate": 0.1, "false_exit_rate": 0.1}).fit(s, y, groups=groups)
     assert policy.certificate_.unit in ("group", "group_mean")
     assert all(len(set(policy.roles_[groups == name])) == 1 for name in np.unique(groups))
     assert policy.certificate_.n_units == len(np.unique(groups[policy.roles_ == "val_calib"]))
@@ -138,7 +138,7 @@ def test_groups_stay_whole_and_are_what_counts():
 
 def test_the_gate_is_refused_where_it_is_no_help():
     s, y = margins()
-    policy = Stage1Policy(risks=EASY, policy="gate").fit(s, y)
+    policy = Stage1Policy(values="logits", risks=EASY, policy="gate").fit(s, y)
     assert policy.policy_.name == "gate"
     assert policy.policy_.kept == "softmax"
     assert policy.certificate_.certified
@@ -146,7 +146,7 @@ def test_the_gate_is_refused_where_it_is_no_help():
 
 def test_clone_pickle_and_params_keep_everything():
     s, y = margins()
-    policy = Stage1Policy(risks=EASY, seed=5).fit(s, y)
+    policy = Stage1Policy(values="logits", risks=EASY, seed=5).fit(s, y)
     again = clone(policy).fit(s, y)
     assert again.certificate_ == policy.certificate_
     assert (pickle.loads(pickle.dumps(policy)).predict(s) == policy.predict(s)).all()
@@ -155,6 +155,7 @@ def test_clone_pickle_and_params_keep_everything():
 @pytest.mark.parametrize(
     "parameters, fit, error, words",
     [
+        ({"values": None}, {}, ConfigError, "these look like logits"),
         ({"values": "guess"}, {}, ConfigError, "never guessed"),
         ({"values": "probabilities"}, {}, DataError, "in [0, 1]"),
         ({"shares": (0.5, 0.5)}, {}, ConfigError, "shares"),
@@ -172,7 +173,7 @@ def test_clone_pickle_and_params_keep_everything():
 def test_bad_parameters_are_named(parameters, fit, error, words):
     s, y = margins()
     with pytest.raises(error) as raised:
-        Stage1Policy(**parameters).fit(s, y, **fit)
+        Stage1Policy(**{"values": "logits", **parameters}).fit(s, y, **fit)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -180,11 +181,11 @@ def test_bad_parameters_are_named(parameters, fit, error, words):
 def test_too_many_columns_or_classes_are_named():
     s, y = margins()
     with pytest.raises(DataError, match="3 columns for 2 classes"):
-        Stage1Policy().fit(np.stack([s, s, s], axis=1), y)
+        Stage1Policy(values="logits").fit(np.stack([s, s, s], axis=1), y)
     with pytest.raises(DataError, match="Only binary"):
-        Stage1Policy().fit(s, np.arange(len(s)) % 3)
+        Stage1Policy(values="logits").fit(s, np.arange(len(s)) % 3)
     with pytest.raises(DataError, match="one class"):
-        Stage1Policy().fit(s, np.zeros(len(s), dtype=int))
+        Stage1Policy(values="logits").fit(s, np.zeros(len(s), dtype=int))
 
 
 def test_without_scikit_learn_the_way_out_is_named():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stage1.cli.root import AsJson, Columns, Values, pairs, show
+from stage1.cli.root import AsJson, Columns, Values, pairs, show, tell
 from stage1.cli.streetvision import streetvision_app
 
 
@@ -23,7 +23,7 @@ def reward(
         str | None,
         typer.Option("--level-column", help="Slice or column with the challenge level; `level` where there is one."),
     ] = None,
-    values: Values = "logits",
+    values: Values = None,
     columns: Columns = None,
     prior: Annotated[float, typer.Option("--prior", help="P(class 1) where the client draws.")] = 0.5,
     resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap replicates, over groups.")] = 1000,
@@ -47,7 +47,7 @@ def reward(
 
     document = rewarded(
         source, level_column=level_column, values=values, columns=pairs(columns), prior=prior, resamples=resamples,
-        exits=exits,
+        exits=exits, say=tell,
     )  # fmt: skip
     # RUN/reward.json is what the detector's config names: a threshold for another way to answer stays out of it.
     path = output or (source / REWARD_FILE if source.is_dir() and exits else None)

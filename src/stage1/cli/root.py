@@ -41,10 +41,21 @@ IgnoreAcceptance = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
 ScoresFile = Annotated[Path | None, typer.Option("--scores", help="Scores of any model: .npz, .parquet or .csv.")]
-Values = Annotated[str, typer.Option("--values", help="What the score columns hold: logits or probabilities.")]
+Values = Annotated[
+    str | None,
+    typer.Option(
+        "--values",
+        help="What the score columns hold: logits or probabilities. Needed unless they are called logit_0.. or prob_0..",
+    ),
+]
 Columns = Annotated[
     list[str] | None, typer.Option("--columns", help="FIELD=NAME for scores, label, group, id, role; repeatable.")
 ]
+
+
+def tell(line: str) -> None:
+    """A line on stderr, beside the result."""
+    typer.echo(line, err=True)
 
 
 def show(document: Any, as_json: bool, lines: Any) -> None:
@@ -82,6 +93,12 @@ def pairs(columns: list[str] | None) -> dict[str, str]:
     if bad := [key for key, sign, name in pairs if not sign or not name]:
         raise ConfigError(f"--columns {bad[0]}: looks like FIELD=NAME, e.g. scores=prob")
     return {key: name for key, _, name in pairs}
+
+
+def split_overrides(given: list[str]) -> tuple[list[Path], list[str]]:
+    """(paths, overrides A.B=VALUE) of arguments that may be either; what exists is a path, whatever its name."""
+    overrides = [item for item in given if "=" in item and not Path(item).exists()]
+    return [Path(item) for item in given if item not in overrides], overrides
 
 
 def exit_by_certificate(folder: Path) -> None:

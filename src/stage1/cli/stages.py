@@ -28,6 +28,7 @@ from stage1.cli.root import (
     pairs,
     run_folder,
     show,
+    tell,
 )
 from stage1.errors import ConfigError
 
@@ -209,7 +210,7 @@ def calibrate(
         typer.Argument(help="Run directory (not with --scores) and overrides.", metavar="[RUN] [A.B=VALUE]..."),
     ] = None,
     scores: ScoresFile = None,
-    values: Values = "logits",
+    values: Values = None,
     columns: Columns = None,
     shares: Annotated[
         str, typer.Option("--shares", help="val_select,val_calib,val_test, where the file has no role column.")
@@ -232,7 +233,7 @@ def calibrate(
     folder = output or Path("runs") / scores.stem
     policy = calibrate_scores(
         scores, folder, config=given_config(None, None, None, given), values=values, columns=pairs(columns), shares=shares,
-        say=lambda text: typer.echo(text, err=True),
+        say=tell,
     )  # fmt: skip
     assert policy.certificate is not None
     show(
@@ -256,7 +257,7 @@ def evaluate(
     policy: Annotated[
         Path | None, typer.Option("--policy", help="With --scores: folder with a policy file and certificate.json.")
     ] = None,
-    values: Values = "logits",
+    values: Values = None,
     columns: Columns = None,
     target: Annotated[
         Path | None,
@@ -291,7 +292,7 @@ def evaluate(
             from stage1.pipeline.score_files import checked_values
             from stage1.pipeline.shifting import adopt_target
 
-            adopt_target(folder, target, values=checked_values(target_values or values), columns=there)
+            adopt_target(folder, target, values=checked_values(target_values or values), columns=there, say=tell)
         _stage("evaluate", folder, given, force, quiet, as_json)
         if not as_json:
             from stage1.documents import read_document
@@ -302,7 +303,7 @@ def evaluate(
 
     document = evaluate_scores(
         scores, policy or scores.parent, output or policy or scores.parent, config=given_config(None, None, None, given),
-        values=values, columns=pairs(columns), target=target, target_values=target_values, target_columns=there,
+        values=values, columns=pairs(columns), target=target, target_values=target_values, target_columns=there, say=tell,
     )  # fmt: skip
     show(document, as_json, evaluation_lines)
 

@@ -24,6 +24,7 @@ from stage1.cli.root import (
     given_config,
     pairs,
     show,
+    tell,
 )
 
 
@@ -49,7 +50,7 @@ def plan(
         Path | None,
         typer.Option("--scores", help="Labelled pilot scores: draw from them and certify by the real method."),
     ] = None,
-    values: Values = "logits",
+    values: Values = None,
     columns: Columns = None,
     draws: Annotated[int, typer.Option("--draws", help="With --scores: draws for each number of labels.")] = 200,
     select_share: Annotated[
@@ -70,7 +71,9 @@ def plan(
     config = given_config(None, None, None, overrides or [])
     pilot = None
     if scores is not None:
-        pilot = read_pilot(scores, values=checked_values(values), columns=pairs(columns), classes=config.data.classes)
+        pilot = read_pilot(
+            scores, values=checked_values(values), columns=pairs(columns), classes=config.data.classes, say=tell
+        )
     progress = Progress(quiet=quiet)
     document = make_plan(
         config, Ask(success, expected_risk, prior, (exit_negative, exit_positive), draws, select_share), pilot,

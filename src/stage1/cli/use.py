@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from stage1.cli.printing import audit_lines, comparison_lines, verify_lines
-from stage1.cli.root import USE, AsJson, Columns, Output, Overrides, Quiet, Values, app, given_config, pairs, show
+from stage1.cli.root import (
+    USE,
+    AsJson,
+    Columns,
+    Output,
+    Overrides,
+    Quiet,
+    Values,
+    app,
+    given_config,
+    pairs,
+    show,
+    split_overrides,
+    tell,
+)
 from stage1.errors import ConfigError, Stage1Error
 
 
@@ -88,9 +102,10 @@ def verify(
 @app.command(rich_help_panel=USE)
 def compare(
     sources: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            help="Run directories (two or more, on one split), or two score files.", metavar="RUN RUN..|FILE FILE"
+            help="Run directories (two or more, on one split), or two score files; of files, data.classes=[..] names the classes.",
+            metavar="RUN RUN..|FILE FILE",
         ),
     ] = None,
     arm: Annotated[
@@ -109,7 +124,7 @@ def compare(
             "--by", help="Runs: the metric to choose by: augrc, aurc, nll, mcc, accuracy, coverage, exit_error."
         ),
     ] = "augrc",
-    values: Values = "logits",
+    values: Values = None,
     columns: Columns = None,
     resamples: Annotated[
         int, typer.Option("--resamples", help="Bootstrap replicates (and, of files, permutations).")
@@ -125,10 +140,13 @@ def compare(
 
     Example: stage1 compare runs/frozen runs/lora --output runs/compared
     """
-    from stage1.pipeline.comparing import are_runs, arms_given, compare_sources
+    from stage1.pipeline.comparing import are_runs, arms_given, class_order, compare_sources
 
-    given, arms = list(sources or []), arms_given(arm or [])
+    given, overrides = split_overrides(sources or [])
+    arms = arms_given(arm or [])
     if are_runs(given, arms):
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: of score files only; run directories know their classes")
         from stage1.pipeline.arms import compare_runs, write_comparison
         from stage1.report.arms_table import arms_lines
 
@@ -140,8 +158,9 @@ def compare(
     if output is not None:
         raise ConfigError(f"--output {output}: of run directories only; two score files print, or give --json")
     document = compare_sources(
-        given[0], given[1], values=values, columns=pairs(columns), resamples=resamples, level=0.95, seed=0
-    )
+        given[0], given[1], values=values, columns=pairs(columns), resamples=resamples, level=0.95, seed=0,
+        classes=class_order(overrides), say=tell,
+    )  # fmt: skip
     show(document, as_json, comparison_lines)
 
 
@@ -152,7 +171,7 @@ def audit(
     draws: Annotated[int, typer.Option("--draws", help="How many times to draw, fit and check.")] = 1000,
     select: Annotated[int, typer.Option("--select", help="Images drawn for val_select.")] = 500,
     calib: Annotated[int, typer.Option("--calib", help="Images drawn for val_calib.")] = 2500,
-    values: Values = "logits",
+    values: Values = None,
     columns: Columns = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -168,7 +187,9 @@ def audit(
     from stage1.scores import read_scores
 
     config = given_config(None, None, None, overrides or [])
-    population, _ = read_scores(scores, values=checked_values(values), columns=pairs(columns))
+    population, _ = read_scores(
+        scores, values=checked_values(values), columns=pairs(columns), classes=config.data.classes, say=tell
+    )
     with Progress(quiet=quiet).bar("draws", draws) as advance:
         found = audited(population, config, draws=draws, sizes=Sizes(select, calib), seed=config.seed, advance=advance)
     show(found, as_json, audit_lines)

@@ -12,7 +12,7 @@ from stage1.errors import ConfigError, DataError, MissingError
 from stage1.policy import Certificate, fit_policy
 from stage1.policy.decision import Decision
 from stage1.roles import hashed_roles
-from stage1.scores import Scores, Values, from_probabilities
+from stage1.scores import Scores, Values, appearance, from_probabilities
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -39,7 +39,8 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     Parameters, all keyword:
     risks: target, name -> value in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; None: fnr 0.02, false_exit_rate 0.05.
     confidence: of the certificate, all risks jointly. policy: "softmax", "gate" (refused where it shows no gain) or "scrc".
-    values: "logits" or "probabilities", what the scores are; it is said, never guessed. Not looked at with an estimator.
+    values: "logits" or "probabilities", what the scores are: needed without an estimator, it is said and never guessed. Not
+    looked at with an estimator.
     coverage, class_coverage, target_prior, allow_one_sided, assume_iid: as in stage1.fit_policy.
     classes: labels in the order of the columns, the positive one last; None: the sorted labels of y, as scikit-learn orders
     predict_proba. defer: what predict gives for a deferred row: "auto" is "defer" among text labels and -1 among numbers;
@@ -56,7 +57,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     >>> rng = np.random.default_rng(0)
     >>> y = np.repeat(["clean", "roadwork"], 1500)
     >>> s = rng.normal(np.where(y == "roadwork", 2.0, -2.0), 1.5)
-    >>> policy = Stage1Policy(risks={"fnr": 0.05, "false_exit_rate": 0.05}).fit(s, y)
+    >>> policy = Stage1Policy(values="logits", risks={"fnr": 0.05, "false_exit_rate": 0.05}).fit(s, y)
     >>> bool(policy.certificate_.certified), policy.predict([-6.0, 0.1, 6.0]).tolist()
     (True, ['clean', 'defer', 'roadwork'])
     """
@@ -67,7 +68,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         risks: Mapping[str, float] | None = None,
         confidence: float = 0.95,
         policy: str = "softmax",
-        values: Values = "logits",
+        values: Values | None = None,
         coverage: float | None = None,
         class_coverage: Mapping[str, float] | None = None,
         target_prior: float | None = None,
@@ -229,18 +230,21 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
 
     def _scores(self, X: NDArray[np.float64], **fields: Any) -> Scores:
         """Scores with the columns of classes_, from scores or from features."""
-        values: Literal["logits", "probabilities"] = self.values
+        values = self.values
         if self.estimator is not None:
             order = np.searchsorted(self._sorted, self.classes_)
             if hasattr(self.estimator_, "predict_proba"):
                 return from_probabilities(np.asarray(self.estimator_.predict_proba(X))[:, order], **fields)
             raw = np.asarray(self.estimator_.decision_function(X), dtype=np.float64)
             X, values = (raw if order[1] == 1 else -raw).reshape(-1, 1), "logits"
-        if values not in ("logits", "probabilities"):
-            raise ConfigError(f"values: {values!r}; say logits or probabilities, it is never guessed")
         if X.shape[1] not in (1, 2):
             raise DataError(
                 f"scores: {X.shape[1]} columns for 2 classes; give [N] or [N, 2], or features together with an estimator"
+            )
+        given = X[:, 0] if X.shape[1] == 1 else X
+        if values not in ("logits", "probabilities"):
+            raise ConfigError(
+                f"values: {values!r}; say values='logits' or 'probabilities', it is never guessed: {appearance(given)}"
             )
         if values == "probabilities":
             return from_probabilities(X, **fields)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stage1.config import load_config
 from stage1.documents import SCHEMA_VERSION, validate
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.pipeline.score_files import checked_values
@@ -45,17 +46,34 @@ def are_runs(sources: Sequence[Path], arms: Mapping[str, Sequence[Path]]) -> boo
     return False
 
 
+def class_order(overrides: Sequence[str]) -> list[str] | None:
+    """The names in data.classes=[..], None where it is not given. Raises ConfigError for any other key: compare has none."""
+    if other := [item for item in overrides if item.partition("=")[0].strip() != "data.classes"]:
+        raise ConfigError(f"{other[0]}: compare takes data.classes=[..] alone, for score files whose labels are names")
+    return load_config(None, overrides=list(overrides))[0].data.classes
+
+
 def compare_sources(
-    a: Path, b: Path, *, values: str, columns: Mapping[str, str], resamples: int, level: float, seed: int
+    a: Path,
+    b: Path,
+    *,
+    values: str | None,
+    columns: Mapping[str, str],
+    resamples: int,
+    level: float,
+    seed: int,
+    classes: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """The comparison document of two sources: score files (rows of val_test, or all) or run directories (their val_test).
 
+    classes: names in the order of the score columns, where the labels of a file are names. say: hears how a file was read.
     Raises DataError where they do not hold the same images, MissingError where one is not there.
     """
     from stage1.evaluation.comparison import compare
 
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
-    scores = [_scores(path, values, columns) for path in (a, b)]
+    scores = [_scores(path, values, columns, classes, say) for path in (a, b)]
     document = {
         "schema_version": SCHEMA_VERSION,
         **compare(*scores, names=names, n_resamples=resamples, level=level, seed=seed),
@@ -64,10 +82,16 @@ def compare_sources(
     return document
 
 
-def _scores(path: Path, values: str, columns: Mapping[str, str]) -> Scores:
+def _scores(
+    path: Path,
+    values: str | None,
+    columns: Mapping[str, str],
+    classes: Sequence[str] | None,
+    say: Callable[[str], None],
+) -> Scores:
     if path.is_dir():
         return read_role(path, "val_test")
-    scores, roles = read_scores(path, values=checked_values(values), columns=columns)
+    scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=classes, say=say)
     if roles is None:
         return scores
     if not (roles == "val_test").any():

@@ -67,12 +67,15 @@ def make_plan(
     return document
 
 
-def read_pilot(path: Path, *, values: Values, columns: Mapping[str, str], classes: tuple[str, ...] | None) -> Scores:
+def read_pilot(
+    path: Path, *, values: Values | None, columns: Mapping[str, str], classes: tuple[str, ...] | None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Scores:  # fmt: skip
     """Labelled rows of a score file; those of the role train are left out, a model is too good on them.
 
     Raises DataError where none is left or labels are missing.
     """
-    scores, roles = read_scores(path, values=values, columns=columns, classes=classes)
+    scores, roles = read_scores(path, values=values, columns=columns, classes=classes, say=say)
     if roles is not None:
         scores = scores.take(roles != "train")
     if not len(scores):

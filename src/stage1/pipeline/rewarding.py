@@ -6,7 +6,7 @@ gave them, the threshold decides the other rows. Of bare scores the threshold de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ def kept_sides(policy: Policy, scores: Scores) -> NDArray[np.int64]:
 
 
 def reward(
-    source: Path, *, level_column: str | None = None, values: str = "logits", columns: Mapping[str, str] | None = None,
+    source: Path, *, level_column: str | None = None, values: str | None = None, columns: Mapping[str, str] | None = None,
     prior: float = 0.5, resamples: int = 1000, level: float = 0.95, seed: int = 0, exits: bool = True,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """The document reward.json (without schema_version) of a run directory, a folder of `calibrate --scores`, or a score file.
 
@@ -72,7 +73,7 @@ def reward(
         raise ConfigError(f"--prior {prior:g}: P(class 1) between 0 and 1 is needed, 0.5 for the client")
     if resamples < 1:
         raise ConfigError(f"--resamples {resamples}: give 1 or more (1000 is usual)")
-    judged = _read_folder(source) if source.is_dir() else _read_file(source, values, columns or {}, level_column)
+    judged = _read_folder(source) if source.is_dir() else _read_file(source, values, columns or {}, level_column, say)
     test = judged.test.scores
     kept, kept_select = (rows.exits if rows is not None and exits else None for rows in (judged.test, judged.select))
     rates = LevelRates(
@@ -188,9 +189,11 @@ def _answered(policy: Policy, scores: Scores) -> Rows:
     return Rows(stated(policy, scores), kept_sides(policy, scores))
 
 
-def _read_file(path: Path, values: str, columns: Mapping[str, str], level_column: str | None) -> Judged:
+def _read_file(
+    path: Path, values: str | None, columns: Mapping[str, str], level_column: str | None, say: Callable[[str], None]
+) -> Judged:
     kind, wanted = checked_values(values), level_column or LEVEL
-    scores, roles = read_scores(path, values=kind, columns=columns)
+    scores, roles = read_scores(path, values=kind, columns=columns, say=say)
     if wanted not in scores.slices and f"slice_{wanted}" not in columns:
         try:
             scores, roles = read_scores(path, values=kind, columns={**columns, f"slice_{wanted}": wanted})

@@ -25,7 +25,7 @@ def calibrate_scores(
     folder: Path,
     *,
     config: RunConfig,
-    values: str,
+    values: str | None,
     columns: Mapping[str, str],
     shares: str,
     say: Callable[[str], None] = lambda text: None,
@@ -35,7 +35,9 @@ def calibrate_scores(
     The roles come from the file, or from hash(seed, group or id or row number) by `shares`: the same file gives the same
     roles. Raises ConfigError, DataError, MissingError; an uncertifiable target is a policy that defers everything.
     """
-    scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=config.data.classes)
+    scores, roles = read_scores(
+        path, values=checked_values(values), columns=columns, classes=config.data.classes, say=say
+    )
     if roles is None:
         roles = hashed_roles(scores, _SPLIT_ROLES, _shares(shares), config.split.seed)
     if not (roles == "val_calib").any():
@@ -53,8 +55,9 @@ def calibrate_scores(
 
 
 def evaluate_scores(
-    path: Path, policy_folder: Path, folder: Path, *, config: RunConfig, values: str, columns: Mapping[str, str],
+    path: Path, policy_folder: Path, folder: Path, *, config: RunConfig, values: str | None, columns: Mapping[str, str],
     target: Path | None = None, target_values: str | None = None, target_columns: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Metrics of the rows of val_test (of all rows, where the file has no roles) under a policy; evaluation.json, CSV.
 
@@ -63,7 +66,7 @@ def evaluate_scores(
     where not given. Raises DataError where no row is left or labels are missing.
     """
     policy = load_policy(policy_folder)
-    scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=policy.classes)
+    scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=policy.classes, say=say)
     rows = {} if roles is None else {role: scores.take(roles == role) for role in ("val_select", "val_calib")}
     if roles is not None:
         scores = scores.take(roles == "val_test")
@@ -77,7 +80,7 @@ def evaluate_scores(
     if target is not None:
         unlabelled, _ = read_scores(
             target, values=checked_values(target_values or values), classes=policy.classes,
-            columns=columns if target_columns is None else target_columns,
+            columns=columns if target_columns is None else target_columns, say=say,
         )  # fmt: skip
     shift = shift_of_files(unlabelled, prior, rows=rows, policy_folder=policy_folder, test=scores)
     with locked(folder):
@@ -103,8 +106,10 @@ def _shares(text: str) -> tuple[float, float, float]:
     return shares[0], shares[1], shares[2]
 
 
-def checked_values(text: str) -> Values:
-    """`text` as one of the two kinds of values. Raises ConfigError for anything else."""
+def checked_values(text: str | None) -> Values | None:
+    """`text` as one of the two kinds of values; None stays None: the file has to say it. Raises ConfigError for anything else."""
+    if text is None:
+        return None
     if text not in ("logits", "probabilities"):
         raise ConfigError(f"--values {text}: say logits or probabilities; it is never guessed")
     return "logits" if text == "logits" else "probabilities"

@@ -14,7 +14,7 @@ The labels of val_calib are read after the certificate stands; no certificate is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,14 +179,21 @@ def shift_lines(document: Mapping[str, Any]) -> list[str]:
 # ---- where the rows come from ------------------------------------------------------------------------------------
 
 
-def adopt_target(folder: Path, file: Path, *, values: Values, columns: Mapping[str, str]) -> Path:
+def adopt_target(
+    folder: Path,
+    file: Path,
+    *,
+    values: Values | None,
+    columns: Mapping[str, str],
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Copy unlabelled scores into a run directory as target_scores.parquet; the stage `evaluate` then restates at them.
 
     Labels that the file may hold are left behind. Raises MissingError where folder is no run directory.
     """
     if not (folder / "certificate.json").is_file():
         raise MissingError(f"{folder}: not a calibrated run; run `stage1 calibrate {folder}` first")
-    scores, _ = read_scores(file, values=values, columns=columns)
+    scores, _ = read_scores(file, values=values, columns=columns, say=say)
     write_scores(folder / TARGET_FILE, Scores(logits=scores.logits, groups=scores.groups, ids=scores.ids))
     return folder / TARGET_FILE
 
