@@ -40,7 +40,7 @@ def ingest(
     )  # fmt: skip
     looks = looks if looks is not None else list(range(n))
     grays = np.stack([np.random.default_rng(look).integers(0, 256, (8, 9)) for look in looks]).astype(np.uint8)
-    return Ingest(table, [], dhash(grays), grays, links, "")
+    return Ingest(table, [], dhash(grays), grays, links, "", np.full(len(table), ""))
 
 
 def config(**split: Any) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,6 +46,9 @@ class DataConfig(Section):
     """A CSV/TSV/Parquet file, an ImageFolder root, a saved Hugging Face dataset (or hf:NAME), or a WebDataset .tar."""
     role_tables: dict[Literal["train", "val_select", "val_calib", "val_test"], str] = {}
     """Separate tables per role, instead of `table`; given roles are checked, never recomputed."""
+    roles: dict[str, str] = {}
+    """What the folders, splits or values of a column role or split are: {train: train, val: val_select+val_calib, test: val_test}.
+    Several roles joined by + : the split cuts there, by group, in the ratio of split.fractions. none: left out."""
     classes: list[str] | None = None
     """Class names in order; the second is the positive class. None: taken from the source once, sorted, and stored."""
     slices: list[str] = []
@@ -63,6 +66,18 @@ class DataConfig(Section):
     roadscenes: RoadscenesConfig = RoadscenesConfig()
     """The embedded generator, used where `source` is roadscenes."""
     challenge: ChallengeConfig = ChallengeConfig()
+
+    @field_validator("roles")
+    @classmethod
+    def _pools(cls, roles: dict[str, str]) -> dict[str, str]:
+        """Each value in the order of the roles, so that one pool has one spelling."""
+        known, pools = get_args(_Role), {}
+        for name, text in roles.items():
+            parts = [part.strip() for part in text.split("+")]
+            if parts != ["none"] and (not set(parts) <= set(known) or len(set(parts)) < len(parts)):
+                raise ValueError(f"{name}: {text}: give roles of {', '.join(known)}, several joined by +, or none")
+            pools[name] = "+".join(sorted(parts, key=known.index) if parts != ["none"] else parts)
+        return pools
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -6,11 +6,13 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from itertools import compress
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from stage1.config import DataConfig
+from stage1.data.given_roles import LEFT_OUT, folder_roles, pools_of, role_kinds
 from stage1.data.quarantine import Quarantined
 from stage1.data.table import image_column, tar_members
 from stage1.errors import ConfigError, DataError, MissingError
@@ -25,6 +27,9 @@ IMAGE_ENDINGS = (
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 ROLE_COLUMNS = ("role", "split")
 _KNOWN = ("label", "group", "source", "timestamp", *ROLE_COLUMNS)
+
+
+_COLUMNS = ("paths", "labels", "groups", "sources", "timestamps", "roles", "numbers")
 
 
 @dataclass(slots=True)
@@ -43,6 +48,8 @@ class Listing:
     """Further columns that were asked for (data.slices), by name."""
     class_names: tuple[str, ...] | None = None
     """Names in the order in which the source stores them (ClassLabel); the labels are these names."""
+    role_name: str = "role"
+    """What the roles are called in messages: the column, or the splits of a data set."""
     named: bool = False
     """The labels are names as they stand (class folders), not cells of a table."""
     quarantine: list[Quarantined] = field(default_factory=list)
@@ -71,6 +78,15 @@ class Listing:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def only(self, kept: Sequence[bool]) -> Listing:
+        """The rows that are kept."""
+        if all(kept):
+            return self
+        columns: dict[str, Any] = {name: list(compress(getattr(self, name), kept)) for name in _COLUMNS}
+        return replace(
+            self, slices={name: list(compress(cells, kept)) for name, cells in self.slices.items()}, **columns
+        )
+
 
 def list_sources(config: DataConfig, base: Path | None = None) -> list[Listing]:
     """The listing of `config.table`, or one per role of `config.role_tables`. No image is opened.
@@ -80,8 +96,9 @@ def list_sources(config: DataConfig, base: Path | None = None) -> list[Listing]:
     column or a label that makes no sense, no rows).
     """
     if config.role_tables:
-        if config.table is not None:
-            raise ConfigError("data.table and data.role_tables are both given; give one of them")
+        if config.table is not None or config.roles:
+            also = "data.table" if config.table is not None else "data.roles"
+            raise ConfigError(f"{also} and data.role_tables are both given; give one of them")
         listings = []
         for role in ROLES:
             if role in config.role_tables:
@@ -93,7 +110,38 @@ def list_sources(config: DataConfig, base: Path | None = None) -> list[Listing]:
         return listings
     if config.table is None:
         raise ConfigError("data.table is not set; name a folder, a CSV/TSV/Parquet file, a dataset or a .tar")
-    return [_list_one(config, config.table, base)]
+    return [_with_roles(_list_one(config, config.table, base), config)]
+
+
+def _with_roles(listing: Listing, config: DataConfig) -> Listing:
+    """The listing with the roles that its folders, splits or column of roles give; what is left out by data.roles is gone."""
+    where = listing.where
+    if listing.named:
+        found = folder_roles(
+            [PurePath(number).parts for number in listing.numbers], config.roles, config.classes or (), where
+        )
+        if found is None:
+            return listing
+        listing.roles, listing.labels = found
+        outside = [
+            Quarantined(path, "no class folder", "it lies beside the class folders of its role")
+            for path, role, label in zip(listing.paths, listing.roles, listing.labels, strict=True)
+            if not label and role != LEFT_OUT
+        ]
+        listing.quarantine += outside
+        return listing.only(
+            [bool(label) and role != LEFT_OUT for role, label in zip(listing.roles, listing.labels, strict=True)]
+        )
+    given = dict.fromkeys(listing.roles)
+    if listing.role_name == "split" and not config.roles and not any(role_kinds(given).values()):
+        # Splits by year or by site are no roles: pooled, and cut anew by group.
+        sources = listing.sources if any(listing.sources) else listing.roles
+        return replace(listing, sources=sources, roles=[""] * len(listing))
+    if any(given) or config.roles:
+        hint = "" if listing.role_name == "split" else ", or rename the column to let stage1 split by group"
+        pools = pools_of(given, config.roles, where, listing.role_name, hint)
+        listing.roles = [pools[role] for role in listing.roles]
+    return listing.only([role != LEFT_OUT for role in listing.roles])
 
 
 def _list_one(config: DataConfig, given: str, base: Path | None) -> Listing:
@@ -301,12 +349,7 @@ def _from_columns(
     listing.slices = {name: [_cell_text(value) for value in columns[name]] for name in slices if name in columns}
     given = [name for name in ROLE_COLUMNS if name in columns]
     listing.roles = [_cell_text(value) for value in columns[given[0]]] if given else [""] * n
-    for row, role in enumerate(listing.roles):
-        if role not in ("", *ROLES):
-            raise DataError(
-                f"{where}: {numbers[row]}: {given[0]} is {role!r}; use {', '.join(ROLES)}, "
-                f"or rename the column to let stage1 split by group"
-            )
+    listing.role_name = f"{given[0]} column" if given else "role column"
     return listing
 
 
@@ -358,11 +401,10 @@ def list_saved(path: Path, slices: Sequence[str] = ()) -> Listing:
 def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
     """Rows of a Dataset, or of every split of a DatasetDict.
 
-    Several splits that all carry names of our roles are roles. With other names (train and test, as is common: they
-    leave nothing to calibrate on) the rows are pooled for a new split by group, and the name becomes their source.
+    Several splits are roles where their names say so, mapped by data.roles (train and test, as is common, leave nothing to calibrate
+    on). Splits with other names (years, sites) and a single one are pooled for a new split by group; the name becomes their source.
     """
     parts = dict(loaded) if hasattr(loaded, "keys") else {"": loaded}
-    are_roles = len(parts) > 1 and set(parts) <= set(ROLES)
     total = Listing(where)
     for name, part in parts.items():
         if getattr(part, "_indices", None) is not None:
@@ -379,11 +421,12 @@ def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
         prefix = f"{name} row" if name else "row"
         numbers = [f"{prefix} {row}" for row in range(len(locators))]
         one = _from_columns(where, _by_name(columns, names, where, numbers), locators, numbers, classes, slices)
-        if are_roles:
-            one.roles = [name] * len(one)
+        total.role_name = one.role_name
+        if len(parts) > 1 and not any(column in columns for column in ROLE_COLUMNS):
+            one.roles, total.role_name = [name] * len(one), "split"
         elif name and "source" not in columns:
             one.sources = [name] * len(one)
-        for column in ("paths", "labels", "groups", "sources", "timestamps", "roles", "numbers"):
+        for column in _COLUMNS:
             getattr(total, column).extend(getattr(one, column))
         for column in slices:
             if column not in one.slices:
@@ -439,7 +482,7 @@ def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
         members = tar_members(str(path), os.stat(path).st_mtime_ns)
     except OSError as error:
         raise DataError(f"{error}; pack it again with tar -cf") from error
-    listing = Listing(str(path), files=[str(path)])
+    listing = Listing(str(path), files=[str(path)], role_name="role")
     images: dict[str, str] = {}
     notes: dict[str, dict[str, Any]] = {}
     with open(path, "rb") as stream:
@@ -463,8 +506,6 @@ def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
             for column, value in notes.get(key, {}).items()
         }
         role = note.get("role") or note.get("split") or ""
-        if role not in ("", *ROLES):
-            raise DataError(f"{path}: {name}: role is {role!r}; use {', '.join(ROLES)}")
         listing.add(
             f"{path}::{name}", note.get("label", ""), name,
             group=note.get("group", ""), source=note.get("source", ""), timestamp=note.get("timestamp", ""), role=role,

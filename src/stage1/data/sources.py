@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.config import DataConfig
+from stage1.data.given_roles import is_pool
 from stage1.data.leakage import dhash, thumbnail_gray
 from stage1.data.listing import Listing, list_sources
 from stage1.data.quarantine import EXACT_DUPLICATE, Quarantined, QuarantineError, check_limit
@@ -34,6 +35,8 @@ class Ingest:
     links:      (row, group): the same bytes stood under this other group too; the split joins the two groups.
     digest:     sha256 of the table's content (ids, labels, groups, roles, ...; not of paths): the same images with the
                 same annotations give the same digest on any machine.
+    pools:      str [N], where the given role is one of several that the split cuts ("val_select+val_calib"; the table's role
+                is "" there), else "".
     """
 
     table: SampleTable
@@ -42,6 +45,12 @@ class Ingest:
     grays: NDArray[np.uint8]
     links: tuple[tuple[int, str], ...]
     digest: str
+    pools: NDArray[np.str_]
+
+    @property
+    def given_roles(self) -> NDArray[np.str_]:
+        """Role or pool of each row as the source gave it, str [N]; "" where it gave none."""
+        return np.where(self.pools != "", self.pools, self.table.roles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,8 @@ def read_source(config: DataConfig, *, base: Path | None = None, workers: int = 
         )
     table = _table(kept, classes, config.slices)
     grays = np.stack([seen.gray for _, seen in kept])
-    return Ingest(table, quarantine, dhash(grays), grays, links, _content_digest(table))
+    pools = np.array([row.role if is_pool(row.role) else "" for row, _ in kept], dtype=np.str_)
+    return Ingest(table, quarantine, dhash(grays), grays, links, _content_digest(table, pools), pools)
 
 
 def listed_classes(config: DataConfig, *, base: Path | None = None) -> tuple[str, ...]:
@@ -275,13 +285,13 @@ def _table(kept: Sequence[tuple[_Row, _Seen]], classes: tuple[str, ...], slices:
         groups=texts([row.group or seen.id for row, seen in kept]),
         sources=texts([row.source for row, _ in kept]),
         timestamps=texts([row.timestamp for row, _ in kept]),
-        roles=texts([row.role for row, _ in kept]),
+        roles=texts(["" if is_pool(row.role) else row.role for row, _ in kept]),
         classes=classes,
         slices={name: texts([row.slices[at] for row, _ in kept]) for at, name in enumerate(slices)},
     )
 
 
-def _content_digest(table: SampleTable) -> str:
+def _content_digest(table: SampleTable, pools: NDArray[np.str_]) -> str:
     columns = (
         table.ids,
         table.labels,
@@ -290,6 +300,7 @@ def _content_digest(table: SampleTable) -> str:
         table.timestamps,
         table.roles,
         *table.slices.values(),
+        *([pools] if (pools != "").any() else []),
     )
     lines = ("\0".join(map(str, row)) for row in zip(*(column.tolist() for column in columns), strict=True))
     return digest_bytes("\n".join([*table.classes, "", *lines]).encode("utf-8", "surrogateescape"))

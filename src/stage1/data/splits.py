@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.config import RunConfig, SplitConfig
+from stage1.config import FractionsConfig, RunConfig, SplitConfig
 from stage1.data.dealing import BY_SIZE, REDRAWN, STRATIFIED, deal, unit_interval
+from stage1.data.given_roles import is_pool
 from stage1.data.leakage import Pairs, clusters, near_duplicates
 from stage1.data.quarantine import Quarantined
 from stage1.data.sources import Ingest
@@ -40,7 +41,8 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     previous: the splits.json of an earlier split of this run, or None. Groups it knows keep their role whatever was added
     since; an image that would join two of them with different roles is quarantined.
 
-    Given roles are checked and kept: the same image (bytes or near-duplicate) or the same group in two roles is a
+    Given roles are checked and kept; where several were given for an image (a pool, data.roles), they are cut within it by group, by
+    the method and in the ratio of `split`. Across roles and pools the same image (bytes or near-duplicate) or the same group in two roles is a
     DataError that lists the pairs, unless `split.allow_leakage`, which marks the result.
     Raises DataError also for fewer groups than roles, an empty role, or a role without one of the classes.
     """
@@ -49,7 +51,8 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     pairs = (
         near_duplicates(ingest.hashes, ingest.grays, distance) if distance is not None else np.empty((0, 2), np.int64)
     )
-    given = bool((table.roles != "").all()) and len(table) > 0
+    pools = ingest.given_roles
+    given = bool((pools != "").all()) and len(table) > 0
     known: dict[str, str] = {} if given or previous is None else dict(previous["groups"])
     all_links = list(ingest.links)
     # An image that once was its own group and now stands under a named one takes its old role there with it.
@@ -60,8 +63,8 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     quarantine: list[Quarantined] = []
     leaks = 0
     if given:
-        leaks = _check_given(table, pairs, config.split)
-        pairs = pairs[table.roles[pairs[:, 0]] == table.roles[pairs[:, 1]]]
+        leaks = _check_given(table, pools, pairs, config.split)
+        pairs = pairs[pools[pairs[:, 0]] == pools[pairs[:, 1]]]
     elif known:
         assert previous is not None
         out, quarantine = _bridging(table, pairs, all_links, known, frozenset(previous["bridges"]))
@@ -70,13 +73,14 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     position = np.cumsum(~out) - 1
     pairs = position[pairs[~(out[pairs[:, 0]] | out[pairs[:, 1]])]]
     links = [(int(position[row]), group) for row, group in all_links if not out[row]]
-    table = table.take(keep)
-    groups = join_groups(table.groups, pairs, known, table.roles if given else None, links)
+    table, pools = table.take(keep), pools[keep]
+    groups = join_groups(table.groups, pairs, known, pools if given else None, links)
     fixed = {
         group: known[name] for name, group in zip(table.groups.tolist(), groups.tolist(), strict=True) if name in known
     }
-    roles, redraws = _assigned(groups, table.labels, table.roles if given else None, config.split, fixed)
-    _require_classes(table, roles, config.split, given)
+    roles, redraws = _assigned(groups, table.labels, pools if given else None, config.split, fixed)
+    roles = _cut_pools(groups, table.labels, roles, config.split)
+    _require_classes(table, roles, config.split, given and not (ingest.pools != "").any())
     # Joined names stay known too: a later image of the group that was absorbed must find its role.
     mapping = {**known, **_mapping(table.groups, roles), **_mapping(groups, roles)}
     document = {
@@ -232,23 +236,36 @@ def _leaves(a: int, b: int, role_a: str, role_b: str) -> tuple[int, int]:
 # ---- given roles -------------------------------------------------------------------------------------------------
 
 
-def _check_given(table: SampleTable, pairs: Pairs, config: SplitConfig) -> int:
-    """Number of pairs across given roles. Raises DataError listing the first ten, unless leakage is allowed."""
-    near = pairs[table.roles[pairs[:, 0]] != table.roles[pairs[:, 1]]]
-    found = [("same bytes", a, b) for a, b in _first_across(table.ids, table.roles)]
-    for what, more in (("near-duplicates", near.tolist()), ("same group", _first_across(table.groups, table.roles))):
+def _check_given(table: SampleTable, given: Texts, pairs: Pairs, config: SplitConfig) -> int:
+    """Number of pairs across given roles or pools. Raises DataError listing the first ten, unless leakage is allowed."""
+    near = pairs[given[pairs[:, 0]] != given[pairs[:, 1]]]
+    found = [("same bytes", a, b) for a, b in _first_across(table.ids, given)]
+    for what, more in (("near-duplicates", near.tolist()), ("same group", _first_across(table.groups, given))):
         listed_before = {(a, b) for _, a, b in found}
         found += [(what, a, b) for a, b in more if (a, b) not in listed_before]
     if found and not config.allow_leakage:
         listed = "; ".join(
-            f"{what}: {table.paths[a]} ({table.roles[a]}) and {table.paths[b]} ({table.roles[b]})"
-            for what, a, b in found[:10]
+            f"{what}: {table.paths[a]} ({given[a]}) and {table.paths[b]} ({given[b]})" for what, a, b in found[:10]
         )
         raise DataError(
             f"given roles share images: {len(found)} pairs: {listed}{'; ...' if len(found) > 10 else ''}. Move or drop "
             f"one of each, or set split.allow_leakage=true, which leaves the run uncertified"
         )
     return len(found)
+
+
+def _cut_pools(groups: Texts, labels: NDArray[np.int64], roles: Texts, config: SplitConfig) -> Texts:
+    """The roles with every pool ("val_select+val_calib") cut among its roles, by group, each pool for itself."""
+    cut = roles.astype(np.dtype("U16"))
+    for pool in sorted({role for role in roles.tolist() if is_pool(role)}):
+        rows, parts = np.flatnonzero(roles == pool), pool.split("+")
+        shares = {role: getattr(config.fractions, role) if role in parts else 0.0 for role in ROLES}
+        if (total := sum(shares.values())) <= 0:
+            raise DataError(f"data.roles: {pool}: the fractions of all of them are 0; set split.fractions")
+        fractions = FractionsConfig(**{role: share / total for role, share in shares.items()})
+        within = config.model_copy(update={"fractions": fractions})
+        cut[rows] = assign_roles(groups[rows], labels[rows], None, within)
+    return cut
 
 
 def _first_across(keys: Texts, roles: Texts) -> list[tuple[int, int]]:

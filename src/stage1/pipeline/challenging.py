@@ -84,7 +84,7 @@ def _filtered(ingest: Ingest, data: DataConfig) -> Ingest:
     ]
     return replace(
         ingest, table=replace(table, slices=slices).take(keep), quarantine=[*ingest.quarantine, *out],
-        hashes=ingest.hashes[keep], grays=ingest.grays[keep],
+        hashes=ingest.hashes[keep], grays=ingest.grays[keep], pools=ingest.pools[keep],
         links=tuple((int(place[row]), group) for row, group in ingest.links if keep[row]),
     )  # fmt: skip
 

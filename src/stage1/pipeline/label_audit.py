@@ -124,6 +124,7 @@ def apply_labels(run: Path, file: Path, output: Path | None = None) -> dict[str,
     write_text(target, _csv(header, list(zip(*columns, strict=True))))
     overrides = ["data.source=table", f"data.table={target}", f"data.classes=[{', '.join(table.classes)}]"]
     overrides += ["data.role_tables={}"] if config.data.role_tables else []
+    overrides += ["data.roles={}"] if config.data.roles else []  # the table that is written has the roles themselves
     command = ["stage1", "run", str(run / "config.yaml"), *overrides, "--output", f"{run}-relabelled"]
     return {
         "table": str(target), "changed": changed, "confirmed": confirmed, "open": still_open, "n": len(table),
