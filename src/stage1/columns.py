@@ -263,14 +263,14 @@ def _one_line(path: Path, where: str = "") -> Iterator[None]:
     except (
         Exception
     ) as error:  # zip, zlib, numpy, Arrow: each raises kinds of its own, and damage may reach any of them
-        raise _unreadable(path, f"{where}{_words(error)}") from error
+        raise _unreadable(path, f"{where}{words_of(error)}") from error
 
 
 def _unreadable(path: Path, why: str) -> DataError:
     return DataError(f"{path}: cannot be read as {path.suffix.lower()} ({why})")
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """What an error says, on one line and not at length; its kind where it says nothing."""
     said = " ".join(str(error).split())
     return _shown(said, quoted=False) if said else type(error).__name__

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stage1.columns import ColumnFile, is_blank, open_columns
+from stage1.columns import ColumnFile, is_blank, open_columns, words_of
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.extras import load
 from stage1.files import atomic_writer, write_bytes, write_text, write_through
@@ -536,11 +537,17 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
         if not path.exists():
             return None
         try:
-            return np.asarray(torch.load(path, weights_only=True, map_location="cpu").numpy())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch says of a damaged file is said below
+                loaded = torch.load(path, weights_only=True, map_location="cpu")
+            if not isinstance(loaded, torch.Tensor) or loaded.dtype.is_complex:
+                raise TypeError(f"a {type(loaded).__name__}, not a tensor of real numbers")
+            # An expanded view claims any number of rows from one.
+            if loaded.numel() * loaded.element_size() > loaded.untyped_storage().nbytes():
+                raise ValueError(f"shape {tuple(loaded.shape)} is more than it holds")
+            return np.asarray(loaded.numpy())
         except Exception as error:  # torch raises a handful of unrelated types for a damaged file
-            raise IntegrityError(
-                f"{path}: cannot be read ({str(error).splitlines()[0]}); run `stage1 score` again"
-            ) from error
+            raise IntegrityError(f"{path}: cannot be read ({words_of(error)}); run `stage1 score` again") from error
 
     logits = tensor("logits")
     names = folder / f"{role}_ids.json"
@@ -550,5 +557,9 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
         keys = json.loads(names.read_text(encoding="utf-8"))
         return Scores(logits=logits, labels=tensor("labels"), gate=tensor("gate_logits"),
                       groups=keys["groups"], ids=keys["ids"], slices=keys.get("slices", {}), extra=keys.get("extra", {}))  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{names}: does not agree with its tensors ({error}); run `stage1 score` again") from error
+    except IntegrityError:
+        raise
+    except Exception as error:  # JSON of any shape and depth, and arrays that do not fit each other
+        raise IntegrityError(
+            f"{names}: does not agree with its tensors ({words_of(error)}); run `stage1 score` again"
+        ) from error
