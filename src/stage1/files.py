@@ -80,8 +80,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write `text` as UTF-8 to `path`, whole or not at all. Bytes of a file name that are no UTF-8 appear as \udcXX."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_through(path: str | os.PathLike[str], save: Callable[[str], None]) -> None:

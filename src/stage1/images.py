@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, TiffImagePlugin, UnidentifiedImageError
 
 from stage1.errors import DataError
+from stage1.folders import HEIF_BRANDS
 from stage1.markers import MAX_PARTS, Parts, jpeg_parts, png_parts
 
-# What a column of images may be called in a table, in this order, and how the name of an image file ends.
+# What a column of images may be called in a table, in this order.
 IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 MAX_PIXELS = 64_000_000
 # The longest side that a JPEG can have. Readers spend some fifty bytes on each row, however short: 1 x 64,000,000 takes gigabytes.
 MAX_SIDE = 65_535
@@ -45,8 +45,8 @@ class ImageError(DataError):
     """Bytes that are no usable image. `reason` is one of REASONS; the message is one line.
 
     reason: "empty", "truncated", "corrupt", "not an image", "too large", "too complex" (more scans or parts than any writer
-    makes), "animated" (several frames or pages), "unsupported mode" (no agreed way to 8-bit RGB, e.g. floating point) or
-    "not a file" (a pipe, a device, a folder).
+    makes), "animated" (several frames or pages), "unsupported mode" (no agreed way to 8-bit RGB, e.g. floating point),
+    "unread format" (an image of a format that is not read, e.g. HEIC) or "not a file" (a pipe, a device, a folder).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -56,7 +56,7 @@ class ImageError(DataError):
 
 REASONS = (
     "empty", "truncated", "corrupt", "not an image", "too large", "too complex", "animated", "unsupported mode",
-    "not a file",
+    "unread format", "not a file",
 )  # fmt: skip
 
 
@@ -174,6 +174,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             raise ImageError(
                 "unsupported mode", "TIFF samples of a kind that is not read; save as 8-bit RGB or 16-bit gray"
             ) from error
+        if kind := _unread_format(data):
+            raise ImageError("unread format", f"{kind} is not read; save it as JPEG or PNG") from error
         if reason := _known_start(data):
             raise ImageError(reason, f"{len(data)} bytes with the start of an image but no readable header") from error
         raise ImageError(
@@ -198,6 +200,20 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
     if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
         return None
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def _unread_format(data: bytes) -> str | None:
+    """The name of an image format that no reader here takes; None for anything else."""
+    if data[4:8] == b"ftyp":
+        brand = data[8:12]
+        if brand in (b"avif", b"avis"):
+            return "AVIF" if "AVIF" not in Image.OPEN or brand == b"avis" else None
+        return "HEIC" if brand in HEIF_BRANDS else None
+    starts = {
+        b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
+        b"8BPS": "PSD", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"Pf\n": "PFM", b"PF\n": "PFM",
+    }  # fmt: skip
+    return next((name for start, name in starts.items() if data.startswith(start)), None)
 
 
 def _known_start(data: bytes) -> str | None:

@@ -7,10 +7,12 @@ import io
 import json
 import os
 import struct
+import sys
 import tarfile
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from PIL import Image
 
 from stage1.config import DataConfig
 from stage1.data import sources
-from stage1.data.quarantine import Quarantined, QuarantineError, write_quarantine
+from stage1.data.quarantine import Quarantined, QuarantineError, check_limit, write_quarantine
 from stage1.data.sources import Ingest, read_source, source_digest
+from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.files import digest_bytes
 
@@ -278,16 +281,7 @@ def test_a_list_is_no_label(tmp_path: Path) -> None:
 
 
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import builtins
-
-    real = builtins.__import__
-
-    def without_datasets(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "datasets":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_datasets)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it raises ImportError
     write(tmp_path / "saved" / "dataset_info.json", b"{}")
     for table in (tmp_path / "saved", "hf:beans"):
         with pytest.raises(MissingError, match=r"pip install 'stage1-pro\[hf\]'") as caught:
@@ -504,6 +498,59 @@ def test_too_much_quarantine_fails_with_the_arithmetic_and_the_list(tmp_path: Pa
         written = list(csv.DictReader(stream))
     assert [row["reason"] for row in written] == [item.reason for item in caught.value.quarantine]
     assert list(written[0]) == ["path", "reason", "detail"]
+
+
+@pytest.mark.parametrize(
+    "lost, total, limit, passes",
+    [(2, 122, 0.01, True), (3, 122, 0.01, True), (4, 122, 0.01, False), (1, 20, 0.01, True), (1, 19, 0.01, False),
+     (2, 39, 0.01, False), (10, 1000, 0.01, True), (11, 1000, 0.01, False), (1, 1000, 0.0, False), (4, 8, 0.5, True)],
+)  # fmt: skip
+def test_a_few_broken_images_of_few_pass(lost: int, total: int, limit: float, passes: bool) -> None:
+    items = [Quarantined(f"{row}.jpg", "truncated", "x") for row in range(lost)]
+    with nullcontext() if passes else pytest.raises(QuarantineError, match=f"{lost} of {total} images"):
+        check_limit(items, total, limit)
+
+
+def test_file_names_that_are_no_utf8_are_read_stored_and_quarantined(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", per_class=30)
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    write(root / "none" / odd, picture(990))
+    write(root / "none" / os.fsdecode(b"br\xf6ken\\n.jpg"), b"text")
+    result = read(root)
+    assert len(result.table) == 61
+    result.table.write(tmp_path / "samples.parquet")
+    again = SampleTable.read(tmp_path / "samples.parquet")
+    assert again.paths.tolist() == result.table.paths.tolist()
+    row = [Path(path).name for path in again.paths.tolist()].index(odd)
+    assert again.read_bytes(row) == picture(990)
+    write_quarantine(tmp_path / "quarantine.csv", result.quarantine)
+    assert "br\\udcf6ken" in (tmp_path / "quarantine.csv").read_text(encoding="utf-8")
+    os.rename(root / "none", root / os.fsdecode(b"n\xe9nt"))
+    with pytest.raises(DataError, match=r"class folder 'n\\udce9nt' has a name that is no UTF-8; rename it"):
+        read(root)
+
+
+def test_an_empty_class_folder_is_refused_unless_the_classes_are_named(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", per_class=3)
+    (root / "bird" / "deep").mkdir(parents=True)
+    with pytest.raises(DataError, match="no file in the class folder 'bird'; fill it, remove it, or name the classes"):
+        read(root)
+    assert read(root, classes=["none", "roadwork"]).table.classes == ("none", "roadwork")
+
+
+def test_run_directories_and_bundles_in_a_folder_of_images_are_no_classes(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "data", per_class=3)
+    before = source_digest(DataConfig(table=str(root)))
+    for place, files in (("runs/one", (".lock", "config.yaml")), ("two", ("stages.json",)), ("none/three", (".lock",)),
+                         ("four", ("bundle.json", "model.onnx"))):  # fmt: skip
+        for name in files:
+            write(root / place / name, b"")
+        if files != (".lock",):
+            write(root / place / "figures" / "roc.png", picture(99))
+    result = read(root)
+    assert result.table.classes == ("none", "roadwork")
+    assert (len(result.table), result.quarantine) == (6, [])
+    assert source_digest(DataConfig(table=str(root))) == before
 
 
 def test_quarantine_file_survives_odd_names(tmp_path: Path) -> None:

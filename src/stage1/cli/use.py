@@ -56,6 +56,8 @@ def predict(
 ) -> None:
     """Answer or defer, image by image. Broken files are named and the rest answered (exit 1 at the end).
 
+    Of a folder every image is taken, at every depth; what is no image by name or content is counted on stderr (no error).
+
     Example: stage1 predict runs/demo/bundle photos/ --format csv
     """
     from stage1.inference import load_bundle
@@ -68,7 +70,7 @@ def predict(
         loaded.require_views(parse_views(views))
     with open_writer("json" if as_json else kind, output or sys.stdout, loaded.about) as writer:  # type: ignore[arg-type]
         failures = predict_to(
-            loaded.predictor, iterate_inputs(images, sys.stdin.buffer), writer,
+            loaded.predictor, iterate_inputs(images, sys.stdin.buffer, on_left_out=lambda line: typer.echo(line, err=True)), writer,
             on_failure=lambda row: typer.echo(f"{row.path}: {row.error}", err=True),
             on_small=lambda small, of: typer.echo(small_line(small, of, loaded.predictor.preprocessing.size), err=True),
         )  # fmt: skip

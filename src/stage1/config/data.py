@@ -43,7 +43,8 @@ class DataConfig(Section):
     source: Literal["auto", "roadscenes", "folder", "table", "hf", "webdataset"] = "auto"
     """Kind of source; auto decides by what `table` points to."""
     table: str | None = None
-    """A CSV/TSV/Parquet file, an ImageFolder root, a saved Hugging Face dataset (or hf:NAME), or a WebDataset .tar."""
+    """A CSV/TSV/Parquet file, an ImageFolder root, a saved Hugging Face dataset (or hf:NAME), a WebDataset .tar,
+    or shards: a folder of .tar or .parquet files, part-{000..012}.tar, part-*.tar."""
     role_tables: dict[Literal["train", "val_select", "val_calib", "val_test"], str] = {}
     """Separate tables per role, instead of `table`; given roles are checked, never recomputed."""
     roles: dict[str, str] = {}
@@ -56,7 +57,7 @@ class DataConfig(Section):
     bad_labels: Literal["error", "quarantine"] = "error"
     """What to do with a label outside `classes`."""
     max_quarantine: Share = 0.01
-    """Largest share of images that may be quarantined before the run fails."""
+    """Largest share of images that may be quarantined before the run fails; up to 3 images (and 5 %) always may, but at 0."""
     max_pixels: PositiveInt = 64_000_000
     """Images with more pixels than this are quarantined unread."""
     near_duplicates: bool = True

@@ -13,18 +13,16 @@ from typing import Any
 
 from stage1.config import DataConfig
 from stage1.data.given_roles import LEFT_OUT, folder_roles, pools_of, role_kinds
-from stage1.data.quarantine import Quarantined
-from stage1.data.table import image_column, tar_members
+from stage1.data.quarantine import FURTHER_FILE, Quarantined
+from stage1.data.shards import part_name, shards
+from stage1.data.table import image_column, is_utf8, tar_members
+from stage1.data.webdataset import samples
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.extras import load
+from stage1.folders import SYSTEM_FILES, is_ours, named_as_image, starts_as_image
 from stage1.labels import decoded, label_text, stored_names
 from stage1.scores import ROLES
 
-IMAGE_ENDINGS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
-)  # fmt: skip
-# Written by file managers into every folder; nobody means them as images.
-_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 ROLE_COLUMNS = ("role", "split")
 _KNOWN = ("label", "group", "source", "timestamp", *ROLE_COLUMNS)
 
@@ -52,6 +50,8 @@ class Listing:
     """What the roles are called in messages: the column, or the splits of a data set."""
     named: bool = False
     """The labels are names as they stand (class folders), not cells of a table."""
+    empty: list[str] = field(default_factory=list)
+    """Class folders without a file."""
     quarantine: list[Quarantined] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     """Files whose bytes or state decide the listing (the table itself, the tar, the shards), for the light digest."""
@@ -150,14 +150,42 @@ def _list_one(config: DataConfig, given: str, base: Path | None) -> Listing:
         listing = _list_hub(given.removeprefix("hf:"), config.slices)
     else:
         path = Path(os.path.abspath((base or Path()) / Path(given).expanduser()))
-        if not path.exists():
+        files = shards(given, path) if kind not in ("hf", "folder") else None
+        if files is None and not path.exists():
             raise MissingError(f"{given}: no such file or folder (looked for {path}); set data.table")
-        listing = _READERS[_kind(path) if kind in ("auto", "roadscenes") else kind](path, config.slices)
+        read = [
+            _READERS[_kind(file) if kind in ("auto", "roadscenes") else kind](file, config.slices)
+            for file in files or [path]
+        ]
+        listing = read[0] if files is None else _joined(given, read)
     if not listing.paths and not listing.quarantine:
         raise DataError(f"{given}: holds no images; is it the right file or folder?")
     if missing := [name for name in config.slices if name not in listing.slices]:
         raise DataError(f"{given}: no column {missing[0]!r} (data.slices); add it or leave it out of data.slices")
     return listing
+
+
+def _joined(given: str, listings: Sequence[Listing]) -> Listing:
+    """Several files of one source as one listing, row after row."""
+    total = replace(listings[0], where=given)
+    for name in ("paths", "labels", "groups", "sources", "timestamps", "roles", "quarantine", "files"):
+        setattr(total, name, [item for one in listings for item in getattr(one, name)])
+    total.numbers = [f"{Path(one.where).name}: {number}" for one in listings for number in one.numbers]
+    if odd := [one.where for one in listings if one.class_names != total.class_names]:
+        raise DataError(f"{odd[0]}: stores other class names than {listings[0].where}; read them one by one")
+    # train-00000-of-00002.parquet beside test-00000-of-00001.parquet are splits, as a data set has them.
+    parts = [part_name(Path(one.where)) for one in listings]
+    if len(set(parts)) > 1 and not any(total.roles):
+        total.role_name = "split"
+        total.roles = [name for name, one in zip(parts, listings, strict=True) for _ in one.paths]
+    # A file without rows has no columns either.
+    filled = [one for one in listings if len(one)]
+    total.slices = {
+        name: [cell for one in filled for cell in one.slices[name]]
+        for name in (filled[0].slices if filled else {})
+        if all(name in one.slices for one in filled)
+    }
+    return total
 
 
 def _kind(path: Path) -> str:
@@ -177,7 +205,9 @@ def _kind(path: Path) -> str:
 def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
     """root/class/**/image. Every visible file below a class counts as an image; what is none is quarantined later.
 
-    Hidden files and folders are skipped. An image directly in the root has no class: quarantined.
+    Hidden files and folders are skipped, and so are run directories and bundles: their pictures were made from these images.
+    An image directly in the root has no class: quarantined. `Listing.empty` names class folders without a file.
+    Raises DataError for a class whose name is no UTF-8.
     """
     if not root.is_dir():
         raise DataError(f"{root}: not a folder; for a table use data.source=table")
@@ -185,9 +215,15 @@ def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
     entries = _visible(root)
     for entry in entries:
         if entry.is_dir():
-            for path in _walk(entry.path, {_identity(root)}):
+            ours: list[str] = []
+            before = len(listing)
+            for path in _walk(entry.path, {_identity(root)}, ours):
                 listing.add(path, entry.name, os.path.relpath(path, root))
-        elif entry.name.lower().endswith(IMAGE_ENDINGS):
+            if len(listing) == before and not ours:
+                listing.empty.append(entry.name)
+            if len(listing) > before and not is_utf8(entry.name):
+                raise DataError(f"{root}: the class folder {entry.name!r} has a name that is no UTF-8; rename it")
+        elif named_as_image(entry.name):
             listing.quarantine.append(Quarantined(entry.path, "no class folder", "it lies beside the class folders"))
     if not listing.paths:
         tables = [entry.name for entry in entries if entry.name.lower().endswith((".csv", ".tsv", ".parquet"))]
@@ -199,19 +235,23 @@ def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
 def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            visible = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _SYSTEM_FILES]
+            visible = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in SYSTEM_FILES]
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: str, above: set[tuple[int, int]], ours: list[str]) -> Iterator[str]:
+    """Files below, in order; run directories and bundles are not entered but added to `ours`."""
     here = _identity(folder)
     if here in above:  # a link back to a folder above: following it would never end
         return
+    if is_ours(folder):
+        ours.append(folder)
+        return
     for entry in _visible(folder):
         if entry.is_dir():
-            yield from _walk(entry.path, {*above, here})
+            yield from _walk(entry.path, {*above, here}, ours)
         else:
             yield entry.path
 
@@ -468,11 +508,12 @@ def _dataset_locators(where: str, part: Any, image: str) -> list[str]:
 
 # ---- WebDataset --------------------------------------------------------------------------------------------------
 
-_LABEL_ENDINGS = (".cls", ".txt", ".json")
+# A label is a few bytes; what claims more is not read to its end.
+_NOTE_BYTES = 1 << 20
 
 
 def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
-    """key.jpg + key.cls | key.txt | key.json, in the order of the archive.
+    """key.jpg + key.cls | key.txt | key.json, in the order of the archive; keys as in `webdataset.samples`.
 
     A .json may hold label, group, source, timestamp, role or split. Two images under one key: DataError.
     """
@@ -483,24 +524,18 @@ def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
     except OSError as error:
         raise DataError(f"{error}; pack it again with tar -cf") from error
     listing = Listing(str(path), files=[str(path)], role_name="role")
-    images: dict[str, str] = {}
     notes: dict[str, dict[str, Any]] = {}
     with open(path, "rb") as stream:
-        for name, (offset, size) in members.items():
-            inner = PurePosixPath(name)
-            if inner.name.startswith("."):
-                continue
-            # WebDataset cuts at the first dot of the file name: the key is what several files share.
-            stem, dot, ending = inner.name.partition(".")
-            key, ending = str(inner.parent / stem), (dot + ending).lower()
-            if ending in IMAGE_ENDINGS:
-                if key in images:
-                    raise DataError(f"{path}: {images[key]!r} and {name!r} share the key {key!r}; one image per key")
-                images[key] = name
-            elif ending in _LABEL_ENDINGS:
-                data = os.pread(stream.fileno(), size, offset)
-                notes.setdefault(key, {}).update(_tar_note(path, name, ending, data, slices))
-    for key, name in images.items():
+
+        def starts(name: str) -> bool:
+            return starts_as_image(os.pread(stream.fileno(), 16, members[name][0]))
+
+        found = samples(members, starts, str(path))
+        for key, name in found.notes:
+            offset, size = members[name]
+            data = os.pread(stream.fileno(), min(size, _NOTE_BYTES), offset)
+            notes.setdefault(key, {}).update(_tar_note(path, name, PurePosixPath(name).suffix.lower(), data, slices))
+    for key, name in found.images.items():
         note = {
             column: _label(value, path, name) if column == "label" else _cell_text(value)
             for column, value in notes.get(key, {}).items()
@@ -512,9 +547,10 @@ def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
         )  # fmt: skip
         for column in slices:
             listing.slices.setdefault(column, []).append(note.get(column, ""))
-    for key in notes:
-        if key not in images:
-            listing.quarantine.append(Quarantined(f"{path}::{key}", "missing file", "a label without an image"))
+    for key in found.alone:
+        listing.quarantine.append(Quarantined(f"{path}::{key}", "missing file", "a label without an image"))
+    for name, why in found.further:
+        listing.quarantine.append(Quarantined(f"{path}::{name}", FURTHER_FILE, why))
     return listing
 
 

@@ -12,8 +12,11 @@ from stage1.errors import DataError
 from stage1.files import write_text
 
 EXACT_DUPLICATE = "exact duplicate"
-# Nothing is lost with these: the same bytes stay in the table once. They are listed, but do not count to the limit.
-_HARMLESS = (EXACT_DUPLICATE,)
+FURTHER_FILE = "further file"
+# Nothing is lost with these: the same bytes stay in the table once, a sample has its image. They are listed, but do not count.
+_HARMLESS = (EXACT_DUPLICATE, FURTHER_FILE)
+# Of few images the limit would be less than one. So many may always be left out, if they are no more than this share of all.
+_FEW, _FEW_SHARE = 3, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +42,18 @@ def write_quarantine(path: str | os.PathLike[str], quarantine: Sequence[Quaranti
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["path", "reason", "detail"])
     writer.writerows([item.path, item.reason, " ".join(item.detail.split())] for item in quarantine)
-    # A file name on disk may hold bytes that are no UTF-8: they appear as \\udcXX instead of stopping the table.
-    write_text(path, stream.getvalue().encode("utf-8", "backslashreplace").decode())
+    write_text(path, stream.getvalue())
 
 
 def check_limit(quarantine: Sequence[Quarantined], total: int, limit: float) -> None:
     """Raise QuarantineError where more than `limit` (a share) of `total` images cannot be used.
 
-    Exact duplicates do not count: the image is there once.
+    Up to 3 images pass at any limit above 0 where they are no more than 5 % of all. Exact duplicates do not count: the image is
+    there once; neither do further images of a sample.
     """
     lost = [item for item in quarantine if item.reason not in _HARMLESS]
-    if not lost or len(lost) <= limit * total:
+    few = min(_FEW, _FEW_SHARE * total) if limit > 0 else 0
+    if not lost or len(lost) <= max(limit * total, few):
         return
     first = "; ".join(f"{item.path} ({item.reason})" for item in lost[:3])
     raise QuarantineError(

@@ -162,6 +162,11 @@ def _classes(config: DataConfig, listings: Sequence[Listing]) -> tuple[str, ...]
     if any(names is not None for names in stored):
         raise DataError("data.role_tables: the tables store different class names; give data.classes in order")
     texts = [label for listing in listings for label in listing.labels]
+    if empty := sorted({name for listing in listings for name in listing.empty} - set(texts)):
+        raise DataError(
+            f"{listings[0].where}: no file in the class folder {empty[0]!r}; fill it, remove it, or name the classes: "
+            f"data.classes=[...]"
+        )
     return found_classes(texts, as_they_stand=all(listing.named for listing in listings))
 
 

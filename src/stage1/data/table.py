@@ -117,11 +117,17 @@ class SampleTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {name.removesuffix("s"): pa.array(getattr(self, name).tolist(), pa.string()) for name in _TEXTS}
+        texts = {name: getattr(self, name).tolist() for name in _TEXTS}
+        # A file name is bytes: where one is no UTF-8, all paths are stored escaped, so that reading gives the same names.
+        about = {"schema_version": 1, "classes": self.classes}
+        if not all(map(is_utf8, texts["paths"])):
+            texts["paths"] = [path.encode("unicode_escape").decode("ascii") for path in texts["paths"]]
+            about["paths"] = "unicode_escape"
+        columns = {name.removesuffix("s"): pa.array(texts[name], pa.string()) for name in _TEXTS}
         columns["label"] = pa.array(self.labels)
         slices = {f"{_SLICE}{name}": pa.array(values.tolist(), pa.string()) for name, values in self.slices.items()}
         table = pa.table({**{name: columns[name] for name in _COLUMNS}, **slices})
-        table = table.replace_schema_metadata({"stage1": json.dumps({"schema_version": 1, "classes": self.classes})})
+        table = table.replace_schema_metadata({"stage1": json.dumps(about)})
         write_through(path, lambda temporary: pq.write_table(table, temporary))
 
     @classmethod
@@ -137,6 +143,8 @@ class SampleTable:
             document = json.loads((table.schema.metadata or {})[b"stage1"])
             version, classes = int(document["schema_version"]), tuple(document["classes"])
             columns: dict[str, Any] = {name: table[name].to_pylist() for name in _COLUMNS}
+            if document.get("paths") == "unicode_escape":
+                columns["path"] = [path.encode("ascii").decode("unicode_escape") for path in columns["path"]]
             slices = {
                 name.removeprefix(_SLICE): np.array(table[name].to_pylist(), dtype=np.str_)
                 for name in table.column_names
@@ -154,6 +162,15 @@ class SampleTable:
 
 
 _COLUMNS = tuple(item.name.removesuffix("s") for item in fields(SampleTable) if item.name not in ("classes", "slices"))
+
+
+def is_utf8(text: str) -> bool:
+    """False for the name of a file whose bytes are no UTF-8 (they stand in it as lone surrogates)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- locators ----------------------------------------------------------------------------------------------------
@@ -196,7 +213,7 @@ def read_locator(path: str, *, max_pixels: int | None = None) -> bytes:
     return embedded
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def tar_members(path: str, changed: int) -> dict[str, tuple[int, int]]:
     """Name -> (offset, size) of the regular files in an uncompressed tar; `changed` (mtime) keys the cache.
 
@@ -225,7 +242,7 @@ def _embedded(path: str, changed: int, row: int) -> bytes | None:
     return value if value is None or isinstance(value, bytes) else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def embedded_starts(path: str, changed: int) -> NDArray[np.int64]:
     """First row of each row group (Parquet) or record batch (Arrow), and the number of rows as last entry."""
     if path.endswith(".parquet"):

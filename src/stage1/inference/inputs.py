@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stage1.errors import DataError, MissingError
-from stage1.images import IMAGE_COLUMNS, IMAGE_SUFFIXES
+from stage1.folders import Walk, image_files
+from stage1.images import IMAGE_COLUMNS
 from stage1.stream import Item
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -26,11 +27,14 @@ class Input:
     item: Item
 
 
-def iterate_inputs(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None = None) -> Iterator[Input]:
+def iterate_inputs(
+    sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None = None, *, on_left_out: Callable[[str], None] | None = None
+) -> Iterator[Input]:  # fmt: skip
     """Every image that `sources` name, in order, lazily.
 
     A source is
-    - a folder: its image files (by ending), recursively, sorted; hidden files and linked folders are left out;
+    - a folder: its images (by ending, those of formats that are not read among them, else by content), recursively, sorted; hidden
+      files are passed over, and what else is left out is told to `on_left_out` in one line;
     - a .csv, .tsv or .parquet table with a column `image` (or path, file_name, filepath, image_path); its paths are
       relative to the table. Parquet may hold the images themselves: bytes, or structs {bytes, path};
     - a .txt list, one path a line, relative to the list;
@@ -46,7 +50,7 @@ def iterate_inputs(sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | 
                 raise DataError("-: there is no stdin to read paths from")
             yield from _lines(stdin, Path())
         elif path.is_dir():
-            yield from _folder(path)
+            yield from _folder(path, on_left_out)
         elif path.suffix.lower() in (*TABLES, ".txt"):
             if not path.is_file():
                 raise MissingError(f"{path}: no such table or list; give a file that is there")
@@ -77,19 +81,17 @@ def _lines(stream: BinaryIO, base: Path) -> Iterator[Input]:
             yield Input(os.fspath(base / name), base / name)
 
 
-def _folder(folder: Path) -> Iterator[Input]:
-    unreadable: list[OSError] = []
-    found = False
-    for inside, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
-                found = True
-                yield Input(os.path.join(inside, name), Path(inside) / name)
-    for error in unreadable:
+def _folder(folder: Path, on_left_out: Callable[[str], None] | None) -> Iterator[Input]:
+    walk, found = Walk(), False
+    for path in image_files(folder, walk):
+        found = True
+        yield Input(os.fspath(path), path)
+    for error in walk.unreadable:
         yield Input(os.fsdecode(error.filename), _raising(error))
-    if not found and not unreadable:
-        raise DataError(f"{folder}: no image in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+    if not found and not walk.unreadable:
+        raise DataError(f"{folder}: no image in this folder{f', but {walk}' if walk.left_out else ''}")
+    if walk.left_out and on_left_out is not None:
+        on_left_out(f"note: {folder}: left out {walk}, no images by name or content")
 
 
 def _csv(path: Path, delimiter: str) -> Iterator[Input]:

@@ -47,7 +47,7 @@ def answer_images(
             raise MissingError(f"--certified {certified}: no such folder; make it with `stage1 cascade evaluate`")
         rules, document = certified_rules(certified, cascade)
         notes = [document["certificate"]["statement"]]
-    inputs = iterate_inputs(images, stdin)
+    inputs = iterate_inputs(images, stdin, on_left_out=notes.append)
     if output is None:
         return run_cascade(cascade, inputs, _Printed(stdout), rules=rules), notes
     head = header(cascade.digest, [rule.to_document() for rule in rules], cascade.names)

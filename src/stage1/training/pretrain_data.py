@@ -17,7 +17,8 @@ from stage1.data.table import SampleTable
 from stage1.engine import cores
 from stage1.errors import DataError, MissingError
 from stage1.files import digest_bytes
-from stage1.images import IMAGE_SUFFIXES, MAX_PIXELS, decode
+from stage1.folders import Walk, image_files
+from stage1.images import MAX_PIXELS, decode
 from stage1.stream import Item, read_item
 
 log = logging.getLogger("stage1")
@@ -43,9 +44,12 @@ def unlabelled_images(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise MissingError(f"{root}: no such folder (pretrain.folder)")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    walk = Walk()
+    found = sorted(path for path in image_files(root, walk) if path.is_file())
     if not found:
-        raise DataError(f"{root}: no images below it; pretrain.folder needs {', '.join(IMAGE_SUFFIXES[:4])} ... files")
+        raise DataError(f"{root}: no images below it{f', but {walk}' if walk.left_out else ''} (pretrain.folder)")
+    if walk.left_out:
+        log.info("%s: left out %s, no images by name or content", root, walk)
     return found
 
 

@@ -42,7 +42,10 @@ def append_event(path: str | os.PathLike[str], event: str, **values: Any) -> Non
     """
     path = Path(path)
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = json.dumps({"time": time, "event": event, **values}, ensure_ascii=False).encode() + b"\n"
+    line = (
+        json.dumps({"time": time, "event": event, **values}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        + b"\n"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
