@@ -127,3 +127,15 @@ def test_the_card_says_which_answer_is_never_given(make_parts, tmp_path):
 def test_error_alone_is_said_to_be_over_all_classes(make_parts, draw_scores, tmp_path):
     folder = make_parts(risks={"error": 0.05}, select=draw_scores(600, 5)).write(tmp_path / "bundle")
     assert "among the images of one class" in section(parted((folder / "README.md").read_text())[1], "Limits")
+
+
+def test_the_card_opens_with_the_verdict(with_evaluation, parts, make_parts, tmp_path):
+    def opening(folder):
+        return parted((folder / "README.md").read_text())[1].split("\n- classes")[0]
+
+    assert "**Certified** (verdict: **green**)" in opening(with_evaluation.write(tmp_path / "checked"))
+    unchecked = opening(parts.write(tmp_path / "unchecked"))
+    assert "**Certified, with care** (verdict: **amber**)" in unchecked
+    assert "- no independent check was made" in unchecked
+    refused = opening(make_parts(n=60).write(tmp_path / "refused"))
+    assert "**Not certifiable** (verdict: **red**)" in refused

@@ -90,7 +90,7 @@ def test_the_verdict_comes_before_everything_else(certified, not_certifiable, dr
 
 def test_nothing_is_called_certified_where_nothing_is(not_certifiable):
     page = render(not_certifiable)
-    assert 'class="refused"' in page
+    assert 'class="red"' in page
     assert "agree with the certificate" not in page
     assert "at most <" not in page
     assert "small>at most" not in page
@@ -115,7 +115,7 @@ def test_assumed_independence_is_prominent(make_sample, certified, drawn):
 def test_a_contradiction_turns_the_verdict(certified, drawn):
     certified.evaluation["risks"]["fnr"] |= {"observed": 0.2, "errors": 80, "low": 0.16, "high": 0.24}
     page = render(certified, drawn)
-    assert 'class="contradicted"' in page
+    assert 'class="red"' in page
     text = text_of(page)
     assert "contradicts the certificate on fnr" in text
     assert "the whole interval lies above the target" in text

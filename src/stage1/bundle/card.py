@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from stage1.aggregation import FrozenViews
+from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
 
 # Licences that the hub knows by name; any other is "other" with its own name beside.
@@ -35,7 +36,7 @@ def model_card(
     """
     sections = (
         f"# {_line(manifest['name'])}",
-        _summary(manifest, certificate, _views(views, evaluation)),
+        _summary(manifest, certificate, _views(views, evaluation), judge(certificate.to_document(), evaluation)),
         "## Guarantee", _guarantee(certificate, manifest),
         "## Intended use", _intended_use(manifest, certificate),
         "## Data", _data(manifest["data"]),
@@ -72,12 +73,15 @@ def _header(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
 
 
-def _summary(manifest: Mapping[str, Any], certificate: Certificate, views: Mapping[str, str]) -> str:
-    head = "**Certified.**" if certificate.certified else "**Not certified: every image defers.**"
+def _summary(manifest: Mapping[str, Any], certificate: Certificate, views: Mapping[str, str], verdict: Verdict) -> str:
+    head = f"**{verdict.title}** (verdict: **{verdict.colour}**). {verdict.line}"
+    if verdict.reasons:
+        head += "\n\n" + _list(verdict.reasons)
+    head += "\n\n" + ("" if certificate.certified else "**Not certified: every image defers.** ")
     classes = ", ".join(f"`{_line(name)}`" for name in manifest["classes"])
     backbone = manifest["backbone"]
     return (
-        f"{head} {_line(certificate.statement)}\n\n"
+        f"{head}{_line(certificate.statement)}\n\n"
         "The first stage of an image classifier in two or more stages: it answers (`exit`) or passes the image on "
         "(`defer`).\n\n"
         + _bullets(

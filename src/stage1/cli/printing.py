@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import typer
 
 
 def outlined(folder: Path, config: Any, outlook: Any, allow_change: bool) -> dict[str, Any]:
@@ -23,11 +26,11 @@ def dry_run_lines(document: dict[str, Any]) -> list[str]:
     )]  # fmt: skip
 
 
-def run_summary(result: Any) -> dict[str, Any]:
+def run_summary(result: Any, verdict: Any) -> dict[str, Any]:
     certificate = result.certificate
     return {
         "run": str(result.folder), "certified": certificate.certified, "statement": certificate.statement,
-        "coverage": certificate.coverage.value, "report": str(result.folder / "report.html"), "bundle": str(result.bundle),
+        "coverage": certificate.coverage.value, "verdict": asdict(verdict), "report": str(result.folder / "report.html"), "bundle": str(result.bundle),
         "done": list(result.done), "skipped": list(result.skipped), "seconds": round(result.seconds, 1),
     }  # fmt: skip
 
@@ -64,6 +67,14 @@ def shift_lines(document: dict[str, Any]) -> list[str]:
     from stage1.pipeline.shifting import shift_lines
 
     return ["", *shift_lines(document["label_shift"]), ""] if "label_shift" in document else []
+
+
+_COLOURS = {"green": typer.colors.GREEN, "amber": typer.colors.YELLOW, "red": typer.colors.RED}
+
+
+def verdict_line(verdict: Any) -> str:
+    """The last line of `calibrate`, `evaluate` and `run`; coloured where the terminal is one."""
+    return typer.style(verdict.text, fg=_COLOURS[verdict.colour], bold=True)
 
 
 def verify_lines(document: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stage1.cli.printing import check_lines, dry_run_lines, outlined, run_lines, run_summary
+from stage1.cli.printing import check_lines, dry_run_lines, outlined, run_lines, run_summary, verdict_line
 from stage1.cli.root import (
     WHOLE,
     AsJson,
@@ -52,6 +52,7 @@ def run(
     """
     from stage1.pipeline import execute, opened, outlook
     from stage1.pipeline.progress import Progress
+    from stage1.pipeline.verdicts import verdict_of_evaluation
 
     given = list(arguments or [])
     file = given.pop(0) if given and "=" not in given[0] else None
@@ -62,7 +63,8 @@ def run(
         return
     with opened(folder, config, allow_change=allow_change) as directory:
         result = execute(directory, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance)
-    show(run_summary(result), as_json, run_lines)
+    verdict = verdict_of_evaluation(result.folder)
+    show(run_summary(result, verdict), as_json, lambda summary: [*run_lines(summary), verdict_line(verdict)])
 
 
 @app.command(rich_help_panel=WHOLE)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stage1.cli.printing import evaluation_lines, shift_lines
+from stage1.cli.printing import evaluation_lines, shift_lines, verdict_line
 from stage1.cli.root import (
     STAGES,
     AsJson,
@@ -71,7 +71,16 @@ def _stage(
         lambda result: [f"{run / item}" for item in result["outputs"]],
     )
     if name == "calibrate":
+        _say_verdict(run, as_json)
         exit_by_certificate(run)
+
+
+def _say_verdict(folder: Path, as_json: bool) -> None:
+    """After calibrate: the last line on stdout."""
+    if not as_json:
+        from stage1.pipeline.verdicts import verdict_of_calibration
+
+        typer.echo(verdict_line(verdict_of_calibration(folder)))
 
 
 @app.command(rich_help_panel=STAGES)
@@ -244,6 +253,7 @@ def calibrate(
             f"{folder}: policy file, calibration.json, certificate.json, scores.parquet",
         ],
     )
+    _say_verdict(folder, as_json)
     exit_by_certificate(folder)
 
 
@@ -284,6 +294,8 @@ def evaluate(
 
     Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5
     """
+    from stage1.pipeline.verdicts import verdict_of_evaluation
+
     given = list(arguments or [])
     there = pairs(columns if target_columns is None else target_columns)
     if scores is None:
@@ -297,7 +309,8 @@ def evaluate(
         if not as_json:
             from stage1.documents import read_document
 
-            typer.echo("\n".join(shift_lines(read_document(folder / "evaluation.json", "evaluation"))), nl=False)
+            document = read_document(folder / "evaluation.json", "evaluation")
+            typer.echo("\n".join([*shift_lines(document), verdict_line(verdict_of_evaluation(folder, document))]))
         return
     from stage1.pipeline.score_files import evaluate_scores
 
@@ -305,7 +318,8 @@ def evaluate(
         scores, policy or scores.parent, output or policy or scores.parent, config=given_config(None, None, None, given),
         values=values, columns=pairs(columns), target=target, target_values=target_values, target_columns=there, say=tell,
     )  # fmt: skip
-    show(document, as_json, evaluation_lines)
+    verdict = verdict_of_evaluation(policy or scores.parent, document)
+    show(document, as_json, lambda found: [*evaluation_lines(found), verdict_line(verdict)])
 
 
 @app.command(rich_help_panel=STAGES)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stage1.errors import DataError
+from stage1.evaluation.verdict import Check, check_coverage, interval, judge, risk_checks
 from stage1.extras import load
 from stage1.files import write_bytes, write_text
 from stage1.policy.unlimited import unlimited_rates
+from stage1.report.agreement import refuse_disagreement
 from stage1.report.drawing import Drawing
 from stage1.report.evidence import collect
 from stage1.report.explorer import explorer, script
 from stage1.report.figures import draw_figures
 from stage1.report.looked_figure import draw_looked
 from stage1.report.shift_figure import draw_shift
-from stage1.report.verdict import Check, check_coverage, check_risk, interval, judge, refuse_disagreement
 from stage1.report.wording import number, percent, upper_percent, whole, words
 from stage1.scores import Scores
 
@@ -138,10 +139,10 @@ def render_page(
     """The page as text; figures: as draw_figures returns them. Other arguments as write_report."""
     template = _template()
     unit = evaluation["unit"]
-    checks = [check_risk(name, row, evaluation["risks"].get(name), unit) for name, row in certificate["risks"].items()]
+    checks = risk_checks(certificate, evaluation)
     return template.render(
         certificate=certificate, evaluation=evaluation, policy=policy, run=run,
-        verdict=judge(certificate, evaluation, checks),
+        verdict=judge(certificate, evaluation),
         risks=[_risk_card(check, certificate, evaluation) for check in checks],
         coverage={
             "calibrated": certificate["coverage"], "tested": evaluation["coverage"]["overall"],

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stage1.evaluation.verdict import interval
 from stage1.report.drawing import (
     CERTIFIED,
     CLASS_COLOURS,
@@ -18,7 +19,6 @@ from stage1.report.drawing import (
     new_figure,
     numbers,
 )
-from stage1.report.verdict import interval
 from stage1.report.wording import percent, upper_percent
 from stage1.scores import Scores
 
