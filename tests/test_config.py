@@ -258,3 +258,44 @@ def test_words_stay_words_only_where_words_are_meant(tmp_path):
     for wrong in ("data.classes=no", "data.classes=[[a], b]"):
         with pytest.raises(ConfigError, match="data.classes"):
             load_config(overrides=[wrong])
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_table_takes_the_place_of_the_generator_and_is_split_as_by_every_recipe(name, tmp_path):
+    """Compare refuses runs that are split otherwise; the table was ignored where the recipe had a generator."""
+    baseline = load_config(recipe="baseline", overrides=["data.table=mine"])[0].split
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {table: mine}\n")
+    for config, origin in (
+        load_config(recipe=name, overrides=["data.table=mine"]),
+        load_config(recipe=name, environment={"STAGE1_DATA__TABLE": "mine"}),
+        load_config(file, recipe=name),
+        load_config(recipe=name, overrides=["data.source=auto", "data.table=mine"]),
+    ):
+        assert (config.data.source, config.data.table) == ("auto", "mine")
+        assert config.split == baseline
+        assert set(origin["data.table"].split()) & {"command", "file", "env"}
+    roles = load_config(recipe=name, overrides=["data.role_tables.train=a"])[0]
+    assert (roles.data.source, roles.data.role_tables) == ("auto", {"train": "a"})
+    kept = load_config(recipe=name, overrides=["data.table=mine", "split.method=hash", "split.seed=3"])[0].split
+    assert (kept.method, kept.seed) == ("hash", 3)
+
+
+def test_recipes_for_photos_split_alike_on_their_own():
+    of_scenes = {"demo", "streetview"}  # thousands of videos; their figures are of a split by hash
+    splits = {name: load_config(recipe=name)[0].split for name in recipes() if name not in of_scenes}
+    assert set(splits) > {"baseline", "finetune", "lora", "gate"}
+    assert all(split == splits["baseline"] for split in splits.values()), splits
+
+
+def test_of_a_table_and_the_generator_the_later_one_stays(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {table: mine}\n")
+    scenes = load_config(file, recipe="baseline", overrides=["data.source=roadscenes"])[0]
+    assert (scenes.data.source, scenes.data.table) == ("roadscenes", None)
+    demo = load_config(recipe="demo")[0].model_dump(mode="json")
+    again = load_config(values=demo, overrides=["data.table=mine"])[0]  # on the config of a run directory
+    assert (again.data.source, again.data.table, again.split.method) == ("auto", "mine", "hash")
+    for overrides in (["data.source=roadscenes", "data.table=mine"], ["data={source: roadscenes, table: mine}"]):
+        with pytest.raises(ConfigError, match="data.table=mine with data.source=roadscenes .*leave one out"):
+            load_config(recipe="smoke", overrides=overrides)

@@ -19,6 +19,7 @@ from stage1.files import read_yaml
 
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
 _WHOLE = ("risks", "class_coverage")
+_LAYERS = ("default", "recipe", "file", "env", "command")
 _NO_KEYS = ("STAGE1_TRACEBACK",)  # of the command line
 
 
@@ -32,8 +33,12 @@ def load_config(
 ) -> tuple[RunConfig, dict[str, str]]:
     """Defaults < values (of a run directory) < recipe < file < environment (STAGE1_A__B=value) < overrides (a.b=value).
 
+    A table (data.table, data.role_tables) that is given later than a generator of images takes its place, and the other way round;
+    with the table of one's own the recipes of generated scenes split as those for photos do.
+
     Returns the config and the origin of every leaf ("default", "recipe demo", "file run.yaml", "env STAGE1_SEED", "command line").
-    Raises MissingError (no such file) and ConfigError (one line: where, key, value, what is allowed).
+    Raises MissingError (no such file) and ConfigError (one line: where, key, value, what is allowed; also a table and a generator
+    given together).
     """
     values = {} if values is None else copy.deepcopy(dict(values))
     origin: dict[str, str] = {}
@@ -51,6 +56,7 @@ def load_config(
         if not sign:
             raise ConfigError(f"{override!r}: overrides look like a.b=value")
         _put(values, key.strip(), text, origin, "command line")
+    _one_source(values, origin, "" if recipe is None else f"recipe {recipe}")
     config = validated(values)
     return config, {
         key: origin.get(key, _prefix_origin(key, origin)) for key, _ in leaves(config.model_dump(mode="json"))
@@ -69,6 +75,39 @@ def validated(values: Mapping[str, Any]) -> RunConfig:
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
         raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}{given}") from error
+
+
+def _one_source(values: dict[str, Any], origin: dict[str, str], own: str) -> None:
+    """A table and the generator exclude each other: what was given later stays. own: the origin that is the recipe.
+
+    Beside a table of one's own the recipe's split is that of photos: so runs of all recipes on it can be compared.
+    """
+    data = values.get("data")
+    keys = [key for key in ("table", "role_tables") if isinstance(data, dict) and data.get(key)]
+    if not isinstance(data, dict) or not keys:
+        return
+    if data.get("source") == "roadscenes":
+        given, made = _origin(f"data.{keys[0]}", origin), _origin("data.source", origin)
+        place = [_LAYERS.index(found.partition(" ")[0]) for found in (given, made)]
+        if place[0] == place[1] > 0:
+            raise ConfigError(
+                f"data.{keys[0]}={data[keys[0]]} with data.source=roadscenes ({given}): generated scenes have no table; leave one out"
+            )
+        if place[0] < place[1]:
+            for key in keys:
+                data.pop(key)
+            return
+        if place[0] > place[1]:
+            data["source"], origin["data.source"] = "auto", given
+    split = values.setdefault("split", {})
+    if own and isinstance(split, dict) and _origin("split.method", origin) in ("default", own):
+        split["method"], origin["split.method"] = "balanced", f"data.{keys[0]}"
+
+
+def _origin(key: str, origin: Mapping[str, str]) -> str:
+    """Where a key was given: itself, a key below it, or a section above it."""
+    below = [found for name, found in origin.items() if name.startswith(f"{key}.")]
+    return origin.get(key) or next(iter(below), None) or _prefix_origin(key, origin)
 
 
 def _yaml(text: str, where: str) -> dict[str, Any]:
@@ -123,6 +162,8 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
         place.pop(last, None)
     else:
         place[last] = value
+    for name in [name for name in origin if name.startswith(f"{dotted}.")]:
+        del origin[name]  # a section that is given whole replaces the one before
     origin[dotted] = source
 
 

@@ -65,6 +65,10 @@ def split(run: RunDir, context: Context) -> list[Path]:
 
     config = run.config
     if config.data.source == "roadscenes":
+        if config.data.table is not None or config.data.role_tables:
+            raise ConfigError(
+                "data.table and data.source=roadscenes are both given; set data.source=auto, or leave the table out"
+            )
         config = config.model_copy(update={"data": _with_generated_images(run, context)})
     elif config.data.table is None and not config.data.role_tables:
         raise ConfigError("data.table: not set; name a table, a folder of class folders, or a saved data set")
