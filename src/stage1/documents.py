@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1.errors import IntegrityError, MissingError
-from stage1.files import write_text
+from stage1.files import read_json, write_text
 
 SCHEMA_VERSION = 1
 
@@ -45,9 +45,12 @@ def validate(document: Any, kind: str, where: str) -> None:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    problem = best_match(Draft202012Validator(schema(kind)).iter_errors(document))
+    try:
+        problem = best_match(Draft202012Validator(schema(kind)).iter_errors(document))
+    except (RecursionError, OverflowError) as error:  # nested, or a number, beyond what the validator can follow
+        raise IntegrityError(f"{where}: nested or numbered beyond what can be checked; it is damaged") from error
     if problem is not None:
-        field = ".".join(str(part) for part in problem.absolute_path) or "document"
+        field = ".".join(str(part) for part in problem.absolute_path)[:160] or "document"
         raise IntegrityError(
             f"{where}: {field}: {problem.message[:200]} (schema {kind}); rewrite it with the stage that makes it"
         )
@@ -71,15 +74,17 @@ def read_document(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not the schema)."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file; run the stage that writes it") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({error}); it is damaged") from error
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); it is damaged") from error
     try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise IntegrityError(f"{path}: not valid JSON (line {error.lineno}: {error.msg}); it is damaged") from error
+        document = read_json(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path}: not UTF-8, byte {error.start}; it is damaged") from error
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not valid JSON ({error}); it is damaged") from error
     validate(document, kind, str(path))
     return dict(document)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 
 class Stage1Error(Exception):
-    """A run failed for a reason that is named. Exit code 1."""
+    """A run failed for a reason that is named. Exit code 1. Its text is one line, whatever a name in it holds."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class ConfigError(Stage1Error):

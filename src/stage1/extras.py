@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Iterable
 from importlib import util
 from typing import Any
@@ -49,7 +49,8 @@ def require(modules: Iterable[str], what: str) -> None:
 def load(module: str, what: str) -> Any:
     """The imported module. Raises as `import_failure` says; `what` names who needs it, in the message."""
     try:
-        return importlib.import_module(module)
+        __import__(module)
+        return sys.modules[module]
     except (ImportError, OSError, MemoryError) as error:
         raise import_failure(error, module, what) from error
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.columns import ColumnFile, is_blank, open_columns, words_of
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.extras import load
-from stage1.files import atomic_writer, write_bytes, write_text, write_through
+from stage1.files import atomic_writer, read_json, require_stored, write_bytes, write_text, write_through
 from stage1.labels import (
     are_plain_numbers,
     column_numbers,
@@ -539,6 +539,7 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what torch says of a damaged file is said below
+                require_stored(path)
                 loaded = torch.load(path, weights_only=True, map_location="cpu")
             if not isinstance(loaded, torch.Tensor) or loaded.dtype.is_complex:
                 raise TypeError(f"a {type(loaded).__name__}, not a tensor of real numbers")
@@ -554,7 +555,7 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
     if logits is None or not names.exists():
         raise MissingError(f"{folder / f'{role}_logits.pt'}: no scores of {role}; run `stage1 score {folder}`")
     try:
-        keys = json.loads(names.read_text(encoding="utf-8"))
+        keys = read_json(names.read_bytes())
         return Scores(logits=logits, labels=tensor("labels"), gate=tensor("gate_logits"),
                       groups=keys["groups"], ids=keys["ids"], slices=keys.get("slices", {}), extra=keys.get("extra", {}))  # fmt: skip
     except IntegrityError:

@@ -57,7 +57,7 @@ def test_a_good_file(tmp_path):
         ("- 1", ["a mapping"]),
         ("classes: [a, b]\nstages: []\nclasses: [c, d]", ["'classes' stands twice"]),
         ("stages: [{exit: {below: 0.1, below: 0.4}}]", ["'below' stands twice", "line 1"]),
-        ("stages: &all [*all]", ["stages"]),
+        ("stages: &all [*all]", ["alias of itself"]),
         (changed(stages__1__calls={"backoff_s": float("inf")}), ["calls.backoff_s"]),
         (changed(stages__1__calls={"breaker_pause_s": float("nan")}), ["calls.breaker_pause_s"]),
         (changed(stages__1__cost={"money": float("inf")}), ["cost.money"]),

@@ -21,6 +21,8 @@ from stage1.errors import Stage1Error
 TRACEBACK = "STAGE1_TRACEBACK"
 """Set to anything: errors also show where they were raised. Not a key of the config."""
 
+_LONGEST = 2000  # characters: names in a message may be as long as a damaged file makes them
+
 
 class Group(TyperGroup):
     """The commands; an end of file that nobody expected is an error as any other, not the user's wish to leave."""
@@ -110,7 +112,8 @@ def _written(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).splitlines()).strip()
+    text = " ".join(str(error).splitlines()).strip()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}.."
 
 
 def _say(text: str) -> None:

@@ -43,7 +43,7 @@ def _stage(
     ignore_acceptance: bool = False,
     config: Any = None,
 ) -> None:
-    from stage1.config import load_config, to_yaml
+    from stage1.config import load_config
     from stage1.pipeline import execute_one, opened
     from stage1.pipeline.progress import Progress
     from stage1.pipeline.rundir import followed, stored_config
@@ -55,9 +55,7 @@ def _stage(
             raise ConfigError(
                 f"{run}: not a run directory; `stage1 run --output {run}` or `stage1 split {run} --recipe NAME` starts one"
             )
-        import yaml
-
-        config, _ = load_config(values=yaml.safe_load(to_yaml(stored)), overrides=overrides, environment={})
+        config, _ = load_config(values=stored.model_dump(mode="json"), overrides=overrides, environment={})
     if name == "tune" and is_follower():
         with followed(run, config) as directory:
             execute_one(directory, name, Progress(quiet=True), force=force)

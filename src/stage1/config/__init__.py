@@ -4,7 +4,7 @@ from stage1.config.backbone import BackboneConfig, ExportConfig, FeaturesConfig
 from stage1.config.data import ChallengeConfig, DataConfig, FractionsConfig, RoadscenesConfig, SplitConfig
 from stage1.config.evaluation import AcceptanceConfig, AcceptanceGate, EvaluationConfig
 from stage1.config.head import HeadConfig, RiskTrainingConfig, SelectiveConfig, SweepConfig, TrainConfig
-from stage1.config.keys import differences, known_keys, leaves, to_yaml
+from stage1.config.keys import differences, known_keys, leaves, text_keys, to_yaml
 from stage1.config.loading import load_config, validated
 from stage1.config.policy import CalibrationConfig, PolicyConfig
 from stage1.config.recipe import PHASES, phase_recipe, recipe_text, recipes
@@ -49,6 +49,7 @@ __all__ = [
     "phase_recipe",
     "recipe_text",
     "recipes",
+    "text_keys",
     "to_yaml",
     "validated",
 ]

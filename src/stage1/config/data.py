@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stage1.config.section import PositiveInt, Section, Share
+from stage1.config.section import PositiveInt, Section, Seed, Share
 
 
 class RoadscenesConfig(Section):
@@ -14,7 +14,7 @@ class RoadscenesConfig(Section):
     """Number of videos (groups) to generate; each has 1 to 5 neighbouring frames."""
     size: Annotated[int, Field(ge=64, le=2048)] = 320
     """Side of the square frames, pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the generator; the same seed gives the same pixels."""
 
 
@@ -28,7 +28,7 @@ class ChallengeConfig(Section):
     """Level per role; mixture: the four, equally likely. A role that is not named keeps its own images; empty: none is made."""
     copies: dict[_Role, PositiveInt] = {}
     """Challenges per image of a role; 1 where not named. Copies stay in the group of their image."""
-    seed: int = 0
+    seed: Seed = 0
     filter: bool = False
     """Keep only rows that the client would send: class 1 with a text in the column scene_description, class 0 without."""
 
@@ -108,6 +108,6 @@ class SplitConfig(Section):
     """hash: role by hash(seed, group), stable as data grows. balanced: for few groups, at random inside strata of
     label mix and size. By both every group has the same chance of each role."""
     fractions: FractionsConfig = FractionsConfig()
-    seed: int = 0
+    seed: Seed = 0
     allow_leakage: bool = False
     """Go on where the same or a near-identical image stands in two given roles; the run is then marked uncertified."""

@@ -15,11 +15,12 @@ from stage1.config.nearest import nearest
 from stage1.config.recipe import recipe_text, recipes
 from stage1.config.run import RunConfig
 from stage1.errors import ConfigError, MissingError
-from stage1.files import read_yaml
+from stage1.files import read_text, read_yaml
 
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
 _WHOLE = ("risks", "class_coverage")
 _LAYERS = ("default", "recipe", "file", "env", "command")
+_SHOWN = 160  # characters of what was given, in a message
 _NO_KEYS = ("STAGE1_TRACEBACK",)  # of the command line
 
 
@@ -47,14 +48,18 @@ def load_config(
     if path is not None:
         if not Path(path).is_file():
             raise MissingError(f"{path}: no such config file; for a recipe use --recipe NAME ({', '.join(recipes())})")
-        _merge(values, _yaml(Path(path).read_text(encoding="utf-8"), str(path)), origin, f"file {path}")
+        try:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        _merge(values, _yaml(text, str(path)), origin, f"file {path}")
     for name, text in sorted((os.environ if environment is None else environment).items()):
         if name.startswith("STAGE1_") and name not in _NO_KEYS:
             _put(values, name.removeprefix("STAGE1_").lower().replace("__", "."), text, origin, f"env {name}")
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign:
-            raise ConfigError(f"{override!r}: overrides look like a.b=value")
+            raise ConfigError(f"{_cut(repr(override))}: overrides look like a.b=value")
         _put(values, key.strip(), text, origin, "command line")
     _one_source(values, origin, "" if recipe is None else f"recipe {recipe}")
     config = validated(values)
@@ -65,15 +70,18 @@ def load_config(
 
 def validated(values: Mapping[str, Any]) -> RunConfig:
     """RunConfig from nested values; pydantic's report becomes one line. Raises ConfigError."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config: {type(values).__name__}; a mapping of keys is expected")
+    _refuse_nul(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
+        where = _cut(".".join(str(part) for part in first["loc"]) or "config")
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: unknown key{nearest(where, known_keys())}") from error
         message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+        given = "" if isinstance(first["input"], dict) else f" (given: {_cut(repr(first['input']))})"
         raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}{given}") from error
 
 
@@ -110,6 +118,24 @@ def _origin(key: str, origin: Mapping[str, str]) -> str:
     return origin.get(key) or next(iter(below), None) or _prefix_origin(key, origin)
 
 
+def _refuse_nul(values: Mapping[str, Any]) -> None:
+    """No name, path or column holds a NUL; what would trip over one lies deep in the work."""
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{where}.{key}" if where else str(key), part) for key, part in value.items()]
+            value = "".join(key for key in value if isinstance(key, str))
+        elif isinstance(value, list):
+            waiting += [(where, part) for part in value]
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{_cut(where) or 'config'}: holds a NUL character; take it out")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}.."
+
+
 def _yaml(text: str, where: str) -> dict[str, Any]:
     try:
         values = read_yaml(text, text_keys())
@@ -141,14 +167,16 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
     try:
         value = read_yaml(text, text_keys(), dotted) if text else None
     except ValueError as error:
-        raise ConfigError(f"{dotted}: {text!r} is not a valid value ({source})") from error
+        raise ConfigError(
+            f"{_cut(dotted)}: {_cut(repr(text))} is not a valid value ({_cut(str(error))}; {source})"
+        ) from error
     *path, last = dotted.split(".")
     if path and path[0] in _WHOLE:
         # What follows is one name, dots and all: fnr.cat is a risk, not a section.
         path, last = path[:1], ".".join([*path[1:], last])
     known = known_keys()
     if dotted not in known and not (path and path[0] in (*_WHOLE, "data") and ".".join(path) in known):
-        raise ConfigError(f"{dotted}: unknown key{nearest(dotted, known)} ({source})")
+        raise ConfigError(f"{_cut(dotted)}: unknown key{nearest(dotted, known)} ({source})")
     if path == [
         "risks"
     ]:  # one risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away

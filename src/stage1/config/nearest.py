@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 # What others call a key, where no spelling comes near it.
 _OTHER_WORDS = {"views.global": "views.whole"}
+_LONGEST = 100
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The question "; did you mean 'NAME'?" with the known name that comes nearest, or nothing where none does."""
+    if len(name) > _LONGEST:  # what is no slip of the pen would take minutes to compare
+        return ""
     meant = _OTHER_WORDS.get(name)
     close = [meant] if meant in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not close:

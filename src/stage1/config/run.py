@@ -12,7 +12,7 @@ from stage1.config.evaluation import AcceptanceConfig, EvaluationConfig
 from stage1.config.head import HeadConfig, SweepConfig, TrainConfig
 from stage1.config.nearest import nearest
 from stage1.config.policy import CalibrationConfig, PolicyConfig
-from stage1.config.section import Rate, Section
+from stage1.config.section import Rate, Section, Seed
 from stage1.config.tuning import AdapterConfig, ImageTrainConfig, PretrainConfig
 from stage1.config.views import ViewsConfig
 
@@ -22,7 +22,7 @@ class RunConfig(Section):
 
     name: str = "run"
     """A label for reports."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of training and of the one-image-per-group draw; sub-seeds are derived per purpose."""
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

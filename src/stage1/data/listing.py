@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +14,11 @@ from stage1.config import DataConfig
 from stage1.data.given_roles import LEFT_OUT, folder_roles, pools_of, role_kinds
 from stage1.data.quarantine import FURTHER_FILE, Quarantined
 from stage1.data.shards import part_name, shards
-from stage1.data.table import image_column, is_utf8, tar_members
+from stage1.data.table import image_column, is_utf8, tar_bytes, tar_members
 from stage1.data.webdataset import samples
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.extras import load
+from stage1.files import READ_FAILURES, not_utf8, read_failure, read_json
 from stage1.folders import SYSTEM_FILES, is_ours, named_as_image, starts_as_image
 from stage1.labels import decoded, label_text, stored_names
 from stage1.scores import ROLES
@@ -293,7 +293,7 @@ def _list_csv(path: Path, delimiter: str, slices: Sequence[str]) -> Listing:
                 rows.append(row)
                 numbers.append(f"line {reader.line_num}")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise DataError(f"{path}: {not_utf8(path)}") from error
     except (csv.Error, OSError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     names = [name.strip() for name in header]
@@ -318,18 +318,22 @@ def _list_parquet(path: Path, slices: Sequence[str]) -> Listing:
         # The image bytes stay on disk: only the small columns are read here.
         inner = [f"{name}.path"] if pa.types.is_struct(kind) and "path" in {item.name for item in kind} else []
         table = pq.ParquetFile(path).read(columns=wanted + (inner if embedded else [name]))
-        columns = {column: table[column].to_pylist() for column in wanted}
+        columns = {column: _cells(table, column, path) for column in wanted}
         metadata = schema.metadata or {}
         outer = [None] * table.num_rows
         if not embedded:
-            outer = table[name].to_pylist()
+            outer = _cells(table, name, path)
         elif inner:
-            outer = [None if cell is None else cell.get("path") for cell in table[name].to_pylist()]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from error
-    n = table.num_rows
+            outer = [None if cell is None else cell.get("path") for cell in _cells(table, name, path)]
+        n = table.num_rows
+        has_bytes = _has_bytes(path, name, kind) if embedded and any(outer) else [True] * n
+        if any(len(cells) != n for cells in (*columns.values(), outer, has_bytes)):
+            raise ValueError("its columns have different numbers of rows")
+    except DataError:
+        raise
+    except READ_FAILURES as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({read_failure(error)}); write it again") from error
     if embedded:
-        has_bytes = _has_bytes(path, name, kind) if any(outer) else [True] * n
         images = [
             f"{path}::{row}" if has_bytes[row] or not outer[row] else _beside(path, outer[row]) for row in range(n)
         ]
@@ -338,6 +342,22 @@ def _list_parquet(path: Path, slices: Sequence[str]) -> Listing:
     numbers = [f"row {row}" for row in range(n)]
     names = {column: stored_names(metadata, column) for column in wanted}
     return _from_columns(path, _by_name(columns, names, path, numbers), images, numbers, names.get("label"), slices)
+
+
+def _cells(table: Any, column: str, path: Path) -> list[Any]:
+    """A column as values. Raises DataError naming the first row whose value Python cannot hold (a time, a text that is no UTF-8)."""
+    try:
+        cells: list[Any] = table[column].to_pylist()
+        return cells
+    except READ_FAILURES as error:
+        for row, cell in enumerate(table[column]):
+            try:
+                cell.as_py()
+            except READ_FAILURES as fault:
+                raise DataError(
+                    f"{path}: row {row}: column {column!r}: {read_failure(fault)}; correct it or drop the column"
+                ) from error
+        raise
 
 
 def _has_bytes(path: Path, name: str, kind: Any) -> list[bool]:
@@ -533,7 +553,10 @@ def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
         found = samples(members, starts, str(path))
         for key, name in found.notes:
             offset, size = members[name]
-            data = os.pread(stream.fileno(), min(size, _NOTE_BYTES), offset)
+            try:
+                data = tar_bytes(str(path), name, (offset, size), at_most=_NOTE_BYTES)
+            except OSError as error:
+                raise DataError(f"{error}; pack it again with tar -cf") from error
             notes.setdefault(key, {}).update(_tar_note(path, name, PurePosixPath(name).suffix.lower(), data, slices))
     for key, name in found.images.items():
         note = {
@@ -559,7 +582,7 @@ def _tar_note(path: Path, name: str, ending: str, data: bytes, slices: Sequence[
         text = data.decode("utf-8").strip()
         if ending != ".json":
             return {"label": text}
-        note = json.loads(text)
+        note = read_json(text)
     except ValueError as error:
         raise DataError(f"{path}: {name} is no readable {ending} ({error}); pack it again") from error
     if not isinstance(note, dict):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError, SourceChanged
-from stage1.files import digest_bytes, write_through
+from stage1.files import READ_FAILURES, digest_bytes, read_failure, write_through
 from stage1.images import IMAGE_COLUMNS, read_image_file, require_bytes
 from stage1.scores import ROLES
 
@@ -202,15 +202,28 @@ def read_locator(path: str, *, max_pixels: int | None = None) -> bytes:
         if place is None:
             raise FileNotFoundError(f"{container} has no member {inner!r}")
         require_bytes(place[1], max_pixels)
-        with open(container, "rb") as stream:
-            data = os.pread(stream.fileno(), place[1], place[0])
-        if len(data) != place[1]:
-            raise OSError(f"{container} ends inside member {inner!r}")
-        return data
-    embedded = _embedded(container, changed, int(inner))
+        return tar_bytes(container, inner, place)
+    try:
+        embedded = _embedded(container, changed, int(inner))
+    except READ_FAILURES as error:
+        raise OSError(f"{container} row {inner} cannot be read ({read_failure(error)})") from error
     if embedded is None:
         raise FileNotFoundError(f"{container} row {inner} holds no image bytes")
     return embedded
+
+
+def tar_bytes(container: str, name: str, place: tuple[int, int], *, at_most: int | None = None) -> bytes:
+    """The bytes (or the first `at_most`) of a member at `place` (offset, size). Raises OSError where the archive ends inside it."""
+    offset, size = place
+    with open(container, "rb") as stream:
+        # Not asked for blindly: a damaged header may claim any size, and memory would be taken for it.
+        if offset + size > os.fstat(stream.fileno()).st_size:
+            raise OSError(f"{container} ends inside member {name!r}")
+        size = size if at_most is None else min(size, at_most)
+        data = os.pread(stream.fileno(), size, offset)
+    if len(data) != size:
+        raise OSError(f"{container} ends inside member {name!r}")
+    return data
 
 
 @lru_cache(maxsize=1024)
@@ -218,19 +231,38 @@ def tar_members(path: str, changed: int) -> dict[str, tuple[int, int]]:
     """Name -> (offset, size) of the regular files in an uncompressed tar; `changed` (mtime) keys the cache.
 
     A tar that ends inside a member keeps the members before it and the cut one, whose bytes then fail to read.
-    Raises OSError where it is no tar.
+    Raises OSError where it is no tar, or where a header in it is damaged: what comes after it would be lost unseen.
     """
-    members = {}
+    members: dict[str, tuple[int, int]] = {}
+    last = -1
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                if member.offset <= last or member.size < 0:
+                    raise ValueError(f"the header at byte {member.offset} leads back")  # and would do so for ever
+                last = member.offset
                 if member.isfile():
                     members[member.name] = (member.offset_data, member.size)
+            end = archive.offset
     except tarfile.ReadError as error:
         # An empty archive is a valid one for tar and "empty header" for tarfile when it has 0 bytes.
         if not members:
-            raise OSError(f"{path} is no readable uncompressed tar ({error})") from error
+            raise OSError(f"{path} is no readable uncompressed tar ({read_failure(error)})") from error
+        return members
+    except (*READ_FAILURES, tarfile.TarError) as error:
+        raise OSError(f"{path} is no readable uncompressed tar ({read_failure(error)})") from error
+    if _more_than_zeros(path, end):
+        raise OSError(f"{path} is damaged: no header of a member at byte {end}, and more after it")
     return members
+
+
+def _more_than_zeros(path: str, start: int) -> bool:
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        while piece := stream.read(1 << 20):
+            if piece.strip(b"\0"):
+                return True
+    return False
 
 
 def _embedded(path: str, changed: int, row: int) -> bytes | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stage1.errors import DataError, MissingError
+from stage1.files import READ_FAILURES, not_utf8, read_failure
 from stage1.folders import Walk, image_files
 from stage1.images import IMAGE_COLUMNS
 from stage1.stream import Item
@@ -103,12 +104,13 @@ def _csv(path: Path, delimiter: str) -> Iterator[Input]:
             for cells in reader:
                 if cells:
                     yield _cell(path, cells[column].strip() if column < len(cells) else "", f"line {reader.line_num}")
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: {not_utf8(path)}") from error
+        except csv.Error as error:
             raise DataError(f"{path}: not a table in UTF-8 ({error}); save it again") from error
 
 
 def _parquet(path: Path) -> Iterator[Input]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -116,11 +118,14 @@ def _parquet(path: Path) -> Iterator[Input]:
             column = _image_column(path, file.schema_arrow.names)
             row = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column]):
-                for value in batch.column(0).to_pylist():
+                for cell in batch.column(0):
+                    value = cell.as_py()
                     yield _cell(path, value, f"row {row}", f"{path}::{row}")
                     row += 1
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from error
+    except DataError:
+        raise
+    except READ_FAILURES as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({read_failure(error)})") from error
 
 
 def _image_column(path: Path, columns: Sequence[str]) -> str:

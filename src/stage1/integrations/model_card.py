@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stage1.documents import SCHEMA_VERSION, validate
 from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.files import write_text
+from stage1.files import read_json, write_text
 
 FILE = "model_card.json"
 NETWORK = 42  # the ss58 prefix of the client's chain: addresses that start with 5
@@ -68,7 +68,7 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
     """Read and check a card. Raises MissingError, IntegrityError (not the schema), ConfigError (a field that cannot be)."""
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file; `stage1 streetvision card` writes one") from error
     except (OSError, ValueError) as error:

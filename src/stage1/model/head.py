@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stage1.config import HeadConfig
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.files import write_bytes
+from stage1.files import require_stored, write_bytes
 from stage1.model.head_modules import (
     Classifier,
     Ensemble,
@@ -150,6 +150,7 @@ def load_head(path: str | os.PathLike[str], config: HeadConfig, dim: int, n_clas
     if path.is_dir():
         path = path / BEST_WEIGHTS
     try:
+        require_stored(path)
         weights = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file; train the head first (stage1 train)") from error
@@ -162,6 +163,8 @@ def load_head(path: str | os.PathLike[str], config: HeadConfig, dim: int, n_clas
     if not isinstance(weights, dict) or set(weights) != set(expected):
         raise IntegrityError(f"{path}: not a {config.kind} head; use the head config it was trained with")
     for name, tensor in expected.items():
+        if not isinstance(weights[name], Tensor):
+            raise IntegrityError(f"{path}: {name} is no tensor; train again")
         if weights[name].shape != tensor.shape:
             raise IntegrityError(
                 f"{path}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)} "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stage1.errors import IntegrityError, MissingError
+from stage1.files import require_stored
 
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -86,6 +87,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
+            require_stored(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors raise a dozen kinds; all mean the same to the user
         why = " ".join(str(error).split())[:160]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from stage1.config import RunConfig, leaves, validated
+from stage1.config import RunConfig, leaves, text_keys, validated
 from stage1.documents import SCHEMA_VERSION, read_document
 from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.files import locked
+from stage1.files import locked, read_text, read_yaml
 from stage1.images import decode, thumbnail
 from stage1.pipeline.data_stage import can_certify
 from stage1.pipeline.looked import LookedAt, read_looked, views_shown
@@ -102,8 +101,8 @@ def _options(folder: Path) -> RunConfig:
     if not path.is_file():
         raise MissingError(f"{path}: no such file; run `stage1 calibrate --scores` again")
     try:
-        return validated(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        return validated(read_yaml(read_text(path), text_keys()))
+    except (OSError, ValueError, ConfigError) as error:
         raise IntegrityError(f"{path}: cannot be used ({' '.join(str(error).split())[:160]}); restore it") from error
 
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stage1 import __version__
-from stage1.config import RunConfig, differences, to_yaml, validated
+from stage1.config import RunConfig, differences, text_keys, to_yaml, validated
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
-from stage1.files import digest_bytes, digest_file, locked, write_text
+from stage1.files import digest_bytes, digest_file, locked, read_text, read_yaml, write_text
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "stages.json"
@@ -216,8 +214,8 @@ def stored_config(folder: Path) -> RunConfig | None:
     if not path.is_file():
         return None
     try:
-        return validated(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        return validated(read_yaml(read_text(path), text_keys()))
+    except (OSError, ValueError, ConfigError) as error:
         raise IntegrityError(f"{path}: cannot be used ({' '.join(str(error).split())[:160]}); restore it") from error
 
 

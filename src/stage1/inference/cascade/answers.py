@@ -18,7 +18,7 @@ import numpy as np
 
 from stage1.documents import SCHEMA_VERSION
 from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
-from stage1.files import write_error
+from stage1.files import read_json, write_error
 from stage1.inference.cascade.resilience import ANSWERED, OUTCOMES
 from stage1.inference.cascade.rules import Recorded
 from stage1.inference.output import valid
@@ -188,7 +188,7 @@ def _parsed(text: bytes, path: Path) -> tuple[dict[str, Any], list[Answer]]:
 
 def _json(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        document = json.loads(line)
+        document = read_json(line)
     except ValueError as error:
         raise IntegrityError(f"{path}: line {number}: not JSON; it is damaged") from error
     if not isinstance(document, dict):

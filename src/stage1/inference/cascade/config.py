@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stage1.config import Rate, Section, Share
 from stage1.errors import ConfigError, MissingError
-from stage1.files import digest_bytes, read_yaml
+from stage1.files import digest_bytes, read_text, read_yaml
 
 Seconds = Annotated[float, Field(gt=0.0, le=3600.0)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e9)]
@@ -236,9 +236,11 @@ def load_cascade(path: str | os.PathLike[str]) -> CascadeConfig:
     if not path.is_file():
         raise MissingError(f"{path}: no such cascade file")
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"), texts=("classes",))
+        values = read_yaml(read_text(path), texts=("classes",))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())[:160]})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a mapping with the keys classes and stages is expected at the top")
     try:

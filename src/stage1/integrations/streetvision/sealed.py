@@ -100,7 +100,7 @@ def _written(document: Mapping[str, Any]) -> bytes:
 def _document(path: Path, data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: not valid JSON; it is damaged, restore the bundle") from error
     if not isinstance(document, dict):
         raise IntegrityError(f"{path}: {type(document).__name__}; a mapping is expected, restore the bundle")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1.errors import ConfigError, MissingError
-from stage1.files import read_yaml
+from stage1.files import read_json, read_text, read_yaml
 
 # Where a miner names no configuration; `stage1 streetvision run --config` sets it.
 CONFIG_VARIABLE = "STAGE1_STREETVISION_CONFIG"
@@ -117,7 +116,7 @@ def _nearest(key: str, known: list[str]) -> list[str]:
 
 def _threshold_of(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["decision_threshold"]
+        return read_json(path.read_bytes())["decision_threshold"]
     except FileNotFoundError as error:
         raise MissingError(
             f"decision_threshold: {path}: no such file; give a number, or the file of `stage1 streetvision reward`"
@@ -130,21 +129,13 @@ def _threshold_of(path: Path) -> Any:
 
 def _parsed(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else _yaml(text, path)
+        text = read_text(path)
+        values = read_json(text) if path.suffix == ".json" else _yaml(text, path)
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())[:160]}); fix the file") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: {type(values).__name__}; a mapping of keys is expected")
     return values
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """As in YAML: which of two values is meant, nobody knows."""
-    names = [name for name, _ in pairs]
-    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
-        raise ValueError(f"key {twice[0]!r} stands twice")
-    return dict(pairs)
 
 
 def _yaml(text: str, path: Path) -> Any:
