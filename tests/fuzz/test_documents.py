@@ -406,7 +406,7 @@ def test_tensors_of_scores_and_weights(tmp_path):
     survives(through(tmp_path / "val_test_ids.json", lambda path: read_role(tmp_path, "val_test")), ids, seed=11)
     (tmp_path / "val_test_ids.json").write_bytes(ids)
     torch.save(torch.zeros(1).expand(10**9, 2), tmp_path / "val_test_logits.pt")
-    with pytest.raises(Stage1Error, match="larger than its file"):
+    with pytest.raises(Stage1Error, match="more than it holds"):
         read_role(tmp_path, "val_test")
 
     stream = io.BytesIO()

@@ -224,7 +224,7 @@ def _inject(model: nn.Module, config: AdapterConfig, names: list[str], seed: int
     """peft's wrapper around `model`, whose layers `names` it has replaced in place."""
     peft = load("peft", f"adapter.kind={config.kind} (norm and bias work without)")
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names, bias="none",  # type: ignore[arg-type]
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names, bias="none",
         use_dora=config.kind == "dora", use_rslora=config.kind == "rslora",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator

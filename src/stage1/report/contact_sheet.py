@@ -28,6 +28,7 @@ def contact_sheet(document: Mapping[str, Any], thumbnails: Sequence[bytes]) -> s
     environment.filters |= {"pct": percent, "count": whole}
     pictures = ["data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii") for jpeg in thumbnails]
     pairs = [pair for pair in document["estimated"]["pairs"] if pair["count"]]
-    return environment.get_template("contact_sheet.html.j2").render(
+    page: str = environment.get_template("contact_sheet.html.j2").render(
         audit=document, pairs=pairs, suspects=list(zip(suspects, pictures, strict=True))
     )
+    return page

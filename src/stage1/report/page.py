@@ -177,7 +177,8 @@ def _template() -> Template:
         loader=jinja2.PackageLoader("stage1.report"),
     )
     environment.filters |= {"pct": percent, "upper": upper_percent, "num": number, "count": whole, "words": words}
-    return environment.get_template("report.html.j2")
+    template: Template = environment.get_template("report.html.j2")
+    return template
 
 
 # ---- the parts of the page ---------------------------------------------------------------------------------------
