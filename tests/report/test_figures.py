@@ -18,7 +18,7 @@ from PIL import Image
 from stage1.errors import DataError, MissingError
 from stage1.evaluation import evaluate
 from stage1.report import draw_figures
-from stage1.report.drawing import Drawing, style
+from stage1.report.drawing import Drawing, fitting, style
 from stage1.report.evidence import Evidence, collect
 from stage1.report.exit_figure import exits, split_exits
 from stage1.report.need_figure import error_steps
@@ -341,3 +341,58 @@ def test_without_matplotlib_the_extra_is_named(certified, monkeypatch):
     with pytest.raises(MissingError, match=r"pip install 'stage1-pro\[report\]'") as caught:
         figures(certified)
     assert caught.value.exit_code == 3
+
+
+ODD_NAMES = {
+    "money": ("$0-$10", "$10-$50"),
+    "half a formula": ("$50_$100", "more"),
+    "TeX": (r"\frac{1}", r"a\$b$^{2}$"),
+    "markup": ("<b>x</b>", '&amp; "it\'s"'),
+    "underscores": ("_", "__a"),
+    "braces": ("{}", "{0!r:>{1}}"),
+    "letters that the font lacks": ("🚧 works", "日本語"),
+    "long": ("a" * 300, "b " * 150),
+    "breaks and tabs": ("a\nb", "c\td"),
+}
+
+
+def renamed(value, names):
+    """The document with its classes called otherwise, in keys and texts."""
+    if isinstance(value, dict):
+        return {renamed(key, names): renamed(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item, names) for item in value]
+    return (
+        value.replace("roadwork", "\0").replace("none", names[0]).replace("\0", names[1])
+        if isinstance(value, str)
+        else value
+    )
+
+
+@pytest.mark.parametrize("kind", ODD_NAMES)
+def test_names_are_drawn_as_they_are_and_never_read_as_formulas(kind, certified, monkeypatch, recwarn):
+    from matplotlib.mathtext import MathTextParser
+
+    def never(*_, **__):
+        raise AssertionError("a name was read as a formula")
+
+    monkeypatch.setattr(MathTextParser, "parse", never)
+    names = ODD_NAMES[kind]
+    sample = replace(
+        certified, certificate=renamed(certified.certificate, names), evaluation=renamed(certified.evaluation, names)
+    )
+    drawings = figures(sample)
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert all(figure.png for figure in drawings.values())
+    if kind in ("money", "half a formula"):  # an SVG says in a comment what its outlines spell
+        for figure in ("exits", "exit_confusion", "score_histogram", "threshold_plane"):
+            assert all(name.encode() in drawings[figure].svg for name in names), figure
+
+
+def test_a_name_too_long_for_a_figure_keeps_both_ends():
+    assert fitting("short") == "short"
+    assert fitting("front page of the newspaper, second edition") != fitting(
+        "front page of the newspaper, third edition!"
+    )
+    assert len(fitting("x" * 400)) == 28
+    assert fitting("two\nlines") == "two lines"

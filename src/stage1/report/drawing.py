@@ -7,6 +7,7 @@ what matters is also told by position, dash or label, never by colour alone.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ STYLE = {
     "figure.constrained_layout.h_pad": 0.1, "figure.constrained_layout.w_pad": 0.1,
     # Letters as outlines: the same picture where the font is missing. A salt of our own: the same ids on every run.
     "svg.fonttype": "path", "svg.hashsalt": "stage1",
+    # Names of classes, slices and files are shown as they are: between two dollars stands no formula.
+    "text.parse_math": False,
 }  # fmt: skip
 
 
@@ -61,11 +64,24 @@ def new_figure(height: float) -> Any:
     return Figure(figsize=(WIDTH, height))
 
 
+def fitting(name: str, most: int = 28) -> str:
+    """A name as a figure has room for it: on one line, the middle of a long one left out. The page beside it has the whole name."""
+    line = "".join(char if char.isprintable() else " " for char in name)
+    return line if len(line) <= most else f"{line[: most - 10]}..{line[-8:]}"
+
+
 def finished(figure: Any) -> Drawing:
     """The figure as PNG (170 dots per inch) and SVG, without date, version or path in either."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # A name in letters that the font lacks is drawn as boxes; the page has it in letters.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        FigureCanvasAgg(figure)
+        return _saved(figure)
+
+
+def _saved(figure: Any) -> Drawing:
     # The solver of the layout is exact only up to float noise, which the names inside an SVG would show: once, then rounded.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from stage1.report.drawing import CERTIFIED, CLASS_COLOURS, GREY, INK, PALE, Document, Drawing, finished, new_figure
+from stage1.report.drawing import (
+    CERTIFIED,
+    CLASS_COLOURS,
+    GREY,
+    INK,
+    PALE,
+    Document,
+    Drawing,
+    finished,
+    fitting,
+    new_figure,
+)
 from stage1.report.wording import percent
 
 _PARTS = (
@@ -50,7 +61,7 @@ def exits(evaluation: Document) -> Drawing:
         place += 1.0 + (0.7 if head else 0.0)
         ticks.append(place)
         _bar(axis, place, parts)
-    axis.set_yticks(ticks, [name for name, _, _ in bars], color=INK)
+    axis.set_yticks(ticks, [fitting(name, 36) for name, _, _ in bars], color=INK)
     axis.set_ylim(place + 0.7, 0.3)
     axis.set_xlim(0, 1)
     axis.grid(False)

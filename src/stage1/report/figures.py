@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stage1.report.drawing import INK, Document, Drawing, finished, new_figure, style
+from stage1.report.drawing import INK, Document, Drawing, finished, fitting, new_figure, style
 from stage1.report.evidence import collect
 from stage1.report.exit_figure import exits
 from stage1.report.need_figure import units_needed
@@ -56,8 +56,8 @@ def _exit_confusion(evaluation: Document) -> Drawing:
     for row, column in np.ndindex(*counts.shape):
         text = f"{counts[row, column]:,.0f}\n{percent(share[row, column]) if totals[row, 0] else '–'}"
         axis.text(column, row, text, ha="center", va="center", color=INK)
-    axis.set_xticks(range(len(table["columns"])), table["columns"], color=INK)
-    axis.set_yticks(range(len(table["rows"])), [f"true {name}" for name in table["rows"]], color=INK)
+    axis.set_xticks(range(len(table["columns"])), [fitting(name, 22) for name in table["columns"]], color=INK)
+    axis.set_yticks(range(len(table["rows"])), [f"true {fitting(name, 22)}" for name in table["rows"]], color=INK)
     axis.grid(False)
     axis.tick_params(length=0)
     axis.xaxis.tick_top()

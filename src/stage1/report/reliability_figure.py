@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stage1.report.drawing import CLASS_COLOURS, GREY, Document, Drawing, finished, new_figure
+from stage1.report.drawing import CLASS_COLOURS, GREY, Document, Drawing, finished, fitting, new_figure
 from stage1.report.wording import percent
 from stage1.risk import binomial_lower, binomial_upper
 
@@ -33,7 +33,9 @@ def reliability(evaluation: Document) -> Drawing:
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylabel(
-        f"observed share of {evaluation['classes'][-1]}" if len(evaluation["classes"]) == 2 else "observed rate"
+        f"observed share of {fitting(evaluation['classes'][-1])}"
+        if len(evaluation["classes"]) == 2
+        else "observed rate"
     )
     axis.text(
         0.02,

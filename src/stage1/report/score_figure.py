@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stage1.report.drawing import CLASS_COLOURS, INK, Document, Drawing, Floats, finished, new_figure, numbers
+from stage1.report.drawing import CLASS_COLOURS, INK, Document, Drawing, Floats, finished, fitting, new_figure, numbers
 from stage1.scores import Scores
 
 
@@ -72,7 +72,7 @@ def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> D
             axis.tick_params(axis="x", length=0)
         _regions(axis, edges, policy)
         _region_counts(axis, edges, policy, table["columns"], table["counts"][index], mirrored)
-        axis.set_ylabel(f"{name}\nimages (log)", color=colour)
+        axis.set_ylabel(f"{fitting(name, 20)}\nimages (log)", color=colour)
     for value, text in ((policy["lo"], "lo"), (policy["hi"], "hi")):
         if value is not None:
             left = text == "lo"
@@ -83,7 +83,7 @@ def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> D
     axes[-1].set_xlim(edges[0], edges[-1])
     kind = f"{evaluation.get('calibration', {}).get('score', 'raw')} score"
     label = (
-        f"{kind}: logit of {names[-1]} minus logit of {names[0]}"
+        f"{kind}: logit of {fitting(names[-1], 20)} minus logit of {fitting(names[0], 20)}"
         if len(names) == 2
         else "confidence: logit of the largest probability"
     )
@@ -118,6 +118,7 @@ def _region_counts(
     ):
         # In a narrow region only the count, in a sliver nothing: the table on the page has it all.
         width = (end - start) / (edges[-1] - edges[0])
+        column = fitting(column)
         text = f"{column}\n{count:,}" if width > 0.017 * len(column) else f"{count:,}"
         if width > 0.06:
             axis.text((start + end) / 2, 0.04 if mirrored else 0.96, text, ha="center", va="bottom" if mirrored else "top",

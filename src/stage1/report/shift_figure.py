@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stage1.evaluation.restate import ClassCounts
-from stage1.report.drawing import CLASS_COLOURS, GREY, INK, Document, Drawing, finished, new_figure, style
+from stage1.report.drawing import CLASS_COLOURS, GREY, INK, Document, Drawing, finished, fitting, new_figure, style
 from stage1.report.need_figure import MARKERS
 from stage1.report.wording import percent
 
@@ -87,7 +87,7 @@ def _draw(evaluation: Document) -> Drawing:
         panels["coverage"].legend(handles, labels, loc="lower left" if here > 0.3 else "lower right")
     panels["coverage"].set_xlim(-0.02, 1.02)
     panels["coverage"].xaxis.set_major_formatter(lambda value, _: percent(round(value, 6)))
-    panels["coverage"].set_xlabel(f"share of {positive}")
+    panels["coverage"].set_xlabel(f"share of {fitting(positive)}")
     return finished(figure)
 
 

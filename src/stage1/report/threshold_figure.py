@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.report.drawing import CERTIFIED, CLASS_COLOURS, GREY, INK, Drawing, Floats, finished, new_figure
+from stage1.report.drawing import CERTIFIED, CLASS_COLOURS, GREY, INK, Drawing, Floats, finished, fitting, new_figure
 from stage1.report.evidence import Evidence
 from stage1.report.score_figure import histogram_edges
 from stage1.report.wording import percent
@@ -66,8 +66,8 @@ def threshold_plane(evidence: Evidence, classes: list[str]) -> Drawing:
     axis.text(0.62, 0.35, "lo above hi:\nno such policy", transform=axis.transAxes, color=GREY, fontsize=9)
     axis.set_xlim(ticks[0], ticks[-1])
     axis.set_ylim(ticks[0], ticks[-1])
-    axis.set_xlabel(f"lo: a score below it exits as {classes[0]}")
-    axis.set_ylabel(f"hi: a score above it exits as {classes[-1]}")
+    axis.set_xlabel(f"lo: a score below it exits as {fitting(classes[0])}")
+    axis.set_ylabel(f"hi: a score above it exits as {fitting(classes[-1])}")
     return finished(figure)
 
 
