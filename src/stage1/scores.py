@@ -347,7 +347,10 @@ def read_scores(
     }
     roles = None if role is None else np.array(_filled(raw, role), dtype=np.str_)
     if roles is not None and (bad := sorted(set(roles.tolist()) - set(ROLES))):
-        raise DataError(f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}")
+        raise DataError(
+            f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}: write these, or rename the column to have the roles "
+            "dealt by hash (calibrate --shares)"
+        )
     if groups is not None and (blank := sum(map(is_blank, groups))):
         say(f"{path}: {blank} of {len(groups)} rows have a blank group; each is a group of its own")
     try:

@@ -234,6 +234,14 @@ def test_an_integer_of_a_class_label_is_an_index_into_its_own_names(
     assert [table.classes[label].lower() for label in table.labels] == [names[label].lower() for label in labels]
 
 
+def test_a_data_set_of_the_hub_is_read_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.load_from_disk(str(hf_source(tmp_path / "saved", ["cat", "dog"], [0, 1, 1, 0])))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"train": saved}))
+    assert read("hf:someone/pets", classes=["dog", "cat"]).table.labels.tolist() == [1, 0, 0, 1]
+    assert read("hf:someone/pets").table.classes == ("cat", "dog")
+
+
 @pytest.mark.parametrize("ending", ["", ".parquet"])
 def test_stored_names_are_never_positions(tmp_path: Path, ending: str) -> None:
     for names in (["1", "0"], ["cat", "dog"]):

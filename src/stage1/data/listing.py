@@ -123,6 +123,7 @@ def _with_roles(listing: Listing, config: DataConfig) -> Listing:
         if found is None:
             return listing
         listing.roles, listing.labels = found
+        listing.empty = []  # a part of the data without images is no class without images
         outside = [
             Quarantined(path, "no class folder", "it lies beside the class folders of its role")
             for path, role, label in zip(listing.paths, listing.roles, listing.labels, strict=True)
