@@ -26,7 +26,7 @@ from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.pipeline.fitting import fit_configured
 from stage1.policy import fit_policy
 from stage1.policy.units import one_per_group
-from stage1.scores import Scores, from_probabilities
+from stage1.scores import Scores, from_probabilities, read_scores, write_scores
 
 from .pipeline.conftest import one_line_error
 
@@ -272,6 +272,49 @@ def test_names_as_labels_are_read_by_audit_and_compare(command, tmp_path):
     assert json.dumps(named_document).replace("named.csv", "plain.csv") == json.dumps(plain_document)
     if command == "compare":
         one_line_error(found(plain, "risks.fnr=0.1"), 2, "risks.fnr=0.1", "data.classes")
+
+
+@pytest.mark.parametrize("beside", ["scores.parquet", "bundle", "run"])
+def test_rows_that_made_the_policy_do_not_judge_it(beside, tmp_path):
+    names = [f"i{row}" for row in range(N)]
+    path = csv(tmp_path / "mine.csv", id=names, label=LABELS, prob_1=P)
+    assert calibrate(path).returncode == 0
+    out = tmp_path / "out"
+    kept, roles = read_scores(out / "scores.parquet")
+    assert (
+        stage1("evaluate", "--scores", out / "scores.parquet", "--policy", out, "evaluation.resamples=20").returncode
+        == 0
+    )
+    if beside == "bundle":
+        write_scores(out / "calibration.parquet", kept.take(roles == "val_calib"))
+        write_scores(out / "selection.parquet", kept.take(roles == "val_select"))
+    elif beside == "run":
+        for role in ("val_select", "val_calib"):
+            ids = kept.ids[roles == role].tolist()
+            (out / f"{role}_ids.json").write_text(json.dumps({"ids": ids, "groups": None}))
+    if beside != "scores.parquet":
+        (out / "scores.parquet").unlink()
+    evaluate = ["evaluate", "--policy", out, "--output", tmp_path / "there", "evaluation.resamples=20", "--scores"]
+    used = int((roles != "val_test").sum())
+    one_line_error(stage1(*evaluate, path), 2, "mine.csv", f"{used} of {N} rows", "used to make the policy")
+    one = int(np.flatnonzero(roles == "val_select")[0])
+    mixed = [one, *np.flatnonzero(roles == "val_test")]
+    csv(path, id=kept.ids[mixed], label=LABELS[mixed], prob_1=P[mixed])
+    one_line_error(stage1(*evaluate, path), 2, f"1 of {len(mixed)} rows", f"id '{names[one]}'")
+    csv(path, id=kept.ids[mixed[1:]], label=LABELS[mixed[1:]], prob_1=P[mixed[1:]])
+    assert stage1(*evaluate, path).returncode == 0
+    # Said to be of val_test, and used all the same.
+    csv(path, id=kept.ids[mixed], label=LABELS[mixed], prob_1=P[mixed], role=["val_test"] * len(mixed))
+    one_line_error(stage1(*evaluate, path), 2, f"1 of {len(mixed)} rows")
+
+
+def test_the_very_file_without_ids_does_not_judge_its_policy(tmp_path):
+    path = csv(tmp_path / "mine.csv", label=LABELS, prob_1=P)
+    assert calibrate(path).returncode == 0
+    evaluate = ["evaluate", "--policy", tmp_path / "out", "evaluation.resamples=20", "--scores"]
+    one_line_error(stage1(*evaluate, path), 2, f"these are the {N} rows", "scores.parquet")
+    assert stage1(*evaluate, tmp_path / "out" / "scores.parquet").returncode == 0
+    assert stage1(*evaluate, csv(path, label=LABELS[:200], prob_1=P[100:300])).returncode == 0
 
 
 # ---- in Python ---------------------------------------------------------------------------------------------------

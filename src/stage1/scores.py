@@ -529,6 +529,16 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
     return [*written, path]
 
 
+def read_ids(folder: str | os.PathLike[str], role: str) -> list[str] | None:
+    """The ids in `{role}_ids.json`, without the tensors (and without torch). Raises IntegrityError where it is damaged."""
+    path = Path(folder) / f"{role}_ids.json"
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))["ids"]
+        return None if ids is None else [str(name) for name in ids]
+    except Exception as error:  # JSON of any shape and depth
+        raise IntegrityError(f"{path}: cannot be read ({words_of(error)}); run `stage1 score` again") from error
+
+
 def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
     """Read what `write_role` wrote. Raises MissingError, or IntegrityError where the files do not agree."""
     torch = load("torch", "scores of a run (.pt)")

@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.bundle.manifest import CALIBRATION, SELECTION
 from stage1.config import RunConfig, to_yaml
 from stage1.errors import ConfigError, DataError
 from stage1.files import locked, write_text
@@ -15,7 +19,7 @@ from stage1.pipeline.reporting import OPTIONS_FILE, SCORES_FILE
 from stage1.pipeline.shifting import shift_of_files
 from stage1.policy import Policy, load_policy
 from stage1.roles import hashed_roles
-from stage1.scores import ROLES, Values, read_scores, write_scores
+from stage1.scores import ROLES, Scores, Values, read_ids, read_scores, write_scores
 
 _SPLIT_ROLES = ROLES[1:]
 
@@ -63,7 +67,7 @@ def evaluate_scores(
 
     target: unlabelled scores of the same model elsewhere; the section `label_shift` then restates everything there, and
     at config.target_prior (or the one the certificate is for). target_values, target_columns: as the labelled file's
-    where not given. Raises DataError where no row is left or labels are missing.
+    where not given. Raises DataError where no row is left, labels are missing, or rows were used to make the policy.
     """
     policy = load_policy(policy_folder)
     scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=policy.classes, say=say)
@@ -72,6 +76,7 @@ def evaluate_scores(
         scores = scores.take(roles == "val_test")
     if len(scores) == 0:
         raise DataError(f"{path}: no row has the role val_test; nothing to evaluate on")
+    refuse_used_rows(scores, policy_folder, str(path))
     targets = {name: risk.target for name, risk in policy.certificate.risks.items()} if policy.certificate else {}
     prior = config.target_prior
     if prior is None and policy.certificate is not None:
@@ -89,6 +94,44 @@ def evaluate_scores(
             level=config.evaluation.level, seed=config.seed, shift=shift,
         )  # fmt: skip
     return document
+
+
+def refuse_used_rows(scores: Scores, policy_folder: Path, where: str) -> None:
+    """Raises DataError where rows of `scores` helped to make the policy: by their ids, without ids by being the same file.
+
+    What was used stands beside the policy: scores.parquet of `calibrate --scores`, calibration.parquet and selection.parquet
+    of a bundle, the ids of a run directory.
+    """
+    used, seen = _used(policy_folder)
+    if scores.ids is not None and used:
+        again = [name for name in scores.ids.tolist() if name in used]
+        if again:
+            raise DataError(
+                f"{where}: {len(again)} of {len(scores)} rows (the first is id {again[0]!r}) were used to make the policy in "
+                f"{policy_folder}; evaluate on rows that it has not seen, such as those of role val_test"
+            )
+    elif seen is not None and np.array_equal(scores.logits, seen):
+        raise DataError(
+            f"{where}: these are the {len(seen)} rows that the policy in {policy_folder} was made on; evaluate on others, or "
+            f"on {policy_folder / SCORES_FILE}, whose roles say which are left for the test"
+        )
+
+
+def _used(folder: Path) -> tuple[set[str], NDArray[np.float64] | None]:
+    """(ids of train, val_select and val_calib as far as they are kept beside the policy; all logits of a score file)."""
+    used: set[str] = set()
+    if (folder / SCORES_FILE).is_file():
+        kept, roles = read_scores(folder / SCORES_FILE)
+        if kept.ids is not None and roles is not None:
+            used.update(kept.ids[roles != "val_test"].tolist())
+        return used, kept.logits
+    for name in (CALIBRATION, SELECTION):
+        if (folder / name).is_file() and (ids := read_scores(folder / name)[0].ids) is not None:
+            used.update(ids.tolist())
+    for role in ("val_select", "val_calib"):
+        if (folder / f"{role}_ids.json").is_file():
+            used.update(read_ids(folder, role) or ())
+    return used, None
 
 
 def class_names(n_classes: int) -> tuple[str, ...]:
