@@ -32,7 +32,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
 def is_there(module: str) -> bool:
     """Whether `module` is installed; it is looked for, not imported."""
     try:
-        return util.find_spec(module) is not None
+        return bool(module) and util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 
@@ -61,21 +61,32 @@ def import_failure(error: BaseException, module: str = "", what: str = "") -> St
     A package that is there and does not load (a library that cannot be mapped, a broken installation) is not a missing one.
     module: the one asked for; "" to take it from the error.
     """
-    missing = isinstance(error, ModuleNotFoundError)
+    there = _mapping_failed(error)
+    missing = isinstance(error, ModuleNotFoundError) and not there
     # What was not found may be what the module itself needs: that one is named.
     name = ((_named(error) if missing else "") or module or _named(error)).partition(".")[0]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     why = (lines[0] if lines else type(error).__name__)[:200]
     prefix = f"{what}: " if what else ""
     # A name and nothing more is what import hooks raise for a package that they hide.
-    if name and (missing or not is_there(name) or (isinstance(error, ImportError) and str(error) == name)):
+    if name and not there and (missing or not is_there(name) or (isinstance(error, ImportError) and str(error) == name)):
         extra = EXTRAS.get(name)
         way = f"pip install 'stage1-pro[{extra[0]}]'" if extra else "install stage1-pro again"
         return MissingError(f"{prefix}{name} is not installed; {way}")
     return Stage1Error(
-        f"{prefix}{name or 'a package'} is installed and cannot be loaded ({why}); "
+        f"{prefix}{name if is_there(name) else 'a package'} is installed and cannot be loaded ({why}); "
         "give the process more memory (ulimit -v), or install it again"
     )
+
+
+def _mapping_failed(error: BaseException | None) -> bool:
+    """Whether a shared library could not be loaded, here or in what led here: packages then look for another part of theirs."""
+    while error is not None:
+        name = str(getattr(error, "name", None) or "")
+        if isinstance(error, ImportError) and (name.startswith("_") or ".so" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _named(error: BaseException) -> str:

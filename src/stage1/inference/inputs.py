@@ -122,6 +122,10 @@ def _parquet(path: Path) -> Iterator[Input]:
                     value = cell.as_py()
                     yield _cell(path, value, f"row {row}", f"{path}::{row}")
                     row += 1
+            if row != file.metadata.num_rows:
+                raise DataError(
+                    f"{path}: {row} of its {file.metadata.num_rows} rows can be read; it is damaged, write it again"
+                )
     except DataError:
         raise
     except READ_FAILURES as error:
