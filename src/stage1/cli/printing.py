@@ -10,12 +10,13 @@ import typer
 
 
 def outlined(folder: Path, config: Any, outlook: Any, allow_change: bool) -> dict[str, Any]:
+    from stage1.pipeline.anchoring import anchored
     from stage1.pipeline.rundir import RunDir, kept_config, read_state, refuse_change
 
     stored = kept_config(folder)
     if stored is not None and not allow_change:
         refuse_change(folder, stored, config)
-    return {"run": str(folder), "stages": outlook(RunDir(folder, config, read_state(folder)))}
+    return {"run": str(folder), "stages": outlook(RunDir(folder, anchored(config), read_state(folder)))}
 
 
 def dry_run_lines(document: dict[str, Any]) -> list[str]:

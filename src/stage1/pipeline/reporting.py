@@ -163,7 +163,7 @@ def report_of_run(
         "name": config.name,
         "model": f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind} head",
         "n_images": len(table),
-        "source": config.data.table or config.data.source,
+        "source": Path(config.data.table or "").name or config.data.source,  # where it lies is nobody's business
         **({"views": views["description"]} if views is not None and views["ships"] else {}),
         # Of the stages before this page: what comes after it must not change it.
         "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name not in ("evaluate", "bundle")},

@@ -15,6 +15,7 @@ from stage1.config import RunConfig, differences, text_keys, to_yaml, validated
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.files import digest_bytes, digest_file, locked, read_text, read_yaml, write_text
+from stage1.pipeline.anchoring import anchored
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "stages.json"
@@ -127,7 +128,8 @@ def config_digest(config: RunConfig, keys: tuple[str, ...]) -> str:
 def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_change: bool = False) -> Iterator[RunDir]:
     """The run directory under its lock. `config` is written by the first stage that runs with it, not here.
 
-    config None: the one stored there. Raises ConfigError where the stored config differs, a stage is finished, and
+    config None: the one stored there; relative paths of either become absolute, from the working directory of the run that
+    stored them. Raises ConfigError where the stored config differs, a stage is finished, and
     allow_change is not set; MissingError where there is none to read, Stage1Error where another process holds the lock.
     A block that fails before it wrote anything leaves neither a folder nor a lock that was not there before.
     """
@@ -146,12 +148,12 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
             config = stored
         elif stored is not None and not allow_change:
             refuse_change(folder, stored, config)
-        yield RunDir(folder, config, read_state(folder), stored=stored)
+        yield RunDir(folder, anchored(config), read_state(folder), stored=stored)
 
 
 def refuse_change(folder: Path, stored: RunConfig, config: RunConfig) -> None:
     """Raises ConfigError where what stands in `folder` was made with another config than `config`."""
-    if changes := differences(stored, config):
+    if changes := differences(anchored(stored), anchored(config)):
         raise ConfigError(
             f"{folder}: made with another config ({'; '.join(changes[:3])}{' ..' if len(changes) > 3 else ''}); "
             "use another --output, or --allow-change to redo what depends on it"
@@ -197,7 +199,7 @@ def followed(path: str | os.PathLike[str], config: RunConfig | None) -> Iterator
     config = config or stored_config(folder)
     if config is None:
         raise MissingError(f"{folder}: not a run directory (no {CONFIG_FILE}); `stage1 split {folder}` starts one")
-    yield RunDir(folder, config, read_state(folder), writes=False)
+    yield RunDir(folder, anchored(config), read_state(folder), writes=False)
 
 
 def _sweep(folder: Path) -> None:
