@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from stage1.bundle import write_bundle
+from stage1.bundle.card import model_card
 from stage1.bundle.manifest import sealed
 from stage1.files import digest_bytes, digest_file
 from stage1.images import Preprocessing
-from stage1.policy import fit_policy
+from stage1.policy import Certificate, fit_policy
 from stage1.scores import Scores
 
 CLASSES = ("none", "roadwork")
@@ -80,7 +81,7 @@ class Parts:
         default_factory=lambda: {
             "name": "tiny demo", "backbone": "tiny", "backbone_licence": "Apache-2.0", "base_model": None,
             "config_digest": "c" * 64, "versions": {"onnxruntime": "1"},
-            "data": {"source": "colours", "roles": {"train": {"none": 10, "roadwork": 12}, "val_calib": {"none": 7}}},
+            "data": {"source": "colours", "roles": {"train": {"none": 10, "roadwork": 12}}},
         }
     )  # fmt: skip
 
@@ -134,9 +135,22 @@ def with_evaluation(parts: Parts) -> Parts:
     return replace(parts, evaluation=document)
 
 
-def reseal(folder: Path, **changes: Any) -> None:
-    """What somebody does who edits a bundle and knows how it is protected: new digests for everything."""
+def reseal(folder: Path, *, card: bool = False, **changes: Any) -> None:
+    """What somebody does who edits a bundle and knows how it is protected: new digests for everything.
+
+    card: the model card is written anew from the documents too.
+    """
     document = json.loads((folder / "bundle.json").read_text()) | changes
+    made_of = document["created_from"]
+    for name, file in (
+        ("model", "model.onnx"), ("policy", document["policy_file"]), ("certificate", "certificate.json"),
+        ("map", "calibration.json"), ("views", "views.json"),
+    ):  # fmt: skip
+        if name in made_of:
+            made_of[name] = digest_file(folder / file)
+    if card:
+        certificate = Certificate.load(folder / "certificate.json")
+        (folder / "README.md").write_text(model_card(document, certificate, document["evaluation"]))
     document["files"] = {
         name: {"sha256": digest_file(folder / name), "size": (folder / name).stat().st_size}
         for name in sorted(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from stage1.bundle import read_calibration, recompute, verify_bundle
+from stage1.bundle.certificate import TRUSTED
+from stage1.bundle.manifest import sealed
+from stage1.calibration import choose_map, frozen
 from stage1.errors import IntegrityError
 from stage1.policy import Certificate, load_policy
 from stage1.scores import write_scores
@@ -98,15 +102,192 @@ def test_a_refusal_cannot_be_turned_into_a_certificate(make_parts, tmp_path, res
     assert not verify_bundle(folder, recompute=True).ok
 
 
-def test_wording_may_change_between_versions_numbers_may_not(bundle, reseal, edit):
-    edit(bundle / "certificate.json", lambda d: d.update(statement="An older sentence."))
-    reseal(bundle, stage1_version="0.0.1")
-    assert verify_bundle(bundle, recompute=True).ok
+def test_another_version_does_not_vouch_for_a_sentence(bundle, reseal, edit):
+    """Any stage1_version but ours skipped the texts: a forged sentence was "ok". Now it takes a flag, and our own sentence is said."""
+    true = Certificate.load(bundle / "certificate.json").statement
+    edit(bundle / "certificate.json", lambda d: d.update(statement="Everything is certain."))
+    reseal(bundle, card=True, stage1_version="0.0.1")
+    report = verify_bundle(bundle, recompute=True)
+    assert not report.ok
+    assert "texts not compared" in report.problems[0]
+    accepted = verify_bundle(bundle, recompute=True, accept_other_version=True)
+    assert accepted.ok
+    (note,) = accepted.notes
+    assert "texts not compared" in note
+    assert true in note
     edit(bundle / "certificate.json", lambda d: d.update(seed=5, n_images=7))
     reseal(bundle, stage1_version="0.0.1")
-    assert [problem.split(" is ")[0] for problem in verify_bundle(bundle, recompute=True).problems] == [
-        "certificate.json: n_images"
-    ]
+    problems = verify_bundle(bundle, recompute=True, accept_other_version=True).problems
+    assert [problem.split(" is ")[0] for problem in problems] == ["certificate.json: n_images"]
+
+
+def test_fields_that_another_version_did_not_have_are_not_compared(bundle, reseal, edit):
+    def older(document):
+        del document["never_answered"], document["unlimited"]
+
+    edit(bundle / "certificate.json", older)
+    reseal(bundle, card=True)
+    assert not verify_bundle(bundle, recompute=True).ok
+    reseal(bundle, card=True, stage1_version="0.0.1")
+    assert verify_bundle(bundle, recompute=True, accept_other_version=True).ok
+
+
+def test_the_command_says_that_texts_were_not_compared(bundle, reseal):
+    from typer.testing import CliRunner
+
+    from stage1.cli import app
+
+    reseal(bundle, card=True, stage1_version="0.0.1")
+
+    def verify(*options):
+        return CliRunner().invoke(app, ["verify", str(bundle), *options])
+
+    refused = verify("--recompute")
+    assert refused.exit_code == 5
+    assert "texts not compared" in refused.stdout
+    accepted = verify("--recompute", "--accept-other-version")
+    assert accepted.exit_code == 0
+    assert "its texts were not compared" in accepted.stdout
+    assert verify("--accept-other-version").exit_code != 0
+    # Terminals differ in width: words, not lines.
+    words = " ".join(CliRunner().invoke(app, ["verify", "--help"]).stdout.replace("│", " ").split())
+    assert "takes on trust those scores and labels" in words
+    assert "no signature" in words
+
+
+# ---- every field that a reader would believe ---------------------------------------------------------------------
+
+
+def leaves(value, path=()):
+    """(path, value) of everything in a document that is neither an object nor a list with something in it."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not items or not value:
+        yield path, value
+        return
+    for key, inner in items:
+        yield from leaves(inner, (*path, key))
+
+
+def forged(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value * 0.99 if value else 0.5
+    if isinstance(value, str):
+        # A digest stays one.
+        return ("0" if value[0] != "0" else "1") + value[1:] if len(value) == 64 else value + " (forged)"
+    return ["forged"] if isinstance(value, list) else {"forged": 1} if isinstance(value, dict) else 0.5
+
+
+def put(document, path, value):
+    for key in path[:-1]:
+        document = document[key]
+    document[path[-1]] = value
+
+
+MADE_ANEW = [("created_from", name) for name in ("model", "policy", "certificate")]
+
+
+def unseen_forgeries(folder, name, reseal, edit):
+    """Names of the leaves of one document that can be changed, with every digest and the card made to fit, and pass."""
+    original = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    passed = []
+    for path, value in leaves(json.loads((folder / name).read_text())):
+        if path[0] in ("files", "digest", "schema_version") or path in MADE_ANEW:
+            continue  # made anew by whoever seals the bundle; a constant
+        edit(folder / name, lambda d, path=path, value=value: put(d, path, forged(value)))
+        try:
+            reseal(folder, card=True)
+            report = verify_bundle(folder, recompute=True)
+        except (IntegrityError, OSError, KeyError, ValueError, TypeError, AttributeError):
+            continue  # such a document cannot even be sealed
+        finally:
+            for file, data in original.items():
+                (folder / file).write_bytes(data)
+        if report.ok:
+            passed.append(".".join(str(part) for part in path))
+    return passed
+
+
+@pytest.mark.parametrize("case", ["walk", "one-sided", "groups", "too few"])
+def test_every_leaf_of_the_certificate_follows_from_the_data(make_parts, tmp_path, reseal, edit, case):
+    folder = make_parts(**({"n": 600} | CASES[case] | ({"n": 60} if case == "too few" else {}))).write(
+        tmp_path / "bundle"
+    )
+    # Parts of the question that have no bearing on this answer: the seed draws one image of each group, the prior weighs `error`
+    # and coverage floors, and a refusal does not say which attempt it was.
+    idle = {"target_prior", "seed", *(["attempt"] if case == "too few" else [])} - (
+        {"seed"} if case == "groups" else set()
+    )
+    assert set(unseen_forgeries(folder, "certificate.json", reseal, edit)) - idle == set()
+    assert unseen_forgeries(folder, "thresholds.json", reseal, edit) == []
+
+
+def test_every_leaf_of_the_manifest_follows_or_is_named_as_taken_on_trust(with_evaluation, tmp_path, reseal, edit):
+    folder = with_evaluation.write(tmp_path / "bundle")
+    passed = unseen_forgeries(folder, "bundle.json", reseal, edit)
+    assert [name for name in passed if not name.startswith(TRUSTED)] == []
+    assert "name" in passed  # the control: a forger who writes everything anew passes where nothing can be known
+
+
+def test_every_line_of_the_card_follows(with_evaluation, tmp_path, reseal):
+    folder = with_evaluation.write(tmp_path / "bundle")
+    card = folder / "README.md"
+    lines = card.read_text().split("\n")
+    for number in range(0, len(lines), 7):
+        changed = [*lines]
+        changed[number] += " Guaranteed."
+        card.write_text("\n".join(changed))
+        reseal(folder)
+        problems = verify_bundle(folder, recompute=True).problems
+        assert [problem.split(" is ")[0] for problem in problems] == [f"README.md: line {number + 1}"]
+
+
+def test_digests_of_what_a_bundle_is_made_from_are_those_of_its_files(bundle):
+    original = (bundle / "bundle.json").read_text()
+    for *_, name in MADE_ANEW:
+        document = json.loads(original)
+        document["created_from"][name] = "0" * 64
+        (bundle / "bundle.json").write_text(json.dumps(sealed(document), indent=2, ensure_ascii=False) + "\n")
+        (problem,) = verify_bundle(bundle).problems
+        assert f"created_from.{name}" in problem
+
+
+def test_the_positive_class_is_checked(bundle, reseal):
+    reseal(bundle, card=True, positive_class="none")
+    assert "positive_class" in verify_bundle(bundle).problems[0]
+
+
+@pytest.mark.parametrize("field", [("parameters",), ("comparison", "reason"), ("comparison", "table", 1, "nll")])
+def test_the_calibration_map_follows_from_val_select(make_parts, draw_scores, tmp_path, reseal, edit, field):
+    """Any map passed that claimed to be fitted on val_select: it makes every stated probability."""
+    select = draw_scores(500, 77)
+    parts = make_parts(n=900)
+    frozen(choose_map(select, candidates=("temperature", "platt"), keep_order=True, seed=0), select).save(
+        parts.run / "calibration.json"
+    )
+    edit(parts.run / "thresholds.json", lambda d: d.update(score="raw"))
+    folder = parts.write(tmp_path / "bundle", selection=select, map_file=parts.run / "calibration.json")
+    assert verify_bundle(folder, recompute=True).ok
+
+    def forge(document):
+        *path, last = field
+        for key in path:
+            document = document[key]
+        value = document[last]
+        document[last] = (
+            {name: item * 1.01 for name, item in value.items()} if isinstance(value, dict)
+            else f"{value} (forged)" if isinstance(value, str) else value * 0.99
+        )  # fmt: skip
+
+    edit(folder / "calibration.json", forge)
+    said = json.loads((folder / "bundle.json").read_text())["probability"]
+    reason = json.loads((folder / "calibration.json").read_text())["comparison"]["reason"]
+    reseal(folder, card=True, probability=said | {"reason": reason})
+    problems = verify_bundle(folder, recompute=True).problems
+    assert any(problem.startswith("calibration.json: ") for problem in problems), problems
 
 
 def test_calibration_without_labels_is_refused(bundle, parts):

@@ -277,7 +277,9 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
 def _how_to_verify() -> str:
     return (
         "```\nstage1 verify .               # every byte is as it was written, the documents agree\n"
-        "stage1 verify . --recompute   # and the certificate follows from calibration.parquet\n```\n\n"
+        "stage1 verify . --recompute   # and certificate, map and this card follow from the scores in it\n```\n\n"
+        "It takes on trust those scores and labels, the evaluation on val_test, what is said of data and licences, and who made the "
+        "bundle: there is no signature. "
         "The identity of this bundle is the field `digest` of `bundle.json`; `verify` prints it. Compare it with the digest "
         "that the maker of the bundle published: a folder that was rewritten as a whole verifies too, under another digest."
     )

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from stage1.aggregation import VIEWS_FILE
+from stage1.bundle.shown import evaluation_problems
 from stage1.bundle.views import read_views
 from stage1.calibration import CALIBRATION_FILE
 from stage1.documents import read_document
 from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.files import digest_bytes, digest_file
 from stage1.images import Preprocessing
-from stage1.policy import POLICY_FILES, load_policy
+from stage1.policy import POLICY_FILES, CalibratedPolicy, Certificate, Policy, load_policy
 from stage1.policy.certify import calibration_digest
 from stage1.scores import Scores, read_scores
 
@@ -91,12 +93,15 @@ def _written(document: Mapping[str, Any]) -> bytes:
 # ---- verification ------------------------------------------------------------------------------------------------
 
 
-def verify_bundle(folder: str | os.PathLike[str], *, recompute: bool = False) -> VerifyReport:
+def verify_bundle(
+    folder: str | os.PathLike[str], *, recompute: bool = False, accept_other_version: bool = False
+) -> VerifyReport:
     """Check that a bundle is byte for byte what was written, and that its documents agree with each other.
 
     Finds changed, missing, extra and renamed files, empty folders, links, a second policy file, and any change of
-    bundle.json itself. With `recompute` the certificate is made again from calibration.parquet and compared.
-    It writes nothing. Raises MissingError where there is no such folder; all else is in the report.
+    bundle.json itself. With `recompute` certificate, thresholds, calibration map and model card are made again from the data in
+    the bundle and compared (bundle/certificate.py). The texts of another version of stage1 cannot be made again, which is a problem
+    unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError where there is no such folder; all else is in the report.
 
     A digest proves that nothing changed by accident or in ignorance. Who rewrites every file *and* bundle.json makes
     another bundle, with another `digest`: compare that one with the digest you were given.
@@ -127,11 +132,14 @@ def verify_bundle(folder: str | os.PathLike[str], *, recompute: bool = False) ->
     # Documents are compared with each other only when each is known to be what was written: one cause, one line.
     if not problems:
         problems += _disagreements(folder, manifest)
+    noted: list[str] = []
     if recompute and not problems:
         from stage1.bundle.certificate import recompute as recomputed
 
-        problems += recomputed(folder)
-    notes = () if problems else tuple(_dealing_notes(folder, manifest))
+        found_again = recomputed(folder, accept_other_version=accept_other_version)
+        problems += found_again.problems
+        noted += found_again.notes
+    notes = () if problems else (*noted, *_dealing_notes(folder, manifest))
     return VerifyReport(folder, manifest["digest"], len(listed), tuple(problems), recompute, notes)
 
 
@@ -223,6 +231,7 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         problems.append(f"{MANIFEST}: says another thing of the probability than whether {CALIBRATION_FILE} is listed")
     if certificate.certified != manifest["certified"]:
         problems.append(f"{MANIFEST}: certified is {manifest['certified']}, {CERTIFICATE} says {certificate.certified}")
+    problems += _unfounded(folder, manifest, policy, certificate)
     if calibration.n_classes != len(manifest["classes"]):
         problems.append(f"{CALIBRATION}: {calibration.n_classes} logits a row for {len(manifest['classes'])} classes")
     elif not certificate.certified and bool(policy.decide(calibration).exit.any()):
@@ -232,6 +241,36 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
             f"{CALIBRATION}: its {len(calibration)} ids are not the {certificate.n_images} of {CERTIFICATE}"
         )
     return [f"{problem}; bundle it anew" for problem in problems]
+
+
+def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certificate: Certificate) -> Iterator[str]:
+    """Fields of bundle.json that follow from other files, and do not."""
+    classes = manifest["classes"]
+    positive = classes[1] if len(classes) == 2 else None
+    if manifest["positive_class"] != positive:
+        yield f"{MANIFEST}: positive_class is {manifest['positive_class']!r}, the second of the classes is {positive!r}"
+    made_of = manifest["created_from"]
+    for field, name in {
+        "model": MODEL, "policy": manifest["policy_file"], "certificate": CERTIFICATE, "map": CALIBRATION_FILE, "views": VIEWS_FILE,
+    }.items():  # fmt: skip
+        stated, there = made_of.get(field), manifest["files"].get(name, {}).get("sha256")
+        if stated != there:
+            yield f"{MANIFEST}: created_from.{field} is not the digest of {name}"
+    if made_of["calibration_ids"] != certificate.calib_digest:
+        yield f"{MANIFEST}: created_from.calibration_ids is not calib_digest of {CERTIFICATE}"
+    if isinstance(policy, CalibratedPolicy):
+        frozen = policy.frozen
+        if manifest.get("probability") != {"map": frozen.map.name, "score": frozen.score, "reason": frozen.reason}:
+            yield f"{MANIFEST}: probability is not what {CALIBRATION_FILE} says"
+    evaluation = manifest.get("evaluation")
+    if evaluation is not None:
+        yield from (f"{MANIFEST}: {problem}" for problem in evaluation_problems(evaluation, certificate))
+    for role, read in (("val_calib", read_calibration), ("val_select", read_selection)):
+        stated, scores = manifest["data"].get("roles", {}).get(role), read(folder)
+        if stated is not None and scores is not None and scores.labels is not None:
+            counts = {name: int((scores.labels == index).sum()) for index, name in enumerate(classes)}
+            if stated != counts:
+                yield f"{MANIFEST}: data.roles.{role} is {stated!r}, the scores of it here are {counts!r}"
 
 
 def read_calibration(folder: str | os.PathLike[str]) -> Scores:

@@ -29,6 +29,7 @@ from stage1.bundle.manifest import (
     sealed,
     verify_bundle,
 )  # fmt: skip
+from stage1.bundle.shown import shown_evaluation
 from stage1.bundle.views import read_views
 from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.documents import SCHEMA_VERSION, write_document
@@ -182,6 +183,7 @@ def _fill(
             "base_model": facts["base_model"],
         },
         "data": facts["data"],
+        "evaluation": shown_evaluation(evaluation),
         "created_from": {
             "config": facts["config_digest"],
             "model": digest_file(fresh / MODEL),
@@ -194,7 +196,7 @@ def _fill(
             "versions": facts["versions"],
         },
     }
-    write_text(fresh / CARD, model_card(document, certificate, evaluation, views))
+    write_text(fresh / CARD, model_card(document, certificate, document["evaluation"], views))
     document["files"] = {
         path.relative_to(fresh).as_posix(): {"sha256": digest_file(path), "size": path.stat().st_size}
         for path in sorted(fresh.rglob("*"))

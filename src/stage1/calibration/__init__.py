@@ -2,7 +2,7 @@
 
 from stage1.calibration.choose import Candidate, Choice, choose_map
 from stage1.calibration.dirichlet import Dirichlet, odir_penalty
-from stage1.calibration.frozen import CALIBRATION_FILE, FrozenMap, frozen, frozen_identity
+from stage1.calibration.frozen import CALIBRATION_FILE, REORDERING, FrozenMap, frozen, frozen_identity, made_again
 from stage1.calibration.identity import Identity
 from stage1.calibration.isotonic import Isotonic, pool_adjacent_violators
 from stage1.calibration.logistic import Beta, Platt
@@ -15,6 +15,7 @@ __all__ = [
     "CALIBRATION_FILE",
     "MAPS",
     "MULTICLASS",
+    "REORDERING",
     "Beta",
     "CalibrationMap",
     "Candidate",
@@ -31,6 +32,7 @@ __all__ = [
     "frozen",
     "frozen_identity",
     "load_map",
+    "made_again",
     "map_from_document",
     "odir_penalty",
     "pool_adjacent_violators",

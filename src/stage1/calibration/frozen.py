@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stage1.calibration.choose import Choice
+from stage1.calibration.choose import Choice, choose_map
 from stage1.calibration.identity import Identity
 from stage1.calibration.maps import CalibrationMap
 from stage1.calibration.registry import map_from_document
@@ -72,3 +72,21 @@ def frozen_identity(select: Scores, reason: str) -> FrozenMap:
     """The identity without a comparison of maps. reason: why none was made, one sentence."""
     choice = Choice(None, (), f"identity: {reason}", len(select), 0)
     return FrozenMap(Identity.fit(select), choice.to_document())
+
+
+# Maps that may change which images exit: they are asked for by name, and may move the order of the scores.
+REORDERING = ("isotonic", "vector", "dirichlet")
+
+
+def made_again(stated: FrozenMap, select: Scores, seed: int) -> FrozenMap:
+    """What the same choice among the same candidates gives on labelled scores of val_select; equals `stated` where it was made so.
+
+    A map without a comparison is fitted anew. An identity for which no map was compared stays as it is: there is nothing to fit.
+    """
+    if stated.comparison is None:
+        return FrozenMap(stated.map.refit(select))
+    candidates = [row["name"] for row in stated.comparison["table"] if row["name"] != "identity"]
+    if not candidates:
+        return FrozenMap(Identity.fit(select), stated.comparison)
+    keep_order = not any(name in REORDERING for name in candidates)
+    return frozen(choose_map(select, candidates=candidates, keep_order=keep_order, seed=seed), select)

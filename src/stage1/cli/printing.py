@@ -81,7 +81,9 @@ def verdict_line(verdict: Any) -> str:
 def verify_lines(document: dict[str, Any]) -> list[str]:
     if not document["ok"]:
         return [f"CHANGED  {document['bundle']}", *document["problems"]]
+    numbers = any(note.startswith("texts not compared") for note in document["notes"])
     recomputed = "; the certificate follows from calibration.parquet" if document["recomputed"] else ""
+    recomputed += " (its numbers; its texts were not compared)" if numbers else ""
     return [f"ok  {document['bundle']}  {document['digest']}  {document['files']} files{recomputed}",
             *(f"note  {note}" for note in document["notes"])]  # fmt: skip
 

@@ -83,17 +83,31 @@ def predict(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")],
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Also make the certificate again from calibration.parquet.")
+        bool,
+        typer.Option("--recompute", help="Also make certificate, thresholds, map and model card again from its data."),
+    ] = False,
+    accept_other_version: Annotated[
+        bool,
+        typer.Option(
+            "--accept-other-version",
+            help="With --recompute, of a bundle that another version wrote: compare the numbers alone, no sentence.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find any changed, missing or extra byte (exit 5).
+    """Find any changed, missing or extra byte; with --recompute also any number or sentence that does not follow from the data (exit 5).
+
+    It proves that the bundle is the one with the digest it prints, and that thresholds, certificate and card follow from the scores
+    and labels in it. It takes on trust those scores and labels, which attempt it was, everything about training data, licence and
+    val_test, and who made it: there is no signature. Compare the digest with the one its maker published.
 
     Example: stage1 verify runs/demo/bundle --recompute
     """
+    if accept_other_version and not recompute:
+        raise ConfigError("--accept-other-version: belongs to --recompute; give both")
     from stage1.bundle import verify_bundle
 
-    report = verify_bundle(bundle, recompute=recompute)
+    report = verify_bundle(bundle, recompute=recompute, accept_other_version=accept_other_version)
     document = {"bundle": str(bundle), "ok": report.ok, "digest": report.digest, "files": report.files,
                 "recomputed": report.recomputed, "problems": list(report.problems), "notes": list(report.notes)}  # fmt: skip
     show(document, as_json, verify_lines)

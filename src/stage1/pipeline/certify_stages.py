@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.aggregation import VIEWS_FILE
-from stage1.calibration import CALIBRATION_FILE
+from stage1.calibration import CALIBRATION_FILE, REORDERING
 from stage1.documents import read_document, write_document
 from stage1.errors import IntegrityError, MissingError
 from stage1.evaluation.calibration_report import Stated
@@ -23,7 +23,6 @@ from stage1.pipeline.acceptance import accept, acceptance_lines, accepted_in_wor
 from stage1.pipeline.class_checks import check_all
 from stage1.pipeline.fitting import fit_configured
 from stage1.pipeline.looked import LookedAt, looked_state, read_looked
-from stage1.pipeline.mapping import REORDERING
 from stage1.pipeline.reporting import report_of_run
 from stage1.pipeline.rundir import RunDir
 from stage1.pipeline.shifting import Shift, label_shift, shift_of_run, target_state

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stage1.calibration import BINARY, MULTICLASS, FrozenMap, choose_map, frozen, frozen_identity
+from stage1.calibration import BINARY, MULTICLASS, REORDERING, FrozenMap, choose_map, frozen, frozen_identity
 from stage1.config import RunConfig
 from stage1.errors import ConfigError
 from stage1.scores import Scores
-
-# Maps that may change which images exit: to ask for one is to ask for a certificate of another score.
-REORDERING = ("isotonic", "vector", "dirichlet")
 
 
 def automatic(n_classes: int) -> tuple[str, ...]:
