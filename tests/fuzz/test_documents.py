@@ -446,6 +446,7 @@ def test_a_zip_bomb_is_no_tensor(tmp_path):
         ("x.yaml", b"seed: " + b"9" * 5000, 2, "not valid YAML"),
         ("x.yaml", b"seed: 99999999999999999999\n", 2, "seed"),
         ("x.yaml", b'name: "a\\0b"\n', 2, "NUL"),
+        ("x.yaml", b'name: "\\ud800"\n', 2, "half a character"),
         ("x.yaml", b"a: 1\na: 2\n", 2, "twice"),
         ("x.parquet", b"PAR1" + b"\xff" * 40 + b"PAR1", 2, "Parquet"),
         ("x.tar", b"\xff" * 2048, 2, "tar"),

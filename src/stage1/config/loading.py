@@ -72,7 +72,7 @@ def validated(values: Mapping[str, Any]) -> RunConfig:
     """RunConfig from nested values; pydantic's report becomes one line. Raises ConfigError."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"config: {type(values).__name__}; a mapping of keys is expected")
-    _refuse_nul(values)
+    _refuse_no_text(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -118,8 +118,8 @@ def _origin(key: str, origin: Mapping[str, str]) -> str:
     return origin.get(key) or next(iter(below), None) or _prefix_origin(key, origin)
 
 
-def _refuse_nul(values: Mapping[str, Any]) -> None:
-    """No name, path or column holds a NUL; what would trip over one lies deep in the work."""
+def _refuse_no_text(values: Mapping[str, Any]) -> None:
+    """No name, path or column holds a NUL or a lone surrogate; what would trip over one lies deep in the work."""
     waiting: list[tuple[str, Any]] = [("", values)]
     while waiting:
         where, value = waiting.pop()
@@ -128,8 +128,13 @@ def _refuse_nul(values: Mapping[str, Any]) -> None:
             value = "".join(key for key in value if isinstance(key, str))
         elif isinstance(value, list):
             waiting += [(where, part) for part in value]
-        if isinstance(value, str) and "\0" in value:
-            raise ConfigError(f"{_cut(where) or 'config'}: holds a NUL character; take it out")
+        if isinstance(value, str) and ("\0" in value or (not value.isprintable() and _half(value))):
+            raise ConfigError(f"{_cut(where) or 'config'}: holds a NUL or half a character; take it out")
+
+
+def _half(text: str) -> bool:
+    """Whether surrogates stand alone in it: `"\\ud800"` in YAML, which no file could hold."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _cut(text: str) -> str:
