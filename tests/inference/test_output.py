@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +19,16 @@ from stage1.errors import ConfigError, DataError, MissingError
 from stage1.inference import FORMATS, Input, Row, iterate_inputs, load_bundle, open_writer, predict_to
 
 ROWS = [
-    Row("a b.jpg", "roadwork", 0.123456789012345, True, "exit:roadwork"),
-    Row("ü,\"'|\n\x1b[31mred.jpg", "none", 0.5, False, "defer"),
+    Row(
+        "a b.jpg",
+        "roadwork",
+        0.123456789012345,
+        True,
+        "exit:roadwork",
+        confidence=0.123456789012345,
+        probabilities=(0.876543210987655, 0.123456789012345),
+    ),
+    Row("ü,\"'|\n\x1b[31mred.jpg", "none", 0.5, False, "defer", confidence=0.5, probabilities=(0.5, 0.5)),
     Row(os.fsdecode(b"bad\xffname.jpg"), None, None, False, "defer", "truncated: 12 bytes"),
 ]
 
@@ -172,19 +181,42 @@ def written(kind: str, tmp_path: Path, rows=ROWS) -> Path:
 
 def expected(row: Row) -> dict:
     return {"path": row.path.encode("utf-8", "backslashreplace").decode(), "label": row.label, "probability": row.probability,
-            "exit": row.exit, "decision": row.decision, "error": row.error}  # fmt: skip
+            "exit": row.exit, "decision": row.decision, "error": row.error, "confidence": row.confidence,
+            "p_none": row.probabilities and row.probabilities[0],
+            "p_roadwork": row.probabilities and row.probabilities[1]}  # fmt: skip
 
 
 def test_csv_round_trip(tmp_path):
     with open(written("csv", tmp_path), encoding="utf-8", newline="") as stream:
         found = list(csv.DictReader(stream))
-    assert list(found[0]) == ["path", "label", "probability", "exit", "decision", "error"]
+    assert list(found[0]) == [
+        "path", "label", "probability", "exit", "decision", "error", "confidence", "p_none", "p_roadwork",
+    ]  # fmt: skip
     for row, one in zip(ROWS, found, strict=True):
         truth = expected(row)
         assert one["path"] == truth["path"]
         assert (one["label"] or None, one["error"] or None) == (row.label, row.error)
         assert (float(one["probability"]) if one["probability"] else None) == row.probability
+        for name in ("confidence", "p_none", "p_roadwork"):
+            assert (float(one[name]) if one[name] else None) == truth[name]
         assert one["exit"] == ("true" if row.exit else "false")
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_class_may_be_called_anything(kind, tmp_path):
+    classes = ["path", "confidence", "p_path", "", "a,b", 'say "no"', "two\nlines", "<b>", "$x$", "é🚧", "=1+1"]
+    shares = tuple(float(share) for share in np.arange(1, len(classes) + 1) / 66)
+    path = tmp_path / f"out.{kind}"
+    with open_writer(kind, path, {"classes": classes}) as writer:
+        writer.write([Row("a.jpg", "=1+1", shares[-1], False, "defer", confidence=shares[-1], probabilities=shares)])
+    if kind == "csv":
+        with open(path, encoding="utf-8", newline="") as stream:
+            (row,) = csv.DictReader(stream)
+    else:
+        row = json.loads(path.read_text())["rows"][0] if kind == "json" else pq.read_table(path).to_pylist()[0]
+    assert row["path"] == "a.jpg"
+    assert [float(row[f"p_{name}"]) for name in classes] == list(shares)
+    assert float(row["confidence"]) == shares[-1]
 
 
 def test_json_is_one_document(tmp_path):

@@ -48,6 +48,10 @@ def test_decisions_are_those_of_the_policy(bundle):
     assert [row.exit for row in rows] == decision.exit.tolist()
     assert [row.label for row in rows] == [CLASSES[label] for label in decision.label]
     assert [row.probability for row in rows] == decision.probability.tolist()
+    # P(class 1) whatever the label; the confidence is of the label that is printed.
+    assert [row.probabilities for row in rows] == [(1.0 - p, p) for p in decision.probability.tolist()]
+    assert [row.confidence for row in rows] == [row.probabilities[CLASSES.index(row.label)] for row in rows]
+    assert {row.label for row in rows if row.confidence != row.probability} == {"none"}
     assert {row.decision for row in rows} == {"exit:none", "exit:roadwork", "defer"}
     for row in rows:
         assert row.decision == (f"exit:{row.label}" if row.exit else "defer")
@@ -121,6 +125,9 @@ def test_three_classes_without_a_policy(tiny_model):
     (row,) = predictor.predict([photo(1)])
     assert row.label in ("a", "b", "c")
     assert 1 / 3 <= row.probability <= 1
+    assert row.confidence == row.probability == max(row.probabilities)
+    assert len(row.probabilities) == 3
+    assert sum(row.probabilities) == pytest.approx(1)
 
 
 # ---- odd input ---------------------------------------------------------------------------------------------------

@@ -56,6 +56,9 @@ def predict(
 ) -> None:
     """Answer or defer, image by image. Broken files are named and the rest answered (exit 1 at the end).
 
+    `confidence` is the probability of the printed label, `p_<class>` that of each class. `probability` is P(class 1) for two
+    classes and that of the label for more: deprecated, take the others.
+
     Of a folder every image is taken, at every depth; what is no image by name or content is counted on stderr (no error).
 
     Example: stage1 predict runs/demo/bundle photos/ --format csv

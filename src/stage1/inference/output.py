@@ -21,7 +21,11 @@ Format = Literal["table", "csv", "parquet", "json"]
 FORMATS: tuple[Format, ...] = ("table", "csv", "parquet", "json")
 # What every row has, and what it has where the bundle looks at several views of an image.
 VIEW_COLUMNS = ("views", "view")
-COLUMNS = tuple(field.name for field in fields(Row) if field.name not in (*VIEW_COLUMNS, "box", "small"))
+COLUMNS = tuple(
+    field.name for field in fields(Row) if field.name not in (*VIEW_COLUMNS, "box", "small", "probabilities")
+)
+# Before the name of a class: no other column begins so, and two classes have two names.
+CLASS_PREFIX = "p_"
 
 # Images handed to the stream at once: long enough that filling and draining it costs little, and bounded in memory
 # where the images themselves come from a table.
@@ -111,7 +115,9 @@ def _text_writer(kind: Format, stream: TextIO, about: Mapping[str, Any]) -> RowW
 
 
 def _columns(about: Mapping[str, Any]) -> tuple[str, ...]:
-    return (*COLUMNS, *VIEW_COLUMNS) if "views" in about else COLUMNS
+    """Of every row, one for each class of the bundle (where it is known), and of the views."""
+    stated = (f"{CLASS_PREFIX}{valid(name)}" for name in about.get("classes", ()))
+    return (*COLUMNS, *stated, *(VIEW_COLUMNS if "views" in about else ()))
 
 
 def _chunks(inputs: Iterable[Input]) -> Iterator[list[Input]]:
@@ -129,7 +135,11 @@ def _chunks(inputs: Iterable[Input]) -> Iterator[list[Input]]:
 
 def _plain(row: Row, columns: Sequence[str]) -> dict[str, Any]:
     # A file name need not be valid UTF-8; what is written must be.
-    values = ((name, getattr(row, name)) for name in columns)
+    own = [name for name in columns if not name.startswith(CLASS_PREFIX)]
+    stated = [name for name in columns if name.startswith(CLASS_PREFIX)]
+    values = [(name, getattr(row, name)) for name in own]
+    if stated:
+        values += zip(stated, row.probabilities or [None] * len(stated), strict=True)
     return {name: valid(value) if isinstance(value, str) else value for name, value in values}
 
 
@@ -199,7 +209,7 @@ class _JsonWriter:
     def __init__(self, stream: TextIO, about: Mapping[str, Any]) -> None:
         self._stream = stream
         self._views = "views" in about
-        self._columns = (*_columns(about), "box", "small") if self._views else COLUMNS
+        self._columns = (*_columns(about), "box", "small") if self._views else _columns(about)
         self._images = self._exits = self._failures = self._small = 0
         head = json.dumps({"schema_version": SCHEMA_VERSION, "bundle": dict(about)}, ensure_ascii=True)
         self._stream.write(head[:-1] + ', "rows": [')
@@ -235,9 +245,10 @@ class _ParquetWriter:
             "error": text,
             "views": pa.int32(),
             "view": text,
+            "confidence": number,
         }
         self._columns = columns
-        self._schema = pa.schema([(name, kinds[name]) for name in columns])
+        self._schema = pa.schema([(name, kinds.get(name, number)) for name in columns])
         self._writer = pq.ParquetWriter(stream, self._schema)
 
     def __enter__(self) -> _ParquetWriter:

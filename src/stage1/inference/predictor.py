@@ -19,7 +19,7 @@ from stage1.images import Preprocessing
 from stage1.inference.answered import Answered, joined
 from stage1.inference.pictures import Picture, item_of, name_of
 from stage1.inference.viewing import WITHOUT, Viewing, ViewOutputs, joined_views, told
-from stage1.policy import Certificate, Policy, load_policy, policy_file
+from stage1.policy import Certificate, Policy, load_policy, policy_file, stated
 from stage1.stream import Item, stream
 from stage1.views import WHOLE, ViewPolicy
 
@@ -42,6 +42,8 @@ class Row:
     label: class name, by the side on which the image exits, else that of the larger logit; None where the image is broken.
     probability: P(class 1) for two classes, else that of the label, after the bundle's calibration map (or from its gate);
     None where the image is broken. A map with a shift may state less than one half for the label of a deferred image.
+    `confidence` says how likely the printed label is for any number of classes, `probabilities` what is stated for every class
+    in their order (columns p_<class> of tables); `probability` stays for those who read it, new code takes these.
     decision: "exit:<class>" or "defer". A broken image defers, and `error` says in one line what is wrong with it.
     Where the bundle has views: `views`, how many were looked at; `view`, the name of the one with the largest pull towards the
     class of the larger aggregated logit; `box`, where that one lies, (top, left, bottom, right) in pixels of the decoded image; `small`: the image is no larger
@@ -58,6 +60,8 @@ class Row:
     view: str | None = None
     box: tuple[int, int, int, int] | None = None
     small: bool = False
+    confidence: float | None = None
+    probabilities: tuple[float, ...] | None = None
 
 
 class Predictor:
@@ -214,9 +218,14 @@ class Predictor:
             exits, labels = np.zeros(len(scores), dtype=np.bool_), scores.logits.argmax(axis=1)
             column = np.ones_like(labels) if scores.n_classes == 2 else labels
             probabilities = np.take_along_axis(scores.probabilities, column[:, None], axis=1)[:, 0]
+        if scores.n_classes == 2:
+            of_classes = np.stack([1.0 - probabilities, probabilities], axis=1)
+        else:
+            of_classes = (scores if self.policy is None else stated(self.policy, scores)).probabilities
         columns = zip(
-            names, exits.tolist(), labels.tolist(), probabilities.tolist(), self._told(answered, kept), strict=True
-        )
+            names, exits.tolist(), labels.tolist(), probabilities.tolist(), of_classes.tolist(),
+            self._told(answered, kept), strict=True,
+        )  # fmt: skip
         return [
             Row(
                 name,
@@ -224,9 +233,11 @@ class Predictor:
                 probability,
                 leaves,
                 f"exit:{self.classes[label]}" if leaves else DEFER,
+                confidence=shares[label],
+                probabilities=tuple(shares),
                 **told,
             )
-            for name, leaves, label, probability, told in columns
+            for name, leaves, label, probability, shares, told in columns
         ]
 
     def _told(self, answered: Answered, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
