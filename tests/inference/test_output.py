@@ -138,7 +138,7 @@ def test_empty_cells_are_named_by_their_line(bundle, photos):
     [
         ("t.csv", b"label,file\nx,y\n", DataError, "no image column .* it has label, file"),
         ("t.csv", b"", DataError, "it has no columns"),
-        ("t.csv", b"image\n\xff\xfe\n", DataError, "not a table in UTF-8"),
+        ("t.csv", b"image\n\xff\xfe\n", DataError, "not UTF-8, byte 6"),
         ("t.parquet", b"no", DataError, "cannot be read as Parquet"),
         ("t.tsv", None, MissingError, "no such table"),
         ("t.txt", None, MissingError, "no such table or list"),
