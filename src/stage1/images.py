@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import stat
@@ -19,6 +20,9 @@ from PIL import Image, ImageDraw, TiffImagePlugin, UnidentifiedImageError
 from stage1.errors import DataError
 from stage1.folders import HEIF_BRANDS
 from stage1.markers import MAX_PARTS, Parts, jpeg_parts, png_parts
+
+# Pillow logs errors that it also raises; without a handler Python prints them, between the lines that are ours.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # What a column of images may be called in a table, in this order.
 IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")

@@ -6,13 +6,18 @@ import csv
 import io
 import json
 import os
+import struct
+import subprocess
+import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from stage1.documents import validate
 from stage1.errors import ConfigError, DataError, MissingError
@@ -70,6 +75,27 @@ def test_pipes_and_holes_among_the_images_are_named_at_once(bundle, photos):
         ("zero", "not a file"),
     ]  # fmt: skip
     assert (len(rows), failures) == (8, 5)
+
+
+def test_a_damaged_image_is_one_line_and_pillow_adds_none(bundle_folder, tmp_path):
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 9_000, 11_000, 8, 2, 0, 0, 0)
+    (tmp_path / "wide.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "TIFF")
+    many = struct.pack("<HHIHH", 277, 3, 1, 4000, 0)
+    tiff = stream.getvalue().replace(struct.pack("<HHIHH", 277, 3, 1, 3, 0), many)
+    assert many in tiff
+    (tmp_path / "many.tif").write_bytes(tiff)
+    command = [sys.executable, "-m", "stage1.cli", "predict", str(bundle_folder), str(tmp_path), "--format", "csv"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    named = [line.rpartition("/")[2].split(":")[0] for line in done.stderr.splitlines()]
+    assert named == ["many.tif", "wide.png", "error"], done.stderr
 
 
 def test_files_folders_tables_and_stdin_in_one_call(photos, tmp_path):

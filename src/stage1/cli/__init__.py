@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 # Each registers its commands, in the order in which --help shows them.
 from stage1.cli import runs, stages, use, support  # isort: skip
@@ -18,4 +19,6 @@ __all__ = ["app", "cascade", "challenge", "main", "reward", "runs", "stages", "s
 
 def main() -> None:
     """Entry point: every error becomes one line on stderr and the exit code of DESIGN.md."""
+    # Pillow warns of what `images.decode` refuses or knows; each file gets one line, ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.exit(guarded(app))

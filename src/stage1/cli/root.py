@@ -60,10 +60,9 @@ def tell(line: str) -> None:
 
 def show(document: Any, as_json: bool, lines: Any) -> None:
     """One result on stdout: a JSON document, or lines for people."""
-    if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
-    else:
-        typer.echo("\n".join(lines(document)))
+    text = json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines(document))
+    # A file name need not be valid UTF-8; what is written must be.
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def chosen_recipe(recipe: str | None, phase: int | None) -> str | None:
