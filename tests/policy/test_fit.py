@@ -62,7 +62,9 @@ def test_walk_equals_the_plain_loop(seed):
 
 def test_certificate_of_a_case_done_by_hand():
     # 400 negatives: P(Bin(400, .05) <= 10) = .0097 <= d' = .0253 < P(Bin <= 11) -> hi = 12th largest negative or so
-    policy = fit_policy("softmax", calib=separable(400, 400), risks=BOTH, classes=("none", "roadwork"))
+    policy = fit_policy(
+        "softmax", calib=separable(400, 400), risks=BOTH, classes=("none", "roadwork"), against_argmax=True
+    )
     certificate = policy.certificate
     delta = 1 - 0.95**0.5
     errors = max(k for k in range(50) if stats.binom.cdf(k, 400, 0.05) <= delta)
@@ -227,14 +229,15 @@ def test_one_sided_targets_need_the_flag_and_leave_the_other_side_closed():
 def test_a_ratio_alone_answers_every_image():
     """fnr alone, with the flag: then the ratio is a share of the class and one order statistic bounds it."""
     scores = beta_scores(np.random.default_rng(2), 2000, 0.5)
-    policy = fit_policy("softmax", calib=scores, risks={"fnr": 0.02}, allow_one_sided=True)
+    policy = fit_policy("softmax", calib=scores, risks={"fnr": 0.02}, allow_one_sided=True, against_argmax=True)
     assert policy.lo == policy.hi
     assert policy.decide(scores).coverage == 1.0
     risk = policy.certificate.risks["fnr"]
     assert risk.n == int(scores.labels.sum())
     assert risk.errors == max(k for k in range(200) if stats.binom.cdf(k, risk.n, 0.02) <= 0.05)
     mirrored = binary(-scores.margin, 1 - scores.labels)
-    assert fit_policy("softmax", calib=mirrored, risks={"fpr": 0.02}, allow_one_sided=True).lo == -policy.lo
+    mirror = fit_policy("softmax", calib=mirrored, risks={"fpr": 0.02}, allow_one_sided=True, against_argmax=True)
+    assert mirror.lo == -policy.lo
 
 
 def test_an_unknown_policy_is_refused_by_name():

@@ -130,17 +130,18 @@ def plain_pair(model, targets, prior=None, cuts=None):
             return (low, high) if low <= high else ((low + high) // 2,) * 2
 
 
+@pytest.mark.parametrize("ends", [(150, 0), (80, 81), (60, 95)], ids=["free", "limited", "a band between"])
 @pytest.mark.parametrize("risks", [("fnr", "fpr"), ("miss_rate", "fpr"), ("fnr", "false_exit_rate")])
-def test_all_shares_at_once_are_the_fixed_points_of_a_plain_loop(risks):
+def test_all_shares_at_once_are_the_fixed_points_of_a_plain_loop(risks, ends):
     from stage1.policy.path import _class_model, _solve
 
     posterior = np.sort(np.random.default_rng(3).beta(0.3, 0.4, size=150))
     model = _class_model(posterior)
     goal = Goal(dict.fromkeys(risks, 0.05), 1000, 0.05)
     shares = np.geomspace(0.1, 18.0, 12)
-    low, high = _solve(model, goal, shares)
+    low, high = _solve(model, goal, shares, ends)
     for share, ours in zip(shares, zip(low, high, strict=True), strict=True):
-        assert ours == plain_pair(model, dict.fromkeys(risks, share * 0.05))
+        assert ours == plain_pair(model, dict.fromkeys(risks, share * 0.05), cuts=ends)
     assert len({*low}) > 4
 
 

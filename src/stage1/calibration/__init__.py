@@ -7,11 +7,20 @@ from stage1.calibration.identity import Identity
 from stage1.calibration.isotonic import Isotonic, pool_adjacent_violators
 from stage1.calibration.logistic import Beta, Platt
 from stage1.calibration.maps import CalibrationMap
-from stage1.calibration.registry import BINARY, MAPS, MULTICLASS, fit_map, load_map, map_from_document
+from stage1.calibration.registry import (
+    BINARY,
+    BINARY_KEEPING_ORDER,
+    MAPS,
+    MULTICLASS,
+    fit_map,
+    load_map,
+    map_from_document,
+)
 from stage1.calibration.scaling import Temperature, Vector
 
 __all__ = [
     "BINARY",
+    "BINARY_KEEPING_ORDER",
     "CALIBRATION_FILE",
     "MAPS",
     "MULTICLASS",

@@ -41,7 +41,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     confidence: of the certificate, all risks jointly. policy: "softmax", "gate" (refused where it shows no gain) or "scrc".
     values: "logits" or "probabilities", what the scores are: needed without an estimator, it is said and never guessed. Not
     looked at with an estimator.
-    coverage, class_coverage, target_prior, allow_one_sided, assume_iid: as in stage1.fit_policy.
+    coverage, class_coverage, target_prior, allow_one_sided, assume_iid, against_argmax: as in stage1.fit_policy.
     classes: labels in the order of the columns, the positive one last; None: the sorted labels of y, as scikit-learn orders
     predict_proba. defer: what predict gives for a deferred row: "auto" is "defer" among text labels and -1 among numbers;
     None: the likelier class, so that predict looks like that of any classifier and only `exits` knows.
@@ -74,6 +74,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         target_prior: float | None = None,
         allow_one_sided: bool = False,
         assume_iid: bool = False,
+        against_argmax: bool = False,
         classes: Sequence[Any] | None = None,
         defer: Any = "auto",
         estimator: Any = None,
@@ -89,6 +90,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         self.target_prior = target_prior
         self.allow_one_sided = allow_one_sided
         self.assume_iid = assume_iid
+        self.against_argmax = against_argmax
         self.classes = classes
         self.defer = defer
         self.estimator = estimator
@@ -140,7 +142,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
             self.policy, select=select, calib=calib, risks=_DEFAULT_RISKS if self.risks is None else self.risks,
             confidence=self.confidence, coverage=self.coverage, class_coverage=self.class_coverage, target_prior=self.target_prior,
             allow_one_sided=self.allow_one_sided, assume_iid=self.assume_iid, classes=[str(name) for name in self.classes_],
-            seed=self.seed, kept=self._kept(select),
+            seed=self.seed, kept=self._kept(select), against_argmax=self.against_argmax,
         )  # fmt: skip
         assert self.policy_.certificate is not None
         self.certificate_: Certificate = self.policy_.certificate

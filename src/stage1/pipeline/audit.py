@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.config import CalibrationConfig, RunConfig
+from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.rates import exit_shares
 from stage1.pipeline.fitting import fit_configured
-from stage1.pipeline.mapping import REORDERING
 from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, ScrcPolicy, SoftmaxPolicy, decided_on
 from stage1.policy.counts import count_exits
 from stage1.policy.decision import Decision
@@ -62,9 +61,6 @@ def audit(
     _ = population.known_labels
     classes = class_names(population, config)
     by_group = _group_weights(population)
-    if config.calibration.map not in REORDERING:
-        # Such a map moves no exit; fitting it anew in every draw would only cost time.
-        config = config.model_copy(update={"calibration": CalibrationConfig(map="none")})
     rng = np.random.default_rng(seed)
     broken = plugged = certified = 0
     coverage, plug_coverage = [], []

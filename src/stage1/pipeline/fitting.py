@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from stage1.calibration import CalibrationMap, FrozenMap
 from stage1.config import RunConfig
 from stage1.errors import DataError
 from stage1.pipeline.mapping import frozen_map
@@ -25,12 +26,14 @@ def fit_configured(
     uncertified_because: str | None = None,
     views: ViewsClaim | None = None,
     dealing: str | None = None,
+    frozen: FrozenMap | None = None,
 ) -> CalibratedPolicy:
     """fit_policy with everything the config says. A gate that shows no gain on val_select is refused and softmax kept.
 
     The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
     fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image alone.
     dealing: how groups came to val_calib (policy/dealt.py); what was dealt by size is not certified.
+    frozen: a map that was fixed elsewhere, without a look at `calib`; None: the one that the config asks for.
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
     """
@@ -51,9 +54,9 @@ def fit_configured(
         kept = "gate" if acceptance.accepted else "softmax"
         say(f"  gate: {acceptance.reason}")
     gate = config.policy.name == "gate" and kept == "gate"
-    frozen = frozen_map(config, select, gate=gate, say=say)
+    frozen = frozen_map(config, select, gate=gate, say=say) if frozen is None or gate else frozen
 
-    def fit(select: Scores | None, calib: Scores) -> Policy:
+    def fit(select: Scores | None, calib: Scores, calibration: CalibrationMap) -> Policy:
         # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
         score = _confidence_score(config, select, calib.n_classes, say)
         fitted = fit_policy(
@@ -61,7 +64,8 @@ def fit_configured(
             class_coverage=config.class_coverage, target_prior=config.target_prior, assume_iid=config.assume_iid, unit=config.unit, slices=config.data.slices,
             allow_one_sided=config.allow_one_sided, classes=classes, seed=config.seed, attempt=attempt,
             uncertified_because=uncertified_because, variant=config.policy.variant, kept="gate" if kept == "gate" else "softmax",
-            confidence_score=score, thresholds=config.policy.thresholds,
+            confidence_score=score, thresholds=config.policy.thresholds, against_argmax=config.policy.against_argmax,
+            calibration=calibration,
         )  # fmt: skip
         return dealt(on_views(fitted, views), dealing)
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stage1.calibration import BINARY, MULTICLASS, REORDERING, FrozenMap, choose_map, frozen, frozen_identity
+from stage1.calibration import (
+    BINARY,
+    BINARY_KEEPING_ORDER,
+    MULTICLASS,
+    REORDERING,
+    FrozenMap,
+    choose_map,
+    frozen,
+    frozen_identity,
+)
 from stage1.config import RunConfig
 from stage1.errors import ConfigError
 from stage1.scores import Scores
@@ -12,7 +21,7 @@ from stage1.scores import Scores
 
 def automatic(n_classes: int) -> tuple[str, ...]:
     """The candidates of `calibration.map=auto`: under these, thresholds on the raw score stay as they are."""
-    return ("temperature", "platt", "beta") if n_classes == 2 else ("temperature",)
+    return BINARY_KEEPING_ORDER if n_classes == 2 else ("temperature",)
 
 
 def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[str], None]) -> FrozenMap:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.config import CalibrationConfig, RunConfig
+from stage1.calibration import FrozenMap
+from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.prior import prior_weights
 from stage1.pipeline.fitting import fit_configured
-from stage1.pipeline.mapping import REORDERING
+from stage1.pipeline.mapping import REORDERING, frozen_map
+from stage1.policy.boundary import boundary_of_map
 from stage1.policy.engine import PATH_METHOD, Choice, rule
 from stage1.policy.request import Request
 from stage1.policy.units import choose_unit
@@ -200,14 +202,17 @@ def _fitter(config: RunConfig, pilot: Scores) -> Fit:
     classes = tuple(config.data.classes or ())
     if len(classes) != pilot.n_classes:
         classes = tuple(str(index) for index in range(pilot.n_classes))
+    frozen = None
     if config.calibration.map not in REORDERING:
-        # Such a map moves no exit; fitting it anew in every draw would only cost time.
-        config = config.model_copy(update={"calibration": CalibrationConfig(map="none")})
+        # Such a map only says which exits are favoured: that of the whole pilot will do, one in every draw would cost time.
+        frozen = frozen_map(config, pilot, gate=False, say=lambda text: None)
         if _plain(config, pilot):
-            return _quick(config, pilot, classes)
+            return _quick(config, pilot, classes, frozen)
 
     def fit(select: Scores, calib: Scores) -> float | None:
-        policy = fit_configured(config, select=select, calib=calib, classes=classes, say=lambda text: None)
+        policy = fit_configured(
+            config, select=select, calib=calib, classes=classes, say=lambda text: None, frozen=frozen
+        )
         stated = policy.certificate
         return (
             policy.decide(pilot).coverage if stated is not None and stated.certified and stated.reason is None else None
@@ -221,11 +226,12 @@ def _plain(config: RunConfig, pilot: Scores) -> bool:
     return config.policy.name == "softmax" and pilot.n_classes == 2 and images and not config.data.slices
 
 
-def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...]) -> Fit:
+def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FrozenMap) -> Fit:
     """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times slower)."""
     request = Request(
         config.risks, config.confidence, config.coverage, dict(config.class_coverage), config.target_prior,
-        config.allow_one_sided, classes,
+        config.allow_one_sided, classes, config.policy.against_argmax,
+        None if config.policy.against_argmax else boundary_of_map(frozen.map, pilot, config.target_prior),
     )  # fmt: skip
     margin = pilot.margin
 

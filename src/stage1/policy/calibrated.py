@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stage1.calibration import CALIBRATION_FILE, FrozenMap
+from stage1.calibration import CALIBRATION_FILE, CalibrationMap, FrozenMap, Identity
 from stage1.documents import write_document
 from stage1.errors import IntegrityError
 from stage1.policy.certificate import Certificate
@@ -109,17 +109,26 @@ def stated(policy: Policy, scores: Scores) -> Scores:
 
 
 def fit_calibrated(
-    frozen: FrozenMap, fit: Callable[[Scores | None, Scores], Policy], *, select: Scores | None, calib: Scores
+    frozen: FrozenMap,
+    fit: Callable[[Scores | None, Scores, CalibrationMap], Policy],
+    *,
+    select: Scores | None,
+    calib: Scores,
 ) -> CalibratedPolicy:
-    """fit(select, calib) under a map that is frozen already; on the mapped scores of both where it moves the order.
+    """fit(select, calib, map) under a map that is frozen already; on the mapped scores of both where it moves the order.
 
-    fit: the policy with its certificate from scores of val_select (None: there are none) and val_calib. Only val_select
+    fit: the policy with its certificate from scores of val_select (None: there are none) and val_calib; map: from these
+    scores to the stated probability, which is the identity once they are mapped. Only val_select
     may have been looked at for the map: then a mapped score is a fixed function of one image's logits, which is all that
     the certificate asks of a score. Raises as fit does.
     """
     if frozen.score == "raw":
-        return CalibratedPolicy(fit(select, calib), frozen)
-    mapped = fit(None if select is None else frozen.map.calibrate(select), frozen.map.calibrate(calib))
+        return CalibratedPolicy(fit(select, calib, frozen.map), frozen)
+    mapped = fit(
+        None if select is None else frozen.map.calibrate(select),
+        frozen.map.calibrate(calib),
+        Identity(n=frozen.map.n, n_classes=frozen.map.n_classes, fitted_on=frozen.map.fitted_on),
+    )
     certificate = mapped.certificate
     if certificate is not None:
         certificate = replace(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import floor
+from math import copysign, floor, inf
 from typing import Any
 
 from stage1.documents import read_document, write_document
 from stage1.policy.request import Request, risk_parts
 from stage1.policy.slices import SliceClaim, SliceCounts
+
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class Certificate:
 
     certified is True only if every risk's exact bound is at most its target, jointly at `confidence`, and images exit.
     unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the counts of
-    risks and coverage are then of images, n_units of groups). views: None where whole images are judged. slices: the same risks where an attribute has a value;
+    risks and coverage are then of images, n_units of groups). against_argmax: images may exit as a class that their
+    probability does not favour (so it was before there was a choice); boundary: else the limits of the two thresholds
+    (lo, hi), fixed before val_calib; None: none, as for more than two classes. views: None where whole images are judged. slices: the same risks where an attribute has a value;
     slices_asked: the attributes. reason, needed: why nothing, or one side, can exit
     and what that takes; None where both sides exit. never_answered: classes as which no image exits. unlimited: one sentence
     for each kind of wrong answer that is given and that no risk limits (policy/unlimited.py). dealing: how groups came to
@@ -101,6 +106,8 @@ class Certificate:
     dealing: str | None = None
     never_answered: tuple[str, ...] = ()
     unlimited: tuple[str, ...] = ()
+    against_argmax: bool = True
+    boundary: tuple[float, float] | None = None
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for certificate.json."""
@@ -120,6 +127,9 @@ class Certificate:
             del document["dealing"]
         for name in _LISTS:
             document[name] = list(document[name])
+        if self.boundary is not None:
+            # A side that no image may take has its limit at infinity, which JSON has not: the largest number stands for it.
+            document["boundary"] = [max(-_LARGEST, min(limit, _LARGEST)) for limit in self.boundary]
         return document
 
     @classmethod
@@ -137,6 +147,9 @@ class Certificate:
         )
         for name in _LISTS:
             values[name] = tuple(values.get(name, ()))
+        if values.get("boundary") is not None:
+            lo, hi = values["boundary"]
+            values["boundary"] = (_read_limit(lo), _read_limit(hi))
         return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -150,6 +163,10 @@ class Certificate:
 
 
 _LISTS = ("classes", "assumptions", "void_if", "slices_asked", "never_answered", "unlimited")
+
+
+def _read_limit(limit: float) -> float:
+    return limit if abs(limit) < _LARGEST else copysign(inf, limit)
 
 
 def _plain(coverage: Coverage) -> dict[str, Any]:
@@ -280,6 +297,8 @@ def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...
         "The labels of the calibration images are right.",
         class_balance,
     ]
+    if request.boundary is not None:
+        listed.append(request.boundary.sentence)
     if assume_iid:
         listed.insert(
             1,

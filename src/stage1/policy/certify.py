@@ -129,7 +129,8 @@ def certify(
         classes=tuple(request.classes), n_images=len(calib), n_units=len(sample), calib_digest=calibration_digest(calib), seed=seed,
         attempt=attempt, target_prior=request.target_prior, assumptions=assumptions(resolved, iid_assumed, request), void_if=VOID_IF,
         reason=reason, needed=needed, slices=claims, slices_asked=tuple(slices),
-        never_answered=never, unlimited=without_limit,
+        never_answered=never, unlimited=without_limit, against_argmax=request.against_argmax,
+        boundary=None if request.boundary is None else (request.boundary.lo, request.boundary.hi),
     )  # fmt: skip
     return thresholds, certificate
 

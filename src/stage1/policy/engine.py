@@ -4,7 +4,8 @@
 |---|---|---|
 | one ratio or share of each class that the walk knows | order statistics, walks (softmax.METHODS) | exact, no select data needed |
 | miss_rate or false_exit_rate alone (flag) | one order statistic; the other side defers | the same |
-| fnr or fpr alone (flag) | one order statistic; every image exits | then the ratio is a share of the class |
+| fnr or fpr alone (flag) | the walk with the other threshold at even odds | exact, the boundary is fixed beforehand |
+| the same with against_argmax | one order statistic; every image exits | then the ratio is a share of the class |
 | anything else: both ratios, error, floors on coverage | fixed sequence along the calibrated path, union null | ALGORITHMS 2.4, 2.5 |
 """
 
@@ -17,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
+from stage1.policy.boundary import Boundary
 from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_lower
 from stage1.policy.path import HEDGE, Goal, Path, calibrated_path
 from stage1.policy.request import Request
-from stage1.policy.softmax import METHODS, Thresholds, choose_thresholds
+from stage1.policy.softmax import METHODS, Thresholds, choose_thresholds, one_sided_walk
 from stage1.risk import order_statistic_rank
 from stage1.risk.planning import shared_delta
 from stage1.risk.sequence import fixed_sequence
@@ -69,10 +71,16 @@ def rule(
     targets, chosen = request.targets, frozenset(request.targets)
     delta = 1.0 - request.confidence
     closed_form = not request.has_floor and not along_path
+    boundary = request.boundary
     if chosen in METHODS and closed_form:
         spent = shared_delta(request.confidence, len(targets))
         return lambda score, labels: Choice(
-            choose_thresholds(score, labels, targets, spent), METHODS[chosen], spent, delta
+            choose_thresholds(score, labels, targets, spent, boundary), METHODS[chosen], spent, delta
+        )
+    if chosen in ({"fnr"}, {"fpr"}) and closed_form and boundary is not None:
+        method = f"walk of one class, the other threshold at even odds, exact binomial ({next(iter(chosen))})"
+        return lambda score, labels: Choice(
+            _up_to_even_odds(score, labels, targets, delta, boundary), method, delta, delta
         )
     if chosen in ({"fnr"}, {"fpr"}) and closed_form:
         method = f"order statistic of one class, every image exits ({next(iter(chosen))})"
@@ -96,7 +104,8 @@ def path_from(request: Request, n: int, select_score: Floats, select_labels: Lab
     """The calibrated path for `request` on n calibration units; None where val_select has fewer than 10 of a class."""
     delta = 1.0 - request.confidence
     spent = delta / 2 if request.has_floor else delta
-    return calibrated_path(select_score, select_labels, Goal(request.targets, n, spent, request.target_prior))
+    limits = None if request.boundary is None else (request.boundary.lo, request.boundary.hi)
+    return calibrated_path(select_score, select_labels, Goal(request.targets, n, spent, request.target_prior, limits))
 
 
 def _along(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
@@ -137,6 +146,16 @@ def pair_at(path: Path, place: int) -> Thresholds:
     """The thresholds at a place of the path; None for a side that never exits."""
     lo, hi = float(path.lo[place]), float(path.hi[place])
     return Thresholds(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None)
+
+
+def _up_to_even_odds(
+    score: Floats, labels: Labels, targets: dict[str, float], delta: float, boundary: Boundary
+) -> Thresholds:
+    """fnr (or, mirrored, fpr) alone where no image exits against its probability."""
+    ((name, target),) = targets.items()
+    if name == "fnr":
+        return one_sided_walk(score[labels == 1], target, delta, boundary)
+    return one_sided_walk(-score[labels == 0], target, delta, boundary.mirrored()).mirrored()
 
 
 def _everything_exits(score: Floats, labels: Labels, targets: dict[str, float], delta: float) -> Thresholds:

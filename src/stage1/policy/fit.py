@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stage1.calibration import CalibrationMap
 from stage1.documents import read_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
+from stage1.policy.boundary import Boundary, boundary_of_map, boundary_of_scores
 from stage1.policy.calibrated import CalibratedPolicy, fit_calibrated, with_map
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import certify
@@ -52,6 +55,8 @@ def fit_policy(
     slices: Sequence[str] = (),
     confidence_score: str = "msp",
     thresholds: str = "auto",
+    against_argmax: bool = False,
+    calibration: CalibrationMap | None = None,
 ) -> Policy:
     """Choose the thresholds and certify them on `calib`, by the sharpest valid method for the set of risks.
 
@@ -69,6 +74,10 @@ def fit_policy(
     are then claimed for each of their values too (policy/slices.py). confidence_score, thresholds: of softmax with more than
     two classes, a name in stage1.confidence (fixed before calib is seen, e.g. by stage1.evaluation.choose_confidence) and
     "one" threshold, one "per_class", or "auto": what promises more on val_select (policy/multiclass.py).
+    against_argmax: let images exit as a class that their calibrated probability (at target_prior, else at the balance of
+    val_select) does not favour, where the target allows it. calibration: the map that gives this probability for two
+    classes, fitted on `select`; None: the best by cross-validated NLL on `select`, the softmax's own where there are too few
+    labelled rows. More than two classes exit as their likeliest class in any case (of scrc: unless against_argmax).
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
     certified = False, the reason and what is needed. Raises ConfigError (policy, target or flag), DataError (scores).
@@ -81,6 +90,14 @@ def fit_policy(
         raise ConfigError(
             "slices: claims for slices are for the softmax and gate policies on two classes; leave them out"
         )
+
+    def limits() -> Boundary | None:
+        if against_argmax or calib.n_classes != 2:
+            return None
+        if calibration is None:
+            return boundary_of_scores(select, target_prior, seed)
+        return boundary_of_map(calibration, select, target_prior)
+
     if name == "scrc":
         if unit == "group_mean":
             raise ConfigError(
@@ -92,21 +109,24 @@ def fit_policy(
             )
         policy: Policy = fit_scrc(
             select=select, calib=calib, risks=risks, coverage=SCRC_COVERAGE if coverage is None else coverage, confidence=confidence,
-            variant=variant, classes=classes, uncertified_because=uncertified_because, **counting,
+            variant=variant, classes=classes, uncertified_because=uncertified_because, against_argmax=against_argmax,
+            boundary=limits(), **counting,
         )  # fmt: skip
         return said_of(policy, calib)
     names = tuple(classes) if classes is not None else tuple(str(index) for index in range(calib.n_classes))
     if len(names) != calib.n_classes:
         raise DataError(f"classes: {len(names)} names, {calib.n_classes} columns of logits; give one name for each")
     check_classes(name, names)
-    request = Request(risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names)
+    request = Request(
+        risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names, against_argmax
+    )
     if name == "gate":
         if select is None:
             raise ConfigError("select: the gate is fitted on labelled scores of val_select; give them")
         policy = fit_gate(
             select=select, calib=calib, risks=risks, confidence=confidence, coverage=coverage, class_coverage=class_coverage,
             target_prior=target_prior, allow_one_sided=allow_one_sided, classes=names, kept=kept, slices=slices,
-            uncertified_because=uncertified_because, **counting,
+            uncertified_because=uncertified_because, against_argmax=against_argmax, calibration=calibration, **counting,
         )  # fmt: skip
         return said_of(policy, calib)
     if len(names) > 2:
@@ -119,7 +139,7 @@ def fit_policy(
     cuts, certificate = certify(
         name,
         lambda scores: scores.margin,
-        request,
+        replace(request, boundary=limits()),
         calib=calib,
         select=select,
         uncertified_because=uncertified_because,
@@ -134,18 +154,20 @@ def check_classes(policy: str, classes: Sequence[str]) -> None:
         raise ConfigError(f"policy gate: is for two classes, there are {len(classes)}; use policy.name=softmax or scrc")
 
 
-def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
+def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: CalibrationMap | None = None) -> Policy:
     """The same policy fitted anew from its scores, under the target, flags and seed that its certificate states.
 
-    calib, select: raw scores; a policy on mapped scores maps them first, by the map that it carries.
+    calib, select: raw scores; a policy on mapped scores maps them first, by the map that it carries, and that map also says
+    which exits are favoured. calibration: that of a policy which carries none.
     What comes out equals `policy` where it was made from these scores. Raises as fit_policy does, and IntegrityError
     where the policy carries no certificate.
     """
     if isinstance(policy, CalibratedPolicy):
         base = policy.base
         return fit_calibrated(
-            policy.frozen, lambda rows, units: refit(base, calib=units, select=rows), select=select, calib=calib
-        )
+            policy.frozen, lambda rows, units, found: refit(base, calib=units, select=rows, calibration=found),
+            select=select, calib=calib,
+        )  # fmt: skip
     stated = policy.certificate
     if stated is None:
         raise IntegrityError("certificate.json: missing; it states what the policy was fitted for")
@@ -162,6 +184,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None) -> Policy:
         kept=policy.kept if isinstance(policy, GatePolicy) else "gate", slices=stated.slices_asked,
         confidence_score=policy.confidence_score if isinstance(policy, MulticlassPolicy) else "msp",
         thresholds=policy.mode if isinstance(policy, MulticlassPolicy) else "auto",
+        against_argmax=stated.against_argmax, calibration=calibration,
     )  # fmt: skip
     return dealt(on_views(again, stated.views), stated.dealing)
 

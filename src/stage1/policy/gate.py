@@ -15,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stage1.calibration import CalibrationMap
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError
+from stage1.policy.boundary import Boundary, boundary_of_gate, boundary_of_map, boundary_of_scores
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import calibration_digest, certify
 from stage1.policy.decision import Decision
@@ -140,13 +142,16 @@ def fit_gate(
     kept: Kept = "gate",
     seed: int = 0,
     uncertified_because: str | None = None,
+    against_argmax: bool = False,
+    calibration: CalibrationMap | None = None,
     **counting: Any,
 ) -> GatePolicy:
     """Fit the gate on `select`, then choose the thresholds and certify them on `calib`, by the methods of fit_policy.
 
     select, calib: labelled scores of val_select and val_calib, with no id in common. extra_select, extra_calib: further
     feature columns, the same names in both (None: Scores.extra). source, ridge: see fit_gate_model. kept: "softmax" where the gate was refused
-    (evaluation.accept_gate): the thresholds are then those of the margin. counting: unit, assume_iid, attempt, and all other
+    (evaluation.accept_gate): the thresholds are then those of the margin. against_argmax, calibration: as in fit_policy; the
+    gate's own probability says which exits are favoured, where it is kept. counting: unit, assume_iid, attempt, and all other
     arguments, as fit_policy takes them.
 
     Where the gate has collapsed nothing is certified, every image defers, and the certificate says why. Raises as fit_policy
@@ -160,7 +165,9 @@ def fit_gate(
     names = tuple(classes) if classes is not None else ("0", "1")
     if len(names) != 2:
         raise DataError(f"classes: {len(names)} names for 2 classes")
-    request = Request(risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names)
+    request = Request(
+        risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names, against_argmax
+    )
     check_samples(calib, select)
     extra_select = select.extra if extra_select is None else extra_select
     extra_calib = calib.extra if extra_calib is None else extra_calib
@@ -174,6 +181,8 @@ def fit_gate(
         on_calib = _spread(u)
         # In-sample g on val_select is too sure of itself, and the order of the candidates is made there.
         on_select = _spread(signed_gate(select, cross_fitted_gate(select, extra_select, **fit)))
+    if not against_argmax:
+        request = replace(request, boundary=_boundary(kept, select, target_prior, calibration, seed))
     thresholds, certificate = certify(
         GatePolicy.name, lambda scores: scores.margin, request, calib=_with_margin(calib, on_calib),
         select=_with_margin(select, on_select), seed=seed, uncertified_because=uncertified_because, **counting,
@@ -181,8 +190,25 @@ def fit_gate(
     certificate = replace(certificate, calib_digest=calibration_digest(calib))
     if kept == "gate":
         thresholds = _unspread(thresholds, on_calib, u)
-        certificate = replace(certificate, assumptions=(*certificate.assumptions, ASSUMPTION))
+        limits = None if against_argmax else boundary_of_gate(select, target_prior)
+        certificate = replace(
+            certificate, assumptions=(*certificate.assumptions, ASSUMPTION),
+            boundary=None if limits is None else (limits.lo, limits.hi),
+        )  # fmt: skip
     return GatePolicy(model, thresholds.lo, thresholds.hi, names, certificate.certified, certificate, kept)
+
+
+def _boundary(
+    kept: Kept, select: Scores, target_prior: float | None, calibration: CalibrationMap | None, seed: int
+) -> Boundary:
+    """Limits on the scale on which the thresholds are chosen."""
+    if kept == "gate":
+        found = boundary_of_gate(select, target_prior)
+        lo, hi = _spread(np.array([found.lo, found.hi])).tolist()
+        return replace(found, lo=lo, hi=hi)
+    if calibration is None:
+        return boundary_of_scores(select, target_prior, seed)
+    return boundary_of_map(calibration, select, target_prior)
 
 
 # ---- the scale on which thresholds are chosen ----------------------------------------------------------------------

@@ -194,6 +194,7 @@ def fit_multiclass(
         n_images=len(calib), n_units=len(counted), calib_digest=calibration_digest(calib), seed=seed, attempt=attempt,
         target_prior=None, assumptions=assumptions(unit, iid_assumed, request), void_if=VOID_IF, reason=reason, needed=needed,
         never_answered=never, unlimited=without_limit,
+        against_argmax=request.against_argmax,
     )  # fmt: skip
     policy = MulticlassPolicy(
         confidence_score, tuple(finite_or_none(float(cut)) for cut in cuts), mode, tuple(request.classes), certified

@@ -37,12 +37,16 @@ _MINIMUM = 10  # of each class in val_select, for a map with three parameters
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be certified on a calibration sample of n units at delta: risks, and the prior that `error` is for."""
+    """What is to be certified on a calibration sample of n units at delta: risks, and the prior that `error` is for.
+
+    limits: no lo above the first, no hi below the second (policy/boundary.py); None: none.
+    """
 
     targets: Mapping[str, float]
     n: int
     delta: float
     prior: float | None = None
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Pat
     models = {name: _class_model(p) for name, p in _maps(score, labels, grid).items()}
     cuts = np.concatenate([[-np.inf], (grid[1:] + grid[:-1]) / 2, [np.inf]])
     shares = _shares(labels, goal)
-    pairs = {name: _sequence(model, goal, shares) for name, model in models.items()}
+    ends = _ends(cuts, goal.limits)
+    pairs = {name: _sequence(model, goal, shares, ends) for name, model in models.items()}
     trust = _trust(score, labels, grid, models)
     paths, disputed = [], {}
     for name, (low, high) in pairs.items():
@@ -95,7 +100,11 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Pat
         start = int(np.argmax(chance))
         reached = np.minimum.accumulate(chance[start:])
         gain = np.diff(np.concatenate([[0.0], np.maximum.accumulate(cover[start:])]))
-        paths.append(Path(cuts[low], cuts[high], start, float(np.einsum("t,t->", reached, gain)), name))
+        lo, hi = cuts[low], cuts[high]
+        if goal.limits is not None:
+            # The last cut before a limit stands for the limit itself: images between the two exit as well.
+            lo, hi = np.where(low >= ends[0], goal.limits[0], lo), np.where(high <= ends[1], goal.limits[1], hi)
+        paths.append(Path(lo, hi, start, float(np.einsum("t,t->", reached, gain)), name))
         disputed[name] = bool(chances[:, start].max() >= _SURE and chance[start] < _UNSURE)
     best, second = sorted(paths, key=lambda path: path.expected, reverse=True)[:2]
     return replace(best, hedge=second) if disputed[best.map_name] else best
@@ -208,10 +217,17 @@ def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
     return np.geomspace(_LEAST, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
 
 
-def _sequence(model: ClassModel, goal: Goal, shares: Floats) -> tuple[Cuts, Cuts]:
-    """Cuts (low, high) for these shares of the targets, int [T] each, up to the first pair that answers every image."""
-    low, high = _solve(model, goal, shares)
-    closed = np.flatnonzero(low >= high)
+def _ends(cuts: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
+    """The largest cut allowed for low and the smallest allowed for high; the whole range without limits."""
+    if limits is None:
+        return len(cuts) - 1, 0
+    return int(np.searchsorted(cuts, limits[0], side="right")) - 1, int(np.searchsorted(cuts, limits[1], side="left"))
+
+
+def _sequence(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
+    """Cuts (low, high) for these shares of the targets, int [T] each, up to the first pair that answers all it may."""
+    low, high = _solve(model, goal, shares, ends)
+    closed = np.flatnonzero((low >= high) | ((low >= ends[0]) & (high <= ends[1])))
     last = int(closed[0]) + 1 if len(closed) else len(low)
     new = np.append(True, (np.diff(low[:last]) != 0) | (np.diff(high[:last]) != 0))
     return low[:last][new], high[:last][new]
@@ -220,12 +236,15 @@ def _sequence(model: ClassModel, goal: Goal, shares: Floats) -> tuple[Cuts, Cuts
 # ---- pairs -------------------------------------------------------------------------------------------------------
 
 
-def _solve(model: ClassModel, goal: Goal, shares: Floats) -> tuple[Cuts, Cuts]:
-    """Cuts (low, high), int [T] each, with every modelled risk at most share x target, and as many exits as that allows."""
+def _solve(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
+    """Cuts (low, high), int [T] each, with every modelled risk at most share x target, and as many exits as that allows.
+
+    ends: `_ends`; no low beyond the first, no high before the second.
+    """
     limits = {name: np.minimum(shares * target, 0.999) for name, target in goal.targets.items()}
     last = np.full(len(shares), len(model.below1) - 1)
     if "error" not in limits:
-        return _class_cuts(model, limits, last, np.zeros_like(last))
+        return _class_cuts(model, limits, np.minimum(last, ends[0]), np.full_like(last, ends[1]))
     prior = model.prior if goal.prior is None else goal.prior
     # At another prior the odds move by a constant factor.
     odds = prior / (1 - prior) * (1 - model.prior) / model.prior
@@ -235,8 +254,8 @@ def _solve(model: ClassModel, goal: Goal, shares: Floats) -> tuple[Cuts, Cuts]:
 
     def cuts(bar: Floats) -> tuple[Cuts, Cuts]:
         # Of all pairs with one error rate, the one with most exits leaves out where the likelier answer is least likely.
-        return _class_cuts(model, limits, np.searchsorted(rising, bar, side="right"),
-                           last - np.searchsorted(falling, bar, side="right"))  # fmt: skip
+        low, high = np.searchsorted(rising, bar, side="right"), last - np.searchsorted(falling, bar, side="right")
+        return _class_cuts(model, limits, np.minimum(low, ends[0]), np.maximum(high, ends[1]))
 
     low, high = np.zeros(len(shares)), np.full(len(shares), 0.5)
     for _ in range(12):
@@ -250,6 +269,7 @@ def _class_cuts(model: ClassModel, limits: Mapping[str, Floats], low: Cuts, high
     """Greatest fixed point: start from everything that the caps allow, and shrink until every class risk is kept."""
     bound_low, bound_high = {"fnr", "miss_rate"} & set(limits), {"fpr", "false_exit_rate"} & set(limits)
     odds = {name: limits[name] / (1 - limits[name]) for name in ("fnr", "fpr") if name in limits}
+    most_low, least_high = low, high
     for _ in range(200):
         before = (low, high)
         right1, right0 = 1 - model.below1[high], model.below0[low]
@@ -261,10 +281,11 @@ def _class_cuts(model: ClassModel, limits: Mapping[str, Floats], low: Cuts, high
             high = np.maximum(high, _smallest(model.below0, limits["false_exit_rate"]))
         if "fpr" in limits:
             high = np.maximum(high, _smallest(model.below0, odds["fpr"] * right0))
+        # A side without a limit of its own meets the other one, or stays where it may not go further.
         if not bound_low and "error" not in limits:
-            low = high
+            low = np.minimum(most_low, high)
         if not bound_high and "error" not in limits:
-            high = low
+            high = np.maximum(least_high, low)
         if np.array_equal(low, before[0]) and np.array_equal(high, before[1]):
             break
     # Between overlapping cuts both answers keep every risk: any point there will do.

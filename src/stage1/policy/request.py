@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stage1.errors import ConfigError
+from stage1.policy.boundary import Boundary
 from stage1.risk.planning import SIDES
 
 RISKS = (*SIDES, "error")
@@ -20,7 +21,9 @@ class Request:
 
     coverage: floor on P(exit); class_coverage: floors on P(exit | class), by class name. target_prior: P(y = 1) where the
     bundle will work; `error` and `coverage` are then those at this prior. classes: (negative, positive), or K > 2 names; the
-    risks are then error, fnr.<class>, wrong.<class> and miss_rate.<class>, and there is no target_prior.
+    risks are then error, fnr.<class>, wrong.<class> and miss_rate.<class>, and there is no target_prior. against_argmax: an
+    image may exit as a class that its probability does not favour; boundary: else the limits of the thresholds of two
+    classes, known once val_select has been looked at (policy/boundary.py), None: none.
     Raises ConfigError naming the field.
     """
 
@@ -31,6 +34,8 @@ class Request:
     target_prior: float | None = None
     allow_one_sided: bool = False
     classes: Sequence[str] = ("0", "1")
+    against_argmax: bool = False
+    boundary: Boundary | None = None
 
     def __post_init__(self) -> None:
         if not self.risks:

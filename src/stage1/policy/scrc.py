@@ -44,7 +44,8 @@ class ScrcPolicy:
 
     tau: log odds of confidence, -inf: everything is selected. floors: log odds per class, -inf: always in the set.
     confidence: "softmax" (g is the largest probability) or "gate" (g is sigmoid(Scores.gate)). xi: coverage claimed.
-    alpha: risk -> target.
+    alpha: risk -> target. likeliest_in_set: the set holds the likeliest class whatever its floor (K > 2; a larger set loses no
+    less), so that no image exits as another one.
     """
 
     variant: str
@@ -56,6 +57,7 @@ class ScrcPolicy:
     xi: float
     alpha: dict[str, float]
     certificate: Certificate | None = None
+    likeliest_in_set: bool = False
 
     name = "scrc"
 
@@ -102,7 +104,10 @@ class ScrcPolicy:
         odds = class_log_odds(scores.logits)
         g = confidence_of(scores, odds, self.confidence)
         # Variant T puts the image at hand in the ranking: g = tau is then inside, whoever it ties with.
-        return (g > self.tau if self.variant == "I" else g >= self.tau), odds >= np.asarray(self.floors)
+        in_set = odds >= np.asarray(self.floors)
+        if self.likeliest_in_set:
+            in_set[np.arange(len(in_set)), odds.argmax(axis=1)] = True
+        return (g > self.tau if self.variant == "I" else g >= self.tau), in_set
 
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and probability of every row, each by itself. Raises as sets() does."""
@@ -125,6 +130,7 @@ class ScrcPolicy:
             "certified": self.certified,
             "xi": self.xi,
             "alpha": dict(self.alpha),
+            **({"likeliest_in_set": True} if self.likeliest_in_set else {}),
         }
 
     @classmethod
@@ -145,6 +151,8 @@ class ScrcPolicy:
             xi=document["xi"],
             alpha=dict(document["alpha"]),
             certificate=certificate,
+            # Sets that were made before there was a choice held no class that their floors left out.
+            likeliest_in_set=document.get("likeliest_in_set", False),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ from math import ceil, inf
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import RiskBound
 from stage1.policy.scrc import Bools, ScrcPolicy, class_log_odds, confidence_of
 from stage1.risk.bounds import binomial_upper
@@ -43,7 +44,10 @@ class Choice:
     rank: int = 0
 
 
-def choose(scores: Scores, kind: str, targets: Sequence[Target], xi: float, delta: float, variant: str) -> Choice:
+def choose(
+    scores: Scores, kind: str, targets: Sequence[Target], xi: float, delta: float, variant: str, boundary: Boundary | None = None
+) -> Choice:  # fmt: skip
+    """boundary: of two classes, fixed before `scores` were seen; no image exits on its wrong side (lower floors lose no less)."""
     odds, labels = class_log_odds(scores.logits), scores.known_labels
     g, truth = confidence_of(scores, odds, kind), odds[np.arange(len(labels)), labels]
 
@@ -52,6 +56,9 @@ def choose(scores: Scores, kind: str, targets: Sequence[Target], xi: float, delt
         for target in targets:
             members = truth[selected & (labels == target.k)]
             found[target.k] = class_floor(members, allowed(len(members), target.value))
+        if boundary is not None:
+            # Exit as 0 is s < floors[1], exit as 1 is s > -floors[0].
+            found = [min(found[0], -boundary.hi), min(found[1], boundary.lo)]
         return tuple(found)
 
     if variant == "T":

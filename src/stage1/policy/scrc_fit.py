@@ -9,6 +9,7 @@ from math import inf
 import numpy as np
 
 from stage1.errors import ConfigError, DataError
+from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import VOID_IF, Certificate, Coverage, assumptions
 from stage1.policy.certify import calibration_digest
 from stage1.policy.request import Request
@@ -38,6 +39,8 @@ def fit_scrc(
     seed: int = 0,
     attempt: int = 1,
     uncertified_because: str | None = None,
+    against_argmax: bool = True,
+    boundary: Boundary | None = None,
 ) -> ScrcPolicy:
     """Choose tau and the class floors on `calib` and certify them; nothing but `calib` is needed to do it again.
 
@@ -45,7 +48,8 @@ def fit_scrc(
     (class 1) and false_exit_rate (class 0) for two; miss_rate (the same for each) or miss_rate.<class> of each for more.
     variant: "I" (coverage and risks jointly at `confidence`) or "T" (means; `confidence` is recorded, not used). g is
     sigmoid(calib.gate) where there is a gate, else the largest probability. select: only checked to share no id with
-    calib. The rest as in fit_policy.
+    calib. against_argmax: let images exit as a class that is not their likeliest; else the sets hold the likeliest class,
+    of two classes the one that `boundary` favours. The rest as in fit_policy.
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
     certified = False, the reason and what is needed. Raises ConfigError (target, coverage, variant), DataError (scores).
@@ -58,9 +62,12 @@ def fit_scrc(
     unit = choose_unit(calib, unit, assume_iid)
     counted = calib.take(one_per_group(calib, seed)) if unit == "group" else calib
     kind = "softmax" if calib.gate is None else "gate"
-    chosen = choose(counted, kind, targets, coverage, 1.0 - confidence, variant)
+    chosen = choose(counted, kind, targets, coverage, 1.0 - confidence, variant, boundary)
     alpha = {target.risk: target.value for target in targets}
-    policy = ScrcPolicy(variant, kind, chosen.tau, chosen.floors, names, True, coverage, alpha)
+    policy = ScrcPolicy(
+        variant, kind, chosen.tau, chosen.floors, names, True, coverage, alpha,
+        likeliest_in_set=not against_argmax and len(names) > 2,
+    )  # fmt: skip
     selected, in_set = policy.sets(counted)
     certified = uncertified_because is None and chosen.covers and bool(single_class(selected, in_set).any())
     if not certified:
@@ -98,12 +105,14 @@ def fit_scrc(
         seed=seed,
         attempt=attempt,
         target_prior=None,
-        assumptions=(*assumptions(unit, iid_assumed, per_class), *meaning(variant)),
+        assumptions=(*assumptions(unit, iid_assumed, replace(per_class, boundary=boundary)), *meaning(variant)),
         void_if=VOID_IF,
         reason=reason,
         needed=needed,
         # checked_targets: every class has its limit, so no wrong answer is without one.
         never_answered=policy.never_answered,
+        against_argmax=against_argmax,
+        boundary=None if boundary is None else (boundary.lo, boundary.hi),
     )
     return replace(policy, certificate=certificate)
 

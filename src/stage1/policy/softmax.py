@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.documents import write_document
+from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import Certificate
 from stage1.policy.decision import Decision
 from stage1.risk import order_statistic_rank, walk_length
@@ -51,22 +52,53 @@ class Thresholds:
 
 
 def two_sided_walk(
-    negatives: NDArray[np.float64], positives: NDArray[np.float64], fnr: float, false_exit_rate: float, delta: float
+    negatives: NDArray[np.float64],
+    positives: NDArray[np.float64],
+    fnr: float,
+    false_exit_rate: float,
+    delta: float,
+    boundary: Boundary | None = None,
 ) -> Thresholds:
     """Thresholds with P(fnr > its target) <= delta and, independently, P(false_exit_rate > its target) <= delta.
 
-    negatives, positives: scores of each class in val_calib, any order. Ties at a threshold defer as a block.
+    negatives, positives: scores of each class in val_calib, any order. Ties at a threshold defer as a block. boundary: fixed
+    before these scores were seen; lo stays at or below it, hi at or above.
     """
     rank = order_statistic_rank(len(negatives), false_exit_rate, delta)
     if rank == 0:
         return Thresholds(None, None)
     # hi comes from the negatives alone, so given the counts it is fixed for the positives: that independence is what
     # lets both tests spend delta' = 1 - sqrt(1 - delta).
-    hi = float(np.sort(negatives)[-rank])
-    ascending = np.sort(positives)
+    hi = _at_least(float(np.sort(negatives)[-rank]), boundary)
+    # Given the boundary hi is still a rule of the negatives, only less often wrong; and fnr falls with lo.
+    return Thresholds(_walked(positives, hi, fnr, delta, boundary), hi if np.isfinite(hi) else None)
+
+
+def one_sided_walk(positives: NDArray[np.float64], fnr: float, delta: float, boundary: Boundary) -> Thresholds:
+    """fnr alone: hi at the boundary, lo walked up the positives; P(fnr > its target) <= delta. Both None where lo has no place."""
+    lo = _walked(positives, boundary.hi, fnr, delta, boundary)
+    # Without a lo no positive is ever missed, and answering one class always would pass for a certificate of fnr.
+    return Thresholds(lo, boundary.hi) if lo is not None and np.isfinite(boundary.hi) else Thresholds(None, None)
+
+
+def _walked(
+    positives: NDArray[np.float64], hi: float, fnr: float, delta: float, boundary: Boundary | None
+) -> float | None:
+    """The walk up the positives, given hi: the largest lo that keeps fnr, at most hi and the boundary; None: no place."""
     right = int((positives > hi).sum())
     length = walk_length(right, len(positives) - right, fnr, delta)
-    return Thresholds(None if length == 0 else min(float(ascending[length - 1]), hi), hi)
+    if length == 0:
+        return None
+    return _at_most(min(float(np.sort(positives)[length - 1]), hi), boundary)
+
+
+def _at_most(lo: float, boundary: Boundary | None) -> float | None:
+    lo = lo if boundary is None else min(lo, boundary.lo)
+    return lo if np.isfinite(lo) else None
+
+
+def _at_least(hi: float, boundary: Boundary | None) -> float:
+    return hi if boundary is None else max(hi, boundary.hi)
 
 
 def order_statistics(
@@ -75,13 +107,18 @@ def order_statistics(
     miss_rate: float | None,
     false_exit_rate: float | None,
     delta: float,
+    boundary: Boundary | None = None,
 ) -> Thresholds:
-    """Thresholds with each given risk above its target with probability <= delta, independently; None: never exits."""
+    """Thresholds with each given risk above its target with probability <= delta, independently; None: never exits.
+
+    boundary: as in `two_sided_walk`; each rate only falls where its threshold is moved outwards.
+    """
     lo = hi = None
     if miss_rate is not None and (rank := order_statistic_rank(len(positives), miss_rate, delta)):
-        lo = float(np.sort(positives)[rank - 1])
+        lo = _at_most(float(np.sort(positives)[rank - 1]), boundary)
     if false_exit_rate is not None and (rank := order_statistic_rank(len(negatives), false_exit_rate, delta)):
-        hi = float(np.sort(negatives)[-rank])
+        moved = _at_least(float(np.sort(negatives)[-rank]), boundary)
+        hi = moved if np.isfinite(moved) else None
     if lo is not None and hi is not None:
         # Classes that do not overlap: between hi and lo both answers are allowed; a smaller lo never adds a miss.
         lo = min(lo, hi)
@@ -89,15 +126,22 @@ def order_statistics(
 
 
 def choose_thresholds(
-    score: NDArray[np.float64], labels: NDArray[np.int64], targets: Mapping[str, float], delta: float
+    score: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    targets: Mapping[str, float],
+    delta: float,
+    boundary: Boundary | None = None,
 ) -> Thresholds:
     """Thresholds by the method of METHODS for this set of targets; delta is that of each risk."""
     negatives, positives = score[labels == 0], score[labels == 1]
     if set(targets) == {"fnr", "false_exit_rate"}:
-        return two_sided_walk(negatives, positives, targets["fnr"], targets["false_exit_rate"], delta)
+        return two_sided_walk(negatives, positives, targets["fnr"], targets["false_exit_rate"], delta, boundary)
     if set(targets) == {"fpr", "miss_rate"}:
-        return two_sided_walk(-positives, -negatives, targets["fpr"], targets["miss_rate"], delta).mirrored()
-    return order_statistics(negatives, positives, targets.get("miss_rate"), targets.get("false_exit_rate"), delta)
+        mirrored = None if boundary is None else boundary.mirrored()
+        return two_sided_walk(-positives, -negatives, targets["fpr"], targets["miss_rate"], delta, mirrored).mirrored()
+    return order_statistics(
+        negatives, positives, targets.get("miss_rate"), targets.get("false_exit_rate"), delta, boundary
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Which wrong answers a certificate leaves without any limit, and which answers are never given; in words.
 
-Derived from the risks *and* the thresholds: "only fnr is limited" says nothing of the other side. With fnr alone every image
-exits, and the other error is without a limit; with miss_rate alone the other side is shut, and there is none.
+Derived from the risks *and* the thresholds: "only fnr is limited" says nothing of the other side. With fnr alone images
+exit on both sides, and the other error is without a limit; with miss_rate alone the other side is shut, and there is none.
 """
 
 from __future__ import annotations
