@@ -59,7 +59,7 @@ def test_document_fits_its_schema_and_survives_the_file(tmp_path):
 def test_schema_refuses_what_is_missing_or_unknown():
     made = {"schema_version": 1} | document(binary_scores())
     validate(made, "evaluation", "test")
-    for name in made:
+    for name in set(made) - {"argmax"}:  # documents from before it was there are read too
         with pytest.raises(IntegrityError):
             validate({key: value for key, value in made.items() if key != name}, "evaluation", "test")
     with pytest.raises(IntegrityError, match="extra"):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from stage1.aggregation import FrozenViews
+from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
 
@@ -270,8 +271,28 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
             _table(["risk", "observed", level, "errors", "target"], risks),
             _table(["coverage", "value", level, "exits"], coverage),
             _table(["true class", *map(_line, confusion["columns"])], counts),
+            *_beside_argmax(evaluation),
         ]
     )
+
+
+def _beside_argmax(evaluation: Mapping[str, Any]) -> list[str]:
+    """The policy beside the plain argmax, wrong of answered; nothing for documents from before they had it."""
+    rows = argmax_lines(evaluation)
+    if not rows:
+        return []
+    names = list(rows[0].per_class)
+    return [
+        "Beside the plain argmax (the class of the larger logit):",
+        _table(
+            ["wrong answers", "coverage", "wrong", "error", *map(_line, names)],
+            [
+                [row.rule, _number(row.coverage), f"{row.errors} of {row.n}", _number(row.error),
+                 *("{} of {}".format(*row.per_class[name]) for name in names)]
+                for row in rows
+            ],
+        ),
+    ]  # fmt: skip
 
 
 def _how_to_verify() -> str:

@@ -61,7 +61,31 @@ def evaluation_lines(document: dict[str, Any]) -> list[str]:
 
     return [f"{'metric':<20}{'value':>9}{'low':>9}{'high':>9}", *(
         f"{row['metric']:<20}{number(row['value']):>9}{number(row['low']):>9}{number(row['high']):>9}" for row in metrics_rows(document)
-    ), *shift_lines(document)]  # fmt: skip
+    ), *argmax_lines(document), *shift_lines(document)]  # fmt: skip
+
+
+_CLASSES_SHOWN = 12
+
+
+def argmax_lines(document: dict[str, Any]) -> list[str]:
+    """The policy beside the plain argmax: coverage and errors, of each class too where there are few."""
+    from stage1.evaluation import argmax
+
+    rows = argmax.argmax_lines(document)
+    if not rows:
+        return []
+    names = list(rows[0].per_class) if len(rows[0].per_class) <= _CLASSES_SHOWN else []
+    widths = {name: max(len(name), 11) + 2 for name in names}
+    return [
+        "",
+        f"{'wrong answers':<26}{'answered':>9}{'coverage':>10}{'wrong':>7}{'error':>9}"
+        + "".join(f"{name:>{widths[name]}}" for name in names),
+        *(
+            f"{row.rule:<26}{row.n:>9}{row.coverage:>10.4f}{row.errors:>7}{'-' if row.error is None else format(row.error, '.4f'):>9}"
+            + "".join(f"{'{} of {}'.format(*row.per_class[name]):>{widths[name]}}" for name in names)
+            for row in rows
+        ),
+    ]
 
 
 def shift_lines(document: dict[str, Any]) -> list[str]:

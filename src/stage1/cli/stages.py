@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stage1.cli.printing import evaluation_lines, shift_lines, verdict_line
+from stage1.cli.printing import argmax_lines, evaluation_lines, shift_lines, verdict_line
 from stage1.cli.root import (
     STAGES,
     AsJson,
@@ -308,7 +308,15 @@ def evaluate(
             from stage1.documents import read_document
 
             document = read_document(folder / "evaluation.json", "evaluation")
-            typer.echo("\n".join([*shift_lines(document), verdict_line(verdict_of_evaluation(folder, document))]))
+            typer.echo(
+                "\n".join(
+                    [
+                        *argmax_lines(document),
+                        *shift_lines(document),
+                        verdict_line(verdict_of_evaluation(folder, document)),
+                    ]
+                )
+            )
         return
     from stage1.pipeline.score_files import evaluate_scores
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.documents import finite_or_none
 from stage1.errors import ConfigError, DataError
+from stage1.evaluation.argmax import beside_argmax
 from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
 from stage1.evaluation.calibration_report import Stated
 from stage1.evaluation.confidence import msp
@@ -105,6 +106,7 @@ def evaluate(
         "exit_confusion": _exit_confusion(leaves, answer, truth, names),
         **({"slices": _slices(scores, leaves, answer, names)} if scores.slices else {}),
         "curve": _curve(confidence, wrong),
+        "argmax": beside_argmax(scores, leaves, answer, names),
         "operating_point": {"coverage": coverage["overall"]["value"], "selective_risk": error["observed"]},
         "reliability": _reliability(stated),
         **({} if calibration is None else calibration.document(found)),

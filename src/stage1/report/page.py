@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stage1.errors import DataError
+from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Check, check_coverage, interval, judge, risk_checks
 from stage1.extras import load
 from stage1.files import write_bytes, write_text
@@ -154,7 +155,7 @@ def render_page(
         meanings=METRIC_MEANINGS,
         risk_meanings={name: _meaning(name, evaluation) for name in evaluation["risks"]},
         split=_split_table(split),
-        confusion=_confusion(evaluation),
+        confusion=_confusion(evaluation), argmax=argmax_lines(evaluation),
         figures={name: _data_uri(drawing.png, "image/png") for name, drawing in figures.items()},
         figure_sizes={name: _png_size(drawing.png) for name, drawing in figures.items()},
         explorer=explorer(collect(certificate, policy, calibration)),
