@@ -10,7 +10,7 @@ import pytest
 
 from stage1.aggregation import FrozenViews
 from stage1.bundle import write_bundle
-from stage1.calibration import FrozenMap, fit_map
+from stage1.calibration import CalibrationMap, FrozenMap, fit_map
 from stage1.files import digest_bytes
 from stage1.policy import Policy, ViewsClaim, fit_policy, on_views
 from stage1.policy.calibrated import fit_calibrated
@@ -125,8 +125,8 @@ def make_bundle(
 
     claim = None if views is None else ViewsClaim(views.digest, views.description)
 
-    def fitted(rows: Scores | None, units: Scores) -> Policy:
-        return on_views(fit_policy(policy, calib=units, select=rows, **options), claim)
+    def fitted(rows: Scores | None, units: Scores, calibration: CalibrationMap | None = None) -> Policy:
+        return on_views(fit_policy(policy, calib=units, select=rows, calibration=calibration, **options), claim)
 
     found: Policy = fitted(select, calib)
     map_file = None

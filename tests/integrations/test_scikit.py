@@ -101,7 +101,7 @@ def test_text_labels_and_a_given_class_order_with_an_estimator(estimator):
     y = np.where(rng.random(6000) < 0.5, "ok", "defect")
     X = rng.normal(size=(6000, 3)) + 3.0 * (y == "defect")[:, None]
     policy = Stage1Policy(
-        risks=EASY, classes=["ok", "defect"], estimator=make_pipeline(StandardScaler(), estimator)
+        risks=EASY, classes=["ok", "defect"], estimator=make_pipeline(StandardScaler(), estimator), against_argmax=True
     ).fit(X, y)
     assert policy.certificate_.certified
     assert policy.certificate_.classes == ("ok", "defect")

@@ -12,6 +12,7 @@ from stage1.errors import ConfigError, DataError
 from stage1.pipeline import pilot as pilot_module
 from stage1.pipeline.audit import Sizes, audit
 from stage1.pipeline.fitting import fit_configured
+from stage1.pipeline.mapping import frozen_map
 from stage1.pipeline.pilot import _quick, pilot_plan
 from stage1.pipeline.planning import Ask, make_plan, plan_lines, read_pilot, write_figure
 from stage1.scores import Scores, write_scores
@@ -42,7 +43,7 @@ PATH = "risks={fnr: 0.08, fpr: 0.08}"
 def test_the_quick_fit_is_the_real_one(overrides):
     chosen = config(*overrides, "calibration.map=none")
     population = scores(1500)
-    quick = _quick(chosen, population, ("0", "1"))
+    quick = _quick(chosen, population, ("0", "1"), frozen_map(chosen, population, gate=False, say=lambda text: None))
     seen = set()
     for seed in range(12):
         # few units in the first, so that both answers occur; tied scores in the second

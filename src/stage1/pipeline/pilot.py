@@ -7,7 +7,7 @@ the intervals. Far beyond its own size its rows repeat, and tied scores exit or 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -231,13 +231,18 @@ def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: F
     request = Request(
         config.risks, config.confidence, config.coverage, dict(config.class_coverage), config.target_prior,
         config.allow_one_sided, classes, config.policy.against_argmax,
-        None if config.policy.against_argmax else boundary_of_map(frozen.map, pilot, config.target_prior),
     )  # fmt: skip
+    if not config.policy.against_argmax:
+        request = replace(request, boundary=boundary_of_map(frozen.map, pilot, None))
     margin = pilot.margin
 
     def fit(select: Scores, calib: Scores) -> float | None:
         score, labels = calib.margin, calib.known_labels
-        choice = rule(request, len(calib), select.margin, select.known_labels)(score, labels)
+        asked = request
+        if request.boundary is not None and config.target_prior is not None:
+            # The balance from which the map is restated is that of the draw.
+            asked = replace(request, boundary=boundary_of_map(frozen.map, select, config.target_prior))
+        choice = rule(asked, len(calib), select.margin, select.known_labels)(score, labels)
         if not _whole(choice, request) or not np.logical_or(*choice.thresholds.exits(score)).any():
             return None
         return float(np.logical_or(*choice.thresholds.exits(margin)).mean())
