@@ -59,7 +59,7 @@ def test_a_refused_first_command_leaves_no_folder_and_the_right_one_works(tmp_pa
     assert not (tmp_path / "runs").exists()
     result = stage1("split", out, *right, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert stored_config(out).data.table == "photos/labels.csv"
+    assert stored_config(out).data.table.endswith("photos/labels.csv")
 
 
 def test_a_folder_that_was_there_keeps_what_was_there_and_no_lock(tmp_path):
@@ -80,7 +80,10 @@ def test_a_config_without_a_finished_stage_gives_way(tmp_path):
     broken.write_bytes(b"no image")
     with open(table, "a") as stream:
         stream.write("broken.bmp,day\n" * 1)
-    with pytest.raises(DataError, match="max_quarantine"), opened(folder, config_of(table)) as run:
+    with (
+        pytest.raises(DataError, match="max_quarantine"),
+        opened(folder, config_of(table, "data.max_quarantine=0")) as run,
+    ):
         execute_one(run, "split", QUIET)
     assert written(folder) == {
         "config.yaml",
