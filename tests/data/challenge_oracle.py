@@ -1,12 +1,14 @@
-"""A second implementation of the client's four levels, from STREETVISION.md alone: numpy and scipy, nothing of stage1.
+"""A second implementation of the client's four levels, from the facts about it in STREETVISION.md: nothing of stage1.
 
-Where that page is open it takes the readings that the docstring of stage1/data/challenge/distort.py lists, by other means:
-scipy's rotation, interpolation and blur, resizing by a matrix of triangle weights, JPEG by a DCT of its own.
+By other means than stage1/data/challenge/distort.py: scipy's rotation, interpolation and blur in exact arithmetic, torch's
+resizing (which is the client's), JPEG by a DCT of its own. `earlier=True` is the generator as it was before version 2: noise in
+RGB, everything rounded, resampling cut off twice; a control that must be told apart.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy import fft, ndimage
 
 SIDE = 224
@@ -28,22 +30,32 @@ def byte(values):
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def drawn(rgb, level, rng, *, degrees=20.0, area=(0.2, 1.0), chroma=CHROMA, brightness=BRIGHTNESS, noise=NOISE):
+def drawn(
+    rgb, level, rng, *, degrees=20.0, area=(0.2, 1.0), chroma=CHROMA, brightness=BRIGHTNESS, noise=NOISE, earlier=False
+):
     """uint8 [H, W, 3] -> uint8 [224, 224, 3], before JPEG. The options are for controls that must be told apart."""
     height, width = rgb.shape[:2]
     if level == 0:
         side = min(height, width)
-        return resized(square(rgb, round((height - side) / 2), round((width - side) / 2), side))
+        return averaged(square(rgb, round((height - side) / 2), round((width - side) / 2), side))
     frame = ndimage.rotate(rgb, rng.uniform(-degrees, degrees), axes=(1, 0), reshape=False, order=0, mode="constant")
-    pixels = resized(random_square(frame, area, rng))
-    if level >= 2:
-        pixels = coloured(pixels, chroma[rng.integers(level)])
-        pixels = byte(pixels * float(brightness[rng.integers(level)]))
-        pixels = downed(pixels, RESAMPLE[rng.integers(level)])
-    if level == 3:
-        pixels = byte(pixels + 255 * np.sqrt(noise[rng.integers(3)]) * rng.standard_normal(pixels.shape))
-        kernel = BLUR[rng.integers(3)]
-        pixels = blurred(pixels, kernel, kernel / 6) if kernel else pixels
+    crop = random_square(frame, area, rng)
+    pixels = averaged(crop) if earlier else resized(crop)
+    if level == 1:
+        return pixels
+    steps = [int(rng.integers(level)) for _ in range(3)]
+    late = [int(rng.integers(level)) for _ in range(2)] if level == 3 else [0, 0]
+    if steps[0]:
+        pixels = faded(pixels, chroma[steps[0]]) if earlier else coloured(pixels, chroma[steps[0]])
+    if steps[1]:
+        dim = pixels * float(brightness[steps[1]])
+        pixels = byte(dim) if earlier else floored(dim)
+    if steps[2]:
+        pixels = downed(pixels, RESAMPLE[steps[2]], np.trunc if earlier else None)
+    if late[0]:
+        pixels = noised(pixels, noise[late[0]], rng, earlier)
+    if late[1]:
+        pixels = blurred(pixels, BLUR[late[1]], BLUR[late[1]] / 6)
     return pixels
 
 
@@ -56,15 +68,24 @@ def random_square(rgb, area, rng):
     for _ in range(10):
         side = round(float(np.sqrt(rng.uniform(*area) * height * width)))
         if side <= min(height, width):
-            return square(rgb, rng.integers(height - side + 1), rng.integers(width - side + 1), side)
+            left, top = rng.integers(width - side + 1), rng.integers(height - side + 1)
+            return square(rgb, top, left, side)
     side = min(height, width)
     return square(rgb, (height - side) // 2, (width - side) // 2, side)
 
 
 def resized(rgb, side=SIDE):
-    """Bilinear with antialiasing: triangle weights, as wide as the step where pixels are skipped."""
-    planes = rgb.transpose(2, 0, 1).astype(float)
-    return byte((triangle(rgb.shape[0], side) @ planes @ triangle(rgb.shape[1], side).T).transpose(1, 2, 0))
+    """To float in [0, 1], bilinear with antialiasing in float, times 255, down to the whole number: with torch, as the client."""
+    torch = pytest.importorskip("torch", reason="the client resizes with torch")
+    unit = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float() / 255
+    small = torch.nn.functional.interpolate(unit, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return (small[0] * 255).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def averaged(rgb, side=SIDE):
+    """The same on bytes, each axis rounded: triangle weights, as wide as the step where pixels are skipped."""
+    across = byte(rgb.transpose(2, 0, 1) @ triangle(rgb.shape[1], side).T)
+    return byte(triangle(rgb.shape[0], side) @ across.astype(float)).transpose(1, 2, 0)
 
 
 def triangle(old, new):
@@ -74,27 +95,51 @@ def triangle(old, new):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def floored(values):
+    return np.clip(np.floor(values + 1e-6), 0, 255).astype(np.uint8)
+
+
+def studio(rgb):
+    """Y, Cb, Cr as [..., 3] in units of 1/255 of studio range."""
+    luma = rgb @ np.array([0.299, 0.587, 0.114])
+    blue, red = (rgb[..., 2] - luma) * 0.564 + 0.5, (rgb[..., 0] - luma) * 0.713 + 0.5
+    return np.stack([luma * 219 + 16, blue * 224 + 16, red * 224 + 16], axis=-1) / 255
+
+
+def full(ycc):
+    luma, blue, red = (ycc * 255 - 16)[..., 0] / 219, *((ycc * 255 - 16)[..., c] / 224 - 0.5 for c in (1, 2))
+    return np.stack([luma + 1.403 * red, luma - 0.714 * red - 0.344 * blue, luma + 1.773 * blue], axis=-1)
+
+
 def coloured(rgb, factor):
+    ycc = studio(rgb.astype(float))
+    ycc[..., 1:] = 0.5 + (ycc[..., 1:] - 0.5) * factor
+    return floored(full(ycc))
+
+
+def faded(rgb, factor):
     ycc = rgb @ TO_YCC.T
     ycc[..., 1:] *= factor
     return byte(ycc @ np.linalg.inv(TO_YCC).T)
 
 
-def downed(rgb, factor):
-    """Down and up by linear interpolation at the centres of pixels, nothing averaged in between."""
+def noised(rgb, variance, rng, earlier=False):
+    noise = 255 * np.sqrt(variance) * rng.standard_normal(rgb.shape)
+    return byte(rgb + noise) if earlier else floored(full(studio(rgb.astype(float)) + noise))
+
+
+def downed(rgb, factor, end=None):
+    """Down and up by linear interpolation at the centres of pixels, nothing averaged in between; each step ends in bytes."""
     if factor == 1:
         return rgb
-    return sampled(sampled(rgb, SIDE // factor), SIDE)
+    return sampled(sampled(rgb, SIDE // factor, end), SIDE, end)
 
 
-def sampled(rgb, side):
+def sampled(rgb, side, end=None):
     at = (np.arange(side) + 0.5) * rgb.shape[0] / side - 0.5
     grid = np.meshgrid(at, at, indexing="ij")
-    return byte(
-        np.stack(
-            [ndimage.map_coordinates(rgb[..., c].astype(float), grid, order=1, mode="nearest") for c in range(3)], 2
-        )
-    )
+    planes = [ndimage.map_coordinates(rgb[..., c].astype(float), grid, order=1, mode="nearest") for c in range(3)]
+    return byte((end or np.rint)(np.stack(planes, 2)))
 
 
 def blurred(rgb, kernel, sigma):

@@ -128,8 +128,9 @@ def test_client_noise_and_blur_come_at_the_last_level_only():
     noisy = spread(3)
     # in two of three images; blur takes most of it away again in two of three of these
     assert 0.5 < (noisy > 0.002).mean() < 0.82
-    assert 0.1 < (noisy > 0.008).mean() < 0.4
-    assert noisy.max() < np.sqrt(CLIENT.noise_variance[2]) * 1.2
+    assert 0.1 < (noisy > 0.03).mean() < 0.4
+    # Added in studio range it comes back 3.8 times as large, on the average of R, G and B.
+    assert noisy.max() < np.sqrt(3.8 * CLIENT.noise_variance[2]) * 1.2
 
 
 def test_levels_are_drawn_equally_often():

@@ -32,6 +32,12 @@ def challenge_make(
     filter_rows: Annotated[
         bool, typer.Option("--filter", help="Only rows whose label agrees with their scene_description.")
     ] = False,
+    origin: Annotated[
+        str,
+        typer.Option(
+            "--origin", help="real: JPEGs are saved twice; image_to_image: above 1024 px squashed to a square."
+        ),
+    ] = "real",
     carry: Annotated[
         list[str] | None, typer.Option("--carry", help="Copy this column too (city, night); repeatable.")
     ] = None,
@@ -52,7 +58,7 @@ def challenge_make(
     document = make_challenges(
         table, output, level=level, copies=copies, seed=seed, balance=balance, filter_rows=filter_rows, carry=carry or [],
         classes=None if classes is None else [name.strip() for name in classes.split(",")], workers=workers,
-        progress=Progress(quiet=quiet),
+        progress=Progress(quiet=quiet), origin=origin,
     )  # fmt: skip
     show(document, as_json, made_lines)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from stage1.data.challenge.distort import CLIENT, LEVELS, Pixels, distort, jpeg, noisy
+from stage1.data.challenge.distort import CLIENT, GENERATOR, LEVELS, Pixels, distort, jpeg
 from stage1.errors import ConfigError
 from stage1.images import Preprocessing, to_tensor
 
@@ -62,7 +62,7 @@ def describe(name: str) -> dict[str, Any]:
     if name == "none":
         return {"name": name}
     if name == "client":
-        return {"name": name, **_plain(asdict(CLIENT))}
+        return {"name": name, "generator": GENERATOR, **_plain(asdict(CLIENT))}
     return {"name": name, **_plain(asdict(_recipe(name)))}
 
 
@@ -99,7 +99,7 @@ def augment(rgb: Pixels, name: str, spec: Preprocessing, rng: np.random.Generato
         image = image.filter(ImageFilter.GaussianBlur(sigma))
     pixels = np.asarray(image)
     if recipe.noise:
-        pixels = noisy(pixels, level**2, rng)
+        pixels = _noisy(pixels, level, rng)
     if erase < recipe.erase:
         pixels = _erased(pixels, rng)
     low, high = recipe.jpeg
@@ -119,6 +119,12 @@ def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ConfigError(f"augment: {name!r} is unknown; use none, {', '.join(RECIPES)} or client")
     return RECIPES[name]
+
+
+def _noisy(pixels: Pixels, deviation: float, rng: np.random.Generator) -> Pixels:
+    """Gaussian noise of this standard deviation (pixels in [0, 1]), independent for each pixel and each of R, G and B."""
+    noise = rng.standard_normal(pixels.shape, dtype=np.float32)
+    return np.clip(np.rint(pixels + np.float32(255.0 * deviation) * noise), 0, 255).astype(np.uint8)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

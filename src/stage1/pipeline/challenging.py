@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,15 +173,18 @@ def _with_challenges(
 
 def make_challenges(
     source: str, output: Path, *, level: str, copies: int, seed: int, balance: bool, filter_rows: bool, carry: Sequence[str],
-    classes: list[str] | None, workers: int, progress: Progress,
+    classes: list[str] | None, workers: int, progress: Progress, origin: str = "real",
 ) -> dict[str, Any]:  # fmt: skip
     """`stage1 challenge make`: read any source, leave out what is no image, write a folder of challenges and quarantine.csv.
 
     Returns what was written and what was left out, as counts. Raises ConfigError, MissingError, DataError.
     """
     from stage1.config import ChallengeConfig
-    from stage1.data.challenge import write_folder
+    from stage1.data.challenge import Origin, write_folder
     from stage1.data.quarantine import write_quarantine
+
+    if origin not in get_args(Origin):
+        raise ConfigError(f"--origin {origin}: use {' or '.join(get_args(Origin))}")
 
     data = DataConfig(
         table=source, classes=classes, slices=list(carry), bad_labels="quarantine", max_quarantine=1.0,
@@ -195,7 +198,8 @@ def make_challenges(
     place = Path(os.path.abspath(Path(source).expanduser()))
     with progress.bar("challenges", len(ingest.table) * copies) as advance:
         table = write_folder(
-            output, ingest.table, level=level, copies=copies, seed=seed, balance=balance, base=place if place.is_dir() else place.parent,
+            output, ingest.table, level=level, copies=copies, seed=seed, balance=balance, origin=cast(Origin, origin),
+            base=place if place.is_dir() else place.parent,
             workers=workers, progress=lambda done, total: advance(1),
         )  # fmt: skip
     write_quarantine(output / "quarantine.csv", ingest.quarantine)

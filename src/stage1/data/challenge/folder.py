@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.data.challenge.distort import CLIENT, GENERATOR
-from stage1.data.challenge.seeded import challenge, level_of
+from stage1.data.challenge.seeded import Origin, challenge, level_of
 from stage1.data.processes import mapper
 from stage1.data.table import SampleTable, read_locator, split_locator
 from stage1.documents import read_document, write_document
@@ -70,6 +70,7 @@ def write_challenges(
     tasks: Sequence[tuple[int, Task]],
     *,
     seed: int,
+    origin: Origin = "real",
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Made]:
@@ -82,7 +83,7 @@ def write_challenges(
     made: list[Made] = []
     with mapper(workers, len(tasks), "challenge: a working", pieces=16) as run:
         for (row, task), name in zip(
-            tasks, run(partial(_write, str(folder), seed), [task for _, task in tasks]), strict=True
+            tasks, run(partial(_write, str(folder), seed, origin), [task for _, task in tasks]), strict=True
         ):
             made.append(Made(row, task, name))
             if progress is not None:
@@ -90,7 +91,7 @@ def write_challenges(
     return made
 
 
-def _write(folder: str, seed: int, task: Task) -> str:
+def _write(folder: str, seed: int, origin: Origin, task: Task) -> str:
     """Runs in a worker. Returns the sha256 of the JPEG."""
     path = Path(folder, task.name)
     if path.exists():
@@ -99,7 +100,7 @@ def _write(folder: str, seed: int, task: Task) -> str:
         data = read_locator(task.path)
         if digest_bytes(data) != task.id:
             raise Stage1Error(f"{task.path}: its bytes have changed since they were first read; run the same again")
-        made = challenge(data, task.level, seed=seed, copy=task.copy, key=task.id)
+        made = challenge(data, task.level, seed=seed, copy=task.copy, key=task.id, origin=origin)
     except (DataError, OSError) as error:
         raise Stage1Error(f"{task.path}: could be read before and cannot now ({error}); restore it") from error
     write_bytes(path, made.jpeg)
@@ -114,6 +115,7 @@ def write_folder(
     copies: int,
     seed: int,
     balance: bool = False,
+    origin: Origin = "real",
     base: Path | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -131,9 +133,9 @@ def write_folder(
     tasks = tasks_for(table, rows, level, copies, seed)
     _claim(folder, {
         "generator": GENERATOR, "level": level, "copies": copies, "seed": seed, "balance": balance, "quality": CLIENT.quality,
-        "size": CLIENT.size, "images": digest_bytes("\n".join(table.ids[rows].tolist()).encode()),
+        "size": CLIENT.size, "origin": origin, "images": digest_bytes("\n".join(table.ids[rows].tolist()).encode()),
     })  # fmt: skip
-    made = write_challenges(folder / "images", tasks, seed=seed, workers=workers, progress=progress)
+    made = write_challenges(folder / "images", tasks, seed=seed, origin=origin, workers=workers, progress=progress)
     write_text(folder / "labels.csv", _labels(table, made, base))
     return folder / "labels.csv"
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-from stage1.data.challenge.distort import LEVELS, Pixels, distort, jpeg
+from stage1.data.challenge.distort import LEVELS, Pixels, distort, jpeg, squashed
 from stage1.errors import ConfigError
 from stage1.files import digest_bytes
 from stage1.images import MAX_PIXELS, decode
 
 MIXTURE = "mixture"
+Origin = Literal["real", "image_to_image"]
+_JPEG = b"\xff\xd8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +28,29 @@ class Challenge:
 
 def challenge(
     image: bytes | Pixels, level: str = MIXTURE, *, seed: int = 0, copy: int = 0, key: str | None = None,
-    max_pixels: int = MAX_PIXELS,
+    origin: Origin = "real", max_pixels: int = MAX_PIXELS,
 ) -> Challenge:  # fmt: skip
     """The challenge number `copy` of an image: a 224 px JPEG, quality 75, 4:2:0.
 
     image: the bytes of a file, or RGB pixels uint8 [H, W, 3]. level: "L0" to "L3", or "mixture": see `level_of`. key: what names
-    the image among others, None: sha256 of what is given. The same (key, level, seed, copy) give the same pixels, and the
-    mixture gives exactly what its level gives when asked for by name.
-    Raises ConfigError for another level, ImageError for bytes that are no usable image.
+    the image among others, None: sha256 of what is given. origin: "real", as a row of the public set, of which the validator saves
+    a JPEG again at quality 75 before it distorts it; or "image_to_image", the shape of what its generator starts from (`squashed`).
+    The same (key, level, seed, copy, origin) give the same pixels, and the mixture gives exactly what its level gives when asked
+    for by name. Raises ConfigError for another level or origin, ImageError for bytes that are no usable image.
 
     Example: challenge(Path("street.jpg").read_bytes(), "L3", seed=1).jpeg
     """
+    if origin not in get_args(Origin):
+        raise ConfigError(f"origin {origin!r} is unknown; use {' or '.join(get_args(Origin))}")
     if isinstance(image, bytes):
         key, rgb = key or digest_bytes(image), decode(image, max_pixels=max_pixels)
     else:
         rgb = np.ascontiguousarray(image)
         key = key or digest_bytes(repr(rgb.shape).encode() + rgb.tobytes())
+    if origin == "image_to_image":
+        rgb = squashed(rgb)
+    elif isinstance(image, bytes) and image.startswith(_JPEG):
+        rgb = decode(jpeg(rgb), max_pixels=max_pixels)
     chosen = level_of(level, seed=seed, key=key, copy=copy)
     return Challenge(jpeg(distort(rgb, LEVELS.index(chosen), _random(seed, key, f"copy {copy}"))), chosen)
 
