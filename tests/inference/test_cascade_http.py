@@ -132,6 +132,35 @@ def test_the_key_is_sent_and_never_told(server, monkeypatch):
     assert server.requests[-1][1]["X-API-Key"] == "s3cret-token"
 
 
+@pytest.mark.parametrize("way", ["key twice", "probability", "coding"])
+def test_no_part_of_an_echoed_key_is_left_by_a_cut(monkeypatch, way):
+    """The key was blanked after the text was cut, so a cut inside it left its first half."""
+    key = "K3y-9f8e7d6c5b4a39281706\\f5e4d3c2b1a0ZZ"
+    monkeypatch.setenv("CASCADE_TEST_KEY", key)
+
+    before = iter(range(0, 240, 4))
+
+    def echo(handler, body):
+        text = "x" * next(before) + handler.headers["Authorization"].removeprefix("Bearer ")
+        name = json.dumps(text)
+        if way == "key twice":
+            handler.say(f"{{{name}: 1, {name}: 2}}")
+        elif way == "probability":
+            handler.say(f'{{"probability": {name}}}')
+        else:
+            handler.say("{}", Content_Encoding=text.upper())
+
+    with serving(echo) as server:
+        stage = endpoint(server, "/", key_env="CASCADE_TEST_KEY")
+        for _ in range(60):
+            with pytest.raises(CallFailed) as caught:
+                checked_probability(stage.ask(PNG))
+            for text in (str(caught.value), caught.value.detail, repr(caught.value)):
+                assert len(text) <= 240
+                assert "9f8e" not in text.lower()
+                assert "k3y" not in text.lower()
+
+
 @pytest.mark.parametrize(
     "value, error", [(None, MissingError), ("", MissingError), ("a\r\nX: y", ConfigError), ("schlüssel", ConfigError)]
 )

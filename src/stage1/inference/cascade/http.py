@@ -6,11 +6,12 @@ import base64
 import http.client
 import json
 import os
+import re
 import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from stage1.errors import ConfigError, MissingError
 from stage1.inference.cascade.chat import chat_probability, chat_request
@@ -54,10 +55,20 @@ class Endpoint:
         try:
             return self._probability(self._post(body, content))
         except CallFailed as error:
-            # An endpoint may echo what it was sent.
-            detail = " ".join(error.detail.split())[:200]
-            error.detail = detail.replace(self._key, "***") if self._key else detail
+            # Blanked before it is cut: a cut in the middle of the key would leave its first half.
+            error.detail = " ".join(self._blanked(error.detail).split())[:200]
+            error.args = (error.detail,)
             raise
+
+    def _blanked(self, text: str) -> str:
+        """The text without the key, which an endpoint may echo: as it is, in other case, or as Python or JSON quote it."""
+        if self._key is None:
+            return text
+        forms = {self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1], quote(self._key, safe="")}
+        # The longest first: a short form may lie inside a longer one.
+        return re.sub(
+            "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)), "***", text, flags=re.I
+        )
 
     def _probability(self, answer: bytes) -> float:
         try:
@@ -123,7 +134,7 @@ class Endpoint:
             )
         if (coding := response.getheader("Content-Encoding", "identity").strip().lower()) != "identity":
             # Nobody asked for it, and a few bytes may unpack to any number.
-            raise CallFailed("invalid", f"Content-Encoding {coding[:20]!r}; plain JSON is expected", retry=False)
+            raise CallFailed("invalid", f"Content-Encoding {coding}; plain JSON is expected", retry=False)
         pieces, size = [], 0
         while size <= most and (response.length is None or response.length <= most):
             piece = response.read1(_PIECE)

@@ -74,7 +74,7 @@ def strict_json(text: str | bytes) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise CallFailed("invalid", f"key {twice[:40]!r} twice in one object")
+            raise CallFailed("invalid", f"key {twice!r} twice in one object")
         return found
 
     return json.loads(text, object_pairs_hook=once)
