@@ -6,11 +6,14 @@ import csv
 import io
 import json
 import os
+import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from stage1.cells import plain_cell
 from stage1.documents import validate
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.inference import FORMATS, Input, Row, iterate_inputs, load_bundle, open_writer, predict_to
@@ -243,6 +247,33 @@ def test_a_class_may_be_called_anything(kind, tmp_path):
     assert row["path"] == "a.jpg"
     assert [float(row[f"p_{name}"]) for name in classes] == list(shares)
     assert float(row["confidence"]) == shares[-1]
+
+
+def test_no_cell_of_a_csv_starts_a_formula(tmp_path):
+    names = ["=cmd|'/C calc'!A0", "+1+cmd|' /C calc'!A0", "-2+3.png", "@SUM(1+1).png", "\t=1", "'=1", "plain.png"]
+    rows = [replace(ROWS[0], path=name, label="-none", probability=0.25, decision="=x", error=None) for name in names]
+    with open(written("csv", tmp_path, rows), encoding="utf-8", newline="") as stream:
+        found = list(csv.DictReader(stream))
+    for cells, name in zip(found, names, strict=True):
+        assert not [cell for cell in cells.values() if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+        assert plain_cell(cells["path"]) == name
+        assert (cells["label"], cells["decision"], cells["probability"]) == ("'-none", "'=x", "0.25")
+    assert found[-1]["path"] == "plain.png"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json", "table"])
+def test_a_fifo_gets_the_whole_document(tmp_path, kind):
+    os.mkfifo(tmp_path / "fifo")
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "fifo").read_bytes()), daemon=True)
+    reader.start()
+    with open_writer(kind, tmp_path / "fifo", {"name": "demo", "classes": ["none", "roadwork"]}) as writer:
+        writer.write(ROWS)
+    reader.join(30)
+    with open_writer(kind, tmp_path / "file", {"name": "demo", "classes": ["none", "roadwork"]}) as writer:
+        writer.write(ROWS)
+    assert found == [(tmp_path / "file").read_bytes()]
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
 
 
 def test_json_is_one_document(tmp_path):

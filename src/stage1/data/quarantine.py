@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stage1.cells import text_cell
 from stage1.errors import DataError
 from stage1.files import write_text
 
@@ -41,7 +42,9 @@ def write_quarantine(path: str | os.PathLike[str], quarantine: Sequence[Quaranti
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["path", "reason", "detail"])
-    writer.writerows([item.path, item.reason, " ".join(item.detail.split())] for item in quarantine)
+    writer.writerows(
+        [text_cell(item.path), item.reason, text_cell(" ".join(item.detail.split()))] for item in quarantine
+    )
     write_text(path, stream.getvalue())
 
 

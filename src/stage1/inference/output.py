@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, BinaryIO, Literal, Protocol, TextIO
 
+from stage1.cells import text_cell
 from stage1.documents import SCHEMA_VERSION
 from stage1.errors import ConfigError
 from stage1.files import atomic_writer
@@ -189,6 +190,8 @@ def _printable(text: str) -> str:
 
 
 class _CsvWriter:
+    """Rows as they come; text that a spreadsheet would take for a formula has a ' before it (stage1/cells.py)."""
+
     def __init__(self, stream: TextIO, columns: Sequence[str]) -> None:
         self._columns = columns
         self._csv = csv.writer(stream, lineterminator="\n")
@@ -197,10 +200,14 @@ class _CsvWriter:
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             values = _plain(row, self._columns) | {"exit": str(row.exit).lower()}
-            self._csv.writerow(["" if values[name] is None else values[name] for name in self._columns])
+            self._csv.writerow([_cell(values[name]) for name in self._columns])
 
     def close(self) -> None:
         """Nothing follows the last row."""
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else text_cell(value) if isinstance(value, str) else value
 
 
 class _JsonWriter:

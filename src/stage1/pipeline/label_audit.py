@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.cells import plain_cell, text_cell
 from stage1.data.table import SampleTable
 from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, MissingError, SourceChanged
@@ -82,7 +83,10 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
     write_text(folder / "contact_sheet.html", page)
     paths = [str(table.paths[row_of[item["id"]]]) for item in suspects]
     write_text(folder / "labels.csv", _csv(COLUMNS, [
-        [item["id"], path, item["label"], item["suggested"], f"{item['probability']:.6g}", item["reason"], ""]
+        [
+            item["id"], *map(text_cell, (path, item["label"], item["suggested"])), f"{item['probability']:.6g}",
+            item["reason"], "",
+        ]
         for item, path in zip(suspects, paths, strict=True)
     ]))  # fmt: skip
     return read_document(folder / "label_audit.json", "label_audit")
@@ -234,7 +238,13 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
-            found = [(reader.line_num, row) for row in reader]
+            found = [
+                (
+                    reader.line_num,
+                    {key: plain_cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()},
+                )
+                for row in reader
+            ]
             names = reader.fieldnames or []
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file; `stage1 audit-labels RUN` writes one") from error
