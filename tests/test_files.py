@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from stage1.documents import read_document, schema, schema_kinds, write_document
-from stage1.errors import IntegrityError, MissingError, Stage1Error
+from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.files import (
     atomic_writer,
     digest_bytes,
@@ -91,6 +94,138 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "shut").mkdir(mode=0o500)
     with pytest.raises(Stage1Error, match="Permission denied"):
         write_bytes(tmp_path / "shut" / "x", b"")
+
+
+# ---- what is no regular file
+
+
+def reading(path: Path, into: list[bytes]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: into.append(path.read_bytes()), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_fifo_gets_the_content_and_stays_one(tmp_path):
+    fifo, found = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    for write in (
+        lambda: write_bytes(fifo, b"x" * 200_000),
+        lambda: write_through(fifo, lambda name: Path(name).write_bytes(b"y")),
+    ):
+        thread = reading(fifo, found)
+        write()
+        thread.join(30)
+    assert found == [b"x" * 200_000, b"y"]
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
+def test_a_fifo_gets_nothing_of_a_run_that_failed(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+
+    def interrupted() -> None:
+        with atomic_writer(tmp_path / "fifo") as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
+def test_a_fifo_without_a_reader_is_one_line_and_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("stage1.files._READER_S", 0.1)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(Stage1Error, match="nobody reads from it"):
+        write_bytes(tmp_path / "fifo", b"x")
+
+
+def device(path: Path, minor: int) -> Path:
+    """A node of its own like /dev/null (3) or /dev/full (7): those of the machine are not put at risk by a test."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        path.write_bytes(b"")
+    except OSError as error:
+        pytest.skip(f"device nodes cannot be made or opened here ({error.strerror})")
+    return path
+
+
+def test_a_device_is_written_into_and_stays_one(tmp_path):
+    null, full = device(tmp_path / "null", 3), device(tmp_path / "full", 7)
+    write_bytes(null, b"x")
+    with atomic_writer(null) as stream:
+        stream.write(b"x")
+    with pytest.raises(Stage1Error, match="full: cannot be written .No space left on device"):
+        write_bytes(full, b"x")
+    for path in (null, full):
+        assert stat.S_ISCHR(path.stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["full", "null"]
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/123/fd/7"])
+def test_names_of_open_files_are_written_into(name):
+    from stage1 import files
+
+    assert files._OPEN_ALREADY.fullmatch(name)
+    assert not files._OPEN_ALREADY.fullmatch(f"/tmp{name}")
+
+
+def test_dev_null_takes_what_is_written_and_stays_a_device():
+    before = os.stat("/dev/null")
+    if os.getuid() == 0:
+        pytest.skip("root: on code that is wrong this test would replace the machine's /dev/null")
+    write_bytes("/dev/null", b"x")
+    assert os.stat("/dev/null").st_rdev == before.st_rdev
+
+
+def test_a_socket_and_a_folder_are_refused(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        listening.bind("s")
+        with pytest.raises(ConfigError, match="is a socket"):
+            write_bytes(tmp_path / "s", b"x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        write_bytes(tmp_path / "folder", b"x")
+    assert stat.S_ISSOCK((tmp_path / "s").stat().st_mode)
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "real").write_bytes(b"old")
+    for name, target in (("link", "there/real"), ("dangling", "there/new"), ("twice", "link")):
+        (tmp_path / name).symlink_to(target)
+    write_bytes(tmp_path / "link", b"1")
+    assert (tmp_path / "there" / "real").read_bytes() == b"1"
+    write_bytes(tmp_path / "twice", b"2")
+    write_bytes(tmp_path / "dangling", b"3")
+    assert [(tmp_path / "there" / name).read_bytes() for name in ("real", "new")] == [b"2", b"3"]
+    assert all((tmp_path / name).is_symlink() for name in ("link", "dangling", "twice"))
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "to fifo").symlink_to("fifo")
+    found: list[bytes] = []
+    thread = reading(tmp_path / "fifo", found)
+    write_bytes(tmp_path / "to fifo", b"4")
+    thread.join(30)
+    assert found == [b"4"]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(Stage1Error, match="cannot be written"):
+        write_bytes(tmp_path / "loop", b"5")
+
+
+@pytest.mark.parametrize("to", ["file", "pipe"])
+def test_standard_output_by_its_name(tmp_path, to):
+    """Not by /dev/stdout: as root, on code that is wrong, this test would replace the machine's own."""
+    code = "from stage1.files import write_bytes\nimport sys\nprint('before', flush=True)\nwrite_bytes('/proc/self/fd/1', b'in\\n')\nprint('after')"
+    if to == "pipe":
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    else:
+        with open(tmp_path / "out", "a") as stream:
+            subprocess.run([sys.executable, "-c", code], stdout=stream, timeout=60, check=True)
+        said = (tmp_path / "out").read_text()
+    assert said == "before\nin\nafter\n"
 
 
 def test_a_second_process_gets_one_line_at_once(tmp_path):

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import re
+import shutil
+import stat
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from stage1.errors import Stage1Error
+from stage1.errors import ConfigError, Stage1Error
+from stage1.temporaries import temporary_file
 
 _CHUNK = 1 << 20
 _YAML_LENGTH = 1 << 20  # characters; the largest config in use has a hundredth of it
 _YAML_NODES = 50_000
 _INTEGER_BITS = 256
 _JSON_DIGITS = 80
+_READER_S = 60.0  # that a FIFO is waited for to be opened by somebody
+_OPEN_ALREADY = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/[^/]+/fd/\d+")
 
 
 def digest_bytes(data: bytes) -> str:
@@ -47,38 +55,82 @@ def digest_ids(ids: Iterable[str]) -> str:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary stream whose content replaces `path` only when the block ends without an error.
 
-    Raises Stage1Error (one line, with the path) where the disk is full or the folder cannot be written to.
+    A link stays, and what it points to is replaced. A device or FIFO gets the content when it is whole, and stays what it is.
+    Raises Stage1Error (one line, with the path) where the disk is full or the folder cannot be written to, ConfigError where
+    the path is a folder, a socket or a disk.
     """
-    with _replacing(Path(path)) as temporary, open(temporary, "wb") as stream:
+    with _replacing(Path(path)) as temporary, open(temporary, "r+b") as stream:
         yield stream
         stream.flush()
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[str]:
-    """The name of an empty temporary file in the same folder; after the block it is synced and renamed over `path`.
+    """The name of an empty temporary file; after the block it is synced and renamed over `path`, or written into it where
+    that is no regular file.
 
     On an error it is removed and `path` is as it was; OSError becomes Stage1Error.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
+        if _is_special(path):
+            with tempfile.TemporaryDirectory(prefix="stage1-") as folder:
+                temporary = os.path.join(folder, "whole")
+                open(temporary, "xb").close()
+                yield temporary
+                _write_into(path, temporary)
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_file(target) as temporary:
+            yield temporary
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _is_special(path: Path) -> bool:
+    """Whether `path` is something that is written into, not replaced.
+
+    Raises ConfigError for what cannot be written at all, OSError for links in a circle and the like.
+    """
     try:
-        yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise write_error(path, error) from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise ConfigError(f"{path}: is a folder; give the name of a file")
+    if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
+        kind = "socket" if stat.S_ISSOCK(mode) else "disk"
+        raise ConfigError(f"{path}: is a {kind}, which is not written to; give the name of a file")
+    return not stat.S_ISREG(mode) or _OPEN_ALREADY.fullmatch(os.path.abspath(path)) is not None
+
+
+def _write_into(path: Path, whole: str) -> None:
+    handle = _opened(path)
+    try:
+        os.set_blocking(handle, True)
+        with open(whole, "rb") as reading, open(handle, "wb", closefd=False) as writing:
+            shutil.copyfileobj(reading, writing, _CHUNK)
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """A handle to write with. A FIFO that nobody reads is waited for, not for ever. Raises OSError."""
+    end = time.monotonic() + _READER_S
+    while True:
+        try:
+            # Append: standard output may be a file that others have written to.
+            return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > end:
+                why = "nobody reads from it" if error.errno == errno.ENXIO else error.strerror
+                raise OSError(error.errno, why) from error
+        time.sleep(0.05)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +144,8 @@ def test_a_failed_rename_puts_the_old_bundle_back(parts, tmp_path, monkeypatch):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(source, target)
 
-    monkeypatch.setattr("stage1.bundle.pack.os.rename", second_fails)
+    monkeypatch.setattr("stage1.publishing._exchange", lambda *_: False)
+    monkeypatch.setattr("stage1.publishing.os.rename", second_fails)
     with pytest.raises(Stage1Error, match="cannot be written"):
         parts.write(folder, facts=parts.facts | {"name": "newer"})
     assert content(folder) == before
@@ -156,15 +158,26 @@ def test_where_nothing_can_be_written_it_says_so(parts, tmp_path):
         parts.write(tmp_path / "file" / "bundle")
 
 
-def test_leftovers_of_a_killed_process_are_swept_later(parts, tmp_path):
-    old, young, foreign = (tmp_path / name for name in (".bundle.a.tmp", ".bundle.b.tmp", ".bundle2.c.tmp"))
-    for folder in (old, young, foreign):
+def test_leftovers_of_a_killed_process_are_swept_by_the_next(parts, tmp_path):
+    old, held, foreign = (tmp_path / name for name in (".bundle.a.tmp", ".bundle.b.tmp", ".bundle2.c.tmp"))
+    for folder in (old, held, foreign):
         folder.mkdir()
         (folder / "model.onnx").write_bytes(b"x")
-    for folder in (old, foreign):
         os.utime(folder, (0, 0))
+    handle = os.open(held, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)  # as a process that is writing does
     parts.write(tmp_path / "bundle")
+    os.close(handle)
     assert beside(tmp_path / "bundle") == [".bundle.b.tmp", ".bundle2.c.tmp", "bundle", "run"]
+
+
+def test_a_process_killed_while_it_replaced_a_bundle_leaves_one(parts, tmp_path):
+    folder = parts.write(tmp_path / "bundle")
+    os.rename(folder, tmp_path / ".bundle.x.old")
+    with pytest.raises(IntegrityError):
+        parts.write(folder, classes=("a", "b", "c"))
+    assert verify_bundle(folder).ok
+    assert beside(folder) == ["bundle", "run"]
 
 
 def test_not_certified_is_a_bundle_too(make_parts, tmp_path):

@@ -6,10 +6,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
@@ -38,7 +35,9 @@ from stage1.files import atomic_writer, digest_bytes, digest_file, write_error, 
 from stage1.images import Preprocessing
 from stage1.policy import POLICY_FILES, Certificate
 from stage1.policy import policy_file as the_one_policy_file
+from stage1.publishing import publish, recover
 from stage1.scores import Scores, write_scores
+from stage1.temporaries import temporary_folder
 
 _LICENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -103,23 +102,19 @@ def write_bundle(
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
             raise ConfigError(f"{folder}: is there and is not a bundle; it is not overwritten: choose another --output")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        recover(folder)
+        with temporary_folder(folder) as fresh:
+            try:
+                _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, selection,
+                      None if map_file is None else Path(map_file), None if views_file is None else Path(views_file), facts,
+                      licences, evaluation)  # fmt: skip
+                verify_bundle(fresh).require()
+                _answers(fresh, preprocessing, classes)
+                publish(fresh, folder)
+            except IntegrityError as error:
+                raise IntegrityError(str(error).replace(str(fresh), str(folder))) from error
     except OSError as error:
         raise write_error(folder, error) from error
-    try:
-        _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, selection,
-              None if map_file is None else Path(map_file), None if views_file is None else Path(views_file), facts, licences,
-              evaluation)  # fmt: skip
-        verify_bundle(fresh).require()
-        _answers(fresh, preprocessing, classes)
-        _publish(fresh, folder)
-    except IntegrityError as error:
-        raise IntegrityError(str(error).replace(str(fresh), str(folder))) from error
-    except OSError as error:
-        raise write_error(folder, error) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # it is gone already where all went well
     return folder
 
 
@@ -205,15 +200,6 @@ def _fill(
     write_document(fresh / MANIFEST, sealed(document), "bundle")
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process left beside `folder`. Writing takes seconds: after an hour nobody is at it."""
-    for entry in folder.parent.iterdir():
-        if entry.name.startswith(f".{folder.name}.") and entry.suffix in (".tmp", ".old") and entry.is_dir():
-            with suppress(OSError):
-                if time.time() - entry.stat().st_mtime > 3600:
-                    shutil.rmtree(entry)
-
-
 def _copy(source: Path, target: Path) -> None:
     with open(source, "rb") as reading, atomic_writer(target) as writing:
         shutil.copyfileobj(reading, writing, 1 << 20)
@@ -240,22 +226,3 @@ def _answers(folder: Path, preprocessing: Preprocessing, classes: Sequence[str])
         raise IntegrityError(
             f"{model}: gives logits {list(logits.shape)} for one image and {len(classes)} classes; export it anew"
         )
-
-
-def _publish(fresh: Path, folder: Path) -> None:
-    os.chmod(fresh, 0o755)  # mkdtemp makes folders that only the owner may enter
-    if not folder.exists():
-        os.rename(fresh, folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    os.rename(folder, aside)  # an empty folder may be renamed over, a full one may not
-    try:
-        os.rename(fresh, folder)
-    except BaseException:
-        os.rename(aside, folder)
-        raise
-    for inside, _, _ in os.walk(aside):
-        os.chmod(
-            inside, 0o755
-        )  # a bundle that was made read-only can be replaced, its folders must let go of their files
-    shutil.rmtree(aside)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +29,8 @@ from stage1.images import Preprocessing
 from stage1.integrations.stock import WAY_OUT, stock_model
 from stage1.model.backbone import Backbone
 from stage1.model.head import Ensemble, GatedHead, Head
+from stage1.publishing import publish
+from stage1.temporaries import temporary_folder
 
 FACTS, WEIGHTS = "stage1_export.json", "model.safetensors"
 TOLERANCE = 1e-4  # of a logit, absolute
@@ -84,31 +84,25 @@ def write_stock_folder(
     documents, weights = _stock_files(backbone, head, answers)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        with temporary_folder(target) as fresh:
+            for name, document in documents.items():
+                write_text(fresh / name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            _write_weights(fresh / WEIGHTS, weights)
+            wanted = reference.logits.astype(np.float64)
+            wanted[:, -1] -= answers.margin_shift
+            facts = {
+                "backbone": backbone.name, "pooling": backbone.pooling,
+                "architecture": documents["config.json"]["architectures"][0], "classes": list(classes),
+                "labels": list(answers.labels), "decision_threshold": answers.decision_threshold,
+                "margin_shift": answers.margin_shift, "parity": parity(fresh, reference.images, wanted, str(folder)),
+                "client_processor": client_difference(fresh, reference.images), "transformers": version("transformers"),
+                "model": reference.digest, "weights": digest_file(fresh / WEIGHTS),
+            }  # fmt: skip
+            write_document(fresh / FACTS, facts, "hf_export")
+            write_text(fresh / "README.md", _readme(facts, backbone))
+            publish(fresh, target)
     except OSError as error:
         raise write_error(target, error) from error
-    try:
-        for name, document in documents.items():
-            write_text(fresh / name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        _write_weights(fresh / WEIGHTS, weights)
-        wanted = reference.logits.astype(np.float64)
-        wanted[:, -1] -= answers.margin_shift
-        facts = {
-            "backbone": backbone.name, "pooling": backbone.pooling,
-            "architecture": documents["config.json"]["architectures"][0], "classes": list(classes),
-            "labels": list(answers.labels), "decision_threshold": answers.decision_threshold,
-            "margin_shift": answers.margin_shift, "parity": parity(fresh, reference.images, wanted, str(folder)),
-            "client_processor": client_difference(fresh, reference.images), "transformers": version("transformers"),
-            "model": reference.digest, "weights": digest_file(fresh / WEIGHTS),
-        }  # fmt: skip
-        write_document(fresh / FACTS, facts, "hf_export")
-        write_text(fresh / "README.md", _readme(facts, backbone))
-        os.chmod(fresh, 0o755)  # mkdtemp makes folders that only the owner may enter
-        os.rename(fresh, target)  # over an empty folder too
-    except OSError as error:
-        raise write_error(target, error) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # it is gone already where all went well
     return facts
 
 
