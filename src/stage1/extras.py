@@ -69,7 +69,11 @@ def import_failure(error: BaseException, module: str = "", what: str = "") -> St
     why = (lines[0] if lines else type(error).__name__)[:200]
     prefix = f"{what}: " if what else ""
     # A name and nothing more is what import hooks raise for a package that they hide.
-    if name and not there and (missing or not is_there(name) or (isinstance(error, ImportError) and str(error) == name)):
+    if (
+        name
+        and not there
+        and (missing or not is_there(name) or (isinstance(error, ImportError) and str(error) == name))
+    ):
         extra = EXTRAS.get(name)
         way = f"pip install 'stage1-pro[{extra[0]}]'" if extra else "install stage1-pro again"
         return MissingError(f"{prefix}{name} is not installed; {way}")

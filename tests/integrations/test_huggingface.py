@@ -54,7 +54,7 @@ def exported(run):
 def test_the_folder_is_what_the_client_asks_for(exported):
     folder, facts = exported
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "stage1_export.json",
+        "LICENSES", "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "stage1_export.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "None", "1": "Roadwork"}

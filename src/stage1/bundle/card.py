@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from stage1.aggregation import FrozenViews
+from stage1.bundle.licences import licence_header
 from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
 
-# Licences that the hub knows by name; any other is "other" with its own name beside.
-_HUB_LICENCES = (
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0",
-    "gpl-3.0", "mpl-2.0", "unlicense", "openrail",
-)  # fmt: skip
 _METRICS = {
     "accuracy": "accuracy", "mcc": "Matthews correlation", "auroc_f": "AUROC of right against wrong", "aurc": "AURC",
     "e_aurc": "excess AURC", "augrc": "AUGRC", "e_augrc": "excess AUGRC",
@@ -50,11 +45,7 @@ def model_card(
 
 def _header(manifest: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     backbone = manifest["backbone"]
-    licence = backbone["licence"].lower()
-    header: dict[str, Any] = {"license": licence if licence in _HUB_LICENCES else "other"}
-    if licence not in _HUB_LICENCES:
-        header["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence).strip("-")
-        header["license_link"] = "LICENSES"
+    header: dict[str, Any] = {**licence_header(backbone["licence"])}
     header |= {
         "library_name": "stage1-pro",
         "pipeline_tag": "image-classification",
@@ -90,6 +81,7 @@ def _summary(manifest: Mapping[str, Any], certificate: Certificate, views: Mappi
                 "classes": classes
                 + (f", positive: `{_line(manifest['positive_class'])}`" if manifest["positive_class"] else ""),
                 "backbone": f"{_line(backbone['name'])} (licence: {_line(backbone['licence'])}, texts in `LICENSES/`)",
+                **_weights(backbone),
                 "policy": f"{manifest['policy']} (`{manifest['policy_file']}`)",
                 "probability": _probability(manifest),
                 "input": _input(manifest["preprocessing"]),
@@ -99,6 +91,12 @@ def _summary(manifest: Mapping[str, Any], certificate: Certificate, views: Mappi
             }
         )
     )
+
+
+def _weights(backbone: Mapping[str, Any]) -> dict[str, str]:
+    """The file that the weights were read from; nothing where they are known by name."""
+    digest = backbone.get("weights_sha256")
+    return {} if digest is None else {"weights": f"from a file, sha256 `{digest}`"}
 
 
 def _views(views: FrozenViews | None, evaluation: Mapping[str, Any] | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class Facts(TypedDict):
     """As an SPDX identifier where there is one ("Apache-2.0"); the bundle is under it too."""
     base_model: str | None
     """Name on the Hugging Face hub, or None."""
+    weights_sha256: NotRequired[str | None]
+    """Of the file that the weights were read from, where they are not known by name."""
     config_digest: str
     data: dict[str, Any]
     """Summary: "source": str, "roles": {role: {class: count}}, and any other {name: value} lines for the card."""
@@ -176,6 +178,7 @@ def _fill(
             "name": facts["backbone"],
             "licence": facts["backbone_licence"],
             "base_model": facts["base_model"],
+            **({} if facts.get("weights_sha256") is None else {"weights_sha256": facts["weights_sha256"]}),
         },
         "data": facts["data"],
         "evaluation": shown_evaluation(evaluation),

@@ -16,6 +16,10 @@ class BackboneConfig(Section):
     """How a feature vector is made of the last feature map or tokens; pool = the model's own."""
     weights: str | None = None
     """File or directory with weights; None: the package (embedded) or the hub's cache."""
+    licence: str | None = None
+    """Licence of the weights, as its owner names it; None: of named weights timm's, of a file unknown."""
+    base_model: str | None = None
+    """Name of the weights on the Hugging Face hub; None: of named weights timm's, of a file none."""
     random_weights: bool = False
     """Untrained weights from the seed: for tests of the machinery only, never for a product."""
     input_size: Annotated[int, Field(ge=32, le=1024)] | None = None

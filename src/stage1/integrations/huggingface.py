@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from stage1.bundle.licences import licence_header, licence_text
 from stage1.documents import write_document
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.files import digest_file, write_bytes, write_error, write_text
@@ -100,6 +101,8 @@ def write_stock_folder(
             }  # fmt: skip
             write_document(fresh / FACTS, facts, "hf_export")
             write_text(fresh / "README.md", _readme(facts, backbone))
+            text = licence_text(backbone.name, backbone.licence, None)
+            write_text(fresh / "LICENSES" / "backbone.txt", text)
             publish(fresh, target)
     except OSError as error:
         raise write_error(target, error) from error
@@ -225,12 +228,13 @@ def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def _readme(facts: dict[str, Any], backbone: Backbone) -> str:
-    licence = backbone.licence.lower() if " " not in backbone.licence else "other"
+    licence = "\n".join(f"{name}: {value}" for name, value in licence_header(backbone.licence).items())
+    base = "" if backbone.origin.base_model is None else f"\nbase_model: {backbone.origin.base_model}"
     moved = "" if facts["margin_shift"] == 0 else (
         f"\nThe decision threshold {facts['decision_threshold']:.6g} of the stated probability was moved to 0.5.\n"
     )  # fmt: skip
     return f"""---
-license: {licence}
+{licence}{base}
 library_name: transformers
 pipeline_tag: image-classification
 ---

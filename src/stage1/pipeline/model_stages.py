@@ -47,6 +47,7 @@ def extract(run: RunDir, context: Context) -> list[Path]:
     from stage1.features import FeatureStore, extract_features
     from stage1.model.backbone import load_backbone
     from stage1.model.export import export_backbone
+    from stage1.model.origin import origin
 
     config = run.config
     table = SampleTable.read(run / "samples.parquet")
@@ -80,6 +81,7 @@ def extract(run: RunDir, context: Context) -> list[Path]:
     context.progress.say(f"  {len(rows)} images{of_views}, engine {done.engine}")
     write_document(run / "features.json", {
         "backbone": backbone.name, "pooling": backbone.pooling, "fingerprint": backbone.fingerprint, "licence": backbone.licence,
+        "base_model": backbone.origin.base_model, "weights_sha256": origin(config.backbone).weights_sha256,
         "weights": Path(backbone.weights).name, "dim": backbone.dim, "preprocessing": backbone.preprocessing.to_json(),
         "backbone_onnx": digest_file(onnx), "engine": done.engine, "key": done.key.to_json(), "store": config.features.store,
         "seed": config.seed, **({} if views is None else {"views": views.to_json()}),

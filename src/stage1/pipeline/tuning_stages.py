@@ -56,7 +56,15 @@ def along_file(config: RunConfig) -> str:
 def backbone_config(run: RunDir, file: str) -> BackboneConfig:
     """The backbone of the config, with the weights in `file` of the run directory ("": its own)."""
     given = run.config.backbone
-    return given.model_copy(update={"weights": str(run / file), "random_weights": False}) if file else given
+    if not file:
+        return given
+    from stage1.model.origin import origin
+
+    # Weights that the run made from others stay under the licence of those.
+    known = origin(given)
+    return given.model_copy(update={
+        "weights": str(run / file), "random_weights": False, "licence": known.licence, "base_model": known.base_model,
+    })  # fmt: skip
 
 
 def tune_settings(config: RunConfig) -> TrainConfig:
