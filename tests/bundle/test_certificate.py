@@ -13,7 +13,8 @@ from stage1.bundle.certificate import TRUSTED
 from stage1.bundle.manifest import sealed
 from stage1.calibration import choose_map, frozen
 from stage1.errors import IntegrityError
-from stage1.policy import Certificate, load_policy
+from stage1.policy import Certificate, fit_policy, load_policy
+from stage1.policy.calibrated import fit_calibrated
 from stage1.scores import write_scores
 
 CASES = {
@@ -265,10 +266,15 @@ def test_the_calibration_map_follows_from_val_select(make_parts, draw_scores, tm
     """Any map passed that claimed to be fitted on val_select: it makes every stated probability."""
     select = draw_scores(500, 77)
     parts = make_parts(n=900)
-    frozen(choose_map(select, candidates=("temperature", "platt"), keep_order=True, seed=0), select).save(
-        parts.run / "calibration.json"
-    )
-    edit(parts.run / "thresholds.json", lambda d: d.update(score="raw"))
+    chosen = frozen(choose_map(select, candidates=("temperature", "platt"), keep_order=True, seed=0), select)
+    asked = {"risks": {"fnr": 0.05, "false_exit_rate": 0.05}, "classes": list(parts.arguments()["classes"])}
+    policy = fit_calibrated(
+        chosen, lambda rows, units, found: fit_policy("softmax", select=rows, calib=units, calibration=found, **asked),
+        select=select, calib=parts.calibration,
+    )  # fmt: skip
+    policy.save(parts.run / "thresholds.json")
+    policy.certificate.save(parts.run / "certificate.json")
+    chosen.save(parts.run / "calibration.json")
     folder = parts.write(tmp_path / "bundle", selection=select, map_file=parts.run / "calibration.json")
     assert verify_bundle(folder, recompute=True).ok
 

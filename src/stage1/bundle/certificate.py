@@ -42,7 +42,7 @@ OTHER_VERSION = "--accept-other-version"
 # taken on trust as well.
 TRUSTED = (
     "name", "preprocessing", "backbone", "data", "evaluation.role", "evaluation.n_groups", "evaluation.unit", "evaluation.level",
-    "evaluation.resamples", "evaluation.metrics", "evaluation.exit_confusion", "evaluation.views", "evaluation.label_shift",
+    "evaluation.resamples", "evaluation.metrics", "evaluation.exit_confusion", "evaluation.views", "evaluation.argmax", "evaluation.label_shift",
     "created_from.config", "created_from.evaluation", "created_from.versions",
 )  # fmt: skip
 

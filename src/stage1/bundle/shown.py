@@ -19,6 +19,8 @@ def shown_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | N
     if evaluation is None:
         return None
     shown = {name: evaluation[name] for name in _FIELDS}
+    if "argmax" in evaluation:
+        shown["argmax"] = evaluation["argmax"]
     if "views" in evaluation:
         shown["views"] = {name: evaluation["views"][name] for name in ("mean", "of")}
     if "label_shift" in evaluation:
