@@ -15,6 +15,7 @@ from stage1.calibration import choose_map, frozen
 from stage1.errors import IntegrityError
 from stage1.policy import Certificate, fit_policy, load_policy
 from stage1.policy.calibrated import fit_calibrated
+from stage1.risk import binomial_upper
 from stage1.scores import write_scores
 
 CASES = {
@@ -302,3 +303,30 @@ def test_calibration_without_labels_is_refused(bundle, parts):
     write_scores(bundle / "calibration.parquet", replace(parts.calibration, labels=None))
     with pytest.raises(IntegrityError, match="no column 'label'"):
         recompute(bundle)
+
+
+def test_a_certificate_of_an_earlier_version_is_compared_with_what_that_stated(
+    make_parts, draw_scores, tmp_path, reseal, edit
+):
+    """Its bounds are each of one risk alone: they verify, with a note; a forged one among them does not."""
+    parts = make_parts(risks={"fnr": 0.05, "fpr": 0.05}, select=draw_scores(300, 5), n=2000)
+    made = Certificate.load(parts.run / "certificate.json")
+    assert made.certified
+    assert made.bounds == "joint"
+    folder = parts.write(tmp_path / "bundle", selection=draw_scores(300, 5))
+    assert verify_bundle(folder, recompute=True).notes == ()
+
+    def earlier(document):
+        del document["bounds"]
+        for risk in document["risks"].values():
+            risk["bound"] = float(binomial_upper(risk["errors"], risk["n"], risk["delta"]))
+
+    edit(parts.run / "certificate.json", earlier)
+    folder = parts.write(tmp_path / "bundle", selection=draw_scores(300, 5))
+    report = verify_bundle(folder, recompute=True)
+    assert report.ok, report.problems
+    (note,) = report.notes
+    assert "of one risk alone" in note
+    edit(folder / "certificate.json", lambda document: document["risks"]["fnr"].update(bound=0.001))
+    reseal(folder)
+    assert any("risks.fnr.bound is" in problem for problem in verify_bundle(folder, recompute=True).problems)

@@ -73,11 +73,30 @@ def test_certificate_is_the_exact_tail_of_its_own_decisions():
     for name, risk in certificate.risks.items():
         assert (risk.errors, risk.n) == (rates[name]["errors"], rates[name]["n"])
         assert stats.binom.cdf(risk.errors, risk.n, risk.target) <= 0.1
-        assert risk.bound == pytest.approx(stats.beta.ppf(0.9, risk.errors + 1, risk.n - risk.errors), abs=1e-9)
+        assert risk.alone == pytest.approx(stats.beta.ppf(0.9, risk.errors + 1, risk.n - risk.errors), abs=1e-9)
+    for risk in certificate.risks.values():
+        assert risk.alone <= risk.bound == risk.target  # a failure stopped the walk: nothing beyond the target is shown
     assert "among images that exit, at most 5 % are answered wrongly" in certificate.statement
     assert "among 'cat' images that exit, at most 8 % are answered wrongly" in certificate.statement
     assert "of the images that exit as 'dog', at most 8 % are not 'dog'" in certificate.statement
     assert certificate.coverage.exits == decision.exit.sum()
+
+
+def test_at_the_end_of_the_path_all_targets_shrink_by_one_factor():
+    """Easy classes: every image exits and nothing failed, so the data show more than the targets."""
+    rng = np.random.default_rng(1)
+    select, calib = draw(rng, 400), draw(rng, 3000)
+    policy = fit_policy(
+        "softmax", select=select, calib=calib, risks={"error": 0.4, "fnr.cat": 0.5}, confidence=0.9, classes=NAMES,
+        allow_one_sided=True,
+    )  # fmt: skip
+    certificate = policy.certificate
+    assert certificate.coverage.value == 1.0
+    scale = max(risk.alone / risk.target for risk in certificate.risks.values())
+    assert scale < 1
+    for risk in certificate.risks.values():
+        assert risk.bound == pytest.approx(scale * risk.target)
+        assert risk.alone <= risk.bound
 
 
 def test_floors_hold_with_their_bounds_or_are_refused_by_name():

@@ -63,7 +63,10 @@ def test_the_sentence_the_bounds_the_targets_and_the_counts_are_there(certified,
     assert certified.certificate["statement"] in text
     for name, risk in certified.certificate["risks"].items():
         assert name in text
-        assert f"at most {upper_percent(risk['bound'])}".replace("\u00a0", " ") in text
+        # What is printed large is the promise; the bound beside it is called what it is.
+        assert f"at most {percent(risk['target'])}".replace("\u00a0", " ") in text
+        assert f"at most {upper_percent(risk['bound'])}".replace("\u00a0", " ") not in text
+        assert f"joint bound {upper_percent(risk['bound'])}".replace("\u00a0", " ") in text
         assert f"target {percent(risk['target'])}".replace("\u00a0", " ") in text
         assert f"{whole(risk['errors'])} of {whole(risk['n'])}" in text
     for row in certified.evaluation["risks"].values():
@@ -74,6 +77,24 @@ def test_the_sentence_the_bounds_the_targets_and_the_counts_are_there(certified,
         assert role in text
         assert whole(row["n_groups"]) in text
     assert "stage1 verify runs/demo/bundle --recompute" in text
+
+
+@pytest.mark.parametrize(
+    "change", [{"bounds": None}, {"method": "SCRC-T, in expectation: conformal risk control"}], ids=str
+)
+def test_a_bound_of_one_risk_alone_or_of_a_mean_is_not_printed_as_one(certified, drawn, change):
+    """Certificates of earlier versions hold bounds read off after choosing; SCRC-T promises a mean."""
+    certified.certificate.update(change)
+    if "bounds" in change:
+        del certified.certificate["bounds"]
+    risks = certified.certificate["risks"]
+    for risk in risks.values():
+        risk["bound"] = risk["target"] * 0.83
+    text = text_of(render(certified, drawn))
+    for risk in risks.values():
+        assert upper_percent(risk["bound"]).replace("\u00a0", " ") not in text
+        large = "on average at most" if "method" in change else "at most"
+        assert f"{large} {percent(risk['target'])}".replace("\u00a0", " ") in text
 
 
 def test_the_verdict_comes_before_everything_else(certified, not_certifiable, drawn):

@@ -12,6 +12,7 @@ from stage1.bundle.licences import licence_header
 from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
+from stage1.policy.certificate import on_average, shown_bound
 
 _METRICS = {
     "accuracy": "accuracy", "mcc": "Matthews correlation", "auroc_f": "AUROC of right against wrong", "aurc": "AURC",
@@ -123,9 +124,10 @@ def _probability(manifest: Mapping[str, Any]) -> str:
 
 
 def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
+    document, joint = certificate.to_document(), certificate.bounds is not None
     rows = [
         [f"`{name}`", f"<= {risk.target:g}", _number(risk.observed),
-         "0 (never answered)" if risk.by_construction else f"{risk.bound:.6g}",
+         "0 (never answered)" if risk.by_construction else _bound(shown_bound(document, name)),
          str(risk.errors), str(risk.n), f"{risk.delta:.6g}", str(risk.needed)]
         for name, risk in certificate.risks.items()
     ]  # fmt: skip
@@ -136,10 +138,9 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         "group_mean": "groups (all their images, each group with the same weight)",
     }[certificate.unit]
     counted = "groups" if certificate.unit == "group" else "images"
-    on_average = certificate.method.startswith("SCRC-T")
     facts = {
         "confidence": "none: the promise is on average over calibration sets (in expectation)"
-        if on_average
+        if on_average(certificate.method)
         else f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together",
         "method": certificate.method,
         "unit": f"{certificate.n_units} {units}, of {certificate.n_images} calibration images",
@@ -150,16 +151,18 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
     parts = [
         f"> {_line(certificate.statement)}",
         _table(
-            ["risk", "target", "observed", "exact upper bound", "errors", "n", "delta", "n needed with 0 errors"], rows
+            ["risk", "target", "observed", "joint upper bound", "errors", "n", "delta", "n needed with 0 errors"], rows
         ),
+        "The promise is the column target. Joint upper bounds hold together, with the confidence below, and say where "
+        "the data show more than the target; a dash: they do not.",
         _bullets(facts),
     ]
     if certificate.slices:
         parts.append(
             _table(
-                ["slice", "n", *(f"{name}: bound" for name in certificate.risks), "claim"],
+                ["slice", "n", *(f"{name}: joint bound" for name in certificate.risks), "claim"],
                 [
-                    [_line(claim.name), str(claim.n), *(f"{risk.bound:.6g}" for risk in claim.risks.values()),
+                    [_line(claim.name), str(claim.n), *(_bound(risk.bound if joint and claim.certified else None) for risk in claim.risks.values()),
                      "holds" if claim.certified else "not shown"]
                     for claim in certificate.slices
                 ],
@@ -371,6 +374,10 @@ def _flat(value: Any) -> Iterator[str]:
 
 def _input(preprocessing: Mapping[str, Any]) -> str:
     return "{size} x {size} px, {fit}, {interpolation}; at most {max_pixels} pixels a file".format(**preprocessing)
+
+
+def _bound(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
 
 
 def _number(value: float | None) -> str:

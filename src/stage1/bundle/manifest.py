@@ -139,15 +139,22 @@ def verify_bundle(
         found_again = recomputed(folder, accept_other_version=accept_other_version)
         problems += found_again.problems
         noted += found_again.notes
-    notes = () if problems else (*noted, *_dealing_notes(folder, manifest))
+    notes = () if problems else (*noted, *_earlier_notes(folder, manifest))
     return VerifyReport(folder, manifest["digest"], len(listed), tuple(problems), recompute, notes)
 
 
-def _dealing_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """A certificate on groups of several sizes that does not say how they were dealt: by size, perhaps (policy/dealt.py)."""
+def _earlier_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What certificates of earlier versions leave open: bounds that are not joint, and groups dealt by size (policy/dealt.py)."""
     certificate = load_policy(folder / manifest["policy_file"]).certificate
     groups = read_calibration(folder).groups
-    if certificate is None or not certificate.certified or certificate.dealing is not None or groups is None:
+    if certificate is None or not certificate.certified:
+        return
+    if certificate.bounds is None:
+        yield (
+            f"{CERTIFICATE}: the bounds in it are each of one risk alone, read off after the thresholds were chosen (an earlier "
+            f"version wrote it); what it promises are the targets"
+        )
+    if certificate.dealing is not None or groups is None:
         return
     sizes = np.unique(groups, return_counts=True)[1]
     if len(np.unique(sizes)) > 1:

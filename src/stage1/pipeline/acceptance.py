@@ -3,7 +3,7 @@
 | metric | value | bound |
 |---|---|---|
 | those of evaluation.json (accuracy, augrc, error, coverage, coverage.CLASS, ...) | on val_test | end of its interval (evaluation.level) |
-| certificate.RISK, certificate.coverage | on val_calib | the certified bound |
+| certificate.RISK, certificate.coverage | on val_calib | the joint bound of the certificate |
 | gate.gain | AUGRC of softmax minus that of the gate in use, val_test | paired interval |
 | gain.METRIC | better than acceptance.reference by so much, val_test | paired interval |
 
@@ -30,6 +30,7 @@ from stage1.files import digest_bytes, digest_file
 from stage1.pipeline.arms import Entrant, refuse_other_splits
 from stage1.pipeline.rundir import RunDir
 from stage1.policy import CalibratedPolicy, Policy, load_policy, policy_file
+from stage1.policy.certificate import shown_bound
 from stage1.policy.gate import GatePolicy
 from stage1.scores import Scores, read_role
 
@@ -177,7 +178,10 @@ def _measured(run: RunDir, evaluation: Mapping[str, Any]) -> dict[str, Measured]
         known[row["metric"]] = Measured(row["value"], row["low"], row["high"], grouped)
     certificate = read_document(run / "certificate.json", "certificate")
     for name, risk in certificate["risks"].items():
-        known[f"certificate.{name}"] = Measured(risk["observed"], None, risk["bound"])
+        shown = shown_bound(certificate, name)
+        # What is promised where no joint bound is stated; a refused target keeps the bound that refused it.
+        limit = shown if shown is not None else risk["target"] if certificate["certified"] else risk["bound"]
+        known[f"certificate.{name}"] = Measured(risk["observed"], None, limit)
     coverage = certificate["coverage"]
     known["certificate.coverage"] = Measured(
         coverage["value"], coverage["bound"], None, "no floor was certified: set coverage in the config"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import copysign, floor, inf
 from typing import Any
 
@@ -21,7 +21,10 @@ class RiskBound:
     """One certified (or refused) risk.
 
     target: claimed upper limit. errors wrong among n counted units; observed = errors / n, None where n = 0.
-    bound: exact one-sided upper bound at confidence 1 - delta. needed: smallest n that can certify with 0 errors.
+    bound: where the target is certified, upper bounds of all risks of the certificate that hold together with its confidence,
+    none above its target (policy/joint.py; of SCRC-T the target, on average); else of this risk alone at 1 - delta, at the
+    thresholds that were refused. alone: that bound of this risk alone also where it is certified; no claim, and not written.
+    needed: smallest n that can certify with 0 errors.
     by_construction: the wrong answer is never given (that side never exits), so the risk is 0 whatever the data.
     """
 
@@ -34,6 +37,7 @@ class RiskBound:
     delta: float
     needed: int
     by_construction: bool = False
+    alone: float | None = field(default=None, compare=False)
 
     @property
     def holds(self) -> bool:
@@ -44,8 +48,8 @@ class RiskBound:
 class Coverage:
     """Exits among n units of val_calib: the observed share, over all or of a class.
 
-    floor, bound: where a floor was asked for, it and the exact lower bound that reaches it; else None (no claim is made:
-    read val_test for what to expect).
+    floor, bound: where a floor was asked for, it and a lower bound that reaches it, all floors of the certificate together
+    (policy/joint.py); else None (no claim is made: read val_test for what to expect). alone: as in RiskBound.
     """
 
     value: float
@@ -53,6 +57,7 @@ class Coverage:
     exits: int
     floor: float | None = None
     bound: float | None = None
+    alone: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class ViewsClaim:
 class Certificate:
     """The guarantee of one policy, or the reason why there is none.
 
-    certified is True only if every risk's exact bound is at most its target, jointly at `confidence`, and images exit.
+    certified is True only if the exact tests show every risk to be at most its target, jointly at `confidence`, and images exit.
     unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the counts of
     risks and coverage are then of images, n_units of groups). against_argmax: images may exit as a class that their
     probability does not favour (so it was before there was a choice); boundary: else the limits of the two thresholds
@@ -75,7 +80,8 @@ class Certificate:
     slices_asked: the attributes. reason, needed: why nothing, or one side, can exit
     and what that takes; None where both sides exit. never_answered: classes as which no image exits. unlimited: one sentence
     for each kind of wrong answer that is given and that no risk limits (policy/unlimited.py). dealing: how groups came to
-    val_calib (policy/dealt.py), None where that was not recorded.
+    val_calib (policy/dealt.py), None where that was not recorded. bounds: "joint"; None in certificates of earlier versions,
+    whose bounds are each of one risk alone.
     """
 
     certified: bool
@@ -104,6 +110,7 @@ class Certificate:
     slices_asked: tuple[str, ...] = ()
     views: ViewsClaim | None = None
     dealing: str | None = None
+    bounds: str | None = None
     never_answered: tuple[str, ...] = ()
     unlimited: tuple[str, ...] = ()
     against_argmax: bool = True
@@ -112,19 +119,20 @@ class Certificate:
     def to_document(self) -> dict[str, Any]:
         """Plain values for certificate.json."""
         document: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        document["risks"] = {
-            name: {field: getattr(risk, field) for field in RiskBound.__slots__ if field != "name"}
-            for name, risk in self.risks.items()
-        }
+        document["risks"] = {name: _plain(risk, "name") for name, risk in self.risks.items()}
         document["coverage"] = _plain(self.coverage)
         document["per_class"] = {name: _plain(coverage) for name, coverage in self.per_class.items()}
-        document["slices"] = [asdict(claim) for claim in self.slices]
+        document["slices"] = [
+            {**asdict(claim), "risks": {name: _plain(counts) for name, counts in claim.risks.items()}}
+            for claim in self.slices
+        ]
         if self.views is None:
             del document["views"]
         else:
             document["views"] = asdict(self.views)
-        if self.dealing is None:
-            del document["dealing"]
+        for name in ("dealing", "bounds"):
+            if document[name] is None:
+                del document[name]
         for name in _LISTS:
             document[name] = list(document[name])
         if self.boundary is not None:
@@ -169,8 +177,25 @@ def _read_limit(limit: float) -> float:
     return limit if abs(limit) < _LARGEST else copysign(inf, limit)
 
 
-def _plain(coverage: Coverage) -> dict[str, Any]:
-    return {name: getattr(coverage, name) for name in Coverage.__slots__}
+def _plain(counted: RiskBound | Coverage | SliceCounts, *without: str) -> dict[str, Any]:
+    return {name: getattr(counted, name) for name in counted.__slots__ if name not in (*without, "alone")}
+
+
+def shown_bound(document: Mapping[str, Any], name: str) -> float | None:
+    """The bound that may be printed beside the target of a risk; document: of a certificate.
+
+    None where there is none to print: nothing is certified, the bound says no more than the target, it is of this risk
+    alone (certificates of earlier versions), or the promise is a mean (SCRC-T).
+    """
+    if not document["certified"] or document.get("bounds") is None or on_average(document["method"]):
+        return None
+    bound: float = document["risks"][name]["bound"]
+    return bound if bound < document["risks"][name]["target"] else None
+
+
+def on_average(method: str) -> bool:
+    """Whether a certificate promises means over calibration sets, not something of this one with a confidence."""
+    return method.startswith("SCRC-T")
 
 
 def percent(share: float) -> str:

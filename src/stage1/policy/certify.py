@@ -36,6 +36,7 @@ from stage1.policy.group_means import (
     risk_claims,
     upper_bound,
 )
+from stage1.policy.joint import JOINT, joint_coverage, joint_risks
 from stage1.policy.request import Request
 from stage1.policy.shortfall import shortfall
 from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_rows, slices_sentence
@@ -97,6 +98,9 @@ def certify(
     assert not certified or all(bound.holds for bound in bounds.values()), (
         "a chosen threshold whose exact bound exceeds its target"
     )
+    if certified and choice.union_null:
+        never_wrong = frozenset(name for name, bound in bounds.items() if bound.by_construction)
+        bounds = joint_risks(bounds, at_end=choice.at_end, never=never_wrong)
     overall, per_class = _coverage(thresholds, sample, request, choice, certified)
     claims = _slice_claims(slices, counted, sample, request, choice) if slices and certified else ()
     reason: str | None = uncertified_because
@@ -131,6 +135,7 @@ def certify(
         reason=reason, needed=needed, slices=claims, slices_asked=tuple(slices),
         never_answered=never, unlimited=without_limit, against_argmax=request.against_argmax,
         boundary=None if request.boundary is None else (request.boundary.lo, request.boundary.hi),
+        bounds=JOINT,
     )  # fmt: skip
     return thresholds, certificate
 
@@ -149,7 +154,7 @@ class Units:
 def measured_risks(
     thresholds: Thresholds, sample: Frames | Units, request: Request, delta: float, certified: bool
 ) -> dict[str, RiskBound]:
-    """Count errors and trials of each risk at these thresholds, with the upper bound at 1 - delta.
+    """Count errors and trials of each risk at these thresholds, with its own upper bound at 1 - delta.
 
     Counted anew from the decisions, not taken from the rule that chose the thresholds: the certificate rests on this.
     certified: images exit, so that a side without a threshold is a claim (never given), not a failure. Group means: the
@@ -177,7 +182,7 @@ def measured_risks(
             bound = float(binomial_upper(errors, n, delta))
         bounds[name] = RiskBound(
             name=name, target=target, observed=observed, bound=bound, n=n, errors=errors, delta=delta,
-            needed=needed, by_construction=never,
+            needed=needed, by_construction=never, alone=bound,
         )  # fmt: skip
     return bounds
 
@@ -215,14 +220,14 @@ def _coverage(
                 bound = 1.0 - upper_bound(sample, claim, thresholds, delta)
         elif floor is not None and certified:
             bound = overall() if of_class is None else float(class_coverage_lower(counts, of_class, delta)[0])
-        return Coverage(value=value, n=len(inside), exits=int(inside.sum()), floor=floor, bound=bound)
+        return Coverage(value=value, n=len(inside), exits=int(inside.sum()), floor=floor, bound=bound, alone=bound)
 
     everyone = np.ones(len(labels), dtype=np.bool_)
     per_class = {
         name: share(labels == index, request.class_coverage.get(name), index)
         for index, name in enumerate(request.classes)
     }
-    return share(everyone, request.coverage, None), per_class
+    return joint_coverage(share(everyone, request.coverage, None), per_class, at_end=choice.at_end)
 
 
 def _slice_claims(
@@ -254,7 +259,7 @@ def _slice_claims(
         )
         return bool(certifies(exits, targets, delta, request.target_prior).all())
 
-    def measure(rows: NDArray[np.bool_], delta: float) -> dict[str, SliceCounts]:
+    def measure(rows: NDArray[np.bool_], delta: float, held: bool) -> dict[str, SliceCounts]:
         score, labels = sample.score[rows], sample.labels[rows]
         exits = count_exits(score[labels == 0], score[labels == 1], *_columns(choice.thresholds))
         found = {}
@@ -271,8 +276,8 @@ def _slice_claims(
                 bound = float(error_upper(exits, request.target_prior, delta)[0])
             else:
                 bound = float(binomial_upper(errors, n, delta))
-            found[name] = SliceCounts(target, observed, bound, n, errors)
-        return found
+            found[name] = SliceCounts(target, observed, bound if held else 1.0, n, errors, bound)
+        return joint_risks(found, at_end=choice.at_end) if held else found
 
     return slice_claims(slice_rows(counted, slices), 1.0 - request.confidence, test, measure)
 

@@ -21,7 +21,7 @@ from stage1.policy.decision import Policy
 BY_SIZE = "by-size"
 BY_SIZE_REASON = (
     "Some groups of val_calib were dealt by size (split.method=balanced of an earlier version): large groups are in it too "
-    "often, so it is no random sample. Deal anew: give split.seed another value and run again."
+    "often, so it is no random sample. Deal anew with another seed: run again with split.seed=1 --allow-change."
 )
 
 _STRATIFIED = (

@@ -51,6 +51,16 @@ class Choice:
     path: Path | None = None
     place: int | None = None
 
+    @property
+    def union_null(self) -> bool:
+        """Whether all risks were tested together, each at the whole delta; else they share it."""
+        return self.path is not None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the thresholds are the last pair of the path: no failure stopped the walk."""
+        return self.path is not None and self.thresholds == pair_at(self.path, len(self.path.lo) - 1)
+
 
 def choose(
     score: Floats, labels: Labels, request: Request, select_score: Floats | None, select_labels: Labels | None,

@@ -32,6 +32,7 @@ from stage1.policy.certificate import (
 )
 from stage1.policy.certify import calibration_digest
 from stage1.policy.decision import Decision
+from stage1.policy.joint import JOINT, joint_coverage, joint_risks
 from stage1.policy.multiclass_counts import (
     ClassExits,
     class_floors_hold,
@@ -167,7 +168,11 @@ def fit_multiclass(
         exits = sample.counts(cuts[None, :])
     bounds = measured(exits, request, spent, cuts, certified)
     assert not certified or all(bound.holds for bound in bounds.values()), "a chosen threshold whose bound is too large"
-    overall, per_class = _coverages(exits, request, spent, certified)
+    at_end = path is not None and place == len(path.thresholds) - 1
+    if certified:
+        never_given = frozenset(name for name, bound in bounds.items() if bound.by_construction)
+        bounds = joint_risks(bounds, at_end=at_end, never=never_given)
+    overall, per_class = _coverages(exits, request, spent, certified, at_end)
     reason, needed = uncertified_because, None
     if uncertified_because is None and not certified:
         at = None if path is None else path.thresholds[place if tried is None else tried]
@@ -195,6 +200,7 @@ def fit_multiclass(
         target_prior=None, assumptions=assumptions(unit, iid_assumed, request), void_if=VOID_IF, reason=reason, needed=needed,
         never_answered=never, unlimited=without_limit,
         against_argmax=request.against_argmax,
+        bounds=JOINT,
     )  # fmt: skip
     policy = MulticlassPolicy(
         confidence_score, tuple(finite_or_none(float(cut)) for cut in cuts), mode, tuple(request.classes), certified
@@ -238,31 +244,33 @@ def _walker(path: ClassPath | None, request: Request, delta: float) -> Any:
 
 
 def measured(exits: ClassExits, request: Request, delta: float, cuts: Floats, certified: bool) -> dict[str, RiskBound]:
-    """Errors, trials and exact upper bound at 1 - delta of each risk, counted from the decisions at `cuts` (one rule)."""
+    """Errors, trials and its own exact upper bound at 1 - delta of each risk, counted from the decisions at `cuts` (one rule)."""
     bounds = {}
     for name, target in request.targets.items():
         errors, n = (int(column[0]) for column in exits.counts(name, request.classes))
         never = certified and bool(never_wrong(name, request.classes, np.isfinite(cuts)[None, :])[0])
+        upper = 0.0 if never else float(binomial_upper(errors, n, delta))
         bounds[name] = RiskBound(
             name=name, target=target, observed=errors / n if n else None,
-            bound=0.0 if never else float(binomial_upper(errors, n, delta)), n=n, errors=errors, delta=delta,
-            needed=minimum_samples(target, delta), by_construction=never,
+            bound=upper, n=n, errors=errors, delta=delta, needed=minimum_samples(target, delta), by_construction=never, alone=upper,
         )  # fmt: skip
     return bounds
 
 
 def _coverages(
-    exits: ClassExits, request: Request, delta: float, certified: bool
+    exits: ClassExits, request: Request, delta: float, certified: bool, at_end: bool
 ) -> tuple[Coverage, dict[str, Coverage]]:
     def share(inside: float, n: float, floor: float | None) -> Coverage:
         bound = float(binomial_lower(inside, n, delta)) if floor is not None and certified else None
-        return Coverage(value=inside / n if n else 0.0, n=int(n), exits=int(inside), floor=floor, bound=bound)
+        return Coverage(
+            value=inside / n if n else 0.0, n=int(n), exits=int(inside), floor=floor, bound=bound, alone=bound
+        )
 
     per_class = {
         name: share(float(exits.of_class[0, index]), float(exits.members[index]), request.class_coverage.get(name))
         for index, name in enumerate(request.classes)
     }
-    return share(float(exits.exits[0]), exits.total, request.coverage), per_class
+    return joint_coverage(share(float(exits.exits[0]), exits.total, request.coverage), per_class, at_end=at_end)
 
 
 def _closed(never_answered: Sequence[str]) -> str:

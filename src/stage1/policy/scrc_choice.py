@@ -102,10 +102,13 @@ def measured(
         never = policy.certified and policy.floors[k] == -inf
         if policy.variant == "I":
             bound, least = float(binomial_upper(errors, n, chosen.delta)), minimum_samples(value, chosen.delta)
+            alone = bound
         else:
-            bound, least = (errors + 1) / (n + 1), ceil(1 / value - 1e-9) - 1
+            # A mean over calibration sets: the limit that it keeps, not a bound for this set (policy/scrc_words.py).
+            alone, least = (errors + 1) / (n + 1), ceil(1 / value - 1e-9) - 1
+            bound = value if policy.certified else alone
         bounds[risk] = RiskBound(
             name=risk, target=value, observed=errors / n if n else None, bound=0.0 if never else bound, n=n, errors=errors,
-            delta=chosen.delta, needed=least, by_construction=never,
+            delta=chosen.delta, needed=least, by_construction=never, alone=0.0 if never else alone,
         )  # fmt: skip
     return bounds

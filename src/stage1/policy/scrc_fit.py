@@ -12,6 +12,7 @@ from stage1.errors import ConfigError, DataError
 from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import VOID_IF, Certificate, Coverage, assumptions
 from stage1.policy.certify import calibration_digest
+from stage1.policy.joint import JOINT
 from stage1.policy.request import Request
 from stage1.policy.scrc import Bools, ScrcPolicy, single_class
 from stage1.policy.scrc_choice import Target, choose, measured
@@ -113,6 +114,7 @@ def fit_scrc(
         never_answered=policy.never_answered,
         against_argmax=against_argmax,
         boundary=None if boundary is None else (boundary.lo, boundary.hi),
+        bounds=JOINT,
     )
     return replace(policy, certificate=certificate)
 

@@ -9,7 +9,7 @@ That is besides the claim for all images, which has its own 1 - delta.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,18 @@ MOST_SLICES = 50
 
 @dataclass(frozen=True, slots=True)
 class SliceCounts:
-    """One risk in one slice at the chosen thresholds: errors among n, and the exact upper bound at 1 - delta / S."""
+    """One risk in one slice at the chosen thresholds: errors among n, and an upper bound.
+
+    bound: where the slice is claimed, all risks of it together at 1 - delta / S (policy/joint.py), else 1: nothing is
+    claimed. alone: of this risk alone at 1 - delta / S; no claim, and not written.
+    """
 
     target: float
     observed: float | None
     bound: float
     n: int
     errors: int
+    alone: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +77,18 @@ def slice_claims(
     rows: Sequence[tuple[str, str, Bools]],
     delta: float,
     test: Callable[[Bools, float], bool],
-    measure: Callable[[Bools, float], dict[str, SliceCounts]],
+    measure: Callable[[Bools, float, bool], dict[str, SliceCounts]],
 ) -> tuple[SliceClaim, ...]:
-    """A claim for each slice. test(rows, delta): whether its own walk along the path reaches the chosen place."""
+    """A claim for each slice. test(rows, delta): whether its own walk along the path reaches the chosen place.
+
+    measure(rows, delta, held): the counts there, with bounds where the slice is claimed.
+    """
     part = delta / max(len(rows), 1)
-    return tuple(
-        SliceClaim(attribute, value, int(inside.sum()), part, test(inside, part), measure(inside, part))
-        for attribute, value, inside in rows
-    )
+    claims = []
+    for attribute, value, inside in rows:
+        held = test(inside, part)
+        claims.append(SliceClaim(attribute, value, int(inside.sum()), part, held, measure(inside, part, held)))
+    return tuple(claims)
 
 
 def slices_sentence(claims: Sequence[SliceClaim], confidence: float, percent: Callable[[float], str]) -> str:

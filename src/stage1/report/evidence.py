@@ -58,7 +58,8 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
     """The evidence, or one sentence that says why thresholds cannot be explored on it.
 
     calibration: the labelled units that the certificate counted (one image of each group where the unit is the group).
-    Nothing is shown that does not give back the counts and bounds of the certificate at its own thresholds: a certificate on
+    Nothing is shown that does not give back the counts of the certificate at its own thresholds, within its joint bounds (those
+    here are each of one risk alone): a certificate on
     group means, on other units or of another run is not explained by 0/1 counts of these.
     """
     if calibration is None:
@@ -88,7 +89,7 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
 
 def _gives_back(evidence: Evidence, name: str, row: Document) -> bool:
     found = count(evidence, name, row["target"], row["delta"], evidence.lo, evidence.hi)
-    return (found.errors, found.n) == (row["errors"], row["n"]) and abs(found.bound - row["bound"]) < 1e-9
+    return (found.errors, found.n) == (row["errors"], row["n"]) and found.bound <= row["bound"] + 1e-9
 
 
 def count(evidence: Evidence, name: str, target: float, delta: float, lo: float | None, hi: float | None) -> RiskCount:

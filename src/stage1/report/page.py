@@ -14,6 +14,7 @@ from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Check, check_coverage, interval, judge, risk_checks
 from stage1.extras import load
 from stage1.files import write_bytes, write_text
+from stage1.policy.certificate import on_average, shown_bound
 from stage1.policy.unlimited import unlimited_rates
 from stage1.report.agreement import refuse_disagreement
 from stage1.report.drawing import Drawing
@@ -144,6 +145,8 @@ def render_page(
     return template.render(
         certificate=certificate, evaluation=evaluation, policy=policy, run=run,
         verdict=judge(certificate, evaluation),
+        on_average=on_average(certificate["method"]),
+        bounds={name: shown_bound(certificate, name) for name in certificate["risks"]},
         risks=[_risk_card(check, certificate, evaluation) for check in checks],
         coverage={
             "calibrated": certificate["coverage"], "tested": evaluation["coverage"]["overall"],
@@ -225,14 +228,16 @@ def _risk_card(check: Check, certificate: Document, evaluation: Document) -> dic
     def place(value: float | None) -> float | None:
         return None if value is None else round(min(100.0, 100.0 * value / top), 2)
 
+    bound = shown_bound(certificate, check.name)
     gauge = {
-        "target": place(promised["target"]), "bound": place(promised["bound"]), "calibration": place(promised["observed"]),
+        "target": place(promised["target"]), "bound": place(promised["target"] if certificate["certified"] and bound is None else promised["bound"]), "calibration": place(promised["observed"]),
         "low": place(low), "high": place(high), "test": place(observed["observed"]) if observed is not None else None,
     }  # fmt: skip
     return {
         "check": check,
         "meaning": meaning,
         "promised": promised,
+        "bound": bound,
         "observed": observed,
         "range": (low, high),
         "gauge": gauge,

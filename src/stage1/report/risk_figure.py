@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stage1.evaluation.verdict import interval
+from stage1.policy.certificate import shown_bound
 from stage1.report.drawing import (
     CERTIFIED,
     CLASS_COLOURS,
@@ -104,7 +105,7 @@ def _selective_panel(axis: Any, certificate: Document, evaluation: Document) -> 
         marks.append(point["selective_risk"])
     if bound is not None:
         top = _risk_axis(axis, [*marks, bound["target"], bound["bound"] or 0.0])
-        _bound_marks(axis, bound, point, top)
+        _bound_marks(axis, bound, shown_bound(certificate, "error"), point, top)
     else:
         _risk_axis(axis, marks)
     axis.set_title("Error against coverage, most confident first")
@@ -124,18 +125,19 @@ def _risk_panel(axis: Any, name: str, path: tuple[Floats, Floats], certificate: 
         axis.errorbar(point["coverage"], value, yerr=[[value - low], [high - value]], fmt="D", color=INK, markersize=6,
                       capsize=4, linewidth=1.5, zorder=5)  # fmt: skip
         marks.append(min(high, 2.6 * bound["target"]))
-    _bound_marks(axis, bound, point, _risk_axis(axis, marks))
+    _bound_marks(axis, bound, shown_bound(certificate, name), point, _risk_axis(axis, marks))
     axis.set_title(f"{name} as its threshold moves")
 
 
-def _bound_marks(axis: Any, bound: Document, point: Document, top: float) -> None:
+def _bound_marks(axis: Any, bound: Document, joint: float | None, point: Document, top: float) -> None:
+    """The target, and the joint bound at the coverage of the policy, where there is one to show."""
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
     axis.axhline(bound["target"], color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
     axis.annotate(f"target {percent(bound['target'])}", (1.0, bound["target"]), xytext=(-2, 4), textcoords="offset points", fontsize=10,
                   ha="right", bbox=white, zorder=6)  # fmt: skip
-    if bound["bound"] is None or not point["coverage"]:
+    if joint is None or not point["coverage"]:
         return
-    x, y = point["coverage"], bound["bound"]
+    x, y = point["coverage"], joint
     axis.plot(
         [max(0.0, x - 0.05), min(1.0, x + 0.05)],
         [y, y],
@@ -146,7 +148,7 @@ def _bound_marks(axis: Any, bound: Document, point: Document, top: float) -> Non
     )
     # On the left, where the curve is low, unless there is no room; below the bar where the target lies close above it.
     left = x > 0.45
-    axis.annotate(f"certified bound {upper_percent(y)}", (x - 0.05 if left else x + 0.05, y), xytext=(-5 if left else 5, 9 if bound["target"] - y > 0.22 * top or y < 0.2 * top else -9),
+    axis.annotate(f"joint bound {upper_percent(y)}", (x - 0.05 if left else x + 0.05, y), xytext=(-5 if left else 5, 9 if bound["target"] - y > 0.22 * top or y < 0.2 * top else -9),
                   textcoords="offset points", ha="right" if left else "left", va="center", fontsize=10, color=CERTIFIED, bbox=white, zorder=6)  # fmt: skip
 
 

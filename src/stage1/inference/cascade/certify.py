@@ -32,7 +32,8 @@ _MARGIN = 0.1  # as in policy/group_means.py: the costly mistake is to bet where
 class Risk:
     """One risk of the whole. target: None where an upper bound was asked for. observed: of counted units, None for none of them.
 
-    errors among n counted images; bound: upper bound at 1 - delta. needed: units of the class that certify with no error.
+    errors among n counted images; bound: upper bound at 1 - delta, in a certificate whose targets hold of all risks together
+    (policy/joint.py). needed: units of the class that certify with no error.
     """
 
     name: str

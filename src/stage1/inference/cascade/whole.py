@@ -24,6 +24,7 @@ from stage1.inference.cascade.resilience import ANSWERED, OUTAGES
 from stage1.inference.cascade.rules import Recorded, Rule, final_answers
 from stage1.inference.cascade.wording import VOID_IF, assumptions, method, statement
 from stage1.policy.certify import calibration_digest
+from stage1.policy.joint import joint_risks
 from stage1.policy.units import clustered
 from stage1.scores import Scores
 
@@ -125,6 +126,8 @@ def certify_cascade(
     # Bounds without a target are one statement each, and all are to hold: delta is shared. Targets are tested together.
     each = delta if targets else delta / len(asked)
     risks = measure(sample, answers[:, place], asked, each, config.target_prior)
+    if targets and all(risk.holds for risk in risks.values()):
+        risks = joint_risks(risks, at_end=place == len(configurations) - 1)
     outages = sum(
         int(np.isin(part.recorded.outcome, OUTAGES).any(axis=1).sum()) for part in (calib, select) if part is not None
     )
