@@ -192,3 +192,60 @@ def test_what_is_for_two_classes_is_refused_in_one_line(made, overrides, words):
 def test_unknown_risk_kind_is_refused_by_the_config():
     result = stage1("config", "show", "risks={wrnog.disc: 0.1}")
     one_line_error(result, 2, "wrnog.disc")
+
+
+# ---- nothing is said of the target -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory) -> Path:
+    """Four folders of small images, each of a colour of its own."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("four")
+    for name, colour in {
+        "red": (200, 40, 40),
+        "green": (40, 180, 40),
+        "blue": (40, 40, 200),
+        "gray": (120, 120, 120),
+    }.items():
+        (folder / name).mkdir()
+        for index in range(90):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 45, (48, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+def test_a_default_run_on_four_classes_certifies_the_error(four, tmp_path):
+    pytest.importorskip("timm", reason="the extra train is not installed")
+    folder = tmp_path / "run"
+    result = stage1(
+        "run", "--recipe", "baseline", f"data.table={four}", "backbone.input_size=64", "train.epochs=25",
+        "evaluation.resamples=20", "--output", folder,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "target: error <= 0.05 (the default for 4 classes" in result.stderr + result.stdout
+    certificate = read_document(folder / "certificate.json", "certificate")
+    assert {name: risk["target"] for name, risk in certificate["risks"].items()} == {"error": 0.05}
+    assert read_document(folder / "attempts.json", "attempts")["attempts"][0]["risks"] == {"error": 0.05}
+    assert stage1("verify", folder / "bundle", "--recompute").returncode == 0
+
+
+def test_a_target_for_two_classes_is_refused_before_the_first_image_is_split(four, tmp_path):
+    result = stage1("run", "--recipe", "baseline", f"data.table={four}", "risks.fnr=0.02", "--output", tmp_path / "run")
+    one_line_error(result, 2, "risk 'fnr' is for two classes, there are 4", "risks={error: 0.05}")
+    assert not (tmp_path / "run" / "splits.json").exists()
+
+
+def test_scores_of_four_classes_take_the_default_and_write_it_down(tmp_path):
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 4, 3000)
+    logits = 6.0 * np.eye(4)[labels] + 2.0 * rng.normal(size=(3000, 4))
+    np.savez(tmp_path / "four.npz", logits=logits, labels=labels)
+    made = stage1("calibrate", "--scores", tmp_path / "four.npz", "--values", "logits", "--output", tmp_path / "out")
+    assert made.returncode == 0, made.stderr
+    assert "risks:\n  error: 0.05\n" in (tmp_path / "out" / "options.yaml").read_text()
+    audited = stage1(
+        "audit", "--scores", tmp_path / "four.npz", "--values", "logits", "--draws", "3", "--json", "--quiet"
+    )
+    assert json.loads(audited.stdout)["risks"] == {"error": 0.05}
+    planned = stage1("plan", "--scores", tmp_path / "four.npz", "--values", "logits", "--draws", "20", "--json")
+    assert json.loads(planned.stdout)["risks"] == {"error": 0.05}

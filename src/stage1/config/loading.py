@@ -16,6 +16,7 @@ from stage1.config.recipe import recipe_text, recipes
 from stage1.config.run import RunConfig
 from stage1.errors import ConfigError, MissingError
 from stage1.files import read_text, read_yaml
+from stage1.targets import default_risks
 
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
 _WHOLE = ("risks", "class_coverage")
@@ -182,10 +183,10 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
     known = known_keys()
     if dotted not in known and not (path and path[0] in (*_WHOLE, "data") and ".".join(path) in known):
         raise ConfigError(f"{_cut(dotted)}: unknown key{nearest(dotted, known)} ({source})")
-    if path == [
-        "risks"
-    ]:  # one risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away
-        values.setdefault("risks", dict(RunConfig.model_fields["risks"].default))
+    if path == ["risks"] and values.get("risks") is None:
+        # One risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away. A risk of a class is
+        # for more than two classes, which have another default.
+        values["risks"] = default_risks(_class_count(values, last))
     place = values
     for part in path:
         place = place.setdefault(part, {})
@@ -198,6 +199,12 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
     for name in [name for name in origin if name.startswith(f"{dotted}.")]:
         del origin[name]  # a section that is given whole replaces the one before
     origin[dotted] = source
+
+
+def _class_count(values: Mapping[str, Any], risk: str) -> int:
+    """How many classes the target is for, as far as it can be told here: 3 stands for more than two."""
+    classes = values.get("data", {}).get("classes")
+    return len(classes) if isinstance(classes, list) else 3 if "." in risk else 2
 
 
 def _prefix_origin(key: str, origin: Mapping[str, str]) -> str:

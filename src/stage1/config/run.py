@@ -15,6 +15,7 @@ from stage1.config.policy import CalibrationConfig, PolicyConfig
 from stage1.config.section import Rate, Section, Seed
 from stage1.config.tuning import AdapterConfig, ImageTrainConfig, PretrainConfig
 from stage1.config.views import ViewsConfig
+from stage1.targets import default_risks
 
 
 class RunConfig(Section):
@@ -38,8 +39,9 @@ class RunConfig(Section):
     export: ExportConfig = ExportConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     policy: PolicyConfig = PolicyConfig()
-    risks: dict[str, Rate] = {"fnr": 0.02, "false_exit_rate": 0.05}
-    """Target: every named risk at most this, jointly at `confidence`."""
+    risks: dict[str, Rate] | None = None
+    """Target: every named risk at most this, jointly at `confidence`. null: for two classes fnr 0.02 and false_exit_rate 0.05,
+    for more error 0.05 (of the answers that are given, at most this share is wrong)."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     """1 - delta: the chance, over calibration sets, that all risks hold."""
     coverage: Rate | None = None
@@ -56,6 +58,14 @@ class RunConfig(Section):
     """What is counted where groups repeat: one image of each group, group means of all images, or (auto) the better on val_select."""
     evaluation: EvaluationConfig = EvaluationConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()
+
+    def risks_for(self, n_classes: int) -> dict[str, float]:
+        """The target with so many classes: the one that is given, else the default."""
+        return default_risks(n_classes) if self.risks is None else dict(self.risks)
+
+    def for_classes(self, n_classes: int) -> RunConfig:
+        """This config with its target written out for so many classes."""
+        return self.model_copy(update={"risks": self.risks_for(n_classes)})
 
     @property
     def pretrains(self) -> bool:
@@ -94,10 +104,11 @@ class RunConfig(Section):
         """What scrc certifies, as far as it does not depend on how many classes there are."""
         if self.policy.name != "scrc":
             return self
-        of_each = all(name.startswith("miss_rate.") for name in self.risks)
-        if not of_each and set(self.risks) not in ({"miss_rate"}, {"miss_rate", "false_exit_rate"}):
+        risks = self.risks_for(2)
+        of_each = all(name.startswith("miss_rate.") for name in risks)
+        if not of_each and set(risks) not in ({"miss_rate"}, {"miss_rate", "false_exit_rate"}):
             raise ValueError(
-                f"policy.name=scrc with risks {' + '.join(self.risks)}; give miss_rate and false_exit_rate (with more than two "
+                f"policy.name=scrc with risks {' + '.join(risks)}; give miss_rate and false_exit_rate (with more than two "
                 "classes miss_rate, or miss_rate.<class> for each)"
             )
         for key, given in (
@@ -112,7 +123,9 @@ class RunConfig(Section):
 
     @field_validator("risks")
     @classmethod
-    def _known_risks(cls, risks: dict[str, float]) -> dict[str, float]:
+    def _known_risks(cls, risks: dict[str, float] | None) -> dict[str, float] | None:
+        if risks is None:
+            return None
         known = ("fnr", "fpr", "miss_rate", "false_exit_rate", "error")
         for name in risks:
             kind, dot, of_class = name.partition(".")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sklearn.utils import Tags
 
 _ROLES = ("train", "val_select", "val_calib")
-_DEFAULT_RISKS = {"fnr": 0.02, "false_exit_rate": 0.05}
 
 
 class Stage1Policy(ClassifierMixin, BaseEstimator):
@@ -139,7 +138,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         scores = self._scores(rows, labels=labels, groups=split.groups, ids=split.ids)
         select, calib = (scores.take(self.roles_ == role) for role in ("val_select", "val_calib"))
         self.policy_ = fit_policy(
-            self.policy, select=select, calib=calib, risks=_DEFAULT_RISKS if self.risks is None else self.risks,
+            self.policy, select=select, calib=calib, risks=self.risks,
             confidence=self.confidence, coverage=self.coverage, class_coverage=self.class_coverage, target_prior=self.target_prior,
             allow_one_sided=self.allow_one_sided, assume_iid=self.assume_iid, classes=[str(name) for name in self.classes_],
             seed=self.seed, kept=self._kept(select), against_argmax=self.against_argmax,

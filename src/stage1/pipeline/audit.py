@@ -80,7 +80,7 @@ def audit(
             plug_coverage.append(decided.coverage)
         advance(1)
     return {
-        "policy": config.policy.name, "risks": dict(config.risks), "confidence": config.confidence, "draws": draws,
+        "policy": config.policy.name, "risks": config.risks_for(population.n_classes), "confidence": config.confidence, "draws": draws,
         "n_select": sizes.select, "n_calib": sizes.calib, "certified": certified / draws,
         "violation": broken / draws, "violation_low": float(binomial_lower(broken, draws, 0.025)),
         "violation_high": float(binomial_upper(broken, draws, 0.025)), "delta": 1.0 - config.confidence,
@@ -112,23 +112,25 @@ def plug_in(policy: Policy, select: Scores, calib: Scores, config: RunConfig) ->
         if isinstance(base, ScrcPolicy):
             return None
         return _plug_in_classes(base, decided_on(policy, select), decided_on(policy, calib), config)
-    path = calibrated_path(select.margin, select.known_labels, Goal(config.risks, len(calib), 0.5))
+    risks = config.risks_for(2)
+    path = calibrated_path(select.margin, select.known_labels, Goal(risks, len(calib), 0.5))
     if path is None:
         return None
     labels, margin = calib.known_labels, calib.margin
     exits = count_exits(margin[labels == 0], margin[labels == 1], path.lo, path.hi)
-    place = _last_that_meets([exits.counts(name) for name in config.risks], list(config.risks.values()))
+    place = _last_that_meets([exits.counts(name) for name in risks], list(risks.values()))
     lo, hi = float(path.lo[place]), float(path.hi[place])
     return SoftmaxPolicy(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None, policy.classes, False)
 
 
 def _plug_in_classes(base: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
     score, mode = (base.confidence_score, base.mode) if isinstance(base, MulticlassPolicy) else ("msp", "one")
-    path = path_of(select, score, ClassGoal(config.risks, base.classes, len(calib), 0.5), mode)
+    risks = config.risks_for(calib.n_classes)
+    path = path_of(select, score, ClassGoal(risks, base.classes, len(calib), 0.5), mode)
     if path is None:
         return None
     exits = Sample.of(calib, score).counts(path.thresholds)
-    place = _last_that_meets([exits.counts(name, base.classes) for name in config.risks], list(config.risks.values()))
+    place = _last_that_meets([exits.counts(name, base.classes) for name in risks], list(risks.values()))
     cuts = tuple(float(cut) if np.isfinite(cut) else None for cut in path.thresholds[place])
     return MulticlassPolicy(score, cuts, mode, base.classes, False)
 
@@ -199,7 +201,7 @@ def _false_risks(
     balance = _at_prior(population, config.target_prior, weights)
     return [
         name
-        for name, target in config.risks.items()
+        for name, target in config.risks_for(population.n_classes).items()
         if _share(*shares[name], balance if name == "error" else weights) > target
     ]
 

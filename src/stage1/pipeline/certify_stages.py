@@ -95,7 +95,7 @@ def _attempt(run: RunDir, calib: Scores) -> int:
     config = run.config
     present: dict[str, Any] = {
         "calib_digest": calibration_digest(calib), "model": digest_file(run / "model.onnx"), "policy": config.policy.name,
-        "risks": dict(config.risks), "confidence": config.confidence, "assume_iid": config.assume_iid,
+        "risks": config.risks_for(calib.n_classes), "confidence": config.confidence, "assume_iid": config.assume_iid,
         "coverage": config.coverage, "class_coverage": dict(config.class_coverage), "target_prior": config.target_prior,
         "against_argmax": config.policy.against_argmax,
     }  # fmt: skip

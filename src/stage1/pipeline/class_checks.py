@@ -34,10 +34,10 @@ def check_all(config: RunConfig, classes: Sequence[str]) -> None:
     check_classes(config.policy.name, classes)
     if config.policy.name == "scrc":
         coverage = SCRC_COVERAGE if config.coverage is None else config.coverage
-        checked_targets(config.risks, classes, coverage, config.confidence, config.policy.variant)
+        checked_targets(config.risks_for(len(classes)), classes, coverage, config.confidence, config.policy.variant)
     else:
         Request(
-            config.risks, config.confidence, config.coverage, config.class_coverage, config.target_prior, config.allow_one_sided,
+            config.risks_for(len(classes)), config.confidence, config.coverage, config.class_coverage, config.target_prior, config.allow_one_sided,
             tuple(classes),
         )  # fmt: skip
     for key, given in (

@@ -21,6 +21,7 @@ from stage1.policy.units import choose_unit, one_per_group
 from stage1.risk.planning import SIDES, shared_delta
 from stage1.risk.testing import max_errors, minimum_samples
 from stage1.scores import Scores
+from stage1.targets import default_risks
 
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable
@@ -139,6 +140,9 @@ def split_lines(document: Mapping[str, Any], table: SampleTable, config: RunConf
         )
     if dealing_of(document) == BY_SIZE:
         lines.append(f"WARNING {BY_SIZE_REASON} Until then nothing is certified.")
+    if config.risks is None:
+        target = ", ".join(f"{name} <= {value:g}" for name, value in default_risks(len(classes)).items())
+        lines.append(f"target: {target} (the default for {len(classes)} classes; risks={{...}} sets another)")
     return lines + [f"{name}: {text}" for name, text in can_certify(table, config).items()]
 
 
@@ -165,9 +169,10 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
     scores = Scores(logits=np.zeros((len(calib), 2)), labels=calib.labels, groups=calib.groups, ids=calib.ids)
     unit = choose_unit(scores, "auto", config.assume_iid)
     labels = scores.known_labels[one_per_group(scores, config.seed)] if unit == "group" else scores.known_labels
-    delta = shared_delta(config.confidence, len(config.risks))
+    risks = config.risks_for(2)
+    delta = shared_delta(config.confidence, len(risks))
     lines = {}
-    for name, target in config.risks.items():
+    for name, target in risks.items():
         if name not in SIDES:
             continue
         side, only_exits = SIDES[name]

@@ -60,7 +60,7 @@ def fit_configured(
         # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
         score = _confidence_score(config, select, calib.n_classes, say)
         fitted = fit_policy(
-            config.policy.name, select=select, calib=calib, risks=config.risks, confidence=config.confidence, coverage=config.coverage,
+            config.policy.name, select=select, calib=calib, risks=config.risks_for(calib.n_classes), confidence=config.confidence, coverage=config.coverage,
             class_coverage=config.class_coverage, target_prior=config.target_prior, assume_iid=config.assume_iid, unit=config.unit, slices=config.data.slices,
             allow_one_sided=config.allow_one_sided, classes=classes, seed=config.seed, attempt=attempt,
             uncertified_because=uncertified_because, variant=config.policy.variant, kept="gate" if kept == "gate" else "softmax",

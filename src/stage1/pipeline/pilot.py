@@ -229,7 +229,7 @@ def _plain(config: RunConfig, pilot: Scores) -> bool:
 def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FrozenMap) -> Fit:
     """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times slower)."""
     request = Request(
-        config.risks, config.confidence, config.coverage, dict(config.class_coverage), config.target_prior,
+        config.risks_for(2), config.confidence, config.coverage, dict(config.class_coverage), config.target_prior,
         config.allow_one_sided, classes, config.policy.against_argmax,
     )  # fmt: skip
     if not config.policy.against_argmax:

@@ -44,20 +44,23 @@ def make_plan(
     Raises ConfigError (options; a target without closed form and no pilot), DataError (the pilot).
     """
     prior = 0.5 if ask.prior is None else ask.prior
-    closed = all(name in SIDES for name in config.risks)
+    classes = config.data.classes
+    config = config.for_classes(pilot.n_classes if pilot is not None else len(classes) if classes else 2)
+    risks = config.risks_for(2)
+    closed = all(name in SIDES for name in risks)
     settings: dict[str, Any] = {"confidence": config.confidence, "prior": prior, "exit_rates": ask.exit_rates}
-    needs = [] if pilot is not None and not closed else [asdict(need) for need in plan(config.risks, **settings)]
+    needs = [] if pilot is not None and not closed else [asdict(need) for need in plan(risks, **settings)]
     document: dict[str, Any] = {
-        "confidence": config.confidence, "prior": prior, "exit_rates": list(ask.exit_rates), "risks": dict(config.risks),
+        "confidence": config.confidence, "prior": prior, "exit_rates": list(ask.exit_rates), "risks": dict(risks),
         "needs": needs, "success": None, "pilot": None,
     }  # fmt: skip
     if ask.success is not None and closed:
         if not 0 < ask.expected < 1:
             raise ConfigError(f"--expected-risk {ask.expected:g}: a share of the target, strictly between 0 and 1")
-        expected = {name: ask.expected * target for name, target in config.risks.items()}
-        found = plan_success(config.risks, expected, success=ask.success, **settings)
+        expected = {name: ask.expected * target for name, target in risks.items()}
+        found = plan_success(risks, expected, success=ask.success, **settings)
         sizes = dict.fromkeys(round(found.in_total * share) for share in _CURVE)
-        curve = [[n, success_probability(n, config.risks, expected, **settings)] for n in sizes]
+        curve = [[n, success_probability(n, risks, expected, **settings)] for n in sizes]
         document["success"] = asdict(found) | {"expected_share": ask.expected, "curve": curve}
     if pilot is not None:
         document["pilot"] = pilot_plan(

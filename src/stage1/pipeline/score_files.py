@@ -42,6 +42,7 @@ def calibrate_scores(
     scores, roles = read_scores(
         path, values=checked_values(values), columns=columns, classes=config.data.classes, say=say
     )
+    config = config.for_classes(scores.n_classes)  # the options that are written name the target
     if roles is None:
         roles = hashed_roles(scores, _SPLIT_ROLES, _shares(shares), config.split.seed)
     if not (roles == "val_calib").any():

@@ -81,7 +81,7 @@ def choosing_state(run: RunDir) -> str:
     if config.views.adaptive:  # where looking stops depends on what is to be certified
         facts |= {
             "tolerance": config.views.tolerance,
-            "risks": dict(config.risks),
+            "risks": config.risks_for(2),  # adaptive views are for two classes
             "confidence": config.confidence,
             "assume_iid": config.assume_iid,
         }
@@ -166,7 +166,7 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
         sequence = None
         if settings.adaptive:
             sequence = fit_sequence(
-                logits, truth, groups[part], policy, choice.name, risks=config.risks, confidence=config.confidence,
+                logits, truth, groups[part], policy, choice.name, risks=config.risks_for(2), confidence=config.confidence,
                 calibration_units=units, tolerance=settings.tolerance, seed=config.seed,
             )  # fmt: skip
         return FrozenViews(policy, aggregator(choice.name, policy, logits, truth), sequence, comparison)

@@ -28,6 +28,7 @@ from stage1.policy.scrc_fit import fit_scrc
 from stage1.policy.softmax import SoftmaxPolicy
 from stage1.policy.viewed import on_views
 from stage1.scores import Scores
+from stage1.targets import default_risks
 
 POLICY_FILES = {"softmax": "thresholds.json", "gate": "gateparams.json", "scrc": "scrcparams.json"}
 SCRC_COVERAGE = 0.7
@@ -37,7 +38,7 @@ def fit_policy(
     name: str,
     *,
     calib: Scores,
-    risks: Mapping[str, float],
+    risks: Mapping[str, float] | None = None,
     select: Scores | None = None,
     confidence: float = 0.95,
     coverage: float | None = None,
@@ -62,7 +63,7 @@ def fit_policy(
 
     calib: labelled scores of val_calib, never seen by training or selection. select: labelled scores of val_select;
     needed where the target has no closed-form rule (both ratios, error, floors), else only its ids are looked at.
-    risks: name -> target in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; with more than two classes of error,
+    risks: None: for two classes fnr 0.02 and false_exit_rate 0.05, for more error 0.05 (of scrc none). Else name -> target in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; with more than two classes of error,
     fnr.<class> (wrong among images of the class that exit), wrong.<class> (wrong among images that exit as it) and
     miss_rate.<class> (wrong exits among all images of the class). coverage, class_coverage: floors on the
     share of images (of a class) that exit. All held jointly at `confidence`. target_prior: P(y = 1) for error and coverage.
@@ -85,6 +86,7 @@ def fit_policy(
     if name not in POLICY_FILES:
         raise ConfigError(f"policy {name!r} is unknown; policies are {', '.join(POLICY_FILES)}")
     check_samples(calib, select)
+    risks = default_risks(calib.n_classes) if risks is None else risks
     counting: dict[str, Any] = {"unit": unit, "assume_iid": assume_iid, "seed": seed, "attempt": attempt}
     if slices and (name == "scrc" or calib.n_classes != 2):
         raise ConfigError(

@@ -113,7 +113,8 @@ def _check_name(name: str, classes: Sequence[str]) -> None:
     if len(classes) > 2 and name in SIDES:
         known = f"{kind}.<class>" if kind in CLASS_RISKS else "fnr.<class>"
         raise ConfigError(
-            f"risk {name!r} is for two classes, there are {len(classes)}; use error, or {known}, e.g. {known.split('.')[0]}.{classes[0]}"
+            f"risk {name!r} is for two classes, there are {len(classes)}; use error, or {known}, e.g. "
+            f"{known.split('.')[0]}.{classes[0]}; risks={{error: 0.05}} replaces the whole target"
         )
     if dot and kind in CLASS_RISKS:
         if len(classes) == 2:
