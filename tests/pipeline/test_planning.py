@@ -188,3 +188,12 @@ def test_the_figure_has_a_panel_for_the_chance():
     assert height["both"] > height["needs"] > height["pilot"]
     with pytest.raises(DataError, match="or a pilot"):
         plan_drawing([])
+
+
+def test_the_prior_of_the_arithmetic_is_the_pilots():
+    """Counts for a prior of one half stood above a pilot with a quarter of positives."""
+    pilot = scores(1200)
+    share = float(pilot.known_labels.mean())
+    document = make_plan(config(WALK), Ask(draws=20), pilot)
+    assert document["prior"] == document["pilot"]["prior"] == share
+    assert make_plan(config(WALK), Ask(draws=20, prior=0.5), pilot)["prior"] == 0.5

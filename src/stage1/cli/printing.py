@@ -31,7 +31,7 @@ def run_summary(result: Any, verdict: Any) -> dict[str, Any]:
     certificate = result.certificate
     return {
         "run": str(result.folder), "certified": certificate.certified, "statement": certificate.statement,
-        "coverage": certificate.coverage.value, "verdict": asdict(verdict), "report": str(result.folder / "report.html"), "bundle": str(result.bundle),
+        "needed": certificate.needed, "coverage": certificate.coverage.value, "verdict": asdict(verdict), "report": str(result.folder / "report.html"), "bundle": str(result.bundle),
         "done": list(result.done), "skipped": list(result.skipped), "seconds": round(result.seconds, 1),
     }  # fmt: skip
 
@@ -40,10 +40,18 @@ def run_lines(summary: dict[str, Any]) -> list[str]:
     return [
         "",
         f"CERTIFIED  {summary['statement']}",
+        *shut_lines(summary),
         "",
         f"report  {summary['report']}",
         f"bundle  {summary['bundle']}",
     ]
+
+
+def shut_lines(certificate: dict[str, Any]) -> list[str]:
+    """What it takes to open the side of a certificate that is shut; nothing where both sides exit or nothing does."""
+    if not certificate["certified"] or not certificate["needed"]:
+        return []
+    return [f"To let images exit on that side too: {certificate['needed']}"]
 
 
 def check_lines(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stage1.cli.printing import argmax_lines, evaluation_lines, shift_lines, verdict_line
+from stage1.cli.printing import argmax_lines, evaluation_lines, shift_lines, shut_lines, verdict_line
 from stage1.cli.root import (
     STAGES,
     AsJson,
@@ -69,6 +69,11 @@ def _stage(
         lambda result: [f"{run / item}" for item in result["outputs"]],
     )
     if name == "calibrate":
+        if not as_json:
+            from stage1.documents import read_document
+
+            certificate = read_document(run / "certificate.json", "certificate")
+            typer.echo("\n".join([certificate["statement"], *shut_lines(certificate)]))
         _say_verdict(run, as_json)
         exit_by_certificate(run)
 
@@ -248,6 +253,7 @@ def calibrate(
         as_json,
         lambda document: [
             document["statement"],
+            *shut_lines(document),
             f"{folder}: policy file, calibration.json, certificate.json, scores.parquet",
         ],
     )

@@ -43,7 +43,9 @@ def make_plan(
     The closed form is for fnr, fpr, miss_rate, false_exit_rate without floors; for other targets the pilot alone speaks.
     Raises ConfigError (options; a target without closed form and no pilot), DataError (the pilot).
     """
-    prior = 0.5 if ask.prior is None else ask.prior
+    prior = ask.prior
+    if prior is None:
+        prior = float((pilot.known_labels == 1).mean()) if pilot is not None and pilot.n_classes == 2 else 0.5
     classes = config.data.classes
     config = config.for_classes(pilot.n_classes if pilot is not None else len(classes) if classes else 2)
     risks = config.risks_for(2)

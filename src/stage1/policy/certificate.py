@@ -256,10 +256,10 @@ def images(class_name: str, unit: str = "image") -> str:
 
 
 def certified_statement(
-    request: Request, coverage: float, unit: str, *, assume_iid: bool, attempt: int, closed: str | None,
+    request: Request, coverage: float, unit: str, *, assume_iid: bool, attempt: int, closed: str | None, closed_because: str = "",
     open_ends: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits.
+    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits; closed_because: a sentence.
 
     open_ends: sentences about what the target does not limit (policy/unlimited.py).
     """
@@ -270,7 +270,7 @@ def certified_statement(
         f"With confidence {percent(request.confidence)}, {claims(request)}; {shown} of the calibration {counted}s exit."
     )
     if closed is not None:
-        sentence += f" No image exits as '{closed}': there are too few calibration {counted}s for that side, so it always defers."
+        sentence += f" No image exits as '{closed}', such images always defer: {closed_because}"
     sentence += "".join(f" {text}" for text in open_ends)
     if unit == "group":
         sentence += " An image here is a random image of a random group (one image of each group was counted)."

@@ -47,6 +47,8 @@ from stage1.risk import binomial_upper, minimum_samples
 from stage1.risk.planning import SIDES
 from stage1.scores import Scores
 
+SHUT_ON_SELECT = "no threshold on that side is expected, from val_select, to keep the risks."
+
 Floats = NDArray[np.float64]
 ScoreOf = Callable[[Scores], Floats]
 
@@ -121,6 +123,7 @@ def certify(
             assume_iid=iid_assumed,
             attempt=attempt,
             closed=closed,
+            closed_because=reason or SHUT_ON_SELECT,
             open_ends=(*shut_by_target(never, closed), *without_limit),
         )
         + slices_sentence(claims, request.confidence, percent)

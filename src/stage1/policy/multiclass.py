@@ -40,7 +40,7 @@ from stage1.policy.multiclass_counts import (
     risks_hold,
 )
 from stage1.policy.multiclass_path import MINIMUM_ROWS, MODES, ClassGoal, ClassPath, class_path
-from stage1.policy.multiclass_shortfall import Sample, shortfall
+from stage1.policy.multiclass_shortfall import Sample, bounds_above, shortfall
 from stage1.policy.request import Request
 from stage1.policy.units import choose_unit, clustered, one_per_group
 from stage1.policy.unlimited import unlimited
@@ -179,6 +179,7 @@ def fit_multiclass(
         reason, needed = shortfall(
             sample, at, request, spent, unit, Sample.of(select, confidence_score), seed,
             lambda n: _walker(_path(select, confidence_score, request, n, spent, mode), request, spent),
+            lambda other: _failing(_path(select, confidence_score, other, len(counted), spent, thresholds), sample, other, spent),
         )  # fmt: skip
     iid_assumed = assume_iid and unit == "image" and clustered(calib)
     never = tuple(name for name, cut in zip(request.classes, cuts, strict=True) if not np.isfinite(cut))
@@ -236,6 +237,17 @@ def walk(path: ClassPath, sample: Sample, request: Request, delta: float) -> tup
         if lowest is None or place < len(path.thresholds) - 1 - lowest:
             return None, place
     return place, None
+
+
+def _failing(path: ClassPath | None, sample: Sample, request: Request, delta: float) -> dict[str, float] | None:
+    """The risks that fail where testing along the path stops, with their bounds; {} where the target passes, None: no path."""
+    if path is None:
+        return None
+    place, tried = walk(path, sample, request, delta)
+    if place is not None:
+        return {} if sample.counts(path.thresholds[place][None, :]).exits[0] > 0 else None
+    assert tried is not None, "a walk that ends nowhere names the place that failed"
+    return bounds_above(sample, path.thresholds[tried], request, delta) or None
 
 
 def _walker(path: ClassPath | None, request: Request, delta: float) -> Any:

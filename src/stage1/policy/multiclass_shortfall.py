@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from stage1.confidence import confidence
 from stage1.policy.certificate import percent
 from stage1.policy.multiclass_counts import ClassExits, count_class_exits
-from stage1.policy.request import Request
+from stage1.policy.request import Request, passing_targets, settable
+from stage1.policy.shortfall import realistic
 from stage1.risk import binomial_pvalue, binomial_upper, minimum_samples
 from stage1.scores import Scores
 
@@ -51,9 +51,9 @@ class Sample:
 
 def shortfall(
     sample: Sample, at: Floats | None, request: Request, delta: float, unit: str, select: Sample, seed: int,
-    passes: Callable[[int], Callable[[Sample], bool]],
+    passes: Callable[[int], Callable[[Sample], bool]], again: Callable[[Request], Mapping[str, float] | None],
 ) -> tuple[str, str]:  # fmt: skip
-    """(reason, needed) where nothing can be certified.
+    """(reason, needed) where nothing can be certified. again: as `passing_targets` takes it, on the same sample.
 
     at: float [K], the thresholds that failed; None: val_select suggests none. passes(n): whether a sample of n units
     certifies, as a function of the sample.
@@ -67,29 +67,39 @@ def shortfall(
         need = f"more calibration {unit}s, better scores, or larger targets"
     else:
         reason, need = _failed(sample, at, request, delta, unit)
+    targets = passing_targets(request, again)
+    if targets is not None:
+        need += f", or {settable(targets)}, which these {unit}s certify"
     enough = simulated_need(len(sample), select, seed, passes)
-    if enough is not None:
-        need += f"; by simulation from val_select, {enough} {unit}s of the same kind certify it with probability {_SUCCESS:g}"
-    return reason, f"{need}."
+    return reason, f"{realistic(enough, len(sample), unit)}{need}."
+
+
+def bounds_above(sample: Sample, at: Floats, request: Request, delta: float) -> dict[str, float]:
+    """Of the risks that fail at thresholds float [K]: the exact bound that is reached there."""
+    exits = sample.counts(at[None, :])
+    found = {}
+    for name, target in request.targets.items():
+        errors, n = (int(column[0]) for column in exits.counts(name, request.classes))
+        if float(binomial_pvalue(errors, n, target)) > delta:
+            found[name] = float(binomial_upper(errors, n, delta))
+    return found
 
 
 def _failed(sample: Sample, at: Floats, request: Request, delta: float, unit: str) -> tuple[str, str]:
     exits = sample.counts(at[None, :])
-    failed, nearest = [], []
-    for name, target in request.targets.items():
+    failed = []
+    for name, bound in bounds_above(sample, at, request, delta).items():
+        target = request.targets[name]
         errors, n = (int(column[0]) for column in exits.counts(name, request.classes))
-        if float(binomial_pvalue(errors, n, target)) <= delta:
-            continue
-        bound, least = float(binomial_upper(errors, n, delta)), minimum_samples(target, delta, errors)
+        least = minimum_samples(target, delta, errors)
         failed.append(
             f"{name} <= {target:g}: {errors} of {n} {unit}s wrong there, exact bound {bound:.4f}"
             + (f" ({least} counted {unit}s are needed with {errors} errors)" if n < least else "")
         )
-        nearest.append(f"risks.{name} >= {_up(bound)}")
     if failed:
         return (
             f"Already the first thresholds to be tested fail at {percent(request.confidence)}: {'; '.join(failed)}.",
-            f"better scores, more calibration {unit}s, or {' and '.join(nearest)}",
+            f"better scores or more calibration {unit}s",
         )
     asked = [f"coverage >= {request.coverage:g}"] if request.coverage is not None else []
     asked += [f"class_coverage.{name} >= {floor:g}" for name, floor in request.class_coverage.items()]
@@ -124,8 +134,3 @@ def simulated_need(n: int, select: Sample, seed: int, passes: Callable[[int], Ca
         else:
             return size
     return None
-
-
-def _up(level: float) -> str:
-    """A level rounded up to three digits: rounding down would name one that fails."""
-    return f"{ceil(level * 1000) / 1000:g}" if level < 1 else "1"

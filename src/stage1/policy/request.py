@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
 
 from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
@@ -87,6 +90,48 @@ class Request:
     @property
     def has_floor(self) -> bool:
         return self.coverage is not None or bool(self.class_coverage)
+
+
+def settable(targets: Mapping[str, float]) -> str:
+    """A target as an override that the command line takes, e.g. "risks={error: 0.05, fnr.cat: 0.1}"; it is the whole target."""
+    plain = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+    named = (name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in targets)
+    return f"risks={{{', '.join(f'{name}: {target:g}' for name, target in zip(named, targets.values(), strict=True))}}}"
+
+
+def rounded_up(level: float) -> float:
+    """A level with three digits, rounded up: rounding down would name one that fails."""
+    return ceil(level * 1000) / 1000 if level < 1 else 1.0
+
+
+_STEP, _ROUNDS = 1.4, 20
+
+
+def passing_targets(
+    request: Request, failing: Callable[[Request], Mapping[str, float] | None]
+) -> dict[str, float] | None:
+    """The target nearest to `request` that these units certify when it is asked for instead; None where none is found.
+
+    failing(request): the risks that fail where testing stops, with the bounds that they reach there; {} where the whole target
+    passes, None where no thresholds are found for it. Larger targets lay out another path, so the first answer is tried, not believed.
+    """
+    targets = dict(request.targets)
+    for _ in range(_ROUNDS):
+        found = failing(replace(request, risks=targets))
+        if found is None:
+            # No path at all: the target is far off.
+            targets = {name: rounded_up(_STEP * target) for name, target in targets.items()}
+        elif not found:
+            return targets if targets != dict(request.targets) else None
+        else:
+            # A bound from a handful of exits is far above what more exits show at a larger target: not further than a step.
+            targets |= {
+                name: rounded_up(max(min(bound, _STEP * targets[name]), targets[name] + 0.001))
+                for name, bound in found.items()
+            }
+        if max(targets.values()) >= 1:
+            return None
+    return None
 
 
 def risk_names(classes: Sequence[str]) -> tuple[str, ...]:

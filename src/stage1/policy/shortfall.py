@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Protocol
 
@@ -13,8 +13,8 @@ from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.counts import count_exits, error_upper
 from stage1.policy.engine import PATH_METHOD, Choice, path_from, rule
 from stage1.policy.group_means import MEANS_METHOD, Frames, choose_by_means, risk_claims, upper_bound
-from stage1.policy.request import Request
-from stage1.policy.softmax import Thresholds
+from stage1.policy.request import Request, passing_targets, rounded_up, settable
+from stage1.policy.softmax import METHODS, Thresholds
 from stage1.risk import binomial_upper
 from stage1.risk.groups import GroupLayout
 from stage1.risk.planning import SIDES
@@ -49,19 +49,29 @@ def shortfall(
     if choice.method in (PATH_METHOD, MEANS_METHOD):
         if certified:
             return None, None
-        reason, need = _path_failed(sample, request, choice, unit)
+        again = _tested_again(sample, request, select, select_score)
+        reason, need = _path_failed(sample, request, choice, unit, again)
     else:
-        reason, need = _too_few(bounds, sample.labels, request, certified, unit)
+        reason, need = _too_few(bounds, sample, request, certified, unit)
         if reason is None and not certified:
             reason = f"No calibration {unit} exits at the thresholds that the target allows: the scores are tied or do not separate the classes."
             need = "scores that separate the classes, or larger targets"
     if reason is None or need is None:
         return None, None
     enough = simulated_need(len(sample), request, select, select_score, seed, unit)
-    if enough is not None:
-        name = "group" if unit == "group_mean" else unit
-        need += f"; by simulation from val_select, {enough} {name}s of the same kind certify it with probability {_SUCCESS:g}"
-    return reason, f"{need}."
+    lead = realistic(enough, len(sample), "group" if unit == "group_mean" else unit)
+    least = "at the least " if lead and choice.method not in (PATH_METHOD, MEANS_METHOD) else ""
+    return reason, f"{lead}{least}{need}."
+
+
+def realistic(enough: int | None, present: int, unit: str) -> str:
+    """What it really takes, before what arithmetic allows at best; "" where simulation found no number."""
+    if enough is None:
+        return ""
+    return (
+        f"about {enough} calibration {unit}s of the same kind instead of {present}, which certify it with probability "
+        f"{_SUCCESS:g} by simulation from val_select; else "
+    )
 
 
 class Sample(Protocol):
@@ -77,9 +87,10 @@ class Sample(Protocol):
 
 
 def _too_few(
-    bounds: Mapping[str, RiskBound], labels: Labels, request: Request, certified: bool, unit: str
+    bounds: Mapping[str, RiskBound], sample: Sample, request: Request, certified: bool, unit: str
 ) -> tuple[str | None, str | None]:
     reasons, needs = [], []
+    labels = sample.labels
     # Where the class that sets the first threshold is too small, the exits of the other class say nothing.
     first_short = any(name in SIDES and not SIDES[name][1] and bound.n < bound.needed for name, bound in bounds.items())
     for name, bound in bounds.items():
@@ -91,38 +102,62 @@ def _too_few(
         goal = f"{name} <= {bound.target:g} at {percent(request.confidence)}"
         if bound.n >= bound.needed:
             continue
-        if not only_exits or (request.one_sided and not certified):
+        exits = bound.n
+        if only_exits and request.one_sided and not certified and members >= bound.needed and request.boundary:
+            # Enough images, but those that their probability favours are too few; with no threshold none counts as an exit.
+            favoured = sample.score > request.boundary.hi if index else sample.score < request.boundary.lo
+            exits = int((favoured & (labels == index)).sum())
+        elif not only_exits or (request.one_sided and not certified):
             reasons.append(f"{members} {units} cannot certify {goal} ({bound.needed} needed with 0 errors).")
             nearest = float(binomial_upper(0, members, bound.delta)) if members else 1.0
             needs.append(
-                f"{bound.needed - members} more labelled {units} in val_calib, or risks.{name} >= {_up(nearest)}, "
+                f"{bound.needed - members} more labelled {units} in val_calib, or risks.{name}={rounded_up(nearest):g}, "
                 f"the least that {members} can certify"
             )
-        elif not first_short:
-            share = bound.n / members if members else 0.0
+            continue
+        if not first_short:
+            share = exits / members if members else 0.0
             reasons.append(
-                f"{bound.n} of {members} {units} exit as '{class_name}'; {goal} takes {bound.needed} with 0 errors."
+                f"{exits} of {members} {units} exit as '{class_name}'; {goal} takes {bound.needed} with 0 errors."
             )
             needs.append(
                 f"about {ceil(bound.needed / share)} {units} in val_calib at this exit share ({percent(round(share, 3))}), "
-                f"better scores, or risks.{name} >= {_up(float(binomial_upper(0, bound.n, bound.delta)))}"
+                f"better scores, or risks.{name}={rounded_up(float(binomial_upper(0, exits, bound.delta))):g}"
                 if share
                 else f"scores that put {units} beyond the threshold, or larger targets"
             )
     return (" ".join(reasons), "; ".join(needs)) if reasons else (None, None)
 
 
-def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str) -> tuple[str, str]:
-    """Which risk failed where testing began, by how much; the nearest level is what was reached there."""
-    tried = choice.tried or Thresholds(None, None)
+Failing = Callable[[Request], Mapping[str, float] | None]
+
+
+def _tested_again(
+    sample: Sample, request: Request, select: Scores | None, select_score: Floats | None
+) -> Failing | None:
+    """The risks that another request fails on the same units, with their bounds; None where that is not to be had (group means)."""
+    if isinstance(sample, Frames) or select is None or select.labels is None or select_score is None:
+        return None
+    score, labels, select_labels = sample.score, sample.labels, select.labels
+    chosen = frozenset(request.targets)
+
+    def failing(other: Request) -> Mapping[str, float] | None:
+        # Claims for slices alone take a target along the path that has a rule of its own.
+        sliced = not request.has_floor and (chosen in METHODS or chosen in ({"fnr"}, {"fpr"}))
+        found = rule(other, len(score), select_score, select_labels, along_path=sliced)(score, labels)
+        if found.place is not None:
+            return {} if np.logical_or(*found.thresholds.exits(score)).any() else None
+        return _bounds_above(sample, other, found, found.tried or Thresholds(None, None)) or None
+
+    return failing
+
+
+def _bounds_above(sample: Sample, request: Request, choice: Choice, tried: Thresholds) -> dict[str, float]:
+    """Of the risks that fail at `tried`: the bound that is reached there."""
     score, labels = sample.score, sample.labels
-    lo = np.array([-np.inf if tried.lo is None else tried.lo])
-    hi = np.array([np.inf if tried.hi is None else tried.hi])
-    exits = count_exits(score[labels == 0], score[labels == 1], lo, hi)
+    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(tried))
     claims = risk_claims(request)
-    counted = "image" if unit == "group_mean" else unit
-    kind = "bound" if unit == "group_mean" else "exact bound"
-    failed, nearest = [], []
+    found = {}
     for name, target in request.targets.items():
         errors, n = (int(column[0]) for column in exits.counts(name))
         if isinstance(sample, Frames):
@@ -132,8 +167,30 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str) ->
         else:
             bound = float(binomial_upper(errors, n, choice.delta))
         if bound > target:
-            failed.append(f"{name} <= {target:g}: {errors} of {n} {counted}s wrong there, {kind} {bound:.4f}")
-            nearest.append(f"risks.{name} >= {_up(bound)}")
+            found[name] = bound
+    return found
+
+
+def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
+    lo = -np.inf if thresholds.lo is None else thresholds.lo
+    hi = np.inf if thresholds.hi is None else thresholds.hi
+    return np.array([lo]), np.array([hi])
+
+
+def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str, again: Failing | None) -> tuple[str, str]:
+    """Which risk failed where testing began, by how much; and the nearest target that these units certify."""
+    tried = choice.tried or Thresholds(None, None)
+    score, labels = sample.score, sample.labels
+    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(tried))
+    above = _bounds_above(sample, request, choice, tried)
+    counted = "image" if unit == "group_mean" else unit
+    kind = "bound" if unit == "group_mean" else "exact bound"
+    failed = []
+    for name, bound in above.items():
+        errors, n = (int(column[0]) for column in exits.counts(name))
+        failed.append(
+            f"{name} <= {request.targets[name]:g}: {errors} of {n} {counted}s wrong there, {kind} {bound:.4f}"
+        )
     if not failed:
         asked = [f"coverage >= {request.coverage:g}"] if request.coverage is not None else []
         asked += [f"class_coverage.{name} >= {floor:g}" for name, floor in request.class_coverage.items()]
@@ -145,7 +202,17 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str) ->
     more = "groups" if unit == "group_mean" else f"{unit}s"
     return (
         f"Already the first thresholds to be tested fail at {percent(request.confidence)}: {'; '.join(failed)}.",
-        f"better scores, more calibration {more}, or {' and '.join(nearest)}",
+        f"better scores, more calibration {more}, or {_nearest(request, above, again)}",
+    )
+
+
+def _nearest(request: Request, above: Mapping[str, float], again: Failing | None) -> str:
+    """A target that these units certify when it is asked for; else the levels that were reached, as the direction."""
+    targets = None if again is None else passing_targets(request, again)
+    if targets is not None:
+        return f"{settable(targets)}, which the present ones certify"
+    return (
+        f"a target beyond {settable({**request.targets, **{name: rounded_up(bound) for name, bound in above.items()}})}"
     )
 
 
@@ -203,8 +270,3 @@ def simulated_need(
         if done >= _SUCCESS * _DRAWS:
             return size
     return None
-
-
-def _up(level: float) -> str:
-    """A level rounded up to three digits: rounding down would name one that fails."""
-    return f"{ceil(level * 1000) / 1000:g}" if level < 1 else "1"
