@@ -86,7 +86,7 @@ ERRORS = {
     "no labels": ({"id": np.arange(N), "prob_1": P}, ["labels", "none"]),
     "a role with a typo": ({"label": LABELS, "prob_1": P, "role": replaced(ROLES, 3, "val_clib")}, ["val_clib"]),
     "no row of val_calib": ({"label": LABELS, "prob_1": P, "role": ["val_test"] * N}, ["no row has the role val_calib"]),
-    "no row at all": ({"label": [], "prob_1": []}, ["val_calib"]),
+    "no row at all": ({"label": [], "prob_1": []}, ["no rows"]),
 }  # fmt: skip
 
 

@@ -174,6 +174,12 @@ TEXT_ERRORS = {
     "no rows and no names": ("a.csv", b"\n\n", ["no logits"]),
     "nothing": ("a.tsv", b"", ["the file is empty"]),
     "zeros": ("a.tsv", bytes(100), ["a.tsv"]),
+    "a header alone": ("a.csv", b"label,logit_1\n", ["no rows"]),
+    "a quote in the header": (
+        "a.csv",
+        b'"id,label,logit_1\n' + b"1,1,2\n" * 30_000,
+        ["a quote in its header never closes"],
+    ),
 }
 
 
@@ -251,6 +257,28 @@ def test_a_damaged_npz_is_named_in_one_line(kind, tmp_path):
     assert "a.npz" in str(raised.value)
     for word in words:
         assert word in str(raised.value)
+
+
+def test_a_nul_never_makes_one_name_of_two(tmp_path):
+    groups = ["a\0b", "a\0c", "d"]
+    np.savez(tmp_path / "a.npz", group=np.array(groups), label=np.array([text.encode() for text in groups]))
+    text_file(tmp_path / "a.csv", "group,x", *(f"{text},1" for text in groups))
+    pq.write_table(pa.table({"group": groups}), tmp_path / "a.parquet")
+    for ending in ("npz", "csv", "parquet"):
+        with pytest.raises(DataError, match=r"column 'group': row 0 is 'a\\x00b': a NUL has no place"):
+            open_columns(tmp_path / f"a.{ending}").texts("group")
+    assert open_columns(tmp_path / "a.npz").cells("label") == [b"a\0b", b"a\0c", b"d"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_as_many_classes_as_anyone_has(ending, tmp_path):
+    logits = np.arange(3 * 70_000, dtype=float).reshape(3, -1) + 0.123456789012345
+    mark = {"csv": ",", "tsv": "\t"}[ending]
+    lines = [
+        mark.join(f"logit_{place}" for place in range(70_000)),
+        *(mark.join(map(repr, row)) for row in logits.tolist()),
+    ]
+    assert (read_scores(text_file(tmp_path / f"wide.{ending}", *lines))[0].logits == logits).all()
 
 
 def test_what_unfolds_to_gigabytes_is_refused_before_it_does(tmp_path):

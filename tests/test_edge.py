@@ -130,3 +130,8 @@ def test_rows_that_a_damaged_table_claims_and_does_not_hold_are_said(tmp_path, m
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, **options: iter(()))
     with pytest.raises(DataError, match="0 of its 2 rows"):
         list(iterate_inputs([str(tmp_path / "t.parquet")]))
+
+
+def test_no_name_in_a_message_steers_the_terminal():
+    line, _ = outcome(DataError("caf\x1b[2J\0\x9b1m.csv: \udce9 日本"))
+    assert line == "caf?[2J??1m.csv: \udce9 日本"

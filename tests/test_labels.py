@@ -19,7 +19,7 @@ from PIL import Image
 from stage1.config import DataConfig
 from stage1.data.sources import read_source
 from stage1.errors import DataError
-from stage1.labels import found_classes, label_text, named_by_digits, normal_form, place_labels
+from stage1.labels import found_classes, label_text, named_by_digits, normal_form, place_labels, stored_names
 from stage1.scores import Scores, read_scores, write_scores
 
 # What stands in the label column, by type; the first two rows, repeated. A CSV holds the text that a program writes for each.
@@ -274,3 +274,14 @@ def test_the_table_of_the_page_is_what_is_done() -> None:
         except DataError:
             done = "refused"
         assert done == places, (labels, classes)
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"[" * 100_000, b"{" * 5_000, b"\xff\xfe", b'{"info": {"features": 3}}', b"9" * 5_000]
+)
+def test_damaged_metadata_holds_no_names(metadata: bytes) -> None:
+    assert stored_names({b"huggingface": metadata}, "label") is None
+
+
+def test_two_labels_that_are_no_text_stay_two() -> None:
+    assert label_text(b"\xff") != label_text(b"\xfe")

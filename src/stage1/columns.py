@@ -33,6 +33,7 @@ _ROOM, _ROOM_PER_BYTE = 256 << 20, 50
 # Texts become an array as wide as the longest of them; one cell of a megabyte would be multiplied by the rows.
 _TEXT_ROOM = 1 << 30
 _MOST_CLASSES = 100_000
+_MOST_BLOCK = 64 << 20  # bytes of a CSV that are parsed at once
 _BLANK = frozenset({"", "nan", "none", "null", "<na>", "nat"})
 _WHOLE = re.compile(r"-?[0-9]+\.0")
 # Whole numbers up to here are exact, by bytes of the float.
@@ -105,6 +106,9 @@ class ColumnFile:
             if isinstance(column, np.ndarray):
                 raise DataError(f"{self.path}: column {name!r} has shape {column.shape}; one value per row expected")
             found = [text.strip() for text in self._texts(column, name)]
+            if any("\0" in text for text in found):  # numpy and Arrow end a text there, and names would become one
+                row = next(row for row, text in enumerate(found) if "\0" in text)
+                raise self._bad_cell(name, row, f"{_shown(found[row])}: a NUL has no place in a name; take it out")
             longest = max(map(len, found), default=0)
             if longest * 4 * len(found) > _TEXT_ROOM:
                 row = next(row for row, text in enumerate(found) if len(text) == longest)
@@ -341,7 +345,8 @@ def _open_npz(path: Path) -> ColumnFile:
             return array
         if array.dtype.kind in "iufM":
             array = array.astype(np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("="))
-        return pa.chunked_array([pa.array(array)])
+        # Text cell by cell: Arrow ends a text of numpy at its first NUL.
+        return pa.chunked_array([pa.array(array.tolist() if array.dtype.kind in "US" else array)])
 
     return ColumnFile(path, names, load)
 
@@ -380,7 +385,10 @@ def _open_csv(path: Path) -> ColumnFile:
             return ColumnFile(path, tuple(padded), lambda name: pa.chunked_array([], type=pa.string()))
         table = pyarrow.csv.read_csv(
             pa.BufferReader(pa.py_buffer(data).slice(end)),
-            read_options=pyarrow.csv.ReadOptions(column_names=padded, use_threads=False),
+            # A row has to fit into a block, and one of 100,000 classes does not fit into the usual one.
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=padded, use_threads=False, block_size=min(max(len(data), 1 << 20), _MOST_BLOCK)
+            ),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             # Text, all of it: a column of ids must not become numbers on its way in.
             convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in padded}),
@@ -403,12 +411,18 @@ def _header(data: bytes, separator: str) -> tuple[list[str], str, int]:
     if said := re.fullmatch(r"sep=(.)", line, re.IGNORECASE):  # the line by which Excel says its separator
         separator = said[1]
         line, start = _record(data, start)
-    found = {
-        mark: next(csv.reader(io.StringIO(line, newline=""), delimiter=mark), []) for mark in (separator, *_SEPARATORS)
-    }
-    if len(found[separator]) < 2:
-        separator = max(found, key=lambda mark: len(found[mark]))
-    return found[separator], separator, start
+    if len(names := _names(line, separator)) < 2:
+        separator, names = max(
+            ((mark, _names(line, mark)) for mark in (separator, *_SEPARATORS)), key=lambda it: len(it[1])
+        )
+    return names, separator, start
+
+
+def _names(line: str, separator: str) -> list[str]:
+    """The names in a header. Python's reader takes fields of 131,072 characters at most: a longer one is no name."""
+    if separator not in line:
+        line = line[: csv.field_size_limit()]
+    return next(csv.reader(io.StringIO(line, newline=""), delimiter=separator), [])
 
 
 def _record(data: bytes, start: int) -> tuple[str, int]:
@@ -420,6 +434,8 @@ def _record(data: bytes, start: int) -> tuple[str, int]:
         quoted ^= data[end] == ord('"')
         end += 1
     line = data[start:end].decode("utf-8")
+    if quoted:
+        raise ValueError("a quote in its header never closes")
     return line, end + (2 if data[end : end + 2] == b"\r\n" else 1 if end < len(data) else 0)
 
 

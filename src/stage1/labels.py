@@ -6,13 +6,13 @@ text means is decided for the whole column, never cell by cell.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from stage1.errors import DataError
+from stage1.files import read_json
 
 _BOOLEANS = {"true": "1", "false": "0"}
 # Class names that answer yes or no: beside them 1 and 0 could mean the answer as well as the position.
@@ -27,7 +27,7 @@ def label_text(value: Any) -> str:
     if value is None or value != value:  # NaN is the one value that differs from itself
         return ""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        value = value.decode("utf-8", "backslashreplace")  # two odd labels stay two
     if isinstance(value, str):
         return value.strip()
     return normal_form(str(value).strip())
@@ -166,7 +166,7 @@ def _number(form: str) -> str | None:
 def stored_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
     """Names of a ClassLabel column that the `datasets` library left in the metadata of a Parquet file; None without."""
     try:
-        feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+        feature = read_json((metadata or {})[b"huggingface"])["info"]["features"][column]
         return tuple(str(name) for name in feature["names"])
     except (KeyError, TypeError, ValueError):
         return None

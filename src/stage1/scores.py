@@ -319,6 +319,8 @@ def read_scores(
         )
     raw = open_columns(path)
     kind, matrix = _score_matrix(raw, names, values)
+    if matrix.shape[:1] == (0,):
+        raise DataError(f"{path}: no rows; a score file has one for each image")
 
     def column(field: str, *aliases: str) -> str | None:
         if field not in names:
@@ -377,7 +379,7 @@ def _filled(raw: ColumnFile, name: str) -> list[str]:
 
 
 def _listed(raw: ColumnFile) -> str:
-    shown = sorted(raw.names)
+    shown = [name if len(name) <= 60 else f"{name[:60]}.." for name in sorted(raw.names)]
     return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def _written(error: BaseException) -> str:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).splitlines()).strip()
+    # Names of files are in it: none of them may steer the terminal. Odd bytes (half characters) are escaped on the way out.
+    text = "".join("?" if unicodedata.category(char) == "Cc" else char for char in text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}.."
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError, SourceChanged
-from stage1.files import READ_FAILURES, digest_bytes, read_failure, write_through
+from stage1.files import READ_FAILURES, digest_bytes, read_failure, read_json, write_through
 from stage1.images import IMAGE_COLUMNS, read_image_file, require_bytes
 from stage1.scores import ROLES
 
@@ -140,7 +140,7 @@ class SampleTable:
             raise MissingError(f"{path}: no such file; run `stage1 split`")
         try:
             table = pq.read_table(path)
-            document = json.loads((table.schema.metadata or {})[b"stage1"])
+            document = read_json((table.schema.metadata or {})[b"stage1"])
             version, classes = int(document["schema_version"]), tuple(document["classes"])
             columns: dict[str, Any] = {name: table[name].to_pylist() for name in _COLUMNS}
             if document.get("paths") == "unicode_escape":
