@@ -23,8 +23,10 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0"
 # The brands of the ISO file format that hold pictures.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _BRANDS = (b"avif", b"avis", *HEIF_BRANDS)
-# Written by file managers into every folder; nobody means them as images.
-SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+# Written by file managers, archivers and disks, in lower case; nobody means them as images or as classes.
+SYSTEM_FILES = (
+    "thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found",
+)  # fmt: skip
 
 
 def named_as_image(name: str) -> bool:
@@ -76,7 +78,7 @@ def image_files(folder: str | os.PathLike[str], walk: Walk) -> Iterator[Path]:
     passed over; linked folders, run directories and bundles are counted and not entered.
     """
     for inside, folders, files in os.walk(folder, onerror=walk.unreadable.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FILES)
         linked = [name for name in folders if os.path.islink(os.path.join(inside, name))]
         ours = [name for name in folders if name not in linked and is_ours(os.path.join(inside, name))]
         folders[:] = [name for name in folders if name not in ours]

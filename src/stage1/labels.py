@@ -96,7 +96,9 @@ def place_labels(texts: Iterable[str], classes: Sequence[str], *, positions: boo
     """
     index = _places(classes, "classes")
     found = [text for text in dict.fromkeys(texts) if not _missing(text, classes)]
-    named = {text: index[normal_form(text)] for text in found if normal_form(text) in index}
+    # A folder may be called " cat ": the names of classes are compared without white space around them, so are labels.
+    forms = {text: normal_form(text.strip()) for text in found}
+    named = {text: index[form] for text, form in forms.items() if form in index}
     if len(named) == len(found) or not positions:
         return named
     answers = any(form in _BOOLEANS for form in index)

@@ -267,3 +267,8 @@ def test_a_mapping_is_taken_back_for_a_table_with_roles_of_its_own() -> None:
     assert load_config(overrides=[THREE, "data.roles.val=val_calib+val_select"])[0].data.roles == mapped.data.roles
     with pytest.raises(ConfigError, match="data.roles and data.role_tables are both given"):
         read_source(load_config(overrides=[THREE, "data.role_tables={train: a.csv}"])[0].data)
+
+
+def test_roles_of_ours_are_known_however_they_are_spelled(tmp_path: Path) -> None:
+    found = read(tree(tmp_path, *under("TRAIN Val-Select ValCalib val__test")))
+    assert sorted(set(found.given_roles.tolist())) == sorted(ROLES)

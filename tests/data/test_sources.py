@@ -546,6 +546,51 @@ def test_an_empty_class_folder_is_refused_unless_the_classes_are_named(tmp_path:
     assert read(root, classes=["none", "roadwork"]).table.classes == ("none", "roadwork")
 
 
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+def test_folders_of_the_system_are_no_classes(tmp_path: Path, name: str) -> None:
+    root = image_folder(tmp_path / "photos")
+    write(root / name / "cat" / "0.jpg", picture(99))
+    found = read(root)
+    assert found.table.classes == ("none", "roadwork")
+
+
+def test_a_link_to_itself_is_quarantined_by_name(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "photos")
+    link = next(path for path in root.iterdir() if path.is_dir()) / "again"
+    link.symlink_to("again")
+    found = read(root, max_quarantine=0.5)
+    assert len(found.table.ids) == 10
+    assert list(reasons(found)) == ["again"]
+
+
+def test_white_space_around_the_name_of_a_class_folder(tmp_path: Path) -> None:
+    for place, name in enumerate((" cat ", "dog ")):
+        write(tmp_path / name / "0.jpg", picture(place))
+    assert read(tmp_path).table.classes == (" cat ", "dog ")
+    assert read(tmp_path, classes=["dog", "cat"]).table.labels.tolist() == [1, 0]
+
+
+def test_a_folder_of_folders_of_shards_says_which_to_give(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = pa.table({"image": ["a.jpg", "b.jpg"], "label": [0, 1]})
+    pq.write_table(rows, tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=rf"no images but \.parquet files.*data\.table={tmp_path / 'data'}$"):
+        read(tmp_path)
+
+
+def test_a_parquet_table_without_labels_says_what_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": ["a.jpg"], "lab": [0]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no column 'label'; it has image, lab"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("blank", ["nan", "None", "NULL", "<NA>", "NaT", " "])
+def test_blank_groups_of_a_table_are_groups_of_their_own(tmp_path: Path, blank: str) -> None:
+    rows = [row | {"group": blank if place else "a"} for place, row in enumerate(table_rows(tmp_path))]
+    found = read(write_rows(tmp_path / "t.csv", rows))
+    assert len(set(found.table.groups.tolist())) == len(rows)
+
+
 def test_run_directories_and_bundles_in_a_folder_of_images_are_no_classes(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "data", per_class=3)
     before = source_digest(DataConfig(table=str(root)))

@@ -35,13 +35,19 @@ def role_kinds(names: Collection[str]) -> dict[str, str | None]:
     known = {word: kind for kind, alike in ROLE_WORDS.items() for word in alike}
     kinds: dict[str, str | None] = {}
     for name, found in words.items():
-        plain = name.strip().lower()
+        plain = _as_ours(name)
         telling = [word for word in found if word in known or word not in shared]
         if plain in ROLES:
             kinds[name] = {"train": "train", "val_test": "test"}.get(plain, "val")
         else:
             kinds[name] = known.get(telling[0]) if len(telling) == 1 else None
     return kinds
+
+
+def _as_ours(name: str) -> str:
+    """A name as roles of ours are written: Val-Select, val select and ValSelect are val_select."""
+    spaced = re.sub("([a-z])([A-Z])", r"\1 \2", name.strip())
+    return re.sub(r"[-_\s]+", "_", spaced.lower())
 
 
 def _words(name: str) -> list[str]:
@@ -59,11 +65,11 @@ def pools_of(names: Iterable[str], mapping: Mapping[str, str], where: str, what:
     """
     found = [name for name in dict.fromkeys(names) if name]
     if not mapping:
-        if wrong := [name for name in found if name.lower() not in ROLES]:
+        if wrong := [name for name in found if _as_ours(name) not in ROLES]:
             raise DataError(
                 f"{where}: {what} {wrong[0]!r} is no role of a run ({', '.join(ROLES)}); say which it is: {suggested(found)}{otherwise}"
             )
-        return {"": "", **{name: name.lower() for name in found}}
+        return {"": "", **{name: _as_ours(name) for name in found}}
     given = {**{role: role for role in ROLES}, **{key.lower(): pool for key, pool in mapping.items()}, **mapping}
     if unmapped := [name for name in found if name not in given and name.lower() not in given]:
         raise DataError(f"{where}: {what} {unmapped[0]!r} is not in data.roles; add it ({LEFT_OUT} leaves it out)")
@@ -92,7 +98,11 @@ def suggested(names: Sequence[str]) -> str:
     else:
         shares = dict.fromkeys(there or ROLE_WORDS, "+".join(ROLES))
     pools = {
-        name: name.lower() if name.lower() in ROLES[1:] else shares[kind or "train"] if kind or not there else LEFT_OUT
+        name: _as_ours(name)
+        if _as_ours(name) in ROLES[1:]
+        else shares[kind or "train"]
+        if kind or not there
+        else LEFT_OUT
         for name, kind in kinds.items()
     }
     return "data.roles={" + ", ".join(f"{quoted(name)}: {pool}" for name, pool in pools.items()) + "}"

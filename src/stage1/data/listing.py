@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from stage1.columns import is_blank
 from stage1.config import DataConfig
 from stage1.data.given_roles import LEFT_OUT, folder_roles, pools_of, role_kinds
 from stage1.data.quarantine import FURTHER_FILE, Quarantined
+from stage1.data.shards import KINDS as SHARD_ENDINGS
 from stage1.data.shards import part_name, shards
 from stage1.data.table import image_column, is_utf8, tar_bytes, tar_members
 from stage1.data.webdataset import samples
@@ -159,6 +161,8 @@ def _list_one(config: DataConfig, given: str, base: Path | None) -> Listing:
             for file in files or [path]
         ]
         listing = read[0] if files is None else _joined(given, read)
+    # As in score files: what says that nothing is known (nan, None, null) is no group that images share.
+    listing.groups = ["" if is_blank(group) else group for group in listing.groups]
     if not listing.paths and not listing.quarantine:
         raise DataError(f"{given}: holds no images; is it the right file or folder?")
     if missing := [name for name in config.slices if name not in listing.slices]:
@@ -215,7 +219,7 @@ def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
     listing = Listing(str(root), named=True)
     entries = _visible(root)
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             ours: list[str] = []
             before = len(listing)
             for path in _walk(entry.path, {_identity(root)}, ours):
@@ -226,6 +230,11 @@ def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
                 raise DataError(f"{root}: the class folder {entry.name!r} has a name that is no UTF-8; rename it")
         elif named_as_image(entry.name):
             listing.quarantine.append(Quarantined(entry.path, "no class folder", "it lies beside the class folders"))
+    if listing.paths and all(path.lower().endswith(SHARD_ENDINGS) for path in listing.paths):
+        raise DataError(
+            f"{root}: its folders hold no images but {Path(listing.paths[0]).suffix} files; give the folder of these: "
+            f"data.table={Path(listing.paths[0]).parent}"
+        )
     if not listing.paths:
         tables = [entry.name for entry in entries if entry.name.lower().endswith((".csv", ".tsv", ".parquet"))]
         hint = f"give the table: data.table={root / tables[0]}" if tables else "root/class/image is expected"
@@ -251,10 +260,18 @@ def _walk(folder: str, above: set[tuple[int, int]], ours: list[str]) -> Iterator
         ours.append(folder)
         return
     for entry in _visible(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path, {*above, here}, ours)
         else:
             yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads back to itself is none: it is read as a file and quarantined by its name."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
@@ -313,6 +330,7 @@ def _list_parquet(path: Path, slices: Sequence[str]) -> Listing:
     try:
         schema = pq.read_schema(path)
         name = image_column(schema.names, str(path))
+        _require_labels(schema.names, path)
         kind = schema.field(name).type
         embedded = pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         wanted = [column for column in dict.fromkeys((*_KNOWN, *slices)) if column in schema.names]
@@ -399,9 +417,7 @@ def _from_columns(
     slices: Sequence[str] = (),
 ) -> Listing:  # fmt: skip
     """Columns label (needed), group, source, timestamp, role or split -> a listing; others are possible slices."""
-    if "label" not in columns:
-        have = ", ".join(columns) or "none"
-        raise DataError(f"{where}: no column 'label'; it has {have}. Rename the column that holds the class")
+    _require_labels(columns, where)
     listing = Listing(str(where), paths=images, numbers=numbers, class_names=classes, files=[str(where)])
     n = len(images)
     listing.labels = [_label(value, where, numbers[row]) for row, value in enumerate(columns["label"])]
@@ -412,6 +428,12 @@ def _from_columns(
     listing.roles = [_cell_text(value) for value in columns[given[0]]] if given else [""] * n
     listing.role_name = f"{given[0]} column" if given else "role column"
     return listing
+
+
+def _require_labels(names: Collection[str], where: Path | str) -> None:
+    if "label" not in names:
+        have = ", ".join(names) or "none"
+        raise DataError(f"{where}: no column 'label'; it has {have}. Rename the column that holds the class")
 
 
 def _label(value: Any, where: Path | str, number: str) -> str:
