@@ -92,46 +92,20 @@ def stages_of(folder: Path) -> list[str]:
         (["policy.name=scrc", "risks={miss_rate: 0.3, false_exit_rate: 0.3}"], "does not fit the scrc policy"),
     ],
 )
-def test_a_run_ends_after_the_split_and_again_where_that_is_done(animals, tmp_path, overrides, words):
-    run = (
-        "run",
-        "--recipe",
-        "baseline",
-        f"data.table={animals}",
-        *SETTINGS,
-        ERROR,
-        *overrides,
-        "-q",
-        "-o",
-        tmp_path / "r",
-    )
-    for _ in range(2):
-        one_line_error(stage1(*run), 2, words)
-        assert stages_of(tmp_path / "r") == ["split"]
+def test_a_run_ends_before_the_split_and_after_one_that_is_done(animals, tmp_path, overrides, words):
+    run = ("run", "--recipe", "baseline", f"data.table={animals}", *SETTINGS, ERROR, "-q", "-o", tmp_path / "r")
+    one_line_error(stage1(*run, *overrides), 2, words)
+    assert not (tmp_path / "r").exists()
+    assert stage1("split", tmp_path / "r", *run[1:-3]).returncode == 0
+    one_line_error(stage1(*run, *overrides, "--allow-change"), 2, words)
+    assert stages_of(tmp_path / "r") == ["split"]
 
 
-def test_stages_alone_end_after_the_split_too(animals, tmp_path):
-    folder = tmp_path / "r"
-    made = ("--recipe", "baseline", f"data.table={animals}", *SETTINGS, "views.grid=2x2", "views.adaptive=true")
-    one_line_error(stage1("split", folder, *made), 2, "views.adaptive: is for two classes")
+def test_stages_alone_are_refused_before_and_after_the_split_too(animals, tmp_path):
+    folder, views = tmp_path / "r", ("views.grid=2x2", "views.adaptive=true")
+    made = ("--recipe", "baseline", f"data.table={animals}", *SETTINGS)
+    one_line_error(stage1("split", folder, *made, *views), 2, "views.adaptive: is for two classes")
+    assert not folder.exists()
+    assert stage1("split", folder, *made).returncode == 0
+    one_line_error(stage1("extract", folder, *views), 2, "views.adaptive: is for two classes")
     assert stages_of(folder) == ["split"]
-    one_line_error(stage1("extract", folder), 2, "views.adaptive: is for two classes")
-    assert stages_of(folder) == ["split"]
-
-
-@pytest.mark.parametrize("command", [("run", "--dry-run"), ("run",)])
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["views.grid=3x3", "views.aggregate=bogus"], "'bogus' is unknown"),
-        (["policy.name=scrc", "risks={miss_rate: .3}"], "risks: miss_rate does not fit the scrc policy"),
-        (
-            ["data.source=table", "data.classes=[a, b, c]", ERROR, "views.grid=2x2", "views.adaptive=true"],
-            "there are 3",
-        ),
-    ],
-)
-def test_classes_that_the_config_names_are_checked_before_the_split(tmp_path, command, overrides, words):
-    result = stage1(*command, "--recipe", "demo", *overrides, "-o", tmp_path / "r")
-    one_line_error(result, 2, words)
-    assert not (tmp_path / "r" / "samples.parquet").exists()
