@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from stage1.config import load_config
+from stage1.data.listing import list_table
 from stage1.documents import read_document, schema, schema_kinds, write_document
 from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.files import (
@@ -26,6 +28,8 @@ from stage1.files import (
     write_bytes,
     write_through,
 )
+from stage1.inference.inputs import iterate_inputs
+from stage1.scores import read_scores
 
 
 def test_digests(tmp_path):
@@ -294,3 +298,22 @@ def test_schemas_are_valid_closed_and_versioned(kind):
     Draft202012Validator.check_schema(found)
     assert found["additionalProperties"] is False
     assert "schema_version" in found["required"]
+
+
+@pytest.mark.parametrize("size, head", [(8 << 30, b""), (8 << 30, b"id,label,logit_1,image\n"), (1 << 20, b"")])
+def test_a_hole_is_no_text(size, head, tmp_path):
+    """Read whole, 8 GiB of nothing took 16 GB of memory."""
+    for name, read in {
+        "a.csv": read_scores,
+        "b.csv": list_table,
+        "c.csv": lambda path: list(iterate_inputs([str(path)])),
+        "d.txt": lambda path: list(iterate_inputs([str(path)])),
+        "e.yaml": lambda path: load_config(path),
+        "certificate.json": lambda path: read_document(path, "certificate"),
+    }.items():
+        path = tmp_path / name
+        path.write_bytes(head)
+        os.truncate(path, size)
+        with pytest.raises(Stage1Error, match="bytes; a text of this kind|begins with zeros") as raised:
+            read(path)
+        assert name in str(raised.value)

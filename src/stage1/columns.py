@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import DataError
+from stage1.files import require_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -377,6 +378,7 @@ def _open_csv(path: Path) -> ColumnFile:
     import pyarrow as pa
     import pyarrow.csv
 
+    require_text(path)
     data = path.read_bytes()
     try:
         names, separator, end = _header(data, "\t" if path.suffix.lower() == ".tsv" else ",")

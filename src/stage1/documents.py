@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1.errors import IntegrityError, MissingError
-from stage1.files import read_json, write_text
+from stage1.files import MOST_DOCUMENT, read_json, require_text, write_text
 
 SCHEMA_VERSION = 1
 
@@ -74,11 +74,12 @@ def read_document(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not the schema)."""
     path = Path(path)
     try:
+        require_text(path, MOST_DOCUMENT)
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file; run the stage that writes it") from error
-    except OSError as error:
-        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); it is damaged") from error
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); it is damaged") from error
     try:
         document = read_json(data.decode("utf-8"))
     except UnicodeDecodeError as error:

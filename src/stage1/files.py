@@ -24,6 +24,8 @@ from stage1.errors import ConfigError, Stage1Error
 from stage1.temporaries import temporary_file
 
 _CHUNK = 1 << 20
+MOST_TEXT = 1 << 30  # bytes of a text that is read whole: tables as CSV; larger ones belong into Parquet
+MOST_DOCUMENT = 256 << 20  # bytes of a JSON document; the largest of ours hold some numbers for each image
 _YAML_LENGTH = 1 << 20  # characters; the largest config in use has a hundredth of it
 _YAML_NODES = 50_000
 _INTEGER_BITS = 256
@@ -286,13 +288,31 @@ def read_failure(error: BaseException) -> str:
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a file in UTF-8, without the mark that some editors put before it.
 
-    Raises OSError where it cannot be read, ValueError naming the first byte that is no UTF-8.
+    Of a document written by hand: at most `_YAML_LENGTH` characters, asked before it is read.
+    Raises OSError where it cannot be read, ValueError where it is larger or naming the first byte that is no UTF-8.
     """
+    require_text(path, 4 * _YAML_LENGTH)
     data = Path(path).read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(not_utf8(path)) from error
+
+
+def require_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> None:
+    """Asked before a text is read whole: a hole in a file has any size and costs its maker nothing.
+
+    Raises OSError; ValueError where the file has more than `most` bytes, or begins with zeros, which no text does.
+    """
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):  # what a pipe holds cannot be asked
+        return
+    if state.st_size > most:
+        raise ValueError(f"{state.st_size} bytes; a text of this kind has {most} at most")
+    with open(path, "rb") as stream:
+        head = stream.read(1 << 10)
+    if head and not head.strip(b"\0"):
+        raise ValueError("it begins with zeros, which no text does")
 
 
 def not_utf8(path: str | os.PathLike[str]) -> str:

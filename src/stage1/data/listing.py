@@ -20,7 +20,7 @@ from stage1.data.table import image_column, is_utf8, tar_bytes, tar_members
 from stage1.data.webdataset import samples
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.extras import load
-from stage1.files import READ_FAILURES, not_utf8, read_failure, read_json
+from stage1.files import READ_FAILURES, not_utf8, read_failure, read_json, require_text
 from stage1.folders import SYSTEM_FILES, is_ours, named_as_image, starts_as_image
 from stage1.labels import decoded, label_text, stored_names
 from stage1.scores import ROLES
@@ -296,6 +296,7 @@ def list_table(path: Path, slices: Sequence[str] = ()) -> Listing:
 
 def _list_csv(path: Path, delimiter: str, slices: Sequence[str]) -> Listing:
     try:
+        require_text(path)
         with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, delimiter=delimiter)
             header = next(reader, [])
@@ -312,7 +313,9 @@ def _list_csv(path: Path, delimiter: str, slices: Sequence[str]) -> Listing:
                 numbers.append(f"line {reader.line_num}")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: {not_utf8(path)}") from error
-    except (csv.Error, OSError) as error:
+    except DataError:
+        raise
+    except (csv.Error, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix} ({error})") from error
     names = [name.strip() for name in header]
     if len(set(names)) != len(names):

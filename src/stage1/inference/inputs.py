@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stage1.errors import DataError, MissingError
-from stage1.files import READ_FAILURES, not_utf8, read_failure
+from stage1.files import READ_FAILURES, not_utf8, read_failure, require_text
 from stage1.folders import Walk, image_files
 from stage1.images import IMAGE_COLUMNS
 from stage1.stream import Item
@@ -63,6 +63,8 @@ def iterate_inputs(
 def _file(path: Path) -> Iterator[Input]:
     kind = path.suffix.lower()
     try:
+        if kind != ".parquet":
+            require_text(path)
         if kind == ".txt":
             with open(path, "rb") as stream:
                 yield from _lines(stream, path.parent)
@@ -70,8 +72,10 @@ def _file(path: Path) -> Iterator[Input]:
             yield from _parquet(path)
         else:
             yield from _csv(path, "\t" if kind == ".tsv" else ",")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check the file") from error
 
 
 def _lines(stream: BinaryIO, base: Path) -> Iterator[Input]:
