@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from stage1 import __version__
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import (
     CARD,
@@ -88,7 +88,7 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
     }
     # Earlier versions stated the bound of each risk alone; it is compared with the same.
     after = (again.certificate if stated.bounds is not None else as_earlier(again.certificate)).to_document()
-    ours, theirs = metadata.version("stage1-pro"), manifest["stage1_version"]
+    ours, theirs = __version__, manifest["stage1_version"]
     same = ours == theirs
     if not same:
         before, after = (

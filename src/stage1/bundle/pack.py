@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from stage1 import __version__
 from stage1.aggregation import VIEWS_FILE
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import (
@@ -161,7 +161,7 @@ def _fill(
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": facts["name"],
-        "stage1_version": metadata.version("stage1-pro"),
+        "stage1_version": __version__,
         "classes": list(classes),
         "positive_class": classes[1] if len(classes) == 2 else None,
         "preprocessing": preprocessing.to_json(),
