@@ -121,6 +121,8 @@ def test_what_cannot_be_audited_is_refused():
     population = draw(np.random.default_rng(3), 200)
     with pytest.raises(ConfigError, match="at least 1 draw of 20"):
         audit(population, config("risks={error: 0.1}"), draws=0, sizes=Sizes(30, 30))
+    with pytest.raises(ConfigError, match="a draw holds 1333333 images at most"):  # 100 million took 16 GB
+        audit(population, config("risks={error: 0.1}"), draws=1, sizes=Sizes(30, 100_000_000))
     with pytest.raises(DataError, match="2 names for 3 columns"):
         audit(population, config("risks={error: 0.1}", "data.classes=[a, b]"), draws=1, sizes=Sizes(30, 30))
     with pytest.raises(ConfigError, match="SCRC-T promises a mean"):

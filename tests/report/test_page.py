@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from stage1.documents import schema
 from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.report import Thumb, draw_figures, write_report
 from stage1.report import page as page_room
@@ -279,6 +280,34 @@ def test_documents_of_another_run_leave_nothing_behind(certified, tmp_path):
     certified.evaluation["certified"] = False
     with pytest.raises(IntegrityError, match="certified"):
         write_report(tmp_path / "out", **certified.arguments())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["certificate", "evaluation"])
+def test_documents_of_an_older_version_give_a_page_or_one_line(certified, drawn, tmp_path, kind):
+    document, required = getattr(certified, kind), set(schema(kind)["required"])
+    for key in sorted(set(document) - required):
+        kept = document.pop(key)
+        try:
+            write_report(tmp_path, **certified.arguments())
+        except IntegrityError as error:
+            said = str(error)
+        else:
+            said = "another version: nothing is missing"
+        assert "another version" in said, key
+        document[key] = kept
+
+
+def test_a_certificate_without_even_odds_has_a_page(certified, drawn):
+    certified.certificate.pop("boundary", None)
+    assert "even odds lie at a score" not in render(certified, drawn)
+
+
+def test_what_the_page_shows_and_no_document_holds_is_said(certified, tmp_path):
+    certified.evaluation["calibration"] = {"older": "than its numbers"}
+    with pytest.raises(IntegrityError, match=r"lack what the page shows.*run `stage1 evaluate` again") as raised:
+        write_report(tmp_path / "out", **certified.arguments())
+    assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -27,6 +27,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
+MOST_SCORES = 4_000_000  # of one draw: larger ones take seconds and gigabytes each, and are drawn hundreds of times
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Images to draw for val_select and val_calib (groups are drawn whole, until the size is reached)."""
@@ -54,6 +57,11 @@ def audit(
     """
     if draws < 1 or sizes.select < 20 or sizes.calib < 20:
         raise ConfigError(f"draws={draws}, sizes {sizes.select} + {sizes.calib}: at least 1 draw of 20 + 20 images")
+    if (sizes.select + sizes.calib) * population.n_classes > MOST_SCORES:
+        raise ConfigError(
+            f"sizes {sizes.select} + {sizes.calib}: a draw holds {MOST_SCORES // population.n_classes} images at most "
+            f"({population.n_classes} classes); give smaller --select and --calib"
+        )
     if config.policy.name == "scrc" and config.policy.variant == "T":
         raise ConfigError(
             "policy.variant=T: SCRC-T promises a mean over draws, which no single draw can break; audit policy.variant=I"

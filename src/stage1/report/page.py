@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stage1.errors import DataError
+from stage1.columns import words_of
+from stage1.errors import DataError, IntegrityError
 from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Check, check_coverage, interval, judge, risk_checks
 from stage1.extras import load
@@ -102,27 +103,37 @@ def write_report(
     group); with them the page has the threshold explorer and the threshold plane, without them it says so.
     views: what views.json says and how it was chosen (asked, ships, description, aggregator, comparison, order, expected); None: no views.
     Every number printed comes from these; the same input gives the same bytes.
-    Raises MissingError without matplotlib or jinja2, IntegrityError where the documents belong to different runs.
+    Raises MissingError without matplotlib or jinja2, IntegrityError where the documents belong to different runs, or
+    are of a version that did not write what the page shows.
     """
     refuse_disagreement(certificate, evaluation, policy, scores)
-    figures = draw_figures(
-        certificate=certificate, evaluation=evaluation, policy=policy, scores=scores, calibration=calibration
-    )
-    if (moved := draw_shift(evaluation)) is not None:
-        figures["label_shift"] = moved
-    if views is not None and (looked := draw_looked(evaluation, views)) is not None:
-        figures["views"] = looked
-    page = render_page(
-        certificate=certificate,
-        evaluation=evaluation,
-        split=split,
-        policy=policy,
-        thumbnails=thumbnails,
-        run=run,
-        figures=figures,
-        calibration=calibration,
-        views=views,
-    )
+    try:
+        figures = draw_figures(
+            certificate=certificate, evaluation=evaluation, policy=policy, scores=scores, calibration=calibration
+        )
+        if (moved := draw_shift(evaluation)) is not None:
+            figures["label_shift"] = moved
+        if views is not None and (looked := draw_looked(evaluation, views)) is not None:
+            figures["views"] = looked
+        page = render_page(
+            certificate=certificate,
+            evaluation=evaluation,
+            split=split,
+            policy=policy,
+            thumbnails=thumbnails,
+            run=run,
+            figures=figures,
+            calibration=calibration,
+            views=views,
+        )
+    except Exception as error:
+        if not isinstance(error, (KeyError, *_undefined())):
+            raise
+        # The schemas ask for what every version writes; the page for what this one does.
+        raise IntegrityError(
+            f"{folder}: its documents lack what the page shows ({words_of(error)}); another version wrote them: run `stage1 evaluate` "
+            "again, with --force for a run directory, or `stage1 calibrate` where it is the certificate"
+        ) from error
     folder = Path(folder)
     written = [folder / "report.html"]
     for name, drawing in figures.items():
@@ -167,6 +178,10 @@ def render_page(
         facts=_facts(run),
         views=views, aggregator_meaning=aggregator_meaning,
     )  # fmt: skip
+
+
+def _undefined() -> tuple[type[Exception], ...]:
+    return (load("jinja2", "the report").UndefinedError,)
 
 
 @cache
