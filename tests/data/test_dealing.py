@@ -206,3 +206,43 @@ def test_violation_in_400_draws_of_videos_of_1_to_5_frames(n: int) -> None:
     # 15 % of the groups; their size has a standard deviation of sqrt(2)
     assert abs(found["balanced"][1]) <= 4 * np.sqrt(2 / (0.15 * n) / draws)
     assert found["by size"][1] < -0.3
+
+
+def test_classes_of_few_groups_reach_every_role_with_equal_chances_inside_the_class():
+    """12 classes of 4 images: by the shares alone, no draw in a thousand serves every role."""
+    names = [f"{label}-{image}" for label in range(12) for image in range(4)]
+    content = np.repeat(np.eye(12), 4, axis=0)
+    shares = {"train": 0.4, "val_select": 0.1, "val_calib": 0.35, "val_test": 0.15}
+    drawn = []
+    for seed in range(60):
+        found = deal(names, content, shares, seed)
+        assert found is not None
+        assert found.redraws > 0  # which the certificate says
+        roles = np.array(found.roles).reshape(12, 4)
+        assert all(sorted(row) == sorted(shares) for row in roles.tolist())
+        drawn.append(np.array(found.roles) == "val_calib")
+    chance = np.mean(drawn, axis=0)
+    assert np.abs(chance - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 60)
+
+
+def test_a_class_of_fewer_groups_than_roles_cannot_be_dealt():
+    names = [f"{label}-{image}" for label in range(2) for image in range(3)]
+    shares = {"train": 0.4, "val_select": 0.1, "val_calib": 0.35, "val_test": 0.15}
+    assert deal(names, np.repeat(np.eye(2), 3, axis=0), shares, 0) is None
+
+
+def test_common_classes_keep_their_shares_beside_one_of_few_groups():
+    names = [f"a{unit}" for unit in range(200)] + [f"b{unit}" for unit in range(4)]
+    content = np.zeros((204, 2))
+    content[:200, 0] = 1
+    content[200:, 1] = 1
+    shares = {"train": 0.4, "val_select": 0.1, "val_calib": 0.35, "val_test": 0.15}
+    found = deal(names, content, shares, 3)
+    assert found is not None
+    roles = np.array(found.roles)
+    assert {role: int((roles[:200] == role).sum()) for role in shares} == {
+        "train": 80,
+        "val_select": 20,
+        "val_calib": 70,
+        "val_test": 30,
+    }

@@ -40,6 +40,7 @@ _FIRST = ("val_calib", "val_test", "val_select", "train")
 _BAND = 4  # groups: fewer hardly differ in size, and each costs a node
 _MOST_BANDS = 128  # of a stratum: beyond, sizes of neighbours are alike anyway
 _MOST_DRAWS = 1000
+_RAISED_DRAWS = 200
 _WHOLE = 1e-7  # sums of fractions are whole up to this
 
 
@@ -64,8 +65,9 @@ def deal(
     gets nothing. covered: role -> bool [K], classes that the role has already (of old groups, which are not dealt again).
 
     A class held by at least 1 / f groups of its stratum reaches every role of share f by the quotas. A rarer one may miss
-    a role: then the whole deal is drawn again (next sub-seed), up to 1,000 times, until every role has every class. That
-    looks at which classes a group holds and at nothing else, so groups that hold the same classes still have equal chances.
+    a role: then the whole deal is drawn again (next sub-seed), up to 1,000 times, until every role has every class. Where that
+    ends without success, strata of few groups are dealt by shares that give every role at least one of theirs. Both look at
+    which classes a group holds and at nothing else, so groups that hold the same classes still have equal chances.
     The order of names decides nothing. The same seed, names and content give the same deal.
     """
     roles = [role for role in (*_FIRST, *fractions) if fractions.get(role, 0.0) > 0]
@@ -80,9 +82,12 @@ def deal(
     wanted = holds.any(axis=0) | before.any(axis=0)
     strata = _strata(ordered, content[order], seed, float(shares.min()))
     everyone = hashlib.sha256("\0".join(ordered).encode("utf-8", "surrogateescape")).hexdigest()
-    for draw in range(_MOST_DRAWS):
+    plain = [shares] * len(strata)
+    raised = [_raised(shares, sum(map(len, bands))) for bands in strata]
+    for draw in range(_MOST_DRAWS + _RAISED_DRAWS):
         rng = np.random.default_rng(_number(f"{seed}|quotas|{draw}|{everyone}"))
-        chosen = _drawn(ordered, strata, shares, rng, f"{seed}|deal|{draw}")
+        by_stratum = plain if draw < _MOST_DRAWS else raised
+        chosen = _drawn(ordered, strata, by_stratum, rng, f"{seed}|deal|{draw}")
         has = before | np.array([holds[chosen == role].any(axis=0) for role in range(len(roles))])
         served = np.array([(chosen == role).any() for role in range(len(roles))]) | before.any(axis=1)
         if served.all() and has[:, wanted].all():
@@ -130,22 +135,40 @@ def _strata(names: Sequence[str], content: Floats, seed: int, least: float) -> l
 
 
 def _drawn(
-    names: Sequence[str], strata: Sequence[Sequence[list[int]]], shares: Floats, rng: np.random.Generator, key: str
+    names: Sequence[str],
+    strata: Sequence[Sequence[list[int]]],
+    shares: Sequence[Floats],
+    rng: np.random.Generator,
+    key: str,
 ) -> Ints:
-    """The role of each group, int [G]: quotas of the bands, filled in hash order."""
+    """The role of each group, int [G]: quotas of the bands, filled in hash order. shares: of the roles, for each stratum."""
     quotas = _quotas([[len(band) for band in bands] for bands in strata], shares, rng)
     chosen = np.empty(len(names), dtype=np.int64)
     for bands, rows in zip(strata, quotas, strict=True):
         for band, row in zip(bands, rows, strict=True):
             ranked = sorted(band, key=lambda unit: _number(f"{key}|{names[unit]}"))
-            chosen[ranked] = np.repeat(np.arange(len(shares)), row)
+            chosen[ranked] = np.repeat(np.arange(len(row)), row)
     return chosen
 
 
 # ---- quotas ------------------------------------------------------------------------------------------------------
 
 
-def _quotas(sizes: Sequence[Sequence[int]], shares: Floats, rng: np.random.Generator) -> list[list[Ints]]:
+def _raised(shares: Floats, groups: int) -> Floats:
+    """Shares [R] that are at least 1 / groups each, the others scaled down alike; as given where there are too few groups."""
+    if groups < len(shares):
+        return shares
+    low = np.zeros(len(shares), dtype=np.bool_)
+    while True:
+        left = 1 - low.sum() / groups
+        found = np.where(low, 1 / groups, shares * (left / max(shares[~low].sum(), 1e-12)))
+        below = found < 1 / groups - _WHOLE
+        if not below.any():
+            return found
+        low |= below
+
+
+def _quotas(sizes: Sequence[Sequence[int]], shares: Sequence[Floats], rng: np.random.Generator) -> list[list[Ints]]:
     """Whole numbers of groups per stratum, band and role: each, and every sum up the tree, n f rounded up or down; mean n f."""
     ends: list[tuple[Any, Any]] = []
     flow: list[float] = []
@@ -154,15 +177,15 @@ def _quotas(sizes: Sequence[Sequence[int]], shares: Floats, rng: np.random.Gener
         ends.append((source, target))
         flow.append(amount)
 
-    def join(name: tuple[Any, ...], below: Sequence[int]) -> None:
+    def join(name: tuple[Any, ...], below: Sequence[int], own: Floats) -> None:
         """The tree under a node: halves of the bands, down to single ones; what flows into it is what it passes on."""
         if len(below) == 1:
             return
         middle = len(below) // 2
         for side, part in enumerate((below[:middle], below[middle:])):
             child = (*name, side)
-            join(child, part)
-            for role, share in enumerate(shares):
+            join(child, part, own)
+            for role, share in enumerate(own):
                 pipe(
                     (child, role) if len(part) > 1 else (child, "band"),
                     (name, role),
@@ -170,12 +193,14 @@ def _quotas(sizes: Sequence[Sequence[int]], shares: Floats, rng: np.random.Gener
                 )
 
     for number, bands in enumerate(sizes):
-        join((number,), bands)
-        for role, share in enumerate(shares):
+        join((number,), bands, shares[number])
+        for role, share in enumerate(shares[number]):
             top = ((number,), role) if len(bands) > 1 else ((number,), "band")
             pipe(top, ("role", role), float(share) * sum(bands))
-    for role, share in enumerate(shares):
-        pipe(("role", role), "all", float(share) * sum(map(sum, sizes)))
+    for role in range(len(shares[0])):
+        pipe(
+            ("role", role), "all", sum(float(own[role]) * sum(bands) for own, bands in zip(shares, sizes, strict=True))
+        )
     whole = _rounded(ends, flow, rng)
     leaving: dict[Any, list[int]] = {}
     for (source, _), amount in zip(ends, whole, strict=True):

@@ -347,9 +347,9 @@ def _balanced(
     if found is None:
         holders = (content > 0).sum(axis=0)
         raise DataError(
-            f"split: {len(names)} groups, the rarest class in {int(holders[holders > 0].min())} of them: no deal in which every "
-            f"group has the same chance gives every role each class; add groups of that class, raise the smallest of "
-            f"split.fractions, or give the roles in the table"
+            f"split: {len(names)} groups, the rarest class in {int(holders[holders > 0].min())} of them: no fair deal gives each of "
+            f"{sum(share > 0 for share in config.fractions.model_dump().values())} roles every class; add groups of that class, "
+            f"set a fraction of split.fractions to 0, or give the roles in the table"
         )
     roles = [""] * len(names)
     for unit, role in zip(new, found.roles, strict=True):
