@@ -299,3 +299,12 @@ def test_of_a_table_and_the_generator_the_later_one_stays(tmp_path):
     for overrides in (["data.source=roadscenes", "data.table=mine"], ["data={source: roadscenes, table: mine}"]):
         with pytest.raises(ConfigError, match="data.table=mine with data.source=roadscenes .*leave one out"):
             load_config(recipe="smoke", overrides=overrides)
+
+
+def test_an_override_without_a_value_is_no_missing_file():
+    with pytest.raises(
+        ConfigError, match=r"train\.lr: no such config file; if it is a key, give it a value: train\.lr=VALUE"
+    ):
+        load_config("train.lr")
+    with pytest.raises(MissingError, match="no such config file"):
+        load_config("mine.yaml")

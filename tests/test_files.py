@@ -317,3 +317,12 @@ def test_a_hole_is_no_text(size, head, tmp_path):
         with pytest.raises(Stage1Error, match="bytes; a text of this kind|begins with zeros") as raised:
             read(path)
         assert name in str(raised.value)
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_folder_that_is_a_file_is_said_to_be_none(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(ConfigError, match="is no folder, or lies below what is none"), locked(file / below):
+        pass
+    assert file.read_text() == "kept"

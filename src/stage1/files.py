@@ -381,6 +381,8 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{folder}: is no folder, or lies below what is none; choose another --output") from error
     except OSError as error:
         raise write_error(path, error) from error
     try:

@@ -113,3 +113,17 @@ def test_targets_that_nothing_can_pass_are_none():
     assert passing_targets(request, lambda other: {} if other.risks["error"] >= 0.3 else {"error": 0.3}) == {
         "error": 0.3
     }
+
+
+def test_a_target_that_is_none_is_no_advice():
+    """With no image of a class in val_calib a rate "<= 1" would certify, and is no legal target."""
+    rng = np.random.default_rng(0)
+    calib = binary(rng, 40, 6.0)
+    alone = calib.take(calib.known_labels == 1)
+    policy = fit_policy(
+        "softmax", select=binary(rng, 60, 6.0), calib=alone, risks={"miss_rate": 0.3, "false_exit_rate": 0.3}
+    )
+    assert policy.certificate is not None
+    assert policy.certificate.needed is not None
+    assert "false_exit_rate=1" not in policy.certificate.needed
+    assert "11 more labelled images of class '0' in val_calib." in policy.certificate.needed

@@ -141,7 +141,7 @@ def _open_streams() -> None:
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     # Names of files may hold bytes that are no text in this locale: shown escaped (valid in JSON), never an error.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:

@@ -48,6 +48,13 @@ def load_config(
         _merge(values, _yaml(recipe_text(recipe), f"recipe {recipe}"), origin, f"recipe {recipe}")
     if path is not None:
         if not Path(path).is_file():
+            sections = {key.split(".")[0] for key in known_keys()}
+            if (
+                not Path(path).exists()
+                and str(path).split(".")[0] in sections
+                and Path(path).suffix not in (".yaml", ".yml")
+            ):
+                raise ConfigError(f"{path}: no such config file; if it is a key, give it a value: {path}=VALUE")
             raise MissingError(f"{path}: no such config file; for a recipe use --recipe NAME ({', '.join(recipes())})")
         try:
             text = read_text(path)

@@ -110,9 +110,11 @@ def _too_few(
         elif not only_exits or (request.one_sided and not certified):
             reasons.append(f"{members} {units} cannot certify {goal} ({bound.needed} needed with 0 errors).")
             nearest = float(binomial_upper(0, members, bound.delta)) if members else 1.0
+            more = f"{bound.needed - members} more labelled {units} in val_calib"
+            least = rounded_up(nearest)
+            # A target of 1 is none: with no image of the class there is nothing to lower it to.
             needs.append(
-                f"{bound.needed - members} more labelled {units} in val_calib, or risks.{name}={rounded_up(nearest):g}, "
-                f"the least that {members} can certify"
+                more if least >= 1 else f"{more}, or risks.{name}={least:g}, the least that {members} can certify"
             )
             continue
         if not first_short:
