@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -249,14 +249,7 @@ def test_peft_reads_the_folder(kind, tmp_path):
 
 
 def test_without_peft_the_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def absent(name, *args, **kwargs):
-        if name.split(".")[0] == "peft":
-            raise ImportError("no peft")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     with pytest.raises(MissingError, match=r"stage1-pro\[peft\]"):
         adapt(vit(), AdapterConfig(kind="lora"), seed=0)
     assert adapt(vit(), AdapterConfig(kind="norm"), seed=0).layers  # needs no peft

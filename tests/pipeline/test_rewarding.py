@@ -115,7 +115,9 @@ def test_a_folder_of_classes_in_the_other_order_is_refused(file, tmp_path):
 
 def test_exits_keep_their_side_and_no_exits_is_the_bare_threshold(file, tmp_path):
     """A folder that exits above P = .1 or so as class 1: at 0.5 the detector still says class 1 of these."""
-    config = RunConfig.model_validate({"risks": {"fnr": 0.05, "false_exit_rate": 0.45}, "assume_iid": True})
+    # Such exits are against the probability, and asked for.
+    asked = {"risks": {"fnr": 0.05, "false_exit_rate": 0.45}, "assume_iid": True, "policy": {"against_argmax": True}}
+    config = RunConfig.model_validate(asked)
     calibrate_scores(file, tmp_path / "mine", config=config, values="logits", columns={}, shares="0.1,0.6,0.3")
     policy, (mine, roles) = load_policy(tmp_path / "mine"), read_scores(tmp_path / "mine" / "scores.parquet")
     test = mine.take(roles == "val_test")

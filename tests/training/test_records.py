@@ -46,7 +46,8 @@ def test_an_unwritable_log_is_named(tmp_path: Path) -> None:
 
 
 def test_tensorboard_without_the_extra_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     with pytest.raises(MissingError, match=r"stage1-pro\[track\]"):
         Board(tmp_path, next_step=1)
 
