@@ -210,6 +210,20 @@ def test_every_edge_pixel_reaches_the_features_of_a_size_that_is_taken(name, siz
     assert not np.isfinite(features[1:]).all(axis=1).any()
 
 
+def test_a_size_at_which_a_model_does_not_run_is_never_advised(monkeypatch):
+    backbone = load_backbone(tiny("convnext_atto", input_size=64))
+    plain = Backbone._marked
+
+    def only_up_to_102(self, size, places):
+        if size > 102:
+            raise RuntimeError("too large")
+        return plain(self, size, places)
+
+    monkeypatch.setattr(Backbone, "_marked", only_up_to_102)
+    assert backbone._lost(104) == 104
+    assert backbone._unseen(102).endswith("set backbone.input_size to 100")
+
+
 def test_fingerprint_follows_weights_spec_and_nothing_else():
     base = load_backbone(tiny(), seed=1)
     torch.manual_seed(99)

@@ -149,13 +149,13 @@ class Backbone:
             return self.module(batch)
 
     def _lost(self, size: int) -> int:
-        """Columns at the right edge that have no influence on the features; 0 where the model does not run at this size."""
+        """Columns at the right edge that have no influence on the features; all where the model does not run at this size."""
         try:
             for strip in range(1, size):
                 if not self._marked(size, [(slice(None), slice(-strip, None))])[1].isfinite().all():
                     return strip - 1
         except (RuntimeError, AssertionError, ValueError):
-            return 0
+            return size  # so that no message advises this size
         return size
 
     def _unseen(self, size: int) -> str:

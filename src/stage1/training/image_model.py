@@ -83,30 +83,30 @@ def prepare(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(layers[name] > top - images.blocks)
     if images.grad_checkpointing:
-        switch = getattr(model, "set_grad_checkpointing", None)
-        try:
-            if switch is None:
-                raise AssertionError("it has no such switch")
-            switch(True)
-        except AssertionError as error:
-            raise ConfigError(
-                f"images.grad_checkpointing: {backbone.name} cannot ({error}); set it to false"
-            ) from error
+        if (why := _cannot_checkpoint(model)) is not None:
+            raise ConfigError(f"images.grad_checkpointing: {backbone.name} cannot ({why}); set it to false")
+        model.set_grad_checkpointing(True)
     return adapted
+
+
+def _cannot_checkpoint(model: nn.Module) -> str | None:
+    """Why this timm model has no gradient checkpointing, or None; it is off afterwards. Some have the switch and refuse it."""
+    switch = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        return "it has no such switch"
+    try:
+        switch(True)
+    except AssertionError as error:
+        return str(error)
+    switch(False)
+    return None
 
 
 def less_memory(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig) -> str:
     """What to set where one image does not fit into memory: only what this model and config can still take."""
     ways = []
-    switch = getattr(backbone.module.model, "set_grad_checkpointing", None)
-    if switch is not None and not images.grad_checkpointing:
-        try:
-            switch(True)
-        except AssertionError:
-            pass  # it has the switch and no use for it
-        else:
-            switch(False)
-            ways.append("set images.grad_checkpointing=true")
+    if not images.grad_checkpointing and _cannot_checkpoint(backbone.module.model) is None:
+        ways.append("set images.grad_checkpointing=true")
     if images.unfreeze == "all":
         ways.append("set images.unfreeze=last")
     elif images.unfreeze == "last" and images.blocks > 1:
