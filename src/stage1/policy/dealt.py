@@ -4,7 +4,7 @@
 |---|---|---|
 | hash | every group drawn for itself, with the same chance | yes |
 | stratified-random | drawn inside strata of label mix and size, every group with the same chance (data/dealing.py) | yes |
-| stratified-redrawn | the same, drawn again until every role had every class: groups that hold the same classes have the same chance | yes |
+| stratified-redrawn | the same, drawn again (at last by raised shares) until every role had every class: groups that hold the same classes have the same chance | yes |
 | by-size | what earlier versions dealt: large groups too often | no |
 | given | what the data say; that it is a fair sample is for whoever made it | yes |
 
