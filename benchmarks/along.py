@@ -30,16 +30,16 @@ from arm_bench.training import JUDGED
 
 from stage1.config import load_config
 from stage1.data.table import SampleTable
-from stage1.documents import read_document
 from stage1.features import FeatureStore, extract_features
 from stage1.model.backbone import load_backbone
 from stage1.model.head import build_head, load_head
-from stage1.pipeline.rundir import RunDir
-from stage1.pipeline.tuning_stages import along_file, backbone_config, backbone_file
 from stage1.policy import fit_policy
+from stage1.runs.directory import RunDir
 from stage1.scores import Scores, read_role
-from stage1.training.along import ALONG, Judged, judged
+from stage1.stages.tune import along_file, backbone_config, backbone_file
+from stage1.storage.documents import read_document
 from stage1.training.checkpoint import LAST, load_checkpoint
+from stage1.training.head_choice import ALONG, Judged, judged
 from stage1.training.selection import all_logits, select_metrics
 
 HEADS = ("again", "along")

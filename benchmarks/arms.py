@@ -39,7 +39,7 @@ from arm_bench.problems import EPOCHS, TARGETS, problem
 from arm_bench.table import markdown
 from arm_bench.training import Arm
 
-from stage1.files import write_text
+from stage1.storage.files import write_text
 
 HERE = Path(__file__).parent
 

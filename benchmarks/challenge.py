@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stage1.data.challenge import LEVELS, challenge, distort, jpeg
-from stage1.data.roadscenes import video_frames
-from stage1.images import decode
+from stage1.runtime.images import decode
+from stage1.simulation.scenes import video_frames
+from stage1.streetvision.challenge import LEVELS, challenge, distort, jpeg
 
 
 def frames(count: int, side: int) -> list[np.ndarray]:

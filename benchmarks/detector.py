@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stage1.data.challenge import LEVELS, challenge
-from stage1.images import Preprocessing, load_tensor
-from stage1.integrations.streetvision import Stage1Detector
-from stage1.integrations.streetvision.check import scenes
-from stage1.integrations.streetvision.sealed import open_bundle
-from stage1.integrations.streetvision.session import Session
+from stage1.runtime.images import Preprocessing, load_tensor
+from stage1.streetvision import Stage1Detector
+from stage1.streetvision.bare_session import Session
+from stage1.streetvision.challenge import LEVELS, challenge
+from stage1.streetvision.check import scenes
+from stage1.streetvision.sealed import open_bundle
 
 
 def small_bundle(folder: Path) -> Path:

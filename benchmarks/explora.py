@@ -28,14 +28,14 @@ import torch
 from numpy.typing import NDArray
 
 from stage1.config import BackboneConfig, HeadConfig, PretrainConfig, TrainConfig
-from stage1.data.roadscenes import describe_video, write_roadscenes
 from stage1.evaluation.comparison import compare
-from stage1.images import load_tensor
 from stage1.model.backbone import Backbone, load_backbone
+from stage1.runtime.images import load_tensor
 from stage1.scores import Scores
+from stage1.simulation.scenes import describe_video, write_roadscenes
 from stage1.training import train_head
-from stage1.training.pretrain import pretrain
-from stage1.training.pretrain_data import printed
+from stage1.training.pretrain.data import printed
+from stage1.training.pretrain.run import pretrain
 from stage1.training.selection import all_logits
 
 METRICS = ("accuracy", "augrc", "nll")

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stage1.engine import Engine, cores
-from stage1.images import Preprocessing, load_tensor
-from stage1.stream import StreamTimes, stream
+from stage1.runtime.images import Preprocessing, load_tensor
+from stage1.runtime.session import Engine, cores
+from stage1.runtime.stream import StreamTimes, stream
 
 
 def write_images(folder: Path, count: int, side: int, seed: int) -> list[Path]:

@@ -33,8 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from stage1.config import HeadConfig, TrainConfig
 from stage1.training import train_head
-from stage1.training.inputs import LabelledFeatures
-from stage1.training.selection import all_logits, select_metrics
+from stage1.training.selection import LabelledFeatures, all_logits, select_metrics
 
 
 def ours(

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from stage1 import Scores, fit_policy
+from stage1.commands.audit import Sizes, audit
 from stage1.config import load_config
-from stage1.pipeline.audit import Sizes, audit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peer import FWER, certified_pair, grids

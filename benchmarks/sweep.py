@@ -23,8 +23,7 @@ import torch
 
 from stage1.config import HeadConfig, SweepConfig, TrainConfig
 from stage1.training import train_head
-from stage1.training.inputs import LabelledFeatures
-from stage1.training.selection import all_logits
+from stage1.training.selection import LabelledFeatures, all_logits
 from stage1.training.sweep import candidates, train_sweep
 
 

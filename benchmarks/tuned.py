@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from views import ROLES, Problem, dealt, loaded, of_split
 
 from stage1.data.table import SampleTable
+from views import ROLES, Problem, dealt, loaded, of_split
 
 OTHERS = (
     "whole / whole",

@@ -95,8 +95,8 @@ def cells(only: str | None) -> Iterator[Cell]:
 
 def run(cell: Cell, draws: int, folder: Path) -> tuple[dict[str, Any], float]:
     """(the document of the audit, CPU seconds), in a process of its own: what the command prints with --json."""
+    from stage1.commands.audit import Sizes, audit
     from stage1.config import load_config
-    from stage1.pipeline.audit import Sizes, audit
     from stage1.scores import read_scores
 
     began = time.process_time()

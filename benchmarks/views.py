@@ -36,12 +36,12 @@ from view_bench.measures import Measured, Row, means_over_splits, measure, paire
 from view_bench.tables import draw, iid_table, paired_lines, table, write
 from view_bench.timing import Timing, timing
 
-from stage1.aggregation import FrozenViews, Pooled, aggregator, fit_sequence
 from stage1.calibration import fit_map
 from stage1.calibration.folds import fold_of_rows
 from stage1.evaluation.probability import nll_rows
+from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
-from stage1.views import ViewPolicy
+from stage1.views import FrozenViews, Pooled, aggregator, fit_sequence
 
 TEN = ViewPolicy(grid=(3, 3))
 ROLES = ("train", "val_select", "val_calib", "val_test")

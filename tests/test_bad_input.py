@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .pipeline.conftest import finished, one_line_error, photos, stage1  # noqa: F401 (fixtures)
+from .runs.conftest import finished, one_line_error, photos, stage1  # noqa: F401 (fixtures)
 
 
 def image(path: Path, seed: int = 0) -> None:

@@ -23,12 +23,12 @@ from scipy import stats
 from stage1.cli import main
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError, IntegrityError
-from stage1.pipeline.fitting import fit_configured
 from stage1.policy import fit_policy
 from stage1.policy.units import one_per_group
 from stage1.scores import Scores, from_probabilities, read_scores, write_scores
+from stage1.stages.calibrate import fit_configured
 
-from .pipeline.conftest import one_line_error
+from .runs.conftest import one_line_error
 
 TARGET = "risks={miss_rate: 0.1, false_exit_rate: 0.1}"
 N = 600

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .pipeline.conftest import one_line_error, stage1
+from .runs.conftest import one_line_error, stage1
 
 COMMANDS = [
     "run",

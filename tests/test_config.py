@@ -202,7 +202,7 @@ def test_targets_of_scrc_are_taken(risks):
 
 
 def test_the_default_of_adaptive_views_is_the_one_that_was_measured():
-    from stage1.aggregation.sequence_fit import TOLERANCE
+    from stage1.views.adaptive import TOLERANCE
 
     assert load_config()[0].views.tolerance == TOLERANCE
     with pytest.raises(ConfigError, match=r"views\.tolerance"):

@@ -20,7 +20,7 @@ import pytest
 from stage1 import Scores
 from stage1.scores import write_scores
 
-from .pipeline.conftest import finished, photos  # noqa: F401 (fixtures)
+from .runs.conftest import finished, photos  # noqa: F401 (fixtures)
 from .test_cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]

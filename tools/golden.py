@@ -188,7 +188,7 @@ def cascade(folder: Path) -> None:
 def _detector(folder: Path) -> None:
     """What the detector answers to ten images, in a process of its own."""
     code = (
-        "import json, sys\nfrom PIL import Image\nfrom stage1.integrations.streetvision.detector import Stage1Detector\n"
+        "import json, sys\nfrom PIL import Image\nfrom stage1.streetvision.detector import Stage1Detector\n"
         "rng = __import__('numpy').random.default_rng(0)\n"
         "made = [Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype='uint8')) for _ in range(10)]\n"
         "detector = Stage1Detector(config_name=sys.argv[1])\n"

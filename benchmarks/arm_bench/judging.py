@@ -12,7 +12,7 @@ import numpy as np
 from arm_bench.problems import Problem
 from arm_bench.training import Arm, Trained, trained
 from stage1.evaluation.arms import ArmRun, compare_arms
-from stage1.evaluation.gate_gain import accept_gate
+from stage1.evaluation.score_selection import accept_gate
 from stage1.policy import Policy, fit_policy
 from stage1.policy.gate import GatePolicy
 from stage1.policy.gate_model import cross_fitted_gate

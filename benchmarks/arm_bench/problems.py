@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from stage1.config import RunConfig, load_config
 from stage1.data.table import SampleTable
-from stage1.documents import read_document
 from stage1.features import FeatureKey, FeatureStore, extract_features
 from stage1.model.backbone import load_backbone
-from stage1.pipeline.progress import Progress
-from stage1.pipeline.rundir import RunDir, opened
-from stage1.pipeline.runner import execute_one
+from stage1.runs.directory import RunDir, opened
+from stage1.runs.progress import Progress
+from stage1.runs.runner import execute_one
 from stage1.scores import ROLES
+from stage1.storage.documents import read_document
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from arm_bench.problems import Problem
 from stage1.config import RunConfig, load_config
-from stage1.documents import read_document
-from stage1.files import digest_bytes, write_text
-from stage1.pipeline.progress import Progress
-from stage1.pipeline.rundir import opened
-from stage1.pipeline.runner import execute_one
+from stage1.runs.directory import opened
+from stage1.runs.progress import Progress
+from stage1.runs.runner import execute_one
 from stage1.scores import ROLES, Scores, read_role
+from stage1.storage.documents import read_document
+from stage1.storage.files import digest_bytes, write_text
 from stage1.training import train_head
-from stage1.training.inputs import LabelledFeatures
-from stage1.training.selection import all_outputs
+from stage1.training.selection import LabelledFeatures, all_outputs
 from stage1.training.sweep import candidates, train_sweep
 
 JUDGED = ("val_select", "val_calib", "val_test")

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from stage1.config import load_config
 from stage1.data.table import SampleTable
-from stage1.engine import Engine, cores
-from stage1.files import write_text
-from stage1.images import Preprocessing, decode
 from stage1.model.backbone import load_backbone
 from stage1.model.export import export_backbone
-from stage1.pipeline.progress import Progress
-from stage1.pipeline.rundir import opened
-from stage1.pipeline.runner import execute_one
-from stage1.views import ViewPolicy, cut
+from stage1.runs.directory import opened
+from stage1.runs.progress import Progress
+from stage1.runs.runner import execute_one
+from stage1.runtime.crops import ViewPolicy, cut
+from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.session import Engine, cores
+from stage1.storage.files import write_text
 
 _CHUNK = 64
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.config import HeadConfig, TrainConfig
-from stage1.model.pooled import pool_features
+from stage1.model.view_pooling import pool_features
+from stage1.runtime.crops import ViewPolicy
 from stage1.training import train_head
 from stage1.training.selection import all_logits
-from stage1.views import ViewPolicy
 
 HEADS = {
     "linear": HeadConfig(),

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.aggregation import FrozenViews
 from stage1.calibration import choose_map
-from stage1.confidence import msp
 from stage1.evaluation import resampling
 from stage1.evaluation.arms import ArmRun, compare_arms
 from stage1.evaluation.probability import Calibration
 from stage1.evaluation.selective import augrc
 from stage1.policy import Policy, fit_policy
 from stage1.scores import Scores
+from stage1.scores.confidence import msp
+from stage1.views import FrozenViews
 from view_bench.heads import LinearHead
 from view_bench.timing import Timing
 

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.aggregation import aggregator, as_logits, fit_sequence
-from stage1.aggregation.sequence_fit import TOLERANCE
 from stage1.calibration.folds import fold_of_rows
 from stage1.policy import fit_policy
+from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
-from stage1.views import ViewPolicy
+from stage1.views import aggregator, as_logits, fit_sequence
+from stage1.views.adaptive import TOLERANCE
 from view_bench.features import view_features
 from view_bench.heads import train
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from stage1.engine import cores
-from stage1.files import write_text
-from stage1.report.drawing import style
-from stage1.report.view_figure import view_costs
+from stage1.report.figures.drawing import style
+from stage1.report.figures.views import view_costs
+from stage1.runtime.session import cores
+from stage1.storage.files import write_text
 from view_bench.measures import Measured, Row, SplitRow
 
 HERE = Path(__file__).parents[1]

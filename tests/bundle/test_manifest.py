@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from stage1.bundle import read_manifest, verify_bundle
-from stage1.documents import validate
 from stage1.errors import IntegrityError, MissingError
-from stage1.files import digest_bytes, digest_file
 from stage1.policy import Certificate
+from stage1.storage.documents import validate
+from stage1.storage.files import digest_bytes, digest_file
 
 
 def files(folder: Path) -> list[Path]:

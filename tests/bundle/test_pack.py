@@ -144,8 +144,8 @@ def test_a_failed_rename_puts_the_old_bundle_back(parts, tmp_path, monkeypatch):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(source, target)
 
-    monkeypatch.setattr("stage1.publishing._exchange", lambda *_: False)
-    monkeypatch.setattr("stage1.publishing.os.rename", second_fails)
+    monkeypatch.setattr("stage1.storage.publishing._exchange", lambda *_: False)
+    monkeypatch.setattr("stage1.storage.publishing.os.rename", second_fails)
     with pytest.raises(Stage1Error, match="cannot be written"):
         parts.write(folder, facts=parts.facts | {"name": "newer"})
     assert content(folder) == before

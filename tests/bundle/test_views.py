@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from stage1.aggregation import FrozenViews, Pool
 from stage1.bundle import verify_bundle
 from stage1.bundle.manifest import sealed
-from stage1.documents import read_document
 from stage1.errors import IntegrityError, MissingError
-from stage1.files import digest_bytes
 from stage1.inference import load_bundle
-from stage1.integrations.streetvision.sealed import open_bundle
 from stage1.policy import ViewsClaim, load_policy, on_views
-from stage1.views import ViewPolicy
+from stage1.runtime.crops import ViewPolicy
+from stage1.storage.documents import read_document
+from stage1.storage.files import digest_bytes
+from stage1.streetvision.sealed import open_bundle
+from stage1.views import FrozenViews, Pool
 
 VIEWS = FrozenViews(ViewPolicy(grid=(2, 2)), Pool("topk:2"))
 

@@ -24,10 +24,10 @@ from stage1.calibration import (
     load_map,
     map_from_document,
 )
-from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
-from stage1.files import digest_ids
 from stage1.scores import Scores
+from stage1.storage.documents import read_document, write_document
+from stage1.storage.files import digest_ids
 
 EVERY = [(name, 2) for name in (*BINARY, "dirichlet")] + [(name, 3) for name in MULTICLASS]
 

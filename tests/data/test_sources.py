@@ -28,7 +28,7 @@ from stage1.data.quarantine import Quarantined, QuarantineError, check_limit, wr
 from stage1.data.sources import Ingest, read_source, source_digest
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.files import digest_bytes
+from stage1.storage.files import digest_bytes
 
 
 def picture(seed: int, kind: str = "JPEG", side: int = 16) -> bytes:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from stage1.config import RunConfig, SplitConfig
 from stage1.data.dealing import BY_SIZE, STRATIFIED, unit_interval
-from stage1.data.leakage import dhash
+from stage1.data.duplicates import dhash
 from stage1.data.sources import Ingest, read_source
 from stage1.data.splits import assign_roles, dealing_of, join_groups, split_table
 from stage1.data.table import SampleTable
-from stage1.documents import read_document, write_document
 from stage1.errors import DataError
-from stage1.files import digest_bytes
 from stage1.scores import ROLES
+from stage1.storage.documents import read_document, write_document
+from stage1.storage.files import digest_bytes
 
 NO_PAIRS = np.empty((0, 2), np.int64)
 

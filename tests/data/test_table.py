@@ -17,7 +17,7 @@ import pytest
 from stage1.data import table as tables
 from stage1.data.table import SampleTable, read_locator, split_locator
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.files import digest_bytes
+from stage1.storage.files import digest_bytes
 
 
 def sample(folder: Path, n: int = 6, **changes: Any) -> SampleTable:

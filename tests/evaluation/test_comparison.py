@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage1 import Scores
-from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import augrc, bootstrap, brier, compare, ece, mcc, nll
 from stage1.evaluation.arms import ArmRun, _seed_shares, best_arm, compare_arms
 from stage1.evaluation.comparison import METRICS, NO_DIFFERENCE, same_samples
+from stage1.storage.documents import read_document, write_document
 
 
 def pair(n=300, noise=(0.5, 0.5), seed=0, scale=(1.0, 1.0), ids=True, groups=None, k=2):

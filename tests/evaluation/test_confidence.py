@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from stage1 import Scores
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import augrc, auroc_failure, choose_confidence, confidence
-from stage1.evaluation.confidence import energy, entropy, margin, maxlogit_pnorm, msp
+from stage1.evaluation.score_selection import energy, entropy, margin, maxlogit_pnorm, msp
 from stage1.scores import from_probabilities
 
 relaxed = settings(deadline=None, max_examples=60)

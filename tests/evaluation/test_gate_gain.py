@@ -8,7 +8,7 @@ from scipy import special
 
 from stage1.errors import DataError
 from stage1.evaluation import augrc
-from stage1.evaluation.gate_gain import accept_gate, softmax_confidence
+from stage1.evaluation.score_selection import accept_gate, softmax_confidence
 from stage1.scores import Scores
 
 

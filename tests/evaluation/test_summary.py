@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1.documents import read_document, validate, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.evaluation import (
     augrc,
@@ -26,6 +25,7 @@ from stage1.evaluation import (
 )
 from stage1.evaluation.summary import confidence_of
 from stage1.scores import Scores, read_scores
+from stage1.storage.documents import read_document, validate, write_document
 
 
 def binary_scores(n=300, seed=0, groups=None):

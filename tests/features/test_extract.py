@@ -20,10 +20,10 @@ from stage1.config import BackboneConfig, FeaturesConfig  # noqa: E402
 from stage1.errors import DataError, MissingError  # noqa: E402
 from stage1.features import FeatureKey, FeatureStore, extract  # noqa: E402
 from stage1.features.extract import extract_features  # noqa: E402
-from stage1.images import ImageError, decode, load_tensor  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.export import export_backbone  # noqa: E402
-from stage1.views import ViewPolicy, cut  # noqa: E402
+from stage1.runtime.crops import ViewPolicy, cut  # noqa: E402
+from stage1.runtime.images import ImageError, decode, load_tensor  # noqa: E402
 
 CONFIG = FeaturesConfig(shard_size=8, max_batch_size=4)
 

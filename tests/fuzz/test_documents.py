@@ -21,17 +21,17 @@ import pytest
 from PIL import Image
 
 from stage1.bundle.manifest import read_manifest
+from stage1.cascade.config import load_cascade
 from stage1.config import DataConfig, load_config, to_yaml
 from stage1.data.listing import list_sources
 from stage1.data.sources import source_digest
 from stage1.data.table import read_locator, split_locator
-from stage1.documents import read_document, schema_kinds
 from stage1.errors import Stage1Error
-from stage1.files import read_json, read_yaml
-from stage1.inference.cascade.config import load_cascade
-from stage1.integrations.model_card import read_card
+from stage1.storage.documents import read_document, schema_kinds
+from stage1.storage.files import read_json, read_yaml
+from stage1.streetvision.card import read_card
 
-from ..pipeline.conftest import one_line_error, stage1
+from ..runs.conftest import one_line_error, stage1
 
 MUTATIONS = 200
 SECONDS = 10.0
@@ -214,7 +214,7 @@ def example(schema: dict, root: dict) -> object:
 
 @pytest.mark.parametrize("kind", schema_kinds())
 def test_json_documents_of_every_kind(kind, tmp_path):
-    from stage1.documents import schema
+    from stage1.storage.documents import schema
 
     data = json.dumps(example(schema(kind), schema(kind))).encode()
     path = tmp_path / f"{kind}.json"

@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ..pipeline.conftest import SETTINGS, one_line_error, photos, stage1  # noqa: F401 (fixture)
+from ..runs.conftest import SETTINGS, one_line_error, photos, stage1  # noqa: F401 (fixture)
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from stage1.commands.export_hf import export_hf, margin_at  # noqa: E402
 from stage1.config import BackboneConfig, HeadConfig, to_yaml  # noqa: E402
 from stage1.config.views import ViewsConfig  # noqa: E402
-from stage1.documents import read_document  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
-from stage1.images import Preprocessing  # noqa: E402
 from stage1.integrations import huggingface  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.head import Gate, GatedHead, build_gate, build_head  # noqa: E402
-from stage1.pipeline.hf_export import export_hf, margin_at  # noqa: E402
-from stage1.pipeline.rundir import RunDir, read_state, stored_config  # noqa: E402
-from stage1.pipeline.stages import STAGES  # noqa: E402
-from stage1.views import WHOLE, ViewPolicy  # noqa: E402
+from stage1.runs.directory import RunDir, read_state, stored_config  # noqa: E402
+from stage1.runtime.crops import WHOLE, ViewPolicy  # noqa: E402
+from stage1.runtime.images import Preprocessing  # noqa: E402
+from stage1.stages import STAGES  # noqa: E402
+from stage1.storage.documents import read_document  # noqa: E402
 
 CLIENT_VENV = os.environ.get("CLIENT_VENV")
 BACKBONE = ("backbone.name=test_vit", "backbone.pooling=cls", "backbone.random_weights=true")
@@ -181,7 +181,7 @@ def test_other_logits_leave_nothing_behind(run, tmp_path, monkeypatch):
 
 def looking(run, folder, aggregate="mean", **views):
     """A copy of a run as it is where its config has views: exported, and scored where `policy` says what it shipped."""
-    from stage1.aggregation import FrozenViews, Pool
+    from stage1.views import FrozenViews, Pool
 
     shipped = views.pop("policy", None)
     copy = shutil.copytree(run, folder)

@@ -13,13 +13,13 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 from stage1.config import BackboneConfig, HeadConfig  # noqa: E402
-from stage1.engine import Engine  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
-from stage1.files import digest_file  # noqa: E402
 from stage1.model import export  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.export import backbone_digest, export_backbone, export_model  # noqa: E402
 from stage1.model.head import GatedHead, build_gate, build_head, split  # noqa: E402
+from stage1.runtime.session import Engine  # noqa: E402
+from stage1.storage.files import digest_file  # noqa: E402
 
 BATCHES = (1, 2, 3, 7)
 

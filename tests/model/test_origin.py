@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stage1.config import BackboneConfig
-from stage1.files import digest_file
+from stage1.storage.files import digest_file
 
 pytest.importorskip("timm")
 

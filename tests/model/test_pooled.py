@@ -14,14 +14,14 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from stage1.config import BackboneConfig, HeadConfig  # noqa: E402
-from stage1.engine import Engine  # noqa: E402
 from stage1.errors import DataError  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.export import export_backbone, export_model  # noqa: E402
 from stage1.model.head import build_gate, build_head, split  # noqa: E402
 from stage1.model.head_modules import GatedHead  # noqa: E402
-from stage1.model.pooled import ViewModel, pool_features, pooled_width  # noqa: E402
-from stage1.views import ViewPolicy  # noqa: E402
+from stage1.model.view_pooling import ViewModel, pool_features, pooled_width  # noqa: E402
+from stage1.runtime.crops import ViewPolicy  # noqa: E402
+from stage1.runtime.session import Engine  # noqa: E402
 
 GRID = ViewPolicy(grid=(2, 2))
 TILES = ViewPolicy(whole=False, grid=(1, 3))

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from stage1.evaluation import aurc
 from stage1.evaluation.rates import exit_rates
 from stage1.risk import binomial_pvalue, crc_threshold, hoeffding_bentkus_pvalue, order_statistic_rank
-from stage1.risk.scrc import allowed_losses
+from stage1.risk.conformal import allowed_losses
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "DEFINITIONS.md"

@@ -7,10 +7,10 @@ import pytest
 
 from stage1 import Scores, fit_policy
 from stage1.config import RunConfig
-from stage1.documents import read_document
-from stage1.pipeline.fitting import fit_configured
 from stage1.policy import Certificate, dealt, refit
 from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
+from stage1.stages.calibrate import fit_configured
+from stage1.storage.documents import read_document
 
 
 def videos(n: int = 900, seed: int = 0) -> Scores:

@@ -10,15 +10,15 @@ import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1.documents import validate
 from stage1.errors import ConfigError, DataError, IntegrityError
-from stage1.evaluation.gate_gain import accept_gate
+from stage1.evaluation.score_selection import accept_gate
 from stage1.policy import fit_policy
 from stage1.policy.certificate import Certificate
 from stage1.policy.gate import GatePolicy, _spread, _unspread, fit_gate, signed_gate
 from stage1.policy.gate_model import cross_fitted_gate
 from stage1.policy.softmax import Thresholds
 from stage1.scores import Scores
+from stage1.storage.documents import validate
 
 from .hardness import hard_images
 from .simulate import plug_in

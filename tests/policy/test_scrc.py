@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.policy import scrc_choice
 from stage1.policy.scrc import ScrcPolicy, class_log_odds
 from stage1.policy.scrc_fit import fit_scrc
-from stage1.risk.scrc import coverage_rank, transductive_thresholds
+from stage1.risk.conformal import coverage_rank, transductive_thresholds
 from stage1.scores import Scores, from_probabilities
+from stage1.storage.documents import read_document, write_document
 
 RISKS = {"miss_rate": 0.05, "false_exit_rate": 0.05}
 CLASSES = ("none", "roadwork")

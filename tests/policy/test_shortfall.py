@@ -9,7 +9,7 @@ import pytest
 
 from stage1 import Scores, fit_policy
 from stage1.config import load_config
-from stage1.policy.request import Request, passing_targets, settable
+from stage1.policy.target import Request, passing_targets, settable
 
 
 def classes(rng: np.random.Generator, n: int, k: int, sharpness: float) -> Scores:

@@ -7,8 +7,8 @@ import pytest
 
 from stage1.errors import ConfigError
 from stage1.policy import fit_policy, load_policy, refit
-from stage1.policy.engine import choose, path_from
-from stage1.policy.request import Request
+from stage1.policy.target import Request
+from stage1.policy.threshold_choice import choose, path_from
 from stage1.scores import Scores
 
 RISKS = {"fnr": 0.1, "false_exit_rate": 0.1}

@@ -10,7 +10,7 @@ import pytest
 from stage1 import Scores, fit_policy
 from stage1.policy.boundary import boundary_of_scores
 from stage1.policy.softmax import Thresholds, choose_thresholds
-from stage1.risk.planning import shared_delta
+from stage1.risk.sample_size import shared_delta
 from stage1.scores import read_scores
 
 from .simulate import beta_scores, plug_in, true_risks

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1.documents import validate
 from stage1.evaluation import evaluate
 from stage1.policy import fit_policy
 from stage1.policy.units import one_per_group
 from stage1.report import Thumb
 from stage1.scores import Scores
+from stage1.storage.documents import validate
 
 CLASSES = ["none", "roadwork"]
 

@@ -15,8 +15,7 @@ import pytest
 
 from stage1.report import explorer as explorer_room
 from stage1.report import write_report
-from stage1.report.evidence import collect
-from stage1.report.explorer import explorer, script
+from stage1.report.explorer import collect, explorer, script
 from stage1.report.page import render_page
 from stage1.risk import binomial_upper
 from stage1.scores import Scores
@@ -63,7 +62,7 @@ class _Blank(dict):
     """A figure for every name that the page asks for: one white pixel."""
 
     def __init__(self):
-        from stage1.report.drawing import Drawing
+        from stage1.report.figures.drawing import Drawing
 
         pixel = base64.b64decode(
             "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAABJRU5ErkJggg=="

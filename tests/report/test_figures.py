@@ -18,15 +18,15 @@ from PIL import Image
 from stage1.errors import DataError, MissingError
 from stage1.evaluation import evaluate
 from stage1.report import draw_figures
-from stage1.report.drawing import Drawing, fitting, style
-from stage1.report.evidence import Evidence, collect
-from stage1.report.exit_figure import exits, split_exits
-from stage1.report.need_figure import error_steps
-from stage1.report.plan_figure import draw_plan
-from stage1.report.reliability_figure import reliability
-from stage1.report.risk_figure import risk_path
-from stage1.report.score_figure import histogram_edges
-from stage1.report.threshold_figure import feasible, threshold_plane
+from stage1.report.explorer import Evidence, collect
+from stage1.report.figures.exit import exits, split_exits
+from stage1.report.figures.need import error_steps
+from stage1.report.figures.plan import draw_plan
+from stage1.report.figures.reliability import reliability
+from stage1.report.figures.risk import risk_path
+from stage1.report.figures.score import histogram_edges
+from stage1.report.figures.drawing import Drawing, fitting, style
+from stage1.report.figures.threshold import feasible, threshold_plane
 from stage1.risk import binomial_upper, plan
 from stage1.scores import Scores
 
@@ -181,8 +181,8 @@ def test_a_changed_number_changes_its_figure(certified, unchanged, document, pat
     for key in parents:
         place = place[key]
     place[last] = place[last] + 40 if isinstance(place[last], int) else place[last] * 0.8
-    from stage1.report import drawing
     from stage1.report import figures as room
+    from stage1.report.figures import drawing
 
     only = {
         "risk_coverage": lambda: room.risk_coverage(certified.certificate, certified.evaluation, certified.policy, certified.scores),

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from stage1.documents import schema
 from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.report import Thumb, draw_figures, write_report
 from stage1.report import page as page_room
-from stage1.report.drawing import Drawing
 from stage1.report.explorer import script
+from stage1.report.figures.drawing import Drawing
+from stage1.report.numbers import percent, upper_percent, whole
 from stage1.report.page import render_page
-from stage1.report.wording import percent, upper_percent, whole
+from stage1.storage.documents import schema
 
 
 def render(sample, figures=None) -> str:

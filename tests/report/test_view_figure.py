@@ -8,8 +8,8 @@ import re
 import pytest
 from PIL import Image
 
-from stage1.report.drawing import style
-from stage1.report.view_figure import view_costs
+from stage1.report.figures.drawing import style
+from stage1.report.figures.views import view_costs
 
 ROWS = [
     {

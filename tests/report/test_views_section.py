@@ -9,10 +9,10 @@ import io
 import pytest
 from PIL import Image
 
-from stage1.documents import validate
 from stage1.report import Thumb, draw_figures, write_report
-from stage1.report.looked_figure import draw_looked
+from stage1.report.figures.views import draw_looked
 from stage1.report.page import render_page
+from stage1.storage.documents import validate
 
 from .test_page import leaves, text_of
 

@@ -9,7 +9,7 @@ from pytest import approx
 
 from stage1.errors import DataError
 from stage1.risk import binomial_pvalue
-from stage1.risk.betting import betting_pvalue, betting_upper, eprocess
+from stage1.risk.bounds import betting_pvalue, betting_upper, eprocess
 
 DELTA = 0.05
 unit_values = hnp.arrays(np.float64, st.integers(0, 60), elements=st.floats(0, 1))
@@ -77,7 +77,7 @@ def test_candidates_are_tested_one_by_one(x, level):
 def test_many_candidates_pass_in_blocks(monkeypatch):
     x = np.random.default_rng(0).random((40, 50))
     whole = betting_pvalue(x, 0.6)
-    monkeypatch.setattr("stage1.risk.betting._CELLS", 100)
+    monkeypatch.setattr("stage1.risk.bounds._CELLS", 100)
     assert betting_pvalue(x, 0.6) == approx(whole, rel=1e-12)
     assert betting_upper(x[:, 0], 0.1) > 0.5
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stage1.errors import ConfigError
-from stage1.risk.planning import delta_of_each, plan, shared_delta
-from stage1.risk.success import plan_success, success_probability
+from stage1.risk.sample_size import delta_of_each, plan, plan_success, shared_delta, success_probability
 
 TWO = {"fnr": 0.05, "false_exit_rate": 0.05}
 
@@ -26,8 +25,8 @@ def test_worked_counts():
 
 
 def test_what_each_test_may_spend_is_what_the_engine_spends():
-    from stage1.policy.engine import rule
-    from stage1.policy.request import Request
+    from stage1.policy.target import Request
+    from stage1.policy.threshold_choice import rule
 
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 400)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stage1.errors import DataError
-from stage1.risk.scrc import (
+from stage1.risk.conformal import (
     allowed_losses,
     class_floor,
     coverage_rank,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stage1 import files
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import ConfigError, IntegrityError, Stage1Error
+from stage1.storage import files
 from stage1.training.checkpoint import (
     check_same_run,
     config_digest,

@@ -6,7 +6,7 @@ import torch
 
 from stage1.config import HeadConfig
 from stage1.model.head import build_head
-from stage1.training.ema import Ema, decay_at
+from stage1.training.optim import Ema, decay_at
 
 
 def test_decay_warms_up_to_its_limit() -> None:

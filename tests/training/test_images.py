@@ -17,8 +17,7 @@ from stage1.model.head import load_head
 from stage1.training.checkpoint import LAST, load_checkpoint
 from stage1.training.distributed import Processes
 from stage1.training.image_batches import Loader
-from stage1.training.image_model import ImageModel, less_memory, parameter_groups, prepare
-from stage1.training.image_step import Passes
+from stage1.training.image_model import ImageModel, Passes, less_memory, parameter_groups, prepare
 
 from .image_tasks import AdapterConfig, HeadConfig, ImageTrainConfig, TrainConfig, fit, stripes, tiny
 

@@ -118,7 +118,7 @@ def test_what_ships_is_from_after_the_warm_up(kind: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["mlp", "selectivenet"])
 def test_members_are_the_heads_that_would_be_trained_alone(kind: str, tmp_path: Path) -> None:
     """Same data order; first weights one apart; clipped each by itself. Raw weights at the end of training, no early choice."""
-    from stage1.training.seeds import sub_seed
+    from stage1.training.optim import sub_seed
 
     options = {"epochs": 3, "ema_decay": 0.0, "clip_norm": 0.05}
     shape = {"kind": kind, "hidden": 8, "dropout": 0.0}

@@ -16,12 +16,22 @@ from PIL import Image
 from stage1.config import BackboneConfig, PretrainConfig
 from stage1.data.table import SampleTable
 from stage1.errors import Checkpointed, ConfigError, DataError, MissingError, Stage1Error
-from stage1.files import digest_bytes
 from stage1.model.backbone import Backbone, load_backbone
+from stage1.storage.files import digest_bytes
 from stage1.training.checkpoint import load_checkpoint
-from stage1.training.dino import DinoObjective, dino_loss, momentum_at
 from stage1.training.image_batches import Loader
-from stage1.training.masked import (
+from stage1.training.pretrain.adapter import RowUpdate, merge_explora, prepare_explora
+from stage1.training.pretrain.collapse import Vitals, collapse, effective_rank, spread
+from stage1.training.pretrain.data import (
+    Prints,
+    overlapping,
+    printed,
+    protected_images,
+    refuse_overlap,
+    unlabelled_images,
+)
+from stage1.training.pretrain.dino import DinoObjective, dino_loss, momentum_at
+from stage1.training.pretrain.masked import (
     MaskedObjective,
     encode_visible,
     hidden_pixels,
@@ -30,18 +40,7 @@ from stage1.training.masked import (
     sine_positions,
     visible_patches,
 )
-from stage1.training.pretrain import PretrainResult, pretrain
-from stage1.training.pretrain_adapter import RowUpdate, merge_explora, prepare_explora
-from stage1.training.pretrain_data import (
-    Prints,
-    overlapping,
-    printed,
-    protected_images,
-    refuse_overlap,
-    unlabelled_images,
-)
-from stage1.training.pretrain_run import CHECKPOINT, PretrainRun
-from stage1.training.pretrain_watch import Vitals, collapse, effective_rank, spread
+from stage1.training.pretrain.run import CHECKPOINT, PretrainResult, PretrainRun, pretrain
 
 from .image_tasks import stripes
 

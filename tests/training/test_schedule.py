@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage1.training.schedule import learning_rate, steps_per_epoch, warmup_steps
-from stage1.training.seeds import epoch_order, sub_seed
+from stage1.training.optim import epoch_order, learning_rate, steps_per_epoch, sub_seed, warmup_steps
 
 
 def test_closed_form_values() -> None:

@@ -13,8 +13,7 @@ import torch
 from stage1.config import HeadConfig, SweepConfig, TrainConfig
 from stage1.errors import Checkpointed, ConfigError, Stage1Error
 from stage1.training import train_head
-from stage1.training.inputs import LabelledFeatures
-from stage1.training.selection import all_logits
+from stage1.training.selection import LabelledFeatures, all_logits
 from stage1.training.sweep import COLUMNS, Candidate, Swept, candidates, train_sweep, write_sweep
 
 from .conftest import blobs

@@ -1,9 +1,9 @@
 """What ships: one folder with model, policy, certificate and the scores it rests on; every byte of it digested."""
 
 from stage1.bundle.card import model_card
-from stage1.bundle.certificate import recompute
 from stage1.bundle.manifest import VerifyReport, read_calibration, read_manifest, verify_bundle
 from stage1.bundle.pack import Facts, write_bundle
+from stage1.bundle.recompute import recompute
 
 __all__ = [
     "Facts",

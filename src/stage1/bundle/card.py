@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from stage1.aggregation import FrozenViews
 from stage1.bundle.licences import licence_header
 from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
 from stage1.policy.certificate import on_average, shown_bound
+from stage1.views import FrozenViews
 
 _METRICS = {
     "accuracy": "accuracy", "mcc": "Matthews correlation", "auroc_f": "AUROC of right against wrong", "aurc": "AURC",

@@ -1,4 +1,7 @@
-"""bundle.json: what a bundle holds, the digest of every byte of it, and the check that it is still so."""
+"""bundle.json: what a bundle holds, the digest of every byte of it, and the check that it is still so.
+
+The views of a bundle: views.json beside its certificate, and whether the two speak of the same views.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from stage1.aggregation import VIEWS_FILE
 from stage1.bundle.shown import evaluation_problems
-from stage1.bundle.views import read_views
 from stage1.calibration import CALIBRATION_FILE
-from stage1.documents import read_document
 from stage1.errors import IntegrityError, MissingError, Stage1Error
-from stage1.files import digest_bytes, digest_file
-from stage1.images import Preprocessing
 from stage1.policy import POLICY_FILES, CalibratedPolicy, Certificate, Policy, load_policy
 from stage1.policy.certify import calibration_digest
+from stage1.runtime.images import Preprocessing
 from stage1.scores import Scores, read_scores
+from stage1.storage.documents import read_document
+from stage1.storage.files import digest_bytes, digest_file
+from stage1.views import VIEWS_FILE, FrozenViews
 
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
@@ -100,7 +102,7 @@ def verify_bundle(
 
     Finds changed, missing, extra and renamed files, empty folders, links, a second policy file, and any change of
     bundle.json itself. With `recompute` certificate, thresholds, calibration map and model card are made again from the data in
-    the bundle and compared (bundle/certificate.py). The texts of another version of stage1 cannot be made again, which is a problem
+    the bundle and compared (bundle/recompute.py). The texts of another version of stage1 cannot be made again, which is a problem
     unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError where there is no such folder; all else is in the report.
 
     A digest proves that nothing changed by accident or in ignorance. Who rewrites every file *and* bundle.json makes
@@ -134,7 +136,7 @@ def verify_bundle(
         problems += _disagreements(folder, manifest)
     noted: list[str] = []
     if recompute and not problems:
-        from stage1.bundle.certificate import recompute as recomputed
+        from stage1.bundle.recompute import recompute as recomputed
 
         found_again = recomputed(folder, accept_other_version=accept_other_version)
         problems += found_again.problems
@@ -301,3 +303,25 @@ def _labelled(path: Path) -> Scores:
 def _inside(folder: Path, error: Stage1Error) -> str:
     """The error's line, with paths relative to the bundle: the folder stands once, at the head of the report."""
     return str(error).replace(f"{folder}{os.sep}", "")
+
+
+def read_views(folder: Path, certificate: Certificate) -> FrozenViews | None:
+    """The frozen views of a bundle, None where every answer rests on the whole image alone.
+
+    Raises IntegrityError where views.json is missing, damaged, not the one that was certified, or not spoken of.
+    """
+    path = folder / VIEWS_FILE
+    if certificate.views is None:
+        if path.exists():
+            raise IntegrityError(f"{path}: the certificate beside it is of whole images; restore the bundle")
+        return None
+    if not path.exists():
+        raise IntegrityError(
+            f"{path}: missing; the certificate is of {certificate.views.description}: restore the bundle"
+        )
+    views = FrozenViews.load(path)
+    if views.digest != certificate.views.digest:
+        raise IntegrityError(
+            f"{path}: is not the one that was certified (sha256 {certificate.views.digest[:12]}); restore the bundle"
+        )
+    return views

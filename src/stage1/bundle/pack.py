@@ -13,7 +13,6 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from stage1 import __version__
-from stage1.aggregation import VIEWS_FILE
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import (
     CALIBRATION,
@@ -23,21 +22,22 @@ from stage1.bundle.manifest import (
     MANIFEST,
     MODEL,
     SELECTION,
+    read_views,
     sealed,
     verify_bundle,
 )  # fmt: skip
 from stage1.bundle.shown import shown_evaluation
-from stage1.bundle.views import read_views
 from stage1.calibration import CALIBRATION_FILE, FrozenMap
-from stage1.documents import SCHEMA_VERSION, write_document
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
-from stage1.files import atomic_writer, digest_bytes, digest_file, write_error, write_text
-from stage1.images import Preprocessing
 from stage1.policy import POLICY_FILES, Certificate
 from stage1.policy import policy_file as the_one_policy_file
-from stage1.publishing import publish, recover
+from stage1.runtime.images import Preprocessing
 from stage1.scores import Scores, write_scores
-from stage1.temporaries import temporary_folder
+from stage1.storage.documents import SCHEMA_VERSION, write_document
+from stage1.storage.files import atomic_writer, digest_bytes, digest_file, write_error, write_text
+from stage1.storage.publishing import publish, recover
+from stage1.storage.temporaries import temporary_folder
+from stage1.views import VIEWS_FILE
 
 _LICENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -209,7 +209,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _answers(folder: Path, preprocessing: Preprocessing, classes: Sequence[str]) -> None:
-    from stage1.engine import Engine
+    from stage1.runtime.session import Engine
 
     model = folder / MODEL
     engine = Engine(model, threads=1)

@@ -1,12 +1,10 @@
 """From raw scores to probabilities: temperature, Platt, beta, isotonic, vector, Dirichlet; which, if any; and its file."""
 
-from stage1.calibration.choose import Candidate, Choice, choose_map
+from stage1.calibration.binary import Beta, Platt
 from stage1.calibration.dirichlet import Dirichlet, odir_penalty
-from stage1.calibration.frozen import CALIBRATION_FILE, REORDERING, FrozenMap, frozen, frozen_identity, made_again
-from stage1.calibration.identity import Identity
+from stage1.calibration.document import CALIBRATION_FILE, REORDERING, FrozenMap, frozen, frozen_identity, made_again
 from stage1.calibration.isotonic import Isotonic, pool_adjacent_violators
-from stage1.calibration.logistic import Beta, Platt
-from stage1.calibration.maps import CalibrationMap
+from stage1.calibration.maps import CalibrationMap, Identity
 from stage1.calibration.registry import (
     BINARY,
     BINARY_KEEPING_ORDER,
@@ -17,6 +15,7 @@ from stage1.calibration.registry import (
     map_from_document,
 )
 from stage1.calibration.scaling import Temperature, Vector
+from stage1.calibration.selection import Candidate, Choice, choose_map
 
 __all__ = [
     "BINARY",

@@ -1,4 +1,7 @@
-"""What every calibration map is: from raw scores to probabilities, frozen, the same everywhere it is applied."""
+"""What every calibration map is: from raw scores to probabilities, frozen, the same everywhere it is applied.
+
+The identity: no map lowered the loss, or none was asked for. Written all the same, so that its absence says nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stage1.documents import write_document
 from stage1.errors import DataError
-from stage1.files import digest_ids
 from stage1.scores import Scores
+from stage1.storage.documents import write_document
+from stage1.storage.files import digest_ids
 
 FloatArray = NDArray[np.float64]
 _LARGEST = 1e100
@@ -200,3 +203,34 @@ def _checked_logits(values: ArrayLike, k: int) -> FloatArray:
     if not np.isfinite(logits).all():
         raise DataError(f"logits: row {int(np.argwhere(~np.isfinite(logits))[0][0])} is not finite; fix or drop it")
     return logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity(CalibrationMap):
+    """The softmax of the logits as they are; any K. n may be 0: it needs no row."""
+
+    name: ClassVar[str] = "identity"
+
+    @classmethod
+    def fit(cls, scores: Scores) -> Self:
+        """Nothing is fitted; n and fitted_on say on which rows other maps did not do better."""
+        return cls(**provenance(scores))
+
+    @property
+    def monotone(self) -> bool:
+        return self.n_classes == 2
+
+    @property
+    def keeps_order(self) -> bool:
+        return True
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+    def calibrate(self, scores: Scores) -> Scores:
+        """The scores themselves: not a bit of them may change by a map that does nothing."""
+        return scores
+
+    def _log_probabilities(self, logits: FloatArray) -> FloatArray:
+        return log_softmax(logits)

@@ -17,15 +17,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from stage1.calibration.binary import Beta, Platt
 from stage1.calibration.dirichlet import Dirichlet
-from stage1.calibration.identity import Identity
 from stage1.calibration.isotonic import Isotonic
-from stage1.calibration.logistic import Beta, Platt
-from stage1.calibration.maps import CalibrationMap
+from stage1.calibration.maps import CalibrationMap, Identity
 from stage1.calibration.scaling import Temperature, Vector
-from stage1.documents import read_document
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.scores import Scores
+from stage1.storage.documents import read_document
 
 MAPS: dict[str, type[CalibrationMap]] = {
     kind.name: kind for kind in (Temperature, Platt, Beta, Vector, Dirichlet, Isotonic)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stage1.cli.root import USE, AsJson, Output, Quiet, app, show
+from stage1.cli.options import USE, AsJson, Output, Quiet, app, show
 from stage1.errors import NotCertifiable
 
 cascade_app = typer.Typer(no_args_is_help=True, help="Several stages as one classifier: answer, certify, plan.")
@@ -40,7 +40,7 @@ def cascade_run(
 
     Example: stage1 cascade run cascade.yaml photos/ --output answers.jsonl
     """
-    from stage1.pipeline.cascade_run import answer_images, tally_lines
+    from stage1.commands.cascade import answer_images, tally_lines
 
     tally, notes = answer_images(
         cascade, images, certified=certified, output=output, stdin=sys.stdin.buffer, stdout=sys.stdout
@@ -69,9 +69,8 @@ def cascade_evaluate(
 
     Example: stage1 cascade evaluate cascade.yaml --table runs/demo --output runs/cascade
     """
-    from stage1.pipeline.cascade_run import evaluation_lines
-    from stage1.pipeline.cascading import evaluate_cascade
-    from stage1.pipeline.progress import Progress
+    from stage1.commands.cascade import evaluate_cascade, evaluation_lines
+    from stage1.runs.progress import Progress
 
     folder = output or Path("runs") / f"{cascade.stem}-evaluated"
     document = evaluate_cascade(cascade, table, folder, answers=answers, progress=Progress(quiet=quiet))
@@ -97,7 +96,7 @@ def cascade_plan(
 
     Example: stage1 cascade plan cascade.yaml --rate 120/min
     """
-    from stage1.pipeline.cascade_plan import plan_cascade, plan_lines
+    from stage1.commands.cascade_plan import plan_cascade, plan_lines
 
     document = plan_cascade(cascade, rate, evaluated=evaluated, prior=prior, confidence=confidence)
     show(document, as_json, plan_lines)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stage1.cli.root import SUPPORT, AsJson, Quiet, RunFolder, app, show
+from stage1.cli.options import SUPPORT, AsJson, Quiet, RunFolder, app, show
 
 challenge_app = typer.Typer(
     no_args_is_help=True, help="Images as the StreetVision client sends them: four levels of distortion."
@@ -52,8 +52,8 @@ def challenge_make(
 
     Example: stage1 challenge make photos.csv challenges --level mixture --seed 1
     """
-    from stage1.pipeline.challenging import made_lines, make_challenges
-    from stage1.pipeline.progress import Progress
+    from stage1.runs.progress import Progress
+    from stage1.stages.challenge import made_lines, make_challenges
 
     document = make_challenges(
         table, output, level=level, copies=copies, seed=seed, balance=balance, filter_rows=filter_rows, carry=carry or [],
@@ -74,6 +74,6 @@ def challenge_report(
 
     Example: stage1 challenge report runs/streetview
     """
-    from stage1.pipeline.challenge_report import level_lines, report_levels
+    from stage1.commands.challenge_report import level_lines, report_levels
 
     show(report_levels(run, prior=prior, resamples=resamples), as_json, level_lines)

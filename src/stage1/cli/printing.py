@@ -10,8 +10,8 @@ import typer
 
 
 def outlined(folder: Path, config: Any, outlook: Any, allow_change: bool) -> dict[str, Any]:
-    from stage1.pipeline.anchoring import anchored
-    from stage1.pipeline.rundir import RunDir, kept_config, read_state, refuse_change
+    from stage1.runs.anchoring import anchored
+    from stage1.runs.directory import RunDir, kept_config, read_state, refuse_change
 
     stored = kept_config(folder)
     if stored is not None and not allow_change:
@@ -97,7 +97,7 @@ def argmax_lines(document: dict[str, Any]) -> list[str]:
 
 
 def shift_lines(document: dict[str, Any]) -> list[str]:
-    from stage1.pipeline.shifting import shift_lines
+    from stage1.stages.label_shift import shift_lines
 
     return ["", *shift_lines(document["label_shift"]), ""] if "label_shift" in document else []
 

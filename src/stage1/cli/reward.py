@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stage1.cli.root import AsJson, Columns, Values, pairs, show, tell
+from stage1.cli.options import AsJson, Columns, Values, pairs, show, tell
 from stage1.cli.streetvision import streetvision_app
 
 
@@ -42,8 +42,8 @@ def reward(
 
     Example: stage1 streetvision reward runs/demo
     """
-    from stage1.pipeline.rewarding import REWARD_FILE, reward_lines, write_reward
-    from stage1.pipeline.rewarding import reward as rewarded
+    from stage1.commands.reward import REWARD_FILE, reward_lines, write_reward
+    from stage1.commands.reward import reward as rewarded
 
     document = rewarded(
         source, level_column=level_column, values=values, columns=pairs(columns), prior=prior, resamples=resamples,
@@ -74,7 +74,7 @@ def card(
 
     Example: stage1 streetvision card --name roadwork-s --description "Small ViT" --version 1.0.0 --hotkey 5Grw.. -o hf
     """
-    from stage1.integrations.model_card import FILE, ModelCard, write_card
+    from stage1.streetvision.card import FILE, ModelCard, write_card
 
     given = ModelCard.of(name, description, version, hotkey, time)
     path = output if output.suffix == ".json" else output / FILE

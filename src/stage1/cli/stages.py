@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stage1.cli.printing import argmax_lines, evaluation_lines, shift_lines, shut_lines, verdict_line
-from stage1.cli.root import (
+from stage1.cli.options import (
     STAGES,
     AsJson,
     Columns,
@@ -30,6 +29,7 @@ from stage1.cli.root import (
     show,
     tell,
 )
+from stage1.cli.printing import argmax_lines, evaluation_lines, shift_lines, shut_lines, verdict_line
 from stage1.errors import ConfigError
 
 
@@ -44,10 +44,10 @@ def _stage(
     config: Any = None,
 ) -> None:
     from stage1.config import load_config
-    from stage1.pipeline import execute_one, opened
-    from stage1.pipeline.progress import Progress
-    from stage1.pipeline.rundir import followed, stored_config
-    from stage1.pipeline.tuning_stages import is_follower
+    from stage1.runs import execute_one, opened
+    from stage1.runs.directory import followed, stored_config
+    from stage1.runs.progress import Progress
+    from stage1.stages.tune import is_follower
 
     if config is None and overrides:
         stored = stored_config(run)
@@ -70,7 +70,7 @@ def _stage(
     )
     if name == "calibrate":
         if not as_json:
-            from stage1.documents import read_document
+            from stage1.storage.documents import read_document
 
             certificate = read_document(run / "certificate.json", "certificate")
             typer.echo("\n".join([certificate["statement"], *shut_lines(certificate)]))
@@ -81,7 +81,7 @@ def _stage(
 def _say_verdict(folder: Path, as_json: bool) -> None:
     """After calibrate: the last line on stdout."""
     if not as_json:
-        from stage1.pipeline.verdicts import verdict_of_calibration
+        from stage1.stages.verdicts import verdict_of_calibration
 
         typer.echo(verdict_line(verdict_of_calibration(folder)))
 
@@ -103,7 +103,7 @@ def split(
 
     Example: stage1 split runs/photos --recipe baseline data.table=photos.csv
     """
-    from stage1.pipeline.rundir import has_finished, stored_config
+    from stage1.runs.directory import has_finished, stored_config
 
     overrides = [*(overrides or []), *(["split.allow_leakage=true"] if allow_leakage else [])]
     config, named = None, recipe is not None or phase is not None
@@ -115,7 +115,7 @@ def split(
         config, overrides = given_config(None, recipe, phase, overrides), []
     _stage("split", run, overrides, force, quiet, as_json, config=config)
     if not as_json:
-        from stage1.pipeline.data_stage import split_report
+        from stage1.stages.split import split_report
 
         typer.echo("\n".join(split_report(run)))
 
@@ -198,7 +198,7 @@ def export(
         return
     if to[0] != "hf" or overrides or force:
         raise ConfigError(f"--to {to[0]} {to[1]}: hf is what there is, without overrides or --force")
-    from stage1.pipeline.hf_export import export_hf, hf_lines
+    from stage1.commands.export_hf import export_hf, hf_lines
 
     facts = export_hf(run, to[1], keep_names=keep_names, positive=positive, threshold=threshold)
     show(facts, as_json, lambda document: hf_lines(document, to[1]))
@@ -240,7 +240,7 @@ def calibrate(
     if scores is None:
         _stage("calibrate", run_folder(given), given, force, quiet, as_json)
         return
-    from stage1.pipeline.score_files import calibrate_scores
+    from stage1.commands.scores import calibrate_scores
 
     folder = output or Path("runs") / scores.stem
     policy = calibrate_scores(
@@ -298,20 +298,20 @@ def evaluate(
 
     Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5
     """
-    from stage1.pipeline.verdicts import verdict_of_evaluation
+    from stage1.stages.verdicts import verdict_of_evaluation
 
     given = list(arguments or [])
     there = pairs(columns if target_columns is None else target_columns)
     if scores is None:
         folder = run_folder(given)
         if target is not None:
-            from stage1.pipeline.score_files import checked_values
-            from stage1.pipeline.shifting import adopt_target
+            from stage1.commands.scores import checked_values
+            from stage1.stages.label_shift import adopt_target
 
             adopt_target(folder, target, values=checked_values(target_values or values), columns=there, say=tell)
         _stage("evaluate", folder, given, force, quiet, as_json)
         if not as_json:
-            from stage1.documents import read_document
+            from stage1.storage.documents import read_document
 
             document = read_document(folder / "evaluation.json", "evaluation")
             typer.echo(
@@ -324,7 +324,7 @@ def evaluate(
                 )
             )
         return
-    from stage1.pipeline.score_files import evaluate_scores
+    from stage1.commands.scores import evaluate_scores
 
     document = evaluate_scores(
         scores, policy or scores.parent, output or policy or scores.parent, config=given_config(None, None, None, given),
@@ -362,7 +362,7 @@ def report(
 
     Example: stage1 report runs/mine
     """
-    from stage1.pipeline.reporting import rewrite_report
+    from stage1.stages.evaluate import rewrite_report
 
     written = rewrite_report(folder)
     show(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stage1.cli.root import USE, AsJson, Quiet, app, show
+from stage1.cli.options import USE, AsJson, Quiet, app, show
 
 streetvision_app = typer.Typer(no_args_is_help=True, help="A bundle as a detector of the StreetVision client.")
 app.add_typer(streetvision_app, name="streetvision", rich_help_panel=USE)
@@ -45,7 +45,7 @@ def streetvision_run(
     import shlex
 
     from stage1.errors import MissingError
-    from stage1.integrations.streetvision.launch import miner_command
+    from stage1.streetvision.launch import miner_command
 
     words = miner_command(
         command, registry=registry, name=name, base=base, config=None if config is None else str(config),
@@ -79,9 +79,9 @@ def streetvision_check(
 
     Example: stage1 streetvision check runs/demo/bundle --images photos.csv
     """
-    from stage1.integrations.streetvision import Stage1Detector
-    from stage1.integrations.streetvision.check import check, check_lines, frames_of, require_count, scenes
-    from stage1.pipeline.progress import Progress
+    from stage1.runs.progress import Progress
+    from stage1.streetvision import Stage1Detector
+    from stage1.streetvision.check import check, check_lines, frames_of, require_count, scenes
 
     require_count(count)  # before scenes are drawn for it
     detector = Stage1Detector(model_name="stage1", config_name=str(bundle), device=device)
@@ -110,9 +110,9 @@ def streetvision_cascade(
 
     Example: stage1 streetvision cascade cascade.yaml --certified runs/cascade --output stages.json
     """
-    from stage1.inference.cascade import fixed_rules, open_cascade
-    from stage1.integrations.streetvision.frozen import freeze
-    from stage1.pipeline.cascading import certified_rules
+    from stage1.cascade import fixed_rules, open_cascade
+    from stage1.commands.cascade import certified_rules
+    from stage1.streetvision.frozen import freeze
 
     opened = open_cascade(cascade)
     certificate = None

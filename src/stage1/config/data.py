@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stage1.config.section import PositiveInt, Section, Seed, Share
+from stage1.config.base import PositiveInt, Section, Seed, Share
 
 
 class RoadscenesConfig(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stage1.config.section import PositiveInt, Rate, Section, Share
+from stage1.config.base import PositiveInt, Rate, Section, Share
 
 
 class HeadConfig(Section):

@@ -1,22 +1,111 @@
-"""From recipe, file, environment and command line to a RunConfig; where each value came from."""
+"""The recipes of the package, and the phases that stand for some of them.
+
+A config as dotted keys and values: which there are, as YAML, and what differs between two.
+
+From recipe, file, environment and command line to a RunConfig; where each value came from.
+"""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+import yaml
+from pydantic import BaseModel, ValidationError
 
-from stage1.config.keys import known_keys, leaves, text_keys
-from stage1.config.nearest import nearest
-from stage1.config.recipe import recipe_text, recipes
+from stage1.config.base import nearest
 from stage1.config.run import RunConfig
 from stage1.errors import ConfigError, MissingError
-from stage1.files import read_text, read_yaml
-from stage1.targets import default_risks
+from stage1.risk.targets import default_risks
+from stage1.storage.files import read_text, read_yaml
+
+PHASES = {
+    0: "data", 1: "baseline", 2: "selective-metrics", 3: "gate", 4: "explora", 5: "risk-training", 6: "continuous-learning",
+}  # fmt: skip
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("stage1").joinpath("recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe. Raises ConfigError naming the nearest one."""
+    if name not in recipes():
+        raise ConfigError(f"recipe {name!r} is not there{nearest(name, recipes())}; recipes: {', '.join(recipes())}")
+    return resources.files("stage1").joinpath(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+
+
+def phase_recipe(phase: int) -> str:
+    """The recipe that `--phase` stands for. Raises ConfigError where there is none yet."""
+    if phase not in PHASES:
+        raise ConfigError(f"--phase {phase}: phases are 0 to 6")
+    if PHASES[phase] not in recipes():
+        raise ConfigError(
+            f"--phase {phase}: its recipe {PHASES[phase]!r} is not built yet; recipes: {', '.join(recipes())}"
+        )
+    return PHASES[phase]
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the config."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+@cache
+def text_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> frozenset[str]:
+    """The dotted keys whose values are texts, lists of texts or texts by name: class names, columns, paths."""
+    keys: set[str] = set()
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys |= text_keys(field.annotation, f"{prefix}{name}.")
+        elif _is_text(field.annotation):
+            keys.add(prefix + name)
+    return frozenset(keys)
+
+
+def _is_text(annotation: Any) -> bool:
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    kind = get_origin(annotation)
+    if kind is dict:
+        return _is_text(parts[1])
+    if kind in (list, tuple, Union, UnionType):
+        return all(_is_text(part) for part in parts if part is not ...)
+    return annotation is str or (kind is Literal and all(isinstance(part, str) for part in parts))
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of nested values; an empty mapping is a leaf."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole config as YAML, in the order of its definition."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Lines "key: old -> new" of every leaf that differs."""
+    before, after = (dict(leaves(config.model_dump(mode="json"))) for config in (old, new))
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in [*before, *(k for k in after if k not in before)]
+            if before.get(key) != after.get(key)]  # fmt: skip
+
 
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.
 _WHOLE = ("risks", "class_coverage")

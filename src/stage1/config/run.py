@@ -6,16 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stage1.config.backbone import BackboneConfig, ExportConfig, FeaturesConfig
+from stage1.config.base import Rate, Section, Seed, nearest
+from stage1.config.certify import AcceptanceConfig, CalibrationConfig, EvaluationConfig, PolicyConfig
 from stage1.config.data import DataConfig, SplitConfig
-from stage1.config.evaluation import AcceptanceConfig, EvaluationConfig
 from stage1.config.head import HeadConfig, SweepConfig, TrainConfig
-from stage1.config.nearest import nearest
-from stage1.config.policy import CalibrationConfig, PolicyConfig
-from stage1.config.section import Rate, Section, Seed
-from stage1.config.tuning import AdapterConfig, ImageTrainConfig, PretrainConfig
+from stage1.config.model import (
+    AdapterConfig,
+    BackboneConfig,
+    ExportConfig,
+    FeaturesConfig,
+    ImageTrainConfig,
+    PretrainConfig,
+)
 from stage1.config.views import ViewsConfig
-from stage1.targets import default_risks
+from stage1.risk.targets import default_risks
 
 
 class RunConfig(Section):

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stage1.config.section import PositiveInt, Rate, Section, Share
+from stage1.config.base import PositiveInt, Rate, Section, Share
 from stage1.errors import ConfigError, DataError
-from stage1.views import ViewPolicy, aggregate_name
+from stage1.runtime.crops import ViewPolicy, aggregate_name
 
 
 class ViewsConfig(Section):

@@ -10,7 +10,6 @@ from itertools import compress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from stage1.columns import is_blank
 from stage1.config import DataConfig
 from stage1.data.given_roles import LEFT_OUT, folder_roles, pools_of, role_kinds
 from stage1.data.quarantine import FURTHER_FILE, Quarantined
@@ -20,10 +19,11 @@ from stage1.data.table import image_column, is_utf8, tar_bytes, tar_members
 from stage1.data.webdataset import samples
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.extras import load
-from stage1.files import READ_FAILURES, not_utf8, read_failure, read_json, require_text
-from stage1.folders import SYSTEM_FILES, is_ours, named_as_image, starts_as_image
-from stage1.labels import decoded, label_text, stored_names
+from stage1.runtime.folders import SYSTEM_FILES, is_ours, named_as_image, starts_as_image
 from stage1.scores import ROLES
+from stage1.scores.columns import is_blank
+from stage1.scores.labels import decoded, label_text, stored_names
+from stage1.storage.files import READ_FAILURES, not_utf8, read_failure, read_json, require_text
 
 ROLE_COLUMNS = ("role", "split")
 _KNOWN = ("label", "group", "source", "timestamp", *ROLE_COLUMNS)

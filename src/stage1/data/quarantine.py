@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stage1.cells import text_cell
 from stage1.errors import DataError
-from stage1.files import write_text
+from stage1.storage.cells import text_cell
+from stage1.storage.files import write_text
 
 EXACT_DUPLICATE = "exact duplicate"
 FURTHER_FILE = "further file"

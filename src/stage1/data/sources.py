@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.config import DataConfig
+from stage1.data.duplicates import dhash, thumbnail_gray
 from stage1.data.given_roles import is_pool
-from stage1.data.leakage import dhash, thumbnail_gray
 from stage1.data.listing import Listing, list_sources
 from stage1.data.quarantine import EXACT_DUPLICATE, Quarantined, QuarantineError, check_limit
 from stage1.data.table import SampleTable, read_locator, split_locator
 from stage1.errors import DataError
-from stage1.files import digest_bytes
-from stage1.images import ImageError, decode
-from stage1.labels import are_plain_numbers, checked_names, found_classes, outside, place_labels
+from stage1.runtime.images import ImageError, decode
+from stage1.scores.labels import are_plain_numbers, checked_names, found_classes, outside, place_labels
+from stage1.storage.files import digest_bytes
 
 
 @dataclass(frozen=True, slots=True)

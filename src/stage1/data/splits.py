@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from stage1.config import FractionsConfig, RunConfig, SplitConfig
 from stage1.data.dealing import BY_SIZE, REDRAWN, STRATIFIED, deal, unit_interval
+from stage1.data.duplicates import Pairs, clusters, near_duplicates
 from stage1.data.given_roles import is_pool
-from stage1.data.leakage import Pairs, clusters, near_duplicates
 from stage1.data.quarantine import Quarantined
 from stage1.data.sources import Ingest
 from stage1.data.table import SampleTable

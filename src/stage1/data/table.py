@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError, SourceChanged
-from stage1.files import READ_FAILURES, digest_bytes, read_failure, read_json, write_through
-from stage1.images import IMAGE_COLUMNS, read_image_file, require_bytes
+from stage1.runtime.images import IMAGE_COLUMNS, read_image_file, require_bytes
 from stage1.scores import ROLES
+from stage1.storage.files import READ_FAILURES, digest_bytes, read_failure, read_json, write_through
 
 _SLICE = "slice_"
 _TEXTS = ("ids", "paths", "groups", "sources", "timestamps", "roles")
@@ -109,7 +109,7 @@ class SampleTable:
         return data
 
     def items(self, rows: Iterable[int]) -> list[Callable[[], bytes]]:
-        """One reader per row, for `stage1.stream.stream`."""
+        """One reader per row, for `stage1.runtime.stream.stream`."""
         return [partial(self.read_bytes, int(row)) for row in rows]
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from stage1.errors import DataError
-from stage1.folders import named_as_image
+from stage1.runtime.folders import named_as_image
 
 LABEL_ENDINGS = (".cls", ".txt", ".json")
 

@@ -1,18 +1,18 @@
 """How good is it: selective metrics, probabilities, exit rates with exact intervals, bootstrap, and the document."""
 
-from stage1.evaluation.bootstrap import Interval, bootstrap
-from stage1.evaluation.comparison import compare
-from stage1.evaluation.confidence import choose_confidence, confidence
-from stage1.evaluation.miscalibration import (
+from stage1.evaluation.calibration_error import (
     BrierParts,
     brier_decomposition,
     classwise_ece,
     ece_debiased,
     squared_ce_debiased,
 )
-from stage1.evaluation.prior import prior_weights
+from stage1.evaluation.comparison import compare
+from stage1.evaluation.intervals import Interval, bootstrap
+from stage1.evaluation.label_shift import prior_weights
 from stage1.evaluation.probability import accuracy, best_mcc_threshold, brier, ece, mcc, nll, reliability
 from stage1.evaluation.rates import clopper_pearson, exit_rates
+from stage1.evaluation.score_selection import choose_confidence, confidence
 from stage1.evaluation.selective import (
     RiskCoverage,
     augrc,

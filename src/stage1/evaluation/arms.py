@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.documents import finite_or_none
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import resampling
-from stage1.evaluation.bootstrap import check_options
 from stage1.evaluation.comparison import HIGHER_IS_BETTER, NO_DIFFERENCE, Side, percentile_interval, same_samples
+from stage1.evaluation.intervals import check_options
 from stage1.evaluation.ranking import FloatArray, Weights
 from stage1.scores import Scores
+from stage1.storage.documents import finite_or_none
 
 MODEL_METRICS = ("augrc", "aurc", "nll", "mcc", "accuracy")
 POLICY_METRICS = ("coverage", "exit_error")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from stage1.calibration import CalibrationMap
-from stage1.documents import finite_or_none
 from stage1.errors import DataError
-from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
+from stage1.evaluation.intervals import Interval, Metric, bootstrap
 from stage1.evaluation.probability import Calibration, brier_rows, nll_rows, reliability
 from stage1.evaluation.ranking import FloatArray, weighted_mean
 from stage1.scores import Scores
+from stage1.storage.documents import finite_or_none
 
 BINS = 15
 LOSSES = ("nll", "brier", "ece")

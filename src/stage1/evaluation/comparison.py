@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stage1.documents import finite_or_none
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import resampling
-from stage1.evaluation.bootstrap import check_options, weigh
-from stage1.evaluation.confidence import msp
+from stage1.evaluation.intervals import check_options, weigh
 from stage1.evaluation.probability import Calibration, brier_rows, mcc_of_counts, nll_rows
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, Weights, checked_weights
+from stage1.evaluation.score_selection import msp
 from stage1.scores import Scores
+from stage1.storage.documents import finite_or_none
 
 METRICS = ("aurc", "augrc", "auroc_failure", "accuracy", "nll", "brier", "ece", "mcc")
 HIGHER_IS_BETTER = ("auroc_failure", "accuracy", "mcc", "coverage")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError
-from stage1.evaluation.bootstrap import Interval, Metric, check_options
+from stage1.evaluation.intervals import Interval, Metric, check_options
 from stage1.evaluation.label_shift import checked_shares
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking
 from stage1.evaluation.resampling import draws, units

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stage1.documents import finite_or_none
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.argmax import beside_argmax
-from stage1.evaluation.bootstrap import Interval, Metric, bootstrap
 from stage1.evaluation.calibration_report import Stated
-from stage1.evaluation.confidence import msp
+from stage1.evaluation.intervals import Interval, Metric, bootstrap
 from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, nll_rows, reliability
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, weighted_mean
 from stage1.evaluation.rates import Share, exit_rates, exit_shares
+from stage1.evaluation.score_selection import msp
 from stage1.evaluation.selective import risk_coverage
 from stage1.scores import Scores
+from stage1.storage.documents import finite_or_none
 
 _ECE_BINS = 15
 _CURVE_POINTS = 400

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.config import FeaturesConfig
-from stage1.engine import Engine, Runner
 from stage1.errors import DataError
 from stage1.features.store import Failed, FeatureKey, FeatureStore
-from stage1.images import load_tensor
-from stage1.stream import Item, StreamTimes, read_item, stream
-from stage1.views import ViewPolicy
+from stage1.runtime.crops import ViewPolicy
+from stage1.runtime.images import load_tensor
+from stage1.runtime.session import Engine, Runner
+from stage1.runtime.stream import Item, StreamTimes, read_item, stream
 
 if TYPE_CHECKING:
     from stage1.model.backbone import Backbone

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.files import atomic_writer, locked, write_through
-from stage1.stream import Item
+from stage1.runtime.stream import Item
+from stage1.storage.files import atomic_writer, locked, write_through
 
 log = logging.getLogger("stage1")
 
 Failed: TypeAlias = list[tuple[int, Exception]]
-# (items, cuts) -> batches of (rows, features [n, D], failed), no batch across a cut: see `stage1.stream.stream`.
+# (items, cuts) -> batches of (rows, features [n, D], failed), no batch across a cut: see `stage1.runtime.stream.stream`.
 Compute: TypeAlias = Callable[[Sequence[Item], Sequence[int]], Iterator[tuple[NDArray[np.int64], NDArray[Any], Failed]]]
 
 _INDEX = "index.parquet"

@@ -19,12 +19,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from stage1.inference.inputs import Input, iterate_inputs
-    from stage1.inference.output import FORMATS, RowWriter, open_writer, predict_to
     from stage1.inference.predictor import Bundle, Predictor, Row, load_bundle
+    from stage1.inference.tables import FORMATS, RowWriter, open_writer, predict_to
 
 _HOME = {
     **dict.fromkeys(("Input", "iterate_inputs"), "inputs"),
-    **dict.fromkeys(("FORMATS", "RowWriter", "open_writer", "predict_to"), "output"),
+    **dict.fromkeys(("FORMATS", "RowWriter", "open_writer", "predict_to"), "tables"),
     **dict.fromkeys(("Bundle", "Predictor", "Row", "load_bundle"), "predictor"),
 }
 

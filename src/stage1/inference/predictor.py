@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.bundle.manifest import MODEL, read_manifest, verify_bundle
-from stage1.bundle.views import read_views
-from stage1.engine import Engine
+from stage1.bundle.manifest import MODEL, read_manifest, read_views, verify_bundle
 from stage1.errors import ConfigError, DataError, IntegrityError
-from stage1.images import Preprocessing
-from stage1.inference.answered import Answered, joined
-from stage1.inference.pictures import Picture, item_of, name_of
-from stage1.inference.viewing import WITHOUT, Viewing, ViewOutputs, joined_views, told
+from stage1.inference.inputs import Picture, item_of, name_of
+from stage1.inference.outputs import Answered, joined
+from stage1.inference.views import WITHOUT, Viewing, ViewOutputs, joined_views, told
 from stage1.policy import Certificate, Policy, load_policy, policy_file, stated
-from stage1.stream import Item, stream
-from stage1.views import WHOLE, ViewPolicy
+from stage1.runtime.crops import WHOLE, ViewPolicy
+from stage1.runtime.images import Preprocessing
+from stage1.runtime.session import Engine
+from stage1.runtime.stream import Item, stream
 
 if TYPE_CHECKING:
-    from stage1.aggregation import FrozenViews
+    from stage1.views import FrozenViews
 
 Failure: TypeAlias = tuple[int, Exception]
 

@@ -23,15 +23,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stage1.bundle.licences import licence_header, licence_text
-from stage1.documents import write_document
 from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.files import digest_file, write_bytes, write_error, write_text
-from stage1.images import Preprocessing
 from stage1.integrations.stock import WAY_OUT, stock_model
 from stage1.model.backbone import Backbone
 from stage1.model.head import Ensemble, GatedHead, Head
-from stage1.publishing import publish
-from stage1.temporaries import temporary_folder
+from stage1.runtime.images import Preprocessing
+from stage1.storage.documents import write_document
+from stage1.storage.files import digest_file, write_bytes, write_error, write_text
+from stage1.storage.publishing import publish
+from stage1.storage.temporaries import temporary_folder
 
 FACTS, WEIGHTS = "stage1_export.json", "model.safetensors"
 TOLERANCE = 1e-4  # of a logit, absolute

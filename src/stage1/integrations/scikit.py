@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.policy import Certificate, fit_policy
-from stage1.policy.decision import Decision
-from stage1.roles import hashed_roles
+from stage1.policy.base import Decision
 from stage1.scores import Scores, Values, appearance, from_probabilities
+from stage1.scores.roles import hashed_roles
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -254,7 +254,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     def _kept(self, select: Scores) -> Literal["gate", "softmax"]:
         if self.policy != "gate":
             return "gate"
-        from stage1.evaluation.gate_gain import accept_gate
+        from stage1.evaluation.score_selection import accept_gate
         from stage1.policy.gate_model import cross_fitted_gate
 
         accepted = accept_gate(select, cross_fitted_gate(select, seed=self.seed), seed=self.seed).accepted

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from stage1.config import AdapterConfig
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import load
-from stage1.files import digest_bytes, write_bytes
 from stage1.model.backbone import Backbone
 from stage1.model.weights import state_digest
+from stage1.storage.files import digest_bytes, write_bytes
 
 WEIGHTS = "adapter_model.safetensors"  # the file names of peft
 SETTINGS = "adapter_config.json"

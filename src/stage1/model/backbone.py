@@ -19,11 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stage1.config import BackboneConfig
-from stage1.engine import BatchLimit, Outputs
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import load
-from stage1.files import write_bytes
-from stage1.images import Preprocessing
 from stage1.model.origin import Origin, origin
 from stage1.model.weights import (
     cached_weights,
@@ -33,6 +30,9 @@ from stage1.model.weights import (
     state_digest,
     weights_file,
 )  # fmt: skip
+from stage1.runtime.images import Preprocessing
+from stage1.runtime.session import BatchLimit, Outputs
+from stage1.storage.files import write_bytes
 
 EMBEDDED = "embedded"
 _NEAR = 33  # sizes around a refused one that are tried for the message: one more than the usual reduction of a ConvNet
@@ -43,7 +43,7 @@ _EMBEDDED_DIGEST = "38d0d314efe5b549e6155b19f2529fba98122d5925ac580b31aeb07e1f14
 
 
 class Backbone:
-    """A frozen model that makes features; a `stage1.engine.Runner`.
+    """A frozen model that makes features; a `stage1.runtime.session.Runner`.
 
     module: float32 [N, 3, S, S] -> float32 [N, dim], in eval mode, without gradients (on the CPU unless `to` moved it).
     name, pooling, dtype: as in BackboneConfig. preprocessing: what images must go through. dim: D of the features.

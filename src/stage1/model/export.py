@@ -24,13 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stage1.engine import Engine
 from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.files import digest_file, write_bytes
 from stage1.model.backbone import Backbone
-from stage1.model.pooled import ViewModel
-from stage1.model.view_graph import on_views
-from stage1.views import ViewPolicy
+from stage1.model.view_pooling import ViewModel, on_views
+from stage1.runtime.crops import ViewPolicy
+from stage1.runtime.session import Engine
+from stage1.storage.files import digest_file, write_bytes
 
 OPSET = 18
 _IR_VERSION = 9  # the newest that onnxruntime 1.17 reads; opset 18 needs no more

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from stage1.config import HeadConfig
 from stage1.errors import DataError, IntegrityError, MissingError
-from stage1.files import require_stored, write_bytes
 from stage1.model.head_modules import (
     Classifier,
     Ensemble,
@@ -28,6 +27,7 @@ from stage1.model.head_modules import (
     new_member,
     split,
 )
+from stage1.storage.files import require_stored, write_bytes
 
 __all__ = [
     "BEST_WEIGHTS",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stage1.config import BackboneConfig
-from stage1.files import digest_file
 from stage1.model.weights import weights_file
+from stage1.storage.files import digest_file
 
 UNKNOWN = "unknown"
 

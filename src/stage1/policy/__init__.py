@@ -1,15 +1,14 @@
 """When to exit: policies with one interface, fit -> policy -> decide, and the certificate that each carries."""
 
+from stage1.policy.base import Decision, Policy
 from stage1.policy.calibrated import CalibratedPolicy, decided_on, stated
 from stage1.policy.certificate import Certificate, RiskBound, ViewsClaim
 from stage1.policy.dealt import dealt
-from stage1.policy.decision import Decision, Policy
-from stage1.policy.fit import POLICY_FILES, fit_policy, load_policy, policy_file, refit
 from stage1.policy.gate import GatePolicy
-from stage1.policy.multiclass import MulticlassPolicy
+from stage1.policy.registry import POLICY_FILES, fit_policy, load_policy, on_views, policy_file, refit
 from stage1.policy.scrc import ScrcPolicy
 from stage1.policy.softmax import SoftmaxPolicy
-from stage1.policy.viewed import on_views
+from stage1.policy.softmax_multiclass import MulticlassPolicy
 
 __all__ = [
     "POLICY_FILES",

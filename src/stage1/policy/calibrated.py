@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from stage1.calibration import CALIBRATION_FILE, CalibrationMap, FrozenMap, Identity
-from stage1.documents import write_document
 from stage1.errors import IntegrityError
+from stage1.policy.base import Decision, Policy
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import calibration_digest
-from stage1.policy.decision import Decision, Policy
 from stage1.policy.gate import GatePolicy
 from stage1.scores import Scores
+from stage1.storage.documents import write_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class CalibratedPolicy:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy file, whole or not at all; calibration.json and the certificate are documents of their own."""
         # Not above: load_policy makes this policy.
-        from stage1.policy.fit import POLICY_FILES
+        from stage1.policy.registry import POLICY_FILES
 
         write_document(path, self.to_document(), Path(POLICY_FILES[self.name]).stem)
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from math import copysign, floor, inf
 from typing import Any
 
-from stage1.documents import read_document, write_document
-from stage1.policy.request import Request, risk_parts
 from stage1.policy.slices import SliceClaim, SliceCounts
+from stage1.policy.target import Request, risk_parts
+from stage1.storage.documents import read_document, write_document
 
 _LARGEST = sys.float_info.max
 

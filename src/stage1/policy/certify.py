@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.files import digest_bytes, digest_ids
 from stage1.policy.certificate import (
     VOID_IF,
     Certificate,
@@ -21,7 +20,6 @@ from stage1.policy.certificate import (
     refused_statement,
 )
 from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, error_upper
-from stage1.policy.engine import PATH_METHOD, Choice, choose
 from stage1.policy.group_means import (
     MEANS_METHOD,
     Claim,
@@ -37,15 +35,17 @@ from stage1.policy.group_means import (
     upper_bound,
 )
 from stage1.policy.joint import JOINT, joint_coverage, joint_risks
-from stage1.policy.request import Request
 from stage1.policy.shortfall import shortfall
 from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_rows, slices_sentence
 from stage1.policy.softmax import Thresholds
+from stage1.policy.target import Request
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import choose_unit, clustered, one_per_group
 from stage1.policy.unlimited import shut_by_target, unlimited
 from stage1.risk import binomial_upper, minimum_samples
-from stage1.risk.planning import SIDES
+from stage1.risk.sample_size import SIDES
 from stage1.scores import Scores
+from stage1.storage.files import digest_bytes, digest_ids
 
 SHUT_ON_SELECT = "no threshold on that side is expected, from val_select, to keep the risks."
 

@@ -1,13 +1,17 @@
-"""Counts of many threshold pairs at once, and whether they certify a target set."""
+"""Counts of many threshold pairs at once, and whether they certify a target set.
+
+Counts of many rules at once for K classes: an image exits as its likeliest class iff its confidence passes that class's threshold.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.policy.target import Request, risk_parts
 from stage1.risk import binomial_lower, binomial_pvalue, binomial_upper
 
 Ints = NDArray[np.int64]
@@ -107,3 +111,105 @@ def certifies(exits: Exits, targets: Mapping[str, float], delta: float, prior: f
             errors, trials = exits.counts(name)
             passed &= binomial_pvalue(errors, trials, target) <= delta
     return passed
+
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassExits:
+    """Exit counts of T rules on one sample, float [T, K] each: whole numbers where counted, expectations where modelled.
+
+    as_class: images that exit as each class; right: of them, those whose class it is; of_class: images of each true class
+    that exit. members: float [K], images of each true class, exiting or not.
+    """
+
+    as_class: Floats
+    right: Floats
+    of_class: Floats
+    members: Floats
+
+    def counts(self, name: str, classes: Sequence[str]) -> tuple[Floats, Floats]:
+        """(errors, trials) of a risk, float [T] each."""
+        kind, index = risk_parts(name, classes)
+        if kind == "error":
+            exits = self.as_class.sum(axis=1)
+            return exits - self.right.sum(axis=1), exits
+        if kind == "wrong":
+            return self.as_class[:, index] - self.right[:, index], self.as_class[:, index]
+        missed = self.of_class[:, index] - self.right[:, index]
+        if kind == "fnr":
+            return missed, self.of_class[:, index]
+        return missed, np.full_like(missed, self.members[index])
+
+    @property
+    def exits(self) -> Floats:
+        return np.asarray(self.as_class.sum(axis=1))
+
+    @property
+    def total(self) -> float:
+        return float(self.members.sum())
+
+
+def count_class_exits(confidence: Floats, answer: Labels, labels: Labels, thresholds: Floats) -> ClassExits:
+    """Exits under each row of thresholds: row i exits as answer[i] iff confidence[i] > thresholds[t, answer[i]].
+
+    confidence: float [N]; answer, labels: int [N] in 0..K-1. thresholds: float [T, K], never rising along T, so that what
+    exits once goes on exiting; +inf: that class never exits.
+    """
+    steps, k = thresholds.shape
+    first = np.full(len(confidence), steps)
+    for index in range(k):
+        own = answer == index
+        first[own] = np.searchsorted(-thresholds[:, index], -confidence[own], side="right")
+
+    def grown(rows: Bools, column: Labels) -> Floats:
+        table = np.zeros((steps + 1, k))
+        np.add.at(table, (first[rows], column[rows]), 1.0)
+        return np.asarray(table[:steps].cumsum(axis=0))
+
+    everyone = np.ones(len(confidence), dtype=np.bool_)
+    return ClassExits(
+        as_class=grown(everyone, answer),
+        right=grown(answer == labels, answer),
+        of_class=grown(everyone, labels),
+        members=np.bincount(labels, minlength=k).astype(np.float64),
+    )
+
+
+def never_wrong(name: str, classes: Sequence[str], open_classes: Bools) -> Bools:
+    """Where the wrong answers of a risk cannot be given, bool [T]; open_classes: bool [T, K], classes that may exit.
+
+    wrong.c: nothing exits as c. fnr.c, miss_rate.c: nothing exits as another class. error: nothing exits.
+    """
+    kind, index = risk_parts(name, classes)
+    if kind == "wrong":
+        return ~open_classes[:, index]
+    others = open_classes if kind == "error" else np.delete(open_classes, index, axis=1)
+    return np.asarray(~others.any(axis=1))
+
+
+def risks_hold(
+    exits: ClassExits, targets: Mapping[str, float], classes: Sequence[str], delta: float, open_classes: Bools
+) -> Bools:
+    """Which rules certify every risk at delta, bool [T]: the union null, p = max of the exact tails.
+
+    A risk whose wrong answers cannot be given holds whatever the data, but a rule under which nothing may exit holds nothing.
+    """
+    passed = np.asarray(open_classes.any(axis=1))
+    for name, target in targets.items():
+        errors, trials = exits.counts(name, classes)
+        closed = never_wrong(name, classes, open_classes)
+        passed &= (binomial_pvalue(errors, trials, target) <= delta) | (closed & (errors == 0))
+    return passed
+
+
+def class_floors_hold(exits: ClassExits, request: Request, delta: float) -> Bools:
+    """Which rules reach every floor on coverage at delta, bool [T] (union null: all floors of one rule at the full delta)."""
+    held = np.ones(len(exits.as_class), dtype=np.bool_)
+    if request.coverage is not None:
+        held &= binomial_lower(exits.exits, exits.total, delta) >= request.coverage
+    for name, floor in request.class_coverage.items():
+        index = list(request.classes).index(name)
+        held &= binomial_lower(exits.of_class[:, index], exits.members[index], delta) >= floor
+    return held

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stage1.policy.decision import Policy
+from stage1.policy.base import Policy
 
 BY_SIZE = "by-size"
 BY_SIZE_REASON = (

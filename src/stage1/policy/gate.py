@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.calibration import CalibrationMap
-from stage1.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError
+from stage1.policy.base import Decision
 from stage1.policy.boundary import Boundary, boundary_of_gate, boundary_of_map, boundary_of_scores
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import calibration_digest, certify
-from stage1.policy.decision import Decision
 from stage1.policy.gate_features import Extra
 from stage1.policy.gate_model import (
     GateModel,
@@ -30,9 +29,10 @@ from stage1.policy.gate_model import (
     fit_gate_model,
     predicted_class,
 )
-from stage1.policy.request import Request
 from stage1.policy.softmax import Thresholds
+from stage1.policy.target import Request
 from stage1.scores import Scores
+from stage1.storage.documents import read_document, write_document
 
 Floats = NDArray[np.float64]
 Kept = Literal["gate", "softmax"]
@@ -158,7 +158,7 @@ def fit_gate(
     and fit_gate_model do.
     """
     # Not above: fit_policy offers this policy.
-    from stage1.policy.fit import check_samples
+    from stage1.policy.registry import check_samples
 
     if kept not in ("gate", "softmax"):
         raise ConfigError(f"kept: {kept!r} is unknown; use gate or softmax")

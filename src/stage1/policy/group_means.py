@@ -1,7 +1,7 @@
 """Thresholds certified from all images of every group: group means, tested by betting along the calibrated path.
 
 The other way to count groups is one image of each (policy/units.py). Both speak of a random image of a random group; this
-one uses every image, and wins where images of a group hardly agree (ALGORITHMS 2.6; risk/groups.py). All claims of a pair
+one uses every image, and wins where images of a group hardly agree (ALGORITHMS 2.6; risk/clusters.py). All claims of a pair
 of thresholds are tested together, p = max: groups with both classes make the tests of the classes dependent, so neither
 the walk nor 1 - sqrt(1 - delta) would be allowed here.
 """
@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
-from stage1.policy.engine import Choice, pair_at, path_from
-from stage1.policy.path import Path
-from stage1.policy.request import Request
+from stage1.policy.ordering import Path
 from stage1.policy.softmax import Thresholds
-from stage1.risk.betting import betting_pvalue
-from stage1.risk.groups import (
+from stage1.policy.target import Request
+from stage1.policy.threshold_choice import Choice, pair_at, path_from
+from stage1.risk.bounds import betting_pvalue
+from stage1.risk.clusters import (
     GroupLayout,
     group_layout,
     group_order,

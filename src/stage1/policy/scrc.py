@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.documents import finite_or_none, write_document
 from stage1.errors import DataError, IntegrityError
+from stage1.policy.base import Decision
 from stage1.policy.certificate import Certificate
-from stage1.policy.decision import Decision
 from stage1.scores import Scores
+from stage1.storage.documents import finite_or_none, write_document
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -13,10 +13,9 @@ from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import VOID_IF, Certificate, Coverage, assumptions
 from stage1.policy.certify import calibration_digest
 from stage1.policy.joint import JOINT
-from stage1.policy.request import Request
 from stage1.policy.scrc import Bools, ScrcPolicy, single_class
-from stage1.policy.scrc_choice import Target, choose, measured
-from stage1.policy.scrc_words import claimed, meaning, shortfall, statement
+from stage1.policy.scrc_choice import Target, choose, claimed, meaning, measured, shortfall, statement
+from stage1.policy.target import Request
 from stage1.policy.units import choose_unit, clustered, one_per_group
 from stage1.scores import Scores
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.counts import count_exits, error_upper
-from stage1.policy.engine import PATH_METHOD, Choice, path_from, rule
 from stage1.policy.group_means import MEANS_METHOD, Frames, choose_by_means, risk_claims, upper_bound
-from stage1.policy.request import Request, passing_targets, rounded_up, settable
 from stage1.policy.softmax import METHODS, Thresholds
+from stage1.policy.target import Request, passing_targets, rounded_up, settable
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, path_from, rule
 from stage1.risk import binomial_upper
-from stage1.risk.groups import GroupLayout
-from stage1.risk.planning import SIDES
+from stage1.risk.clusters import GroupLayout
+from stage1.risk.sample_size import SIDES
 from stage1.scores import Scores
 
 Floats = NDArray[np.float64]

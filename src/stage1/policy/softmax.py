@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.documents import write_document
+from stage1.policy.base import Decision
 from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import Certificate
-from stage1.policy.decision import Decision
 from stage1.risk import order_statistic_rank, walk_length
 from stage1.scores import Scores
+from stage1.storage.documents import write_document
 
 METHODS: dict[frozenset[str], str] = {
     frozenset({"fnr", "false_exit_rate"}): "two-sided walk, exact binomial",

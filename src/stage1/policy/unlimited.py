@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from stage1.policy.certificate import images
-from stage1.policy.request import risk_parts
-from stage1.risk.planning import SIDES
+from stage1.policy.target import risk_parts
+from stage1.risk.sample_size import SIDES
 
 
 def unlimited(risks: Collection[str], classes: Sequence[str], never_answered: Collection[str]) -> tuple[str, ...]:

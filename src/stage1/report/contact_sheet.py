@@ -8,7 +8,7 @@ from typing import Any
 
 from stage1.errors import DataError
 from stage1.extras import load
-from stage1.report.wording import percent, whole
+from stage1.report.numbers import percent, whole
 
 
 def contact_sheet(document: Mapping[str, Any], thumbnails: Sequence[bytes]) -> str:

@@ -1,9 +1,13 @@
-"""The threshold explorer: what its script reads, and the same numbers at the policy's own thresholds for a page without script."""
+"""What thresholds do to the calibration units: counts, risks and exact bounds at any pair, and when they may be shown.
+
+The threshold explorer: what its script reads, and the same numbers at the policy's own thresholds for a page without script.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from itertools import pairwise
@@ -11,8 +15,100 @@ from typing import Any
 
 import numpy as np
 
-from stage1.report.drawing import Floats
-from stage1.report.evidence import RISKS, Evidence, count
+from stage1.policy.counts import Exits, count_exits
+from stage1.report.figures.drawing import Document, Floats
+from stage1.risk import binomial_upper
+from stage1.scores import Scores
+
+# The class whose threshold gives the wrong answer of each risk: shut that threshold and the risk is 0 by construction.
+RISKS = {"fnr": ("lo",), "miss_rate": ("lo",), "fpr": ("hi",), "false_exit_rate": ("hi",), "error": ("lo", "hi")}
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The units that the certificate counted, and the risks that can be counted anew from them.
+
+    negatives, positives: raw scores of each class, float, rising. lo, hi: the policy's thresholds, None = never exits.
+    targets, deltas: of each risk shown. left_out: risks of the certificate that 0/1 counts at two thresholds do not give.
+    """
+
+    negatives: Floats
+    positives: Floats
+    lo: float | None
+    hi: float | None
+    certified: bool
+    targets: dict[str, float]
+    deltas: dict[str, float]
+    left_out: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.negatives) + len(self.positives)
+
+    def exits(self, lo: Floats, hi: Floats) -> Exits:
+        """Counts at thresholds float [T] each; -inf and +inf: that side never exits."""
+        return count_exits(self.negatives, self.positives, lo, hi)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskCount:
+    """errors among n counted units and the exact one-sided upper bound; by_construction: that wrong answer is never given."""
+
+    name: str
+    target: float
+    delta: float
+    errors: int
+    n: int
+    bound: float
+    by_construction: bool
+
+
+def collect(certificate: Document, policy: Document, calibration: Scores | None) -> Evidence | str:
+    """The evidence, or one sentence that says why thresholds cannot be explored on it.
+
+    calibration: the labelled units that the certificate counted (one image of each group where the unit is the group).
+    Nothing is shown that does not give back the counts of the certificate at its own thresholds, within its joint bounds (those
+    here are each of one risk alone): a certificate on
+    group means, on other units or of another run is not explained by 0/1 counts of these.
+    """
+    if calibration is None:
+        return "The calibration scores were not given to this report."
+    if calibration.n_classes != 2 or calibration.labels is None or not len(calibration):
+        return "It takes labelled calibration scores of two classes with one threshold for each."
+    if certificate["unit"] == "group_mean":
+        return "This certificate weighs groups, by all their images; counts of images do not explain it."
+    score, positive = calibration.margin, calibration.labels == 1
+    certified = bool(certificate["certified"])
+    evidence = Evidence(
+        np.sort(score[~positive]), np.sort(score[positive]), policy["lo"], policy["hi"], certified, {}, {}, ()
+    )
+    if certificate["n_units"] != evidence.n:
+        return f"The certificate counted {certificate['n_units']:,} units, the scores at hand are {evidence.n:,}."
+    risks = certificate["risks"]
+    shown = [name for name in risks if name in RISKS and (not certified or _gives_back(evidence, name, risks[name]))]
+    if not shown:
+        return f"The bounds of this certificate ({certificate['method']}) are not those of wrong answers counted at two thresholds."
+    return replace(
+        evidence,
+        targets={name: risks[name]["target"] for name in shown},
+        deltas={name: risks[name]["delta"] for name in shown},
+        left_out=tuple(name for name in risks if name not in shown),
+    )
+
+
+def _gives_back(evidence: Evidence, name: str, row: Document) -> bool:
+    found = count(evidence, name, row["target"], row["delta"], evidence.lo, evidence.hi)
+    return (found.errors, found.n) == (row["errors"], row["n"]) and found.bound <= row["bound"] + 1e-9
+
+
+def count(evidence: Evidence, name: str, target: float, delta: float, lo: float | None, hi: float | None) -> RiskCount:
+    """One risk at one pair of thresholds; None: that side never exits."""
+    exits = evidence.exits(np.array([-np.inf if lo is None else lo]), np.array([np.inf if hi is None else hi]))
+    errors, n = (int(values[0]) for values in exits.counts(name))
+    never = all({"lo": lo, "hi": hi}[side] is None for side in RISKS[name])
+    bound = 0.0 if never else float(binomial_upper(errors, n, delta))
+    return RiskCount(name, target, delta, errors, n, bound, never)
+
 
 # Scores travel in the page as they are, 11 characters each; beyond this the page would be slow to open.
 MOST_UNITS = 50_000

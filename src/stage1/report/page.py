@@ -9,23 +9,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stage1.columns import words_of
 from stage1.errors import DataError, IntegrityError
 from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Check, check_coverage, interval, judge, risk_checks
 from stage1.extras import load
-from stage1.files import write_bytes, write_text
 from stage1.policy.certificate import on_average, shown_bound
 from stage1.policy.unlimited import unlimited_rates
 from stage1.report.agreement import refuse_disagreement
-from stage1.report.drawing import Drawing
-from stage1.report.evidence import collect
-from stage1.report.explorer import explorer, script
+from stage1.report.explorer import collect, explorer, script
 from stage1.report.figures import draw_figures
-from stage1.report.looked_figure import draw_looked
-from stage1.report.shift_figure import draw_shift
-from stage1.report.wording import number, percent, upper_percent, whole, words
+from stage1.report.figures.shift import draw_shift
+from stage1.report.figures.drawing import Drawing
+from stage1.report.figures.views import draw_looked
+from stage1.report.numbers import number, percent, upper_percent, whole, words
 from stage1.scores import Scores
+from stage1.scores.columns import words_of
+from stage1.storage.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from jinja2 import Template

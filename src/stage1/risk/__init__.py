@@ -2,7 +2,7 @@
 
 from stage1.risk.bounds import binomial_lower, binomial_pvalue, binomial_upper, hoeffding_bentkus_pvalue
 from stage1.risk.conformal import crc_threshold
-from stage1.risk.planning import ClassNeed, plan
+from stage1.risk.sample_size import ClassNeed, plan
 from stage1.risk.testing import max_errors, minimum_samples, order_statistic_rank, walk_length
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 from stage1.model.head import load_head
 from stage1.training.gate import GateTargets, cross_fitted_gate_targets
-from stage1.training.health import GateHealth, gate_health
-from stage1.training.trainer import TrainResult, train_head
+from stage1.training.gate_health import GateHealth, gate_health
+from stage1.training.head import TrainResult, train_head
 
 __all__ = [
     "GateHealth",

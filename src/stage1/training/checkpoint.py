@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stage1.config import HeadConfig, TrainConfig, leaves
 from stage1.errors import ConfigError, IntegrityError
-from stage1.files import digest_bytes, write_bytes
+from stage1.storage.files import digest_bytes, write_bytes
 
 LAST = Path("checkpoints") / "last.safetensors"
 _FORMAT = 1

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import DataError
 from stage1.model.head import Gate, build_gate, feature_statistics, gate_config, gate_inputs
-from stage1.roles import hashed_roles
 from stage1.scores import Scores
-from stage1.training.inputs import LabelledFeatures, checked_features
-from stage1.training.run import Run
-from stage1.training.seeds import sub_seed
-from stage1.training.selection import all_logits, select_metrics
+from stage1.scores.roles import hashed_roles
+from stage1.training.head_run import Run
+from stage1.training.optim import sub_seed
+from stage1.training.selection import LabelledFeatures, all_logits, checked_features, select_metrics
 
 FOLDS = 5
 MINIMUM = 10  # wrong and right answers that a gate needs to learn from

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1.data.augment import training_tensor
-from stage1.engine import cores
 from stage1.errors import DataError, SourceChanged
-from stage1.files import digest_bytes
-from stage1.images import Preprocessing, decode
-from stage1.stream import Item, read_item
-from stage1.training.inputs import checked_features
+from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.session import cores
+from stage1.runtime.stream import Item, read_item
+from stage1.storage.files import digest_bytes
+from stage1.training.selection import checked_features
 
 # Steps whose images are in the making while one is computed.
 _AHEAD = 2

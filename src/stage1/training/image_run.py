@@ -20,18 +20,24 @@ from torch import Tensor, nn
 from stage1.config import AdapterConfig, HeadConfig, ImageTrainConfig, TrainConfig
 from stage1.data.augment import describe
 from stage1.errors import Stage1Error
-from stage1.files import digest_bytes
-from stage1.images import Preprocessing
 from stage1.model.head import Classifier, feature_statistics
+from stage1.runtime.images import Preprocessing
+from stage1.storage.files import digest_bytes
 from stage1.training.checkpoint import LAST, config_digest, flatten_optimizer, restore_optimizer, run_facts
 from stage1.training.distributed import PeerLost, Processes, facts, lost
-from stage1.training.ema import Ema
 from stage1.training.image_batches import LabelledImages, Loader
-from stage1.training.image_model import ImageModel, parameter_groups, put_trained, swapped, trained_state
-from stage1.training.image_step import Passes, all_outputs
-from stage1.training.ledger import Ledger, Stored
+from stage1.training.image_model import (
+    ImageModel,
+    Passes,
+    all_outputs,
+    parameter_groups,
+    put_trained,
+    swapped,
+    trained_state,
+)
 from stage1.training.losses import class_weights
-from stage1.training.seeds import epoch_order, sub_seed
+from stage1.training.optim import Ema, epoch_order, sub_seed
+from stage1.training.progress import Ledger, Stored
 
 log = logging.getLogger("stage1")
 # These change no weight on one machine: they may change between a stop and the resume. The second row stands in TrainConfig.

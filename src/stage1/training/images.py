@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stage1.config import AdapterConfig, HeadConfig, ImageTrainConfig, TrainConfig
-from stage1.engine import cores
 from stage1.errors import ConfigError, DataError
 from stage1.model.adapter import Adapted, merge, save_adapter
 from stage1.model.backbone import Backbone
 from stage1.model.head import build_head
-from stage1.stream import Item
+from stage1.runtime.session import cores
+from stage1.runtime.stream import Item
 from stage1.training.distributed import Processes, chosen_device, half_precision, processes, world_size
 from stage1.training.image_batches import checked_images
 from stage1.training.image_model import ImageModel, less_memory, prepare
 from stage1.training.image_run import ImageRun
-from stage1.training.seeds import sub_seed
-from stage1.training.state import own_torch_state
+from stage1.training.optim import own_torch_state, sub_seed
 
 TUNED = "backbone_tuned.safetensors"
 ADAPTER = "adapter"

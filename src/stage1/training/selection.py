@@ -1,21 +1,59 @@
-"""Metrics on val_select, and the rule by which one set of weights beats another."""
+"""Features and labels of one role, checked before anything is computed from them.
+
+Metrics on val_select, and the rule by which one set of weights beats another.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from stage1.errors import DataError
 from stage1.model.head import split
-from stage1.training.pooling import image_logits
+from stage1.training.view_pooling import image_logits
+
+_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFeatures:
+    """features: float32 [N, D] (of views: [N, V, D]) in memory or a memory map; labels: int64 [N] in 0..K-1. Checked."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def checked_features(
+    features: Any, labels: Any, n_classes: int, role: str, *, of_views: bool = False
+) -> LabelledFeatures:
+    """Shapes, dtypes and label range of one role; no NaN or infinity. of_views: [N, V, D]. Raises DataError naming `role`."""
+    features, labels = np.asanyarray(features), np.asarray(labels)
+    if features.ndim != 2 + of_views or features.dtype != np.float32 or (of_views and features.shape[1] == 0):
+        shape = "[N, V, D], V >= 1," if of_views else "[N, D]"
+        raise DataError(f"{role}: features are {features.dtype} {features.shape}; float32 {shape} is expected")
+    if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
+        raise DataError(f"{role}: labels are {labels.dtype} {labels.shape}; integers [{len(features)}] are expected")
+    if len(features) == 0:
+        raise DataError(f"{role}: no images; give it a share of the split (split.fractions.{role})")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        outside = labels[(labels < 0) | (labels >= n_classes)][0]
+        raise DataError(f"{role}: label {outside} is outside 0..{n_classes - 1}; check data.classes")
+    for start in range(0, len(features), _ROWS):
+        finite = np.isfinite(features[start : start + _ROWS]).all(axis=tuple(range(1, features.ndim)))
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise DataError(f"{role}: features of row {row} hold NaN or infinity; extract it again or quarantine it")
+    return LabelledFeatures(features, labels.astype(np.int64))
+
 
 SelectBy = Literal["nll", "accuracy", "augrc"]
-_ROWS = 8192
+_SELECTION_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +111,7 @@ def all_outputs(
     modes = [head.training for head in heads]
     for head in heads:
         head.eval()
-    rows = max(1, _ROWS // (features.shape[1] if features.ndim == 3 else 1))
+    rows = max(1, _SELECTION_ROWS // (features.shape[1] if features.ndim == 3 else 1))
     for start in range(0, len(features), rows):
         # A copy in torch's aligned memory: a kernel's rounding may depend on alignment, and numpy's varies.
         batch = torch.tensor(np.asarray(features[start : start + rows]))

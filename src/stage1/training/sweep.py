@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 
 from stage1.config import HeadConfig, SweepConfig, TrainConfig
 from stage1.errors import Checkpointed, ConfigError
-from stage1.files import write_text
-from stage1.training.inputs import LabelledFeatures
-from stage1.training.seeds import sub_seed
-from stage1.training.selection import SelectMetrics, select_metrics
-from stage1.training.state import own_torch_state
+from stage1.storage.files import write_text
+from stage1.training.optim import own_torch_state, sub_seed
+from stage1.training.selection import LabelledFeatures, SelectMetrics, select_metrics
 from stage1.training.sweep_batch import Candidate, SweepBatch
 
 SWEEP = "sweep.csv"

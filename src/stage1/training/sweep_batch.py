@@ -20,12 +20,9 @@ from torch.nn import functional
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import ConfigError, Stage1Error
 from stage1.model.head import Head, build_head, feature_statistics
-from stage1.training.ema import decay_at
-from stage1.training.inputs import LabelledFeatures
 from stage1.training.losses import class_weights
-from stage1.training.schedule import learning_rate, steps_per_epoch, warmup_steps
-from stage1.training.seeds import epoch_order, sub_seed
-from stage1.training.selection import select_metrics
+from stage1.training.optim import decay_at, epoch_order, learning_rate, steps_per_epoch, sub_seed, warmup_steps
+from stage1.training.selection import LabelledFeatures, select_metrics
 
 _ROWS = 4096
 

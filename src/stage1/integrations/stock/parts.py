@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stage1.errors import ConfigError
 
-WAY_OUT = "ship its ONNX bundle with the detector of stage1.integrations.streetvision instead"
+WAY_OUT = "ship its ONNX bundle with the detector of stage1.streetvision instead"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,175 @@
+"""Making the certificate of a bundle again, from the scores that travel in it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from stage1 import __version__
+from stage1.bundle.card import model_card
+from stage1.bundle.manifest import (
+    CARD,
+    CERTIFICATE,
+    MANIFEST,
+    SELECTION,
+    read_calibration,
+    read_manifest,
+    read_selection,
+    read_views,
+)
+from stage1.calibration import CALIBRATION_FILE, made_again
+from stage1.errors import Stage1Error
+from stage1.policy import CalibratedPolicy, Certificate, Policy, load_policy, refit
+from stage1.policy.joint import as_earlier
+from stage1.scores import Scores
+from stage1.storage.documents import read_document
+from stage1.storage.files import digest_ids
+
+# Binomial tails differ in the last digits between versions of scipy; a threshold is a score that was read, and exact.
+_RELATIVE = 1e-9
+# A map is found by iterating: its parameters agree to what the stopping rule asks for.
+_MAP_RELATIVE = 1e-6
+# Wording may improve from version to version; the numbers may not change.
+_WORDS = ("statement", "method", "assumptions", "void_if", "reason", "needed", "unlimited")
+OTHER_VERSION = "--accept-other-version"
+
+# What a reader believes and nothing in a bundle can show, by field of bundle.json; docs/GUARANTEES.md says so in words. The scores
+# and labels in calibration.parquet and selection.parquet, which attempt this was, how groups were dealt, and intervals over groups are
+# taken on trust as well.
+TRUSTED = (
+    "name", "preprocessing", "backbone", "data", "evaluation.role", "evaluation.n_groups", "evaluation.unit", "evaluation.level",
+    "evaluation.resamples", "evaluation.metrics", "evaluation.exit_confusion", "evaluation.views", "evaluation.argmax", "evaluation.label_shift",
+    "created_from.config", "created_from.evaluation", "created_from.versions",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """problems: one line for each difference (file, field, what it says, what comes out). notes: what was not compared."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = False) -> Recomputed:
+    """Fit the policy anew on calibration.parquet, and compare thresholds, certificate, map and model card with what comes out.
+
+    Target, confidence, unit, flags, attempt and seed are those that the certificate states; the map is chosen again on
+    selection.parquet among the candidates that calibration.json lists; the card is written again from all of it.
+    A bundle of another version of stage1 may differ in its words: those cannot be made again, which is a problem, or with
+    `accept_other_version` a note that says what the sentence would be here. Fields that its version did not have are not compared.
+    No problems: the certificate follows from the data. Raises Stage1Error kinds where the bundle cannot be read; whether its
+    bytes are the original ones is for `verify_bundle` to say.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    policy_file = manifest["policy_file"]
+    policy = load_policy(folder / policy_file)
+    stated = policy.certificate
+    if stated is None:
+        return Recomputed((f"{CERTIFICATE}: missing; restore the bundle",))
+    calibration, selection = read_calibration(folder), read_selection(folder)
+    try:
+        again = refit(policy, calib=calibration, select=selection)
+    except Stage1Error as error:
+        return Recomputed((f"{CERTIFICATE}: cannot be made again from the calibration data ({error})",))
+    if again.certificate is None:
+        return Recomputed((f"{CERTIFICATE}: the policy {stated.policy!r} gave none",))
+    # What the file says, not what this version reads into it: a field that an earlier one did not have is absent.
+    before = {
+        name: value
+        for name, value in read_document(folder / CERTIFICATE, "certificate").items()
+        if name != "schema_version"
+    }
+    # Earlier versions stated the bound of each risk alone; it is compared with the same.
+    after = (again.certificate if stated.bounds is not None else as_earlier(again.certificate)).to_document()
+    ours, theirs = __version__, manifest["stage1_version"]
+    same = ours == theirs
+    if not same:
+        before, after = (
+            {name: value for name, value in document.items() if name not in _WORDS} for document in (before, after)
+        )
+    problems = [
+        *_map_problems(policy, selection, stated.seed),
+        *(f"{policy_file}: {line}" for line in _differences(policy.to_document(), again.to_document(), same)),
+        *(f"{CERTIFICATE}: {line}" for line in _differences(before, after, same)),
+    ]
+    if same:
+        return Recomputed((*problems, *_card_problems(folder, manifest, stated)))
+    untold = f"texts not compared: stage1-pro {theirs} wrote this bundle, this is {ours}"
+    if not accept_other_version:
+        problems.append(
+            f"{untold}; verify with that version, or compare the numbers alone with {OTHER_VERSION} and believe no sentence of it"
+        )
+        return Recomputed(tuple(problems))
+    return Recomputed(
+        tuple(problems),
+        (
+            f"{untold}. Believe no sentence of {CERTIFICATE} and {CARD}; what follows from the data is: {again.certificate.statement}",
+        ),
+    )
+
+
+def _card_problems(folder: Path, manifest: Mapping[str, Any], certificate: Certificate) -> Iterator[str]:
+    """The model card, written again from the documents; its first line that differs."""
+    if "evaluation" not in manifest:
+        yield f"{MANIFEST}: evaluation is missing, so {CARD} cannot be written again; do not rely on this bundle"
+        return
+    wanted = model_card(manifest, certificate, manifest["evaluation"], read_views(folder, certificate))
+    found = (folder / CARD).read_bytes().decode("utf-8", "replace")
+    if found == wanted:
+        return
+    pairs = zip_longest(found.split("\n"), wanted.split("\n"), fillvalue="")
+    number, (said, due) = next((row, pair) for row, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    yield (
+        f"{CARD}: line {number} is {said[:160]!r}, the documents say {due[:160]!r}; do not rely on this bundle"
+        if said != due
+        else f"{CARD}: is not what the documents say; do not rely on this bundle"
+    )
+
+
+def _map_problems(policy: Policy, selection: Scores | None, seed: int) -> Iterator[str]:
+    """A map is allowed to be anything, but it must come from val_select: from val_calib it would know the answers."""
+    if not isinstance(policy, CalibratedPolicy):
+        return
+    frozen = policy.frozen
+    if selection is None or selection.labels is None:
+        if frozen.map.n:
+            yield f"{CALIBRATION_FILE}: no labelled {SELECTION}, so its map cannot be made again; do not rely on its probabilities"
+        return
+    if selection.ids is not None:
+        fitted_on = frozen.map.fitted_on
+        if fitted_on is not None and fitted_on != digest_ids(selection.ids.tolist()):
+            yield f"{CALIBRATION_FILE}: was fitted on other images than those of {SELECTION}; do not rely on this bundle"
+            return
+    try:
+        again = made_again(frozen, selection, seed)
+    except Stage1Error as error:
+        yield f"{CALIBRATION_FILE}: its map cannot be made again from {SELECTION} ({error}); do not rely on its probabilities"
+        return
+    for line in _differences(frozen.to_document(), again.to_document(), True, relative=_MAP_RELATIVE):
+        yield f"{CALIBRATION_FILE}: {line}"
+
+
+def _differences(
+    stated: Any, again: Any, all_fields: bool, where: str = "", relative: float = _RELATIVE
+) -> Iterator[str]:
+    """all_fields: also fields that only `again` has."""
+    if isinstance(stated, dict) and isinstance(again, dict):
+        for name in [*stated, *(name for name in again if all_fields and name not in stated)]:
+            yield from _differences(
+                stated.get(name), again.get(name), all_fields, f"{where}.{name}" if where else name, relative
+            )
+    elif isinstance(stated, list) and isinstance(again, list) and len(stated) == len(again):
+        for place, pair in enumerate(zip(stated, again, strict=True)):
+            yield from _differences(*pair, all_fields, f"{where}[{place}]", relative)
+    elif isinstance(stated, float) and isinstance(again, float):
+        if not math.isclose(stated, again, rel_tol=relative, abs_tol=1e-300):
+            yield f"{where} is {stated!r}, recomputed {again!r}; do not rely on this bundle"
+    elif stated != again or isinstance(stated, bool) != isinstance(again, bool):
+        yield f"{where} is {stated!r}, recomputed {again!r}; do not rely on this bundle"

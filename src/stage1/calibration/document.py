@@ -1,0 +1,91 @@
+"""calibration.json: the one map of a run or bundle, frozen, with the comparison that it won; the identity included."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stage1.calibration.maps import CalibrationMap, Identity
+from stage1.calibration.registry import map_from_document
+from stage1.calibration.selection import Choice, choose_map
+from stage1.scores import Scores
+from stage1.storage.documents import SCHEMA_VERSION, read_document, write_document
+from stage1.storage.files import digest_bytes
+
+CALIBRATION_FILE = "calibration.json"
+Score = Literal["raw", "mapped"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenMap:
+    """What calibration.json holds.
+
+    map: applied to every probability that is stated. comparison: how it was chosen (`Choice.to_document`), for the reader;
+    None where a map was saved without one.
+    """
+
+    map: CalibrationMap
+    comparison: Mapping[str, Any] | None = None
+
+    @property
+    def score(self) -> Score:
+        """On what the thresholds lie: "raw", or "mapped" where the map does not keep the order of the scores."""
+        return "raw" if self.map.keeps_order else "mapped"
+
+    @property
+    def reason(self) -> str:
+        """One sentence: why this map."""
+        return str(self.comparison["reason"]) if self.comparison else self.map.name
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file, as `save` writes it."""
+        content = {"schema_version": SCHEMA_VERSION, **self.to_document()}
+        return digest_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values for calibration.json: those of the map, then `comparison`."""
+        document = self.map.to_document()
+        return document if self.comparison is None else {**document, "comparison": dict(self.comparison)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write calibration.json, whole or not at all."""
+        write_document(path, self.to_document(), "calibration")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FrozenMap:
+        """Read calibration.json. Raises MissingError, IntegrityError (damaged, or claims its parameters do not bear out)."""
+        document = read_document(path, "calibration")
+        return cls(map_from_document(document, str(path)), document.get("comparison"))
+
+
+def frozen(choice: Choice, select: Scores) -> FrozenMap:
+    """The outcome of `choose_map` on `select`; the identity where no map was chosen."""
+    return FrozenMap(Identity.fit(select) if choice.map is None else choice.map, choice.to_document())
+
+
+def frozen_identity(select: Scores, reason: str) -> FrozenMap:
+    """The identity without a comparison of maps. reason: why none was made, one sentence."""
+    choice = Choice(None, (), f"identity: {reason}", len(select), 0)
+    return FrozenMap(Identity.fit(select), choice.to_document())
+
+
+# Maps that may change which images exit: they are asked for by name, and may move the order of the scores.
+REORDERING = ("isotonic", "vector", "dirichlet")
+
+
+def made_again(stated: FrozenMap, select: Scores, seed: int) -> FrozenMap:
+    """What the same choice among the same candidates gives on labelled scores of val_select; equals `stated` where it was made so.
+
+    A map without a comparison is fitted anew. An identity for which no map was compared stays as it is: there is nothing to fit.
+    """
+    if stated.comparison is None:
+        return FrozenMap(stated.map.refit(select))
+    candidates = [row["name"] for row in stated.comparison["table"] if row["name"] != "identity"]
+    if not candidates:
+        return FrozenMap(Identity.fit(select), stated.comparison)
+    keep_order = not any(name in REORDERING for name in candidates)
+    return frozen(choose_map(select, candidates=candidates, keep_order=keep_order, seed=seed), select)

@@ -1,0 +1,46 @@
+"""How often calibration images were put to the test: kept beside the recorded answers, which every attempt on them shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stage1.errors import Stage1Error
+from stage1.storage.documents import read_document, write_document
+
+
+def earlier_attempts(answers: Path, documents: list[Path], calib_digest: str) -> list[str]:
+    """Configurations that these calibration images were used for, in order, each once.
+
+    answers: their record; documents: cascade.json beside it and in the folder of the output, where they are there. Attempts
+    that another folder without these answers holds are not known here.
+    """
+    found: list[str] = []
+    if (path := attempts_path(answers)).is_file():
+        noted = read_document(path, "cascade_attempts")["attempts"]
+        found += [one["configuration"] for one in noted if one["calib_digest"] == calib_digest]
+    for path in documents:
+        if path.is_file():
+            document = read_document(path, "cascade")
+            if document["certificate"]["calib_digest"] == calib_digest:
+                found += document["history"]
+    return list(dict.fromkeys(found))
+
+
+def note_attempts(answers: Path, calib_digest: str, history: list[str]) -> str | None:
+    """Keep `history` beside the answers; what to say where that folder cannot be written, None where it could."""
+    path = attempts_path(answers)
+    noted = read_document(path, "cascade_attempts")["attempts"] if path.is_file() else []
+    own = [{"calib_digest": calib_digest, "configuration": configuration} for configuration in history]
+    new = [one for one in own if one not in noted]
+    if not new:
+        return None
+    try:
+        write_document(path, {"attempts": [*noted, *new]}, "cascade_attempts")
+    except Stage1Error as error:
+        # Answers may lie where nobody may write; the certificate in `output` counts its own attempts all the same.
+        return f"warning: an attempt in a third folder will not know of this one ({error})"
+    return None
+
+
+def attempts_path(answers: Path) -> Path:
+    return answers.with_name(f"{answers.stem}.attempts.json")

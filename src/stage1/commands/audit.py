@@ -1,0 +1,254 @@
+"""audit: is the promise kept? Real labelled scores become the population, so the true risk of every fitted policy is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.config import RunConfig
+from stage1.errors import ConfigError, DataError
+from stage1.evaluation.rates import exit_shares
+from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, ScrcPolicy, SoftmaxPolicy, decided_on
+from stage1.policy.base import Decision
+from stage1.policy.counts import count_exits
+from stage1.policy.ordering import Goal, calibrated_path
+from stage1.policy.ordering_multiclass import ClassGoal
+from stage1.policy.shortfall_multiclass import Sample
+from stage1.policy.softmax_multiclass import path_of
+from stage1.risk import binomial_lower, binomial_upper
+from stage1.scores import Scores
+from stage1.stages.calibrate import fit_configured
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+MOST_SCORES = 4_000_000  # of one draw: larger ones take seconds and gigabytes each, and are drawn hundreds of times
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Images to draw for val_select and val_calib (groups are drawn whole, until the size is reached)."""
+
+    select: int
+    calib: int
+
+
+def audit(
+    population: Scores,
+    config: RunConfig,
+    *,
+    draws: int,
+    sizes: Sizes,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Draw val_select and val_calib from `population` with replacement, fit, and count how often a claim is false.
+
+    population: labelled scores. Each draw fits config's policy for config's risks and floors; its certificate is false where
+    one of them does not hold on the whole population: of all its images, or of a random image of a random group where the
+    certificate's unit is the group; at config's target_prior where there is one. Beside it the plug-in sweep: the riskiest
+    thresholds on the same path whose *observed* risks meet the targets. Intervals are exact (95 %).
+    Raises ConfigError (draws, sizes, config), DataError (no labels).
+    """
+    if draws < 1 or sizes.select < 20 or sizes.calib < 20:
+        raise ConfigError(f"draws={draws}, sizes {sizes.select} + {sizes.calib}: at least 1 draw of 20 + 20 images")
+    if (sizes.select + sizes.calib) * population.n_classes > MOST_SCORES:
+        raise ConfigError(
+            f"sizes {sizes.select} + {sizes.calib}: a draw holds {MOST_SCORES // population.n_classes} images at most "
+            f"({population.n_classes} classes); give smaller --select and --calib"
+        )
+    if config.policy.name == "scrc" and config.policy.variant == "T":
+        raise ConfigError(
+            "policy.variant=T: SCRC-T promises a mean over draws, which no single draw can break; audit policy.variant=I"
+        )
+    _ = population.known_labels
+    classes = class_names(population, config)
+    by_group = _group_weights(population)
+    rng = np.random.default_rng(seed)
+    broken = plugged = certified = 0
+    coverage, plug_coverage = [], []
+    for _ in range(draws):
+        select, calib = _draw(population, sizes.select, rng, "s"), _draw(population, sizes.calib, rng, "c")
+        policy = fit_configured(config, select=select, calib=calib, classes=classes, say=lambda text: None)
+        decision = policy.decide(population)
+        assert policy.certificate is not None
+        weights = None if policy.certificate.unit == "image" else by_group
+        certified += policy.certified
+        broken += policy.certified and bool(false_claims(policy, decision, population, config, classes, weights))
+        coverage.append(decision.coverage)
+        naive = plug_in(policy, select, calib, config)
+        if naive is not None:
+            decided = naive.decide(population)
+            plugged += bool(_false_risks(decided, population, config, classes, weights))
+            plug_coverage.append(decided.coverage)
+        advance(1)
+    return {
+        "policy": config.policy.name, "risks": config.risks_for(population.n_classes), "confidence": config.confidence, "draws": draws,
+        "n_select": sizes.select, "n_calib": sizes.calib, "certified": certified / draws,
+        "violation": broken / draws, "violation_low": float(binomial_lower(broken, draws, 0.025)),
+        "violation_high": float(binomial_upper(broken, draws, 0.025)), "delta": 1.0 - config.confidence,
+        "kept": bool(binomial_lower(broken, draws, 0.025) <= 1.0 - config.confidence), "coverage": float(np.mean(coverage)),
+        "plug_in_violation": plugged / draws, "plug_in_coverage": float(np.mean(plug_coverage)) if plug_coverage else 0.0,
+    }  # fmt: skip
+
+
+def class_names(population: Scores, config: RunConfig) -> tuple[str, ...]:
+    """The config's class names, else "0", "1", .. Raises DataError where their number is not that of the scores."""
+    names = tuple(config.data.classes or (str(index) for index in range(population.n_classes)))
+    if len(names) != population.n_classes:
+        raise DataError(f"data.classes: {len(names)} names for {population.n_classes} columns of scores")
+    return names
+
+
+# ---- the control -------------------------------------------------------------------------------------------------
+
+
+def plug_in(policy: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
+    """The usual mistake: the riskiest thresholds on the path whose observed risks meet the targets, without any confidence.
+
+    policy: what was fitted on the same draw; two classes: thresholds on the raw margin, more: on the confidence and with
+    the kind of thresholds that it uses (one MSP threshold for another policy). None where val_select gives no path, or where
+    the risks are of selected images, which thresholds do not have.
+    """
+    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
+    if calib.n_classes > 2:
+        if isinstance(base, ScrcPolicy):
+            return None
+        return _plug_in_classes(base, decided_on(policy, select), decided_on(policy, calib), config)
+    risks = config.risks_for(2)
+    path = calibrated_path(select.margin, select.known_labels, Goal(risks, len(calib), 0.5))
+    if path is None:
+        return None
+    labels, margin = calib.known_labels, calib.margin
+    exits = count_exits(margin[labels == 0], margin[labels == 1], path.lo, path.hi)
+    place = _last_that_meets([exits.counts(name) for name in risks], list(risks.values()))
+    lo, hi = float(path.lo[place]), float(path.hi[place])
+    return SoftmaxPolicy(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None, policy.classes, False)
+
+
+def _plug_in_classes(base: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
+    score, mode = (base.confidence_score, base.mode) if isinstance(base, MulticlassPolicy) else ("msp", "one")
+    risks = config.risks_for(calib.n_classes)
+    path = path_of(select, score, ClassGoal(risks, base.classes, len(calib), 0.5), mode)
+    if path is None:
+        return None
+    exits = Sample.of(calib, score).counts(path.thresholds)
+    place = _last_that_meets([exits.counts(name, base.classes) for name in risks], list(risks.values()))
+    cuts = tuple(float(cut) if np.isfinite(cut) else None for cut in path.thresholds[place])
+    return MulticlassPolicy(score, cuts, mode, base.classes, False)
+
+
+def _last_that_meets(counts: Sequence[tuple[Any, Any]], targets: Sequence[float]) -> int:
+    """The last place of a path whose observed risks are all within the targets, 0 where there is none."""
+    meets = np.logical_and.reduce(
+        [errors <= target * trials for (errors, trials), target in zip(counts, targets, strict=True)]
+    )
+    return int(np.flatnonzero(meets)[-1]) if meets.any() else 0
+
+
+def _draw(population: Scores, size: int, rng: np.random.Generator, prefix: str) -> Scores:
+    if population.groups is None:
+        rows = rng.integers(0, len(population), size)
+        groups = None
+    else:
+        names, index = np.unique(population.groups, return_inverse=True)
+        members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+        picked: list[NDArray[np.int64]] = []
+        while sum(map(len, picked)) < size:
+            picked.append(members[int(rng.integers(len(names)))])
+        rows = np.concatenate(picked)
+        # A group that is drawn twice is two groups.
+        groups = np.repeat([f"{prefix}{number}" for number in range(len(picked))], [len(part) for part in picked])
+    drawn = replace(population, ids=None).take(rows)  # an image that is drawn twice counts twice
+    return Scores(
+        logits=drawn.logits,
+        labels=drawn.labels,
+        gate=drawn.gate,
+        groups=groups,
+        ids=np.array([f"{prefix}{row}" for row in range(len(rows))]),
+        slices=drawn.slices,
+        extra=drawn.extra,
+    )
+
+
+# ---- the truth ---------------------------------------------------------------------------------------------------
+
+
+def false_claims(
+    policy: Policy, decision: Decision, population: Scores, config: RunConfig, classes: Sequence[str], weights: Floats | None
+) -> list[str]:  # fmt: skip
+    """The risks and floors that a certified policy claims and that do not hold on the population, by name.
+
+    SCRC's risks and its coverage are of the selected images; every other policy's of its exits. weights: float [N] of the
+    images, None: all alike.
+    """
+    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
+    if isinstance(base, ScrcPolicy):
+        return _false_of_scrc(base, decided_on(policy, population), weights)
+    false = _false_risks(decision, population, config, classes, weights)
+    balance = _at_prior(population, config.target_prior, weights)
+    if config.coverage is not None and _share(decision.exit, np.ones_like(decision.exit), balance) < config.coverage:
+        false.append("coverage")
+    labels = population.known_labels
+    for name, floor in config.class_coverage.items():
+        members = labels == list(classes).index(name)
+        if _share(decision.exit & members, members, weights) < floor:
+            false.append(f"class_coverage.{name}")
+    return false
+
+
+def _false_risks(
+    decision: Decision, population: Scores, config: RunConfig, classes: Sequence[str], weights: Floats | None
+) -> list[str]:
+    shares, _, _ = exit_shares(decision.exit, decision.label, population.known_labels, classes)
+    balance = _at_prior(population, config.target_prior, weights)
+    return [
+        name
+        for name, target in config.risks_for(population.n_classes).items()
+        if _share(*shares[name], balance if name == "error" else weights) > target
+    ]
+
+
+def _false_of_scrc(policy: ScrcPolicy, population: Scores, weights: Floats | None) -> list[str]:
+    labels = population.known_labels
+    selected, in_set = policy.sets(population)
+    of_class = {"miss_rate": 1, "false_exit_rate": 0}
+    of_class |= {f"miss_rate.{name}": index for index, name in enumerate(policy.classes)}
+    false = []
+    for name, target in policy.alpha.items():
+        members = selected & (labels == of_class[name])
+        if _share(~in_set[:, of_class[name]] & members, members, weights) > target:
+            false.append(name)
+    if _share(selected, np.ones_like(selected), weights) < policy.xi:
+        false.append("coverage")
+    return false
+
+
+def _share(hits: Bools, base: Bools, weights: Floats | None) -> float:
+    """Weighted share of hits (a part of base) in base, 0.0 where base is empty."""
+    one = np.ones(len(base)) if weights is None else weights
+    total = float(one[base].sum())
+    return float(one[hits].sum()) / total if total else 0.0
+
+
+def _group_weights(population: Scores) -> Floats | None:
+    """1 / size of the group of each image: a random image of a random group."""
+    if population.groups is None:
+        return None
+    _, index, sizes = np.unique(population.groups, return_inverse=True, return_counts=True)
+    return np.asarray(1.0 / sizes[index])
+
+
+def _at_prior(population: Scores, prior: float | None, weights: Floats | None) -> Floats | None:
+    """Weights under which the positives have the share `prior`."""
+    if prior is None:
+        return weights
+    one = np.ones(len(population)) if weights is None else weights
+    positive = population.known_labels == 1
+    share = float(one[positive].sum() / one.sum())
+    return np.where(positive, one * prior / share, one * (1 - prior) / (1 - share))

@@ -1,0 +1,319 @@
+"""How many labels it takes, from pilot scores: draw from them with replacement, certify by the real method, count.
+
+The pilot stands for the population, as the scores do in `audit`; what it does not know of the population is in none of
+the intervals. Far beyond its own size its rows repeat, and tied scores exit or defer as a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.calibration import FrozenMap
+from stage1.config import RunConfig
+from stage1.errors import ConfigError, DataError
+from stage1.evaluation.label_shift import prior_weights
+from stage1.policy.boundary import boundary_of_map
+from stage1.policy.target import Request
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, rule
+from stage1.policy.units import choose_unit
+from stage1.risk import binomial_lower, binomial_upper
+from stage1.scores import Scores
+from stage1.stages.calibrate import REORDERING, fit_configured, frozen_map
+
+_BLOCK = 20
+_HOPELESS = 1e-6
+_MOST_UNITS = 1 << 17
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One size: of `draws` draws of n units, `certified` certified the whole target. low, high: exact 95 % interval.
+
+    n = n_select + n_calib units (images, or groups). coverage: mean over all draws of the share of the pilot that exits
+    (0 where nothing is certified), and its standard error.
+    """
+
+    n: int
+    n_select: int
+    n_calib: int
+    draws: int
+    certified: int
+    success: float
+    low: float
+    high: float
+    coverage: float
+    coverage_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class PilotPlan:
+    """n: smallest size tried from which on every size tried reached `wanted`, None where none did.
+
+    below: largest size tried whose interval lies below `wanted` (None: none); above: smallest size tried from which on every
+    interval lies above it (None: none). Between them Monte Carlo error leaves it open.
+    """
+
+    wanted: float
+    n: int | None
+    below: int | None
+    above: int | None
+    unit: str
+    prior: float
+    trials: tuple[Trial, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values for --json and the figure."""
+        return asdict(self) | {"trials": [asdict(trial) for trial in self.trials]}
+
+
+def pilot_plan(
+    pilot: Scores,
+    config: RunConfig,
+    *,
+    success: float = 0.9,
+    draws: int = 200,
+    select_share: float = 0.15,
+    prior: float | None = None,
+    sizes: Sequence[int] | None = None,
+    precision: float = 0.05,
+    seed: int = 0,
+    say: Callable[[Trial], None] = lambda trial: None,
+) -> PilotPlan:
+    """P(certified) and coverage against the number of labels, and the smallest number that reaches `success`.
+
+    pilot: labelled scores of any model, [N, K]. config: risks, confidence, floors, policy, unit ... as for `calibrate`.
+    Of n units, select_share goes to val_select. Units are groups where the pilot has groups that repeat (drawn whole),
+    else images. "Certified": the whole target, no side left shut. prior: P(class 1) of the draws; None: the pilot's.
+    sizes: to try instead of the search, which doubles from the least that could do until `success` is reached and then
+    bisects to `precision` (relative); a size at which 20 draws show it to be hopeless is left at that. Each size has draws
+    of its own, so a size does not depend on which others are tried. say: gets each size as it is done.
+    Raises ConfigError (options; a prior for groups), DataError (no labels, a class missing).
+    """
+    if not 0 < success < 1 or draws < 1 or not 0 < select_share < 1 or precision <= 0:
+        raise ConfigError(
+            f"success={success}, draws={draws}, select share {select_share}: shares in (0, 1), at least 1 draw"
+        )
+    source = _Source.of(pilot, prior, config)
+    fit = _fitter(config, pilot)
+    found: dict[int, Trial] = {}
+
+    def at(n: int) -> Trial:
+        if n not in found:
+            found[n] = _trial(n, source, fit, draws, select_share, success if sizes is None else None, seed)
+            say(found[n])
+        return found[n]
+
+    if sizes is None:
+        _search(at, success, _least(select_share), precision)
+    else:
+        for n in sizes:
+            if n < _least(select_share):
+                raise ConfigError(f"size {n}: at least {_least(select_share)} units are needed for both roles")
+            at(n)
+    trials = tuple(found[n] for n in sorted(found))
+    return PilotPlan(
+        wanted=success,
+        n=_from_which_on(trials, lambda trial: trial.success >= success),
+        below=max((trial.n for trial in trials if trial.high < success), default=None),
+        above=_from_which_on(trials, lambda trial: trial.low >= success),
+        unit=source.unit,
+        prior=source.share,
+        trials=trials,
+    )
+
+
+# ---- the pilot as the population ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The pilot, ready to be drawn from. members: rows of each group, None where each image is a unit. weights: float [N]."""
+
+    pilot: Scores
+    members: tuple[NDArray[np.int64], ...] | None
+    weights: NDArray[np.float64] | None
+    share: float
+
+    @classmethod
+    def of(cls, pilot: Scores, prior: float | None, config: RunConfig) -> _Source:
+        labels = pilot.known_labels
+        counts = np.bincount(labels, minlength=pilot.n_classes)
+        if not len(labels) or (counts == 0).any():
+            raise DataError(f"pilot: rows per class {counts.tolist()}; every class needs labelled rows")
+        share = float(counts[1] / counts.sum())
+        grouped = choose_unit(pilot, config.unit, config.assume_iid) != "image"
+        members = None
+        if grouped and pilot.groups is not None:
+            _, index = np.unique(pilot.groups, return_inverse=True)
+            members = tuple(np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1]))
+        if prior is None:
+            return cls(pilot, members, None, share)
+        if pilot.n_classes != 2 or grouped:
+            raise ConfigError(
+                f"--prior {prior:g}: a pilot of {'groups' if grouped else f'{pilot.n_classes} classes'} is drawn at its own balance; leave it out"
+            )
+        if not 0 < prior < 1:
+            raise ConfigError(f"--prior {prior:g}: must lie strictly between 0 and 1")
+        weights = prior_weights(labels, prior)
+        return cls(pilot, members, weights / weights.sum(), prior)
+
+    @property
+    def unit(self) -> str:
+        return "image" if self.members is None else "group"
+
+    def draw(self, n: int, rng: np.random.Generator, role: str) -> Scores:
+        """n units; a row or group that is drawn twice is two."""
+        groups = None
+        if self.members is None:
+            rows = rng.choice(len(self.pilot), n, p=self.weights)
+        else:
+            picked = [self.members[index] for index in rng.integers(0, len(self.members), n).tolist()]
+            rows = np.concatenate(picked)
+            groups = np.repeat([f"{role}{index}" for index in range(n)], [len(part) for part in picked])
+        drawn = self.pilot.take(rows) if self.pilot.ids is None else _without_ids(self.pilot).take(rows)
+        ids = np.array([f"{role}{index}" for index in range(len(rows))])
+        return Scores(
+            logits=drawn.logits, labels=drawn.labels, gate=drawn.gate, groups=groups, ids=ids, slices=drawn.slices, extra=drawn.extra,
+        )  # fmt: skip
+
+
+def _without_ids(scores: Scores) -> Scores:
+    # A resample repeats rows, ids may not repeat.
+    return Scores(
+        logits=scores.logits, labels=scores.labels, gate=scores.gate, slices=scores.slices, extra=scores.extra,
+    )  # fmt: skip
+
+
+# ---- the real method ---------------------------------------------------------------------------------------------
+
+
+Fit = Callable[[Scores, Scores], float | None]
+"""(val_select, val_calib) -> share of the pilot that exits, None where the whole target is not certified."""
+
+
+def _fitter(config: RunConfig, pilot: Scores) -> Fit:
+    classes = tuple(config.data.classes or ())
+    if len(classes) != pilot.n_classes:
+        classes = tuple(str(index) for index in range(pilot.n_classes))
+    frozen = None
+    if config.calibration.map not in REORDERING:
+        # Such a map only says which exits are favoured: that of the whole pilot will do, one in every draw would cost time.
+        frozen = frozen_map(config, pilot, gate=False, say=lambda text: None)
+        if _plain(config, pilot):
+            return _quick(config, pilot, classes, frozen)
+
+    def fit(select: Scores, calib: Scores) -> float | None:
+        policy = fit_configured(
+            config, select=select, calib=calib, classes=classes, say=lambda text: None, frozen=frozen
+        )
+        stated = policy.certificate
+        return (
+            policy.decide(pilot).coverage if stated is not None and stated.certified and stated.reason is None else None
+        )
+
+    return fit
+
+
+def _plain(config: RunConfig, pilot: Scores) -> bool:
+    images = choose_unit(pilot, config.unit, config.assume_iid) == "image"
+    return config.policy.name == "softmax" and pilot.n_classes == 2 and images and not config.data.slices
+
+
+def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FrozenMap) -> Fit:
+    """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times slower)."""
+    request = Request(
+        config.risks_for(2), config.confidence, config.coverage, dict(config.class_coverage), config.target_prior,
+        config.allow_one_sided, classes, config.policy.against_argmax,
+    )  # fmt: skip
+    if not config.policy.against_argmax:
+        request = replace(request, boundary=boundary_of_map(frozen.map, pilot, None))
+    margin = pilot.margin
+
+    def fit(select: Scores, calib: Scores) -> float | None:
+        score, labels = calib.margin, calib.known_labels
+        asked = request
+        if request.boundary is not None and config.target_prior is not None:
+            # The balance from which the map is restated is that of the draw.
+            asked = replace(request, boundary=boundary_of_map(frozen.map, select, config.target_prior))
+        choice = rule(asked, len(calib), select.margin, select.known_labels)(score, labels)
+        if not _whole(choice, request) or not np.logical_or(*choice.thresholds.exits(score)).any():
+            return None
+        return float(np.logical_or(*choice.thresholds.exits(margin)).mean())
+
+    return fit
+
+
+def _whole(choice: Choice, request: Request) -> bool:
+    """No side of the target left shut; along the path a shut side is no failure."""
+    sides = (choice.thresholds.lo is not None) + (choice.thresholds.hi is not None)
+    return sides == 2 or (sides == 1 and (request.one_sided or choice.method == PATH_METHOD))
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------------
+
+
+def _trial(
+    n: int, source: _Source, fit: Fit, draws: int, select_share: float, wanted: float | None, seed: int
+) -> Trial:
+    """wanted: give up where it is out of reach after a block of draws; None: never."""
+    n_select = max(round(n * select_share), 1)
+    rng = np.random.default_rng((seed, n))
+    covered: list[float] = []
+    certified = 0
+    for done in range(1, draws + 1):
+        select, calib = source.draw(n_select, rng, "s"), source.draw(n - n_select, rng, "c")
+        try:
+            coverage = fit(select, calib)
+        except (ConfigError, DataError) as error:
+            if not str(error).startswith("select:"):
+                raise
+            coverage = None  # too few of a class in this draw of val_select to order the thresholds
+        certified += coverage is not None
+        covered.append(coverage or 0.0)
+        hopeless = (
+            wanted is not None and done % _BLOCK == 0 and float(binomial_upper(certified, done, _HOPELESS)) < wanted
+        )
+        if hopeless:
+            break
+    done = len(covered)
+    tail = (1.0 - _LEVEL) / 2
+    return Trial(
+        n=n, n_select=n_select, n_calib=n - n_select, draws=done, certified=certified, success=certified / done,
+        low=float(binomial_lower(certified, done, tail)), high=float(binomial_upper(certified, done, tail)),
+        coverage=float(np.mean(covered)), coverage_error=float(np.std(covered, ddof=1) / np.sqrt(done)) if done > 1 else 0.0,
+    )  # fmt: skip
+
+
+def _search(at: Callable[[int], Trial], success: float, least: int, precision: float) -> None:
+    """Doubling until a size reaches `success`, then bisection in log n; one more beyond shows that it stays."""
+    low, high = least, max(2 * least, 64)
+    while at(high).success < success:
+        low, high = high, 2 * high
+        if high > _MOST_UNITS:
+            return
+    while high > low * (1.0 + precision) and high - low > 1:
+        middle = round(float(np.sqrt(low * high)))
+        if middle in (low, high):
+            return
+        low, high = (low, middle) if at(middle).success >= success else (middle, high)
+    at(round(high * 1.25))
+    at(round(high * 1.6))
+
+
+def _least(select_share: float) -> int:
+    return max(2, int(np.ceil(1.0 / select_share)), int(np.ceil(1.0 / (1.0 - select_share))))
+
+
+def _from_which_on(trials: Sequence[Trial], holds: Callable[[Trial], bool]) -> int | None:
+    n = None
+    for trial in reversed(trials):
+        if not holds(trial):
+            break
+        n = trial.n
+    return n

@@ -1,0 +1,115 @@
+"""Sections calibration and policy: the probability that is stated, and when the first stage answers.
+
+Sections evaluation and acceptance: the intervals of the report, and the limits that a run must keep.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stage1.config.base import Rate, Section, nearest
+
+
+class CalibrationConfig(Section):
+    map: Literal["auto", "none", "temperature", "platt", "beta", "isotonic", "vector", "dirichlet"] = "auto"
+    """From raw scores to the probability that is stated; fitted on val_select, kept only if it lowers the cross-validated NLL.
+
+    auto: the best of those that leave every decision as it is (two classes: temperature, platt, beta; more: temperature).
+    isotonic, vector, dirichlet move the order of the scores: thresholds and certificate are then of the mapped score.
+    """
+
+
+class PolicyConfig(Section):
+    name: Literal["softmax", "gate", "scrc"] = "softmax"
+    """The one exit policy of the run."""
+    variant: Literal["I", "T"] = "I"
+    """Only for scrc: I holds with the stated confidence, T in expectation."""
+    confidence_score: str = "auto"
+    """Only for softmax with more than two classes: msp, margin, entropy, energy or maxlogit_pnorm(P), P from 1 on.
+    auto: the one of least AUGRC on val_select."""
+    thresholds: Literal["auto", "one", "per_class"] = "auto"
+    """Only for softmax with more than two classes: one threshold, or one per answered class. auto: by predicted coverage."""
+
+    against_argmax: bool = False
+    """Let an image exit as a class that its calibrated probability does not favour, where the target allows it.
+
+    The probability is that of calibration.json, at target_prior, else at the balance of val_select. Without it no image exits
+    against its probability: fewer wrong exits under the same certificate, at a coverage that is nearly the same."""
+
+    @field_validator("confidence_score")
+    @classmethod
+    def _known_score(cls, name: str) -> str:
+        from stage1.scores.confidence import CONFIDENCES, PNORM, known
+
+        if name != "auto" and not known(name):
+            names = ("auto", *CONFIDENCES, f"{PNORM}(3)")
+            raise ValueError(
+                f"unknown confidence{nearest(name, names)}; use {', '.join(names[:-1])} or {PNORM}(P), P >= 1"
+            )
+        return name
+
+
+class EvaluationConfig(Section):
+    resamples: Annotated[int, Field(ge=1)] = 1000
+    """Bootstrap resamples for the intervals of the report."""
+    level: Rate = 0.95
+
+
+_ACCEPTED = (
+    "auroc", "aurc", "e_aurc", "augrc", "e_augrc", "auroc_f", "accuracy", "mcc", "nll", "brier", "ece", "coverage",
+    "fnr", "fpr", "miss_rate", "false_exit_rate", "error", "wrong",
+)  # fmt: skip
+_GAINS = ("augrc", "aurc", "nll", "mcc", "accuracy", "coverage", "exit_error")
+
+
+class AcceptanceGate(Section):
+    """One limit, judged after evaluate; see stages/acceptance.py for what each metric is."""
+
+    metric: str
+    """Of evaluation.json: accuracy, augrc, error, coverage, coverage.CLASS ..; certificate.RISK, certificate.coverage; gate.gain; gain.METRIC."""
+    at_least: float | None = None
+    at_most: float | None = None
+    by: Literal["value", "bound"] = "value"
+    """bound: the end of the interval that counts against the run must keep the limit, not the value alone."""
+    phase: Annotated[int, Field(ge=0, le=6)] | None = None
+    """The phase that the gate ends: a label in acceptance.json and in messages."""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> AcceptanceGate:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"gate {self.metric}: one of at_least and at_most is needed")
+        head, _, rest = self.metric.partition(".")
+        known = {"gain": rest in _GAINS, "gate": rest == "gain", "certificate": bool(rest)}
+        if not known.get(head, head in _ACCEPTED):
+            names = (
+                *_ACCEPTED,
+                "certificate.RISK",
+                "certificate.coverage",
+                "gate.gain",
+                *(f"gain.{name}" for name in _GAINS),
+            )
+            raise ValueError(f"gate {self.metric!r} is unknown{nearest(self.metric, names)}; use {', '.join(names)}")
+        upward = self.metric == "certificate.coverage"
+        if head == "certificate" and self.by == "bound" and (self.at_most if upward else self.at_least) is not None:
+            raise ValueError(
+                f"gate {self.metric}: its bound is a {'lower' if upward else 'upper'} one; give {'at_least' if upward else 'at_most'}"
+            )
+        return self
+
+
+class AcceptanceConfig(Section):
+    """Limits that a run must keep before it is bundled; none by default."""
+
+    gates: list[AcceptanceGate] = []
+    reference: str | None = None
+    """Run directory on the same split that gain.METRIC compares with."""
+
+    @model_validator(mode="after")
+    def _reference_given(self) -> AcceptanceConfig:
+        if self.reference is None and (
+            gains := [gate.metric for gate in self.gates if gate.metric.startswith("gain.")]
+        ):
+            raise ValueError(f"gate {gains[0]} compares with another run; set acceptance.reference=RUN")
+        return self

@@ -1,6 +1,0 @@
-"""The embedded generator of street scenes: drawn photos with and without roadwork, in short videos."""
-
-from stage1.data.roadscenes.folder import write_roadscenes
-from stage1.data.roadscenes.videos import CLASSES, Video, describe_video, video_frames
-
-__all__ = ["CLASSES", "Video", "describe_video", "video_frames", "write_roadscenes"]

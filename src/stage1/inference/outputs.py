@@ -1,0 +1,64 @@
+"""What the model says of images, batch by batch, and the scores that policies take of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.inference.views import SPREAD, Looked, ViewOutputs, joined_looked, look
+from stage1.runtime.images import Preprocessing
+from stage1.scores import Scores
+
+if TYPE_CHECKING:
+    from stage1.views import FrozenViews
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The outputs of n images.
+
+    logits: [n, K], float32 as the model gives them, float64 where they are aggregated from views. gate: [n] or None.
+    looked: how the views of each image were looked at; None where there are no views.
+    """
+
+    logits: NDArray[Any]
+    gate: NDArray[Any] | None
+    looked: Looked | None = None
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Which images have an answer at all, bool [n]: a model may give NaN for one strange image."""
+        finite: NDArray[np.bool_] = np.isfinite(self.logits).all(axis=1)
+        return finite if self.gate is None else finite & np.isfinite(self.gate)
+
+    def scores(self, rows: NDArray[np.bool_] | None = None, **columns: Any) -> Scores:
+        """Scores of these rows (None: all); columns: labels, groups, ids, slices of them. Raises DataError for NaN."""
+        kept = slice(None) if rows is None else rows
+        return Scores(
+            logits=self.logits[kept].astype(np.float64),
+            gate=None if self.gate is None else self.gate[kept].astype(np.float64),
+            extra={} if self.looked is None else {SPREAD: self.looked.spread[kept]},
+            **columns,
+        )
+
+
+def answered_by(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Answered:
+    """What the images' own outputs are, of all their views: as a predictor with these views gives them."""
+    looked = look(outputs, views, spec)
+    return Answered(looked.logits, looked.gate, looked)
+
+
+def joined(parts: Sequence[Answered], n_classes: int, *, gate: bool) -> Answered:
+    """All batches as one; where there is none, an empty one of this shape."""
+    if not parts:
+        return Answered(np.zeros((0, n_classes), np.float32), np.zeros(0, np.float32) if gate else None)
+    gates = [part.gate for part in parts if part.gate is not None]
+    looked = [part.looked for part in parts if part.looked is not None]
+    return Answered(
+        np.concatenate([part.logits for part in parts]), np.concatenate(gates) if gates else None,
+        joined_looked(looked) if looked else None,
+    )  # fmt: skip

@@ -1,0 +1,183 @@
+"""Choose thresholds on a score by the sharpest valid method for a target set.
+
+| target | method | why |
+|---|---|---|
+| one ratio or share of each class that the walk knows | order statistics, walks (softmax.METHODS) | exact, no select data needed |
+| miss_rate or false_exit_rate alone (flag) | one order statistic; the other side defers | the same |
+| fnr or fpr alone (flag) | the walk with the other threshold at even odds | exact, the boundary is fixed beforehand |
+| the same with against_argmax | one order statistic; every image exits | then the ratio is a share of the class |
+| anything else: both ratios, error, floors on coverage | fixed sequence along the calibrated path, union null | ALGORITHMS 2.4, 2.5 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.errors import ConfigError
+from stage1.policy.boundary import Boundary
+from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_lower
+from stage1.policy.ordering import HEDGE, Goal, Path, calibrated_path
+from stage1.policy.softmax import METHODS, Thresholds, choose_thresholds, one_sided_walk
+from stage1.policy.target import Request
+from stage1.risk import order_statistic_rank
+from stage1.risk.sample_size import shared_delta
+from stage1.risk.testing import fixed_sequence
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+Rule = Callable[[Floats, Labels], "Choice"]
+
+PATH_METHOD = "fixed sequence along the calibrated path, exact binomial, union null"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """thresholds: chosen pair, both None where nothing passed. delta: what each risk's bound may spend.
+
+    floor_delta: the same for floors on coverage. tried: the first pair tested, where it failed. path, place: where the
+    thresholds stand on the path they were found on.
+    """
+
+    thresholds: Thresholds
+    method: str
+    delta: float
+    floor_delta: float
+    tried: Thresholds | None = None
+    path: Path | None = None
+    place: int | None = None
+
+    @property
+    def union_null(self) -> bool:
+        """Whether all risks were tested together, each at the whole delta; else they share it."""
+        return self.path is not None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the thresholds are the last pair of the path: no failure stopped the walk."""
+        return self.path is not None and self.thresholds == pair_at(self.path, len(self.path.lo) - 1)
+
+
+def choose(
+    score: Floats, labels: Labels, request: Request, select_score: Floats | None, select_labels: Labels | None,
+    *, along_path: bool = False,
+) -> Choice:  # fmt: skip
+    """Thresholds for `request` from the counted units of val_calib, float [N] and int [N]; select: val_select, for the path.
+
+    along_path: use the path also where a closed-form rule exists (claims for slices are tested along it).
+    Raises ConfigError where the target set needs val_select and it is missing or too small (10 of each class).
+    """
+    return rule(request, len(score), select_score, select_labels, along_path=along_path)(score, labels)
+
+
+def rule(
+    request: Request, n: int, select_score: Floats | None, select_labels: Labels | None, *, along_path: bool = False
+) -> Rule:
+    """The method for `request` as a function of the calibration units alone: everything val_select decides is done here."""
+    targets, chosen = request.targets, frozenset(request.targets)
+    delta = 1.0 - request.confidence
+    closed_form = not request.has_floor and not along_path
+    boundary = request.boundary
+    if chosen in METHODS and closed_form:
+        spent = shared_delta(request.confidence, len(targets))
+        return lambda score, labels: Choice(
+            choose_thresholds(score, labels, targets, spent, boundary), METHODS[chosen], spent, delta
+        )
+    if chosen in ({"fnr"}, {"fpr"}) and closed_form and boundary is not None:
+        method = f"walk of one class, the other threshold at even odds, exact binomial ({next(iter(chosen))})"
+        return lambda score, labels: Choice(
+            _up_to_even_odds(score, labels, targets, delta, boundary), method, delta, delta
+        )
+    if chosen in ({"fnr"}, {"fpr"}) and closed_form:
+        method = f"order statistic of one class, every image exits ({next(iter(chosen))})"
+        return lambda score, labels: Choice(_everything_exits(score, labels, targets, delta), method, delta, delta)
+    if select_score is None or select_labels is None:
+        raise ConfigError(
+            f"select: {' + '.join(targets)} needs labelled scores of val_select to order the thresholds; give them"
+        )
+    path = path_from(request, n, select_score, select_labels)
+    if path is None:
+        raise ConfigError(
+            "select: val_select has fewer than 10 images of a class; this target needs them to order the thresholds"
+        )
+    if along_path:
+        # Slices are tested along the path of the thresholds; which of two that is would depend on the calibration labels.
+        path = replace(path, hedge=None)
+    return lambda score, labels: _along(path, score, labels, request, delta / 2 if request.has_floor else delta)
+
+
+def path_from(request: Request, n: int, select_score: Floats, select_labels: Labels) -> Path | None:
+    """The calibrated path for `request` on n calibration units; None where val_select has fewer than 10 of a class."""
+    delta = 1.0 - request.confidence
+    spent = delta / 2 if request.has_floor else delta
+    limits = None if request.boundary is None else (request.boundary.lo, request.boundary.hi)
+    return calibrated_path(select_score, select_labels, Goal(request.targets, n, spent, request.target_prior, limits))
+
+
+def _along(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
+    """Test along the path, and where it is hedged and fails at once along the other one: two sequences share the delta."""
+    if path.hedge is None or request.has_floor:
+        return _test(path, score, labels, request, delta)
+    first = _test(path, score, labels, request, (1 - HEDGE) * delta)
+    second = first if first.path is not None else _test(path.hedge, score, labels, request, HEDGE * delta)
+    return second if second.path is not None else first
+
+
+def _test(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
+    """Test from the path's start towards more risk; with floors, also from the riskiest pair towards safety (2.5)."""
+    exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
+    place = fixed_sequence(certifies(exits, request.targets, delta, request.target_prior), path.start)
+    tried = pair_at(path, path.start)
+    if place is not None and request.has_floor:
+        # Coverage rises along the path, risk too: two sequences from the two ends, delta / 2 each; a pair in both holds both.
+        lowest = fixed_sequence(floors_hold(exits, request, delta)[::-1])
+        if lowest is None or place < len(path.lo) - 1 - lowest:
+            tried, place = pair_at(path, place), None
+    if place is None:
+        return Choice(Thresholds(None, None), PATH_METHOD, delta, delta, tried)
+    return Choice(pair_at(path, place), PATH_METHOD, delta, delta, path=path, place=place)
+
+
+def floors_hold(exits: Exits, request: Request, delta: float) -> NDArray[np.bool_]:
+    """Which pairs reach every floor at delta, bool [T] (union null again: all floors of one pair at the full delta)."""
+    held = np.ones(len(exits.miss), dtype=np.bool_)
+    if request.coverage is not None:
+        held &= coverage_lower(exits, request.target_prior, delta) >= request.coverage
+    for name, floor in request.class_coverage.items():
+        held &= class_coverage_lower(exits, request.classes.index(name), delta) >= floor
+    return held
+
+
+def pair_at(path: Path, place: int) -> Thresholds:
+    """The thresholds at a place of the path; None for a side that never exits."""
+    lo, hi = float(path.lo[place]), float(path.hi[place])
+    return Thresholds(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None)
+
+
+def _up_to_even_odds(
+    score: Floats, labels: Labels, targets: dict[str, float], delta: float, boundary: Boundary
+) -> Thresholds:
+    """fnr (or, mirrored, fpr) alone where no image exits against its probability."""
+    ((name, target),) = targets.items()
+    if name == "fnr":
+        return one_sided_walk(score[labels == 1], target, delta, boundary)
+    return one_sided_walk(-score[labels == 0], target, delta, boundary.mirrored()).mirrored()
+
+
+def _everything_exits(score: Floats, labels: Labels, targets: dict[str, float], delta: float) -> Thresholds:
+    """fnr (or fpr) alone: with every image answered it is the share of the class beyond one threshold."""
+    ((name, target),) = targets.items()
+    sign = 1.0 if name == "fnr" else -1.0
+    own = np.sort(sign * score[labels == (1 if name == "fnr" else 0)])
+    rank = order_statistic_rank(len(own), target, delta)
+    if rank == 0:
+        return Thresholds(None, None)
+    # Strictly between the rank-th score of the class and whatever lies below it, so that no image sits on the threshold.
+    below = sign * score
+    below = below[below < own[rank - 1]]
+    cut = float((own[rank - 1] + below.max()) / 2) if len(below) else float(own[rank - 1] - 1.0)
+    return Thresholds(sign * cut, sign * cut)

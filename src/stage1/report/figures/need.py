@@ -1,0 +1,83 @@
+"""How many units each risk needs: against the wrong answers allowed, and against the target, with what the run has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stage1.report.figures.drawing import CLASS_COLOURS, GREY, INK, Document, Drawing, finished, new_figure
+from stage1.report.numbers import percent
+from stage1.risk import minimum_samples
+
+_MOST_POINTS = 45
+MARKERS = ("o", "s", "^", "v", "P", "X", "*", "h")
+DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 2, 2)), (0, (1, 1)))
+
+
+def error_steps(most: int) -> list[int]:
+    """0, 1, 2 ... most; thinned evenly where there are more than fit the figure."""
+    return sorted({int(value) for value in np.linspace(0, most, min(most + 1, _MOST_POINTS)).round()})
+
+
+def units_needed(certificate: Document) -> Drawing:
+    """certificate: certificate.json; each risk's target, delta, n and errors."""
+    risks = {name: row for name, row in certificate["risks"].items() if 0 < row["target"] < 1 and 0 < row["delta"] < 1}
+    figure = new_figure(6.6)
+    above, below = figure.subplots(2, 1)
+    most = max([10, *(round(1.6 * row["errors"]) for row in risks.values())])
+    steps = error_steps(most)
+    targets = np.geomspace(0.005, 0.2, 25)
+    if risks:
+        wide = [row["target"] for row in risks.values()]
+        targets = np.geomspace(min(0.25 * min(wide), 0.005), min(0.9, max(4 * max(wide), 0.1)), 25)
+    for index, (name, row) in enumerate(risks.items()):
+        look = {
+            "color": CLASS_COLOURS[index % len(CLASS_COLOURS)],
+            "linestyle": DASHES[index % len(DASHES)],
+            "label": f"{name} ≤ {percent(row['target'])}",
+        }
+        mark = {
+            "color": look["color"],
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 9,
+            "markeredgecolor": "white",
+        }
+        needed = [minimum_samples(row["target"], row["delta"], errors) for errors in steps]
+        above.plot(steps, needed, **look)
+        here = [minimum_samples(float(target), row["delta"], row["errors"]) for target in targets]
+        below.plot(targets, here, **{**look, "label": f"{name}, {row['errors']:,} wrong"})
+        for axis, x in ((above, row["errors"]), (below, row["target"])):
+            if row["n"]:
+                axis.plot(x, row["n"], zorder=6, linestyle="none", **mark)
+                axis.annotate(f"{row['n']:,} here", (x, row["n"]), xytext=(0, 8), textcoords="offset points", ha="center",
+                              fontsize=9, color=INK, zorder=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8})  # fmt: skip
+    for index, delta in enumerate(dict.fromkeys(row["delta"] for row in risks.values())):
+        none = [minimum_samples(float(target), delta, 0) for target in targets]
+        below.plot(
+            targets,
+            none,
+            color=GREY,
+            linewidth=1.2,
+            linestyle=(0, (1.5, 2)),
+            label="none wrong" if index == 0 else None,
+        )
+    below.set_xscale("log")
+    below.set_yscale("log")
+    for axis in (above, below):
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axis.set_ylabel(f"{certificate['unit']}s counted")
+        if risks:
+            axis.legend(loc="upper left" if axis is above else "upper right")
+    above.set_ylim(0, None)
+    above.set_xlim(-0.3, None)
+    above.set_xlabel("wrong answers among them")
+    above.xaxis.get_major_locator().set_params(integer=True)
+    below.set_xlabel("target")
+    below.yaxis.get_major_locator().set_params(subs=(1.0, 3.0))
+    ticks = [
+        tick for tick in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if targets[0] <= tick <= targets[-1]
+    ]
+    below.set_xticks(ticks, [percent(tick) for tick in ticks])
+    below.minorticks_off()
+    return finished(figure)

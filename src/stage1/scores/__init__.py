@@ -1,0 +1,29 @@
+"""Scores, the hinge between models and certificates: the arrays, their files, what a label and a column mean."""
+
+from stage1.scores.scores import (
+    ROLES,
+    Scores,
+    Values,
+    appearance,
+    from_probabilities,
+    look_like_probabilities,
+    read_ids,
+    read_role,
+    read_scores,
+    write_role,
+    write_scores,
+)
+
+__all__ = [
+    "ROLES",
+    "Scores",
+    "Values",
+    "appearance",
+    "from_probabilities",
+    "look_like_probabilities",
+    "read_ids",
+    "read_role",
+    "read_scores",
+    "write_role",
+    "write_scores",
+]

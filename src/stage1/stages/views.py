@@ -1,0 +1,331 @@
+"""Views in a run: what each stage depends on, and how the stage `score` fixes them on val_select, into views.json.
+
+How the images of val_test were looked at: views.json's policy as the stage `score` met it, for the evaluation and its page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.errors import IntegrityError, SourceChanged
+from stage1.policy import Decision, ViewsClaim
+from stage1.runs.directory import RunDir
+from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, small_line
+from stage1.runtime.images import Preprocessing
+from stage1.storage.documents import read_document, write_document
+from stage1.storage.files import digest_bytes, digest_file
+from stage1.views import VIEWS_FILE, FrozenViews, Refit
+from stage1.views import Sequence as Steps
+
+if TYPE_CHECKING:
+    from stage1.config import RunConfig
+    from stage1.data.table import SampleTable
+    from stage1.inference import Predictor
+    from stage1.inference.outputs import Answered
+    from stage1.inference.views import Looked, ViewOutputs
+
+
+def views_file(config: RunConfig) -> str:
+    """views.json where the run has views, or "" where it has none."""
+    return "" if config.views.policy is None else VIEWS_FILE
+
+
+def shipped_views(run: RunDir) -> FrozenViews | None:
+    """The views that this run was scored with and ships; None where it looks at whole images alone, by config or by choice."""
+    if run.config.views.policy is None:
+        return None
+    views = FrozenViews.load(run / VIEWS_FILE)
+    return None if views.policy == WHOLE else views
+
+
+def views_claim(run: RunDir) -> ViewsClaim | None:
+    """What the certificate says of the views; None for whole images alone."""
+    views = shipped_views(run)
+    return None if views is None else ViewsClaim(views.digest, views.description)
+
+
+# ---- what a stage depends on; "" without views, so that a run without them is what it was before there were any ------------
+
+
+def cut_state(run: RunDir) -> str:
+    """How images are cut, for `export` and its parity."""
+    policy = run.config.views.policy
+    return "" if policy is None else policy.digest
+
+
+def cached_state(run: RunDir) -> str:
+    """Whose features are cached, for `extract`: the views, where the head learns from them."""
+    cached = run.config.views.cached
+    return "" if cached is None else cached.digest
+
+
+def learning_state(run: RunDir) -> str:
+    """How the head learns from views, for `train`."""
+    views = run.config.views
+    return "" if views.cached is None else f"{views.train} {views.pool} {views.cached.digest}"
+
+
+def choosing_state(run: RunDir) -> str:
+    """What decides views.json, for `score`."""
+    config = run.config
+    if config.views.policy is None:
+        return ""
+    facts: dict[str, Any] = {
+        "policy": config.views.policy.digest, "aggregate": config.views.aggregate, "adaptive": config.views.adaptive,
+        "resamples": config.views.resamples, "seed": config.seed,
+    }  # fmt: skip
+    if config.views.adaptive or "learned" in (config.views.names or ("learned",)):
+        facts["select"] = "out of fold"  # runs of before have other scores of val_select
+    if config.views.adaptive:  # where looking stops depends on what is to be certified
+        facts |= {
+            "tolerance": config.views.tolerance,
+            "risks": config.risks_for(2),  # adaptive views are for two classes
+            "confidence": config.confidence,
+            "assume_iid": config.assume_iid,
+        }
+    return digest_bytes(json.dumps(facts, sort_keys=True).encode())
+
+
+# ---- choosing on val_select --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """views: what ships (policy WHOLE: the whole image alone). outputs: the views of val_select that it was chosen on.
+
+    refits: the same fit without each fold of val_select, where anything was fitted on it.
+    """
+
+    views: FrozenViews
+    outputs: ViewOutputs
+    refits: tuple[Refit, ...] = ()
+
+    def answered(self, spec: Preprocessing) -> Answered:
+        """The answers of val_select: of each image by the refit that has not seen it; where there are none, by what ships."""
+        from stage1.inference.outputs import Answered, answered_by
+        from stage1.inference.views import joined_looked, look
+
+        if not self.refits:
+            return answered_by(self.outputs, self.views, spec)
+        looked = joined_looked([look(_rows_of(self.outputs, refit.rows), refit.views, spec) for refit in self.refits])
+        place = np.argsort(np.concatenate([refit.rows for refit in self.refits]))
+        parts = {name: getattr(looked, name) for name in looked.__slots__}
+        columns: dict[str, Any] = {name: None if part is None else part[place] for name, part in parts.items()}
+        looked = replace(looked, **columns)
+        return Answered(looked.logits, looked.gate, looked)
+
+
+def _rows_of(outputs: ViewOutputs, rows: NDArray[np.int64]) -> ViewOutputs:
+    gate = None if outputs.gate is None else outputs.gate[rows]
+    return replace(outputs, logits=outputs.logits[rows], gate=gate, sizes=outputs.sizes[rows])
+
+
+def pooled_views(run: RunDir) -> FrozenViews | None:
+    """The views of a head on pooled features: there is nothing to choose. None for other heads."""
+    from stage1.views import Pooled
+
+    settings = run.config.views
+    return (
+        FrozenViews(settings.policy, Pooled()) if settings.train == "pooled" and settings.policy is not None else None
+    )
+
+
+def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Callable[[str], None]) -> Chosen:
+    """Aggregator and, where asked for, the order and the stops of adaptive views, from the views of val_select and nothing else.
+
+    Raises SourceChanged where an image cannot be read any more.
+    """
+    from stage1.views import aggregator, choose_aggregator, cross_fitted, fit_sequence
+
+    config, settings = run.config, run.config.views
+    policy = settings.policy
+    assert policy is not None, "a run without views"
+    rows = table.rows("val_select")
+    answered, outputs, failures = predictor.view_outputs(table.items(rows), policy)
+    require_all(table, rows, answered, failures)
+    labels, groups = table.labels[rows], table.groups[rows]
+    names = settings.names
+    choice = choose_aggregator(
+        outputs.logits, labels, groups, policy, resamples=settings.resamples, seed=config.seed,
+        **({} if names is None else {"names": names}),
+    )  # fmt: skip
+    say(f"  views: {policy.description}; {choice.reason}")
+    spec = predictor.preprocessing
+    small = sum(adds_nothing(height, width, spec, policy) for height, width in outputs.sizes.tolist())
+    say_small(small, len(rows), spec, say)
+    comparison = choice.to_document()
+    if choice.name == "whole":
+        say("  views: the bundle ships the whole image alone; scores are made of it")
+        return Chosen(FrozenViews(WHOLE, aggregator("whole", WHOLE), None, comparison), outputs)
+    units = _units(table, assume_iid=config.assume_iid)
+
+    def fit(part: NDArray[np.int64]) -> FrozenViews:
+        logits, truth = outputs.logits[part], labels[part]
+        sequence = None
+        if settings.adaptive:
+            sequence = fit_sequence(
+                logits, truth, groups[part], policy, choice.name, risks=config.risks_for(2), confidence=config.confidence,
+                calibration_units=units, tolerance=settings.tolerance, seed=config.seed,
+            )  # fmt: skip
+        return FrozenViews(policy, aggregator(choice.name, policy, logits, truth), sequence, comparison)
+
+    views = fit(np.arange(len(rows)))
+    if views.sequence is not None:
+        _say_sequence(views.sequence, policy, say)
+    if views.sequence is None and choice.name != "learned":
+        return Chosen(views, outputs)
+    refits, why = cross_fitted(labels, groups, fit, seed=config.seed)
+    say(
+        f"  val_select: each image is scored by a fit on the other {len(refits) - 1} of {len(refits)} folds"
+        if refits
+        else f"  WARNING val_select is scored by what was fitted on it: {why}; stated probabilities may be too sure"
+    )
+    return Chosen(replace(views, select_folds=len(refits)), outputs, refits)
+
+
+def _say_sequence(sequence: Steps, policy: ViewPolicy, say: Callable[[str], None]) -> None:
+    expected = sequence.expected
+    say(
+        f"  adaptive: {expected['views']:.2f} of {policy.count} views expected on average, first "
+        f"{policy.names[sequence.order[0]]}"
+    )
+    if "none_early" in expected:
+        say(f"  adaptive: {expected['none_early']}")
+
+
+def require_all(
+    table: SampleTable, rows: NDArray[np.int64], answered: NDArray[np.int64], failures: Sequence[tuple[int, Exception]]
+) -> None:
+    """Raises SourceChanged unless every image of these rows was answered."""
+    if failures:
+        place, error = failures[0]
+        raise SourceChanged(
+            f"{table.paths[rows[place]]}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
+        )
+    assert (answered == np.arange(len(rows))).all(), "scores out of order"
+
+
+def _units(table: SampleTable, *, assume_iid: bool) -> int:
+    """How many independent units val_calib has: its groups, or its images where these count as independent."""
+    rows = table.rows("val_calib")
+    return len(rows) if assume_iid else len(np.unique(table.groups[rows]))
+
+
+def say_small(small: int, n: int, spec: Preprocessing, say: Callable[[str], None]) -> None:
+    """The line on images that tiles only enlarge, where there are any."""
+    if small:
+        say(f"  {small_line(small, n, spec.size)}")
+
+
+LOOKED_FILE = "looked.json"
+ROLE = "val_test"
+Ints = NDArray[np.int64]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LookedAt:
+    """Of each row of val_test, in the order of its scores.
+
+    used: int64 [n], how many views were looked at; deciding: int64 [n], the one with the largest pull towards the answer.
+    """
+
+    views: FrozenViews
+    used: Ints
+    deciding: Ints
+
+    def summary(self, decision: Decision, labels: Ints) -> dict[str, Any]:
+        """The section `views` of evaluation.json: what happened to the images by number of views and by the view that decided."""
+        names = self.views.policy.names
+        right = decision.label == labels
+
+        def counts(rows: NDArray[np.bool_]) -> dict[str, int]:
+            exits = rows & decision.exit
+            return {
+                "right": int((exits & right).sum()),
+                "deferred": int((rows & ~decision.exit).sum()),
+                "wrong": int((exits & ~right).sum()),
+            }
+
+        return {
+            "of": len(names),
+            "mean": float(self.used.mean()) if len(self.used) else None,
+            "used": [{"views": seen, **counts(self.used == seen)} for seen in np.unique(self.used).tolist()],
+            "decided": [{"view": names[at], **counts(self.deciding == at)} for at in np.unique(self.deciding).tolist()],
+        }
+
+    def words(self, row: int, *, exits: bool) -> str:
+        """Of one image: "tile r0c2 decided, 10 views". A deferred image was not decided; the view is the one that weighed most."""
+        name, count, used = self.views.policy.names[self.deciding[row]], self.views.policy.count, self.used[row]
+        view = "the whole image" if name == "whole" else name
+        looked = f"{count} views" if self.views.sequence is None else f"{used} of {count} views looked at"
+        return f"{view} {'decided' if exits else 'weighed most'}, {looked}"
+
+    def box(self, row: int, height: int, width: int) -> Box:
+        """Where the view that decided lies, (top, left, bottom, right) in pixels of the decoded image."""
+        top, left, bottom, right = self.views.policy.boxes(height, width)[self.deciding[row]].tolist()
+        return top, left, bottom, right
+
+
+def save_looked(run: RunDir, looked: Looked | None) -> Iterator[Path]:
+    """looked.json of the answers for val_test, where they rest on views; else none, nor one of before. Gives what was written."""
+    path = run / LOOKED_FILE
+    path.unlink(missing_ok=True)
+    if looked is not None:
+        document = {
+            "role": ROLE, "views": digest_file(run / VIEWS_FILE), "used": looked.used.tolist(), "deciding": looked.deciding.tolist(),
+        }  # fmt: skip
+        write_document(path, document, "looked")
+        yield path
+
+
+def read_looked(run: RunDir, n: int) -> LookedAt | None:
+    """What `save_looked` wrote; None in a run that looks at whole images alone. n: rows of val_test.
+
+    Raises MissingError where it should be there, IntegrityError where it is of other views or another number of images.
+    """
+    views = shipped_views(run)
+    if views is None:
+        return None
+    path = run / LOOKED_FILE
+    document = read_document(path, "looked")
+    used, deciding = (np.array(document[name], dtype=np.int64) for name in ("used", "deciding"))
+    whole = len(used) == len(deciding) == n and document["views"] == views.digest
+    if not whole or max(used.max(initial=1), deciding.max(initial=0) + 1) > views.policy.count:
+        raise IntegrityError(
+            f"{path}: is not of these {n} images and of {VIEWS_FILE} beside it; run `stage1 score` again"
+        )
+    return LookedAt(views, used, deciding)
+
+
+def looked_state(run: RunDir) -> str:
+    """Digest of what evaluation and page say of views, "" in a run without them: part of what `evaluate` depends on."""
+    if not views_file(run.config):
+        return ""
+    return "".join(digest_file(run / name) for name in (VIEWS_FILE, LOOKED_FILE) if (run / name).is_file())
+
+
+def views_shown(run: RunDir) -> dict[str, Any] | None:
+    """What the page says of views.json; None in a run without it. Where the choice fell on whole images, it says that too."""
+    asked = run.config.views.policy
+    if asked is None:
+        return None
+    frozen = FrozenViews.load(run / VIEWS_FILE)
+    sequence = frozen.sequence
+    return {
+        "asked": asked.description,
+        "ships": frozen.policy != WHOLE,
+        "description": frozen.description,
+        "aggregator": frozen.aggregator.name,
+        "comparison": frozen.comparison,
+        "order": None if sequence is None else [frozen.policy.names[view] for view in sequence.order],
+        "select_folds": frozen.select_folds,
+        "expected": None if sequence is None else dict(sequence.expected),
+    }

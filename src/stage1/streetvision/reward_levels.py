@@ -1,0 +1,289 @@
+"""The expected reward of labelled scores: per level of the challenge and for their mixture, and the threshold for it.
+
+The client draws the level uniformly and does not say which it was, so the mixture's TPR and FPR are the means over the
+levels, whatever number of rows each level has here. Labels are balanced there: only TPR and FPR count, not the share of
+class 1 in these rows.
+
+**Exits**: what a policy lets exit keeps its side whatever the threshold, as in the detector; the threshold decides the other
+rows. So a threshold beyond the band in which the policy defers moves nothing.
+
+**Intervals** are percentiles of a bootstrap over groups within labels. Where a level shows no error of one kind (or nothing
+but errors), resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k + 1/2, n - k + 1/2)
+instead, n the number of groups with rows of that class.
+
+**The threshold**: empirical TPR and FPR jump at every row, and the best of many noisy numbers is a lucky one. So each row is
+weighted by its calibrated probability instead of its label (a Platt map of the margin, two numbers fitted on val_select):
+P(class 1 | s) rows of class 1 and P(class 0 | s) of class 0 lie at margin s. Of all thresholds whose expected reward is
+within 0.0005 of the best, the one closest to the default is taken: it moves only as far as it pays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stage1.errors import DataError
+from stage1.evaluation import resampling
+from stage1.evaluation.ranking import FloatArray
+from stage1.scores import Scores
+from stage1.streetvision.reward import expected_reward, mcc_of_table
+
+DEFAULT, MIXTURE = 0.5, "mixture"
+OPEN = -1  # of a row that does not exit: the threshold decides it
+_CANDIDATES, _PAYS = 401, 5e-4
+Rates = tuple[FloatArray, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelReward:
+    """One level (or the mixture) at one threshold. mcc, accuracy and reward are those expected at `prior`."""
+
+    level: str
+    positives: int
+    negatives: int
+    tpr: float
+    fpr: float
+    mcc: float
+    accuracy: float
+    reward: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A difference of the mixture's reward on the same rows, with its paired interval. verdict: better, worse, not shown."""
+
+    value: float
+    low: float
+    high: float
+    verdict: str
+
+
+class LevelRates:
+    """Labelled scores, sorted out by level: TPR and FPR of each level at any threshold, with bootstrap replicates.
+
+    probability: float [N], P(class 1) as stated by the model. labels: 0/1 [N]. levels: str [N], or None: one level, "all".
+    groups: [N], what is resampled together, or None: rows. exits: int [N], the class as which a row exits, OPEN where the
+    threshold decides; None: it decides all. The same seed draws the same replicates for every threshold, so differences
+    between thresholds are paired.
+    Raises DataError: unequal lengths, other labels or exits, a level without a row of one class.
+    """
+
+    def __init__(
+        self, probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None = None, groups: ArrayLike | None = None,
+        *, exits: ArrayLike | None = None, resamples: int = 1000, seed: int = 0,
+    ) -> None:  # fmt: skip
+        stated, truth, names = _checked(probability, labels, levels)
+        self._score = _beyond(stated, exits)
+        self.levels = np.unique(names).tolist()
+        self._rows = [[(names == level) & (truth == label) for level in self.levels] for label in (1, 0)]
+        for label, masks in zip((1, 0), self._rows, strict=True):
+            for level, mask in zip(self.levels, masks, strict=True):
+                if not mask.any():
+                    raise DataError(f"level {level!r}: no row of class {label}; both are needed for TPR and FPR")
+        n = len(truth)
+        # How many independent units stand behind each rate: what an unseen error is spread over.
+        identity = (
+            np.arange(n) if groups is None else np.unique(np.asarray(groups).astype(np.str_), return_inverse=True)[1]
+        )
+        self._units = [[len(np.unique(identity[mask])) for mask in masks] for masks in self._rows]
+        plan = resampling.units(n, truth, groups)
+        draws = resampling.draws(plan, n, resamples, seed) if len(plan) > 1 else ()
+        self._weights = (
+            np.concatenate([plan.rows(batch) for batch in draws]) if len(plan) > 1 else np.zeros((0, n), np.uint8)
+        )
+        self._bases = [self._sums(masks) for masks in self._rows]
+        self._seed = seed
+
+    def rates(self, threshold: float) -> Rates:
+        """TPR and FPR at `threshold` (above it: class 1), float [levels] each."""
+        above = self._score > threshold
+        first, second = (np.array([above[mask].mean() for mask in masks]) for masks in self._rows)
+        return first, second
+
+    def replicates(self, threshold: float) -> Rates:
+        """The same in each bootstrap replicate, float [B, levels] each; NaN where a replicate left a class of a level out."""
+        above = self._score > threshold
+        found = []
+        for label, (masks, bases, units) in enumerate(zip(self._rows, self._bases, self._units, strict=True)):
+            hits = self._sums([mask & above for mask in masks])
+            drawn = np.divide(hits, bases, out=np.full(hits.shape, np.nan), where=bases > 0)
+            for place, (mask, count) in enumerate(zip(masks, units, strict=True)):
+                share = above[mask].mean()
+                if share in (0.0, 1.0):
+                    # A generator for each rate: where two thresholds agree on it, their replicates do too.
+                    rng = resampling.generator(self._seed, f"reward/{label}/{place}")
+                    drawn[:, place] = rng.beta(share * count + 0.5, (1 - share) * count + 0.5, size=len(drawn))
+            found.append(drawn)
+        return found[0], found[1]
+
+    def table(self, threshold: float, prior: float = 0.5, level: float = 0.95) -> list[LevelReward]:
+        """One row for each level, and the mixture last where there are several."""
+        tpr, fpr = self.rates(threshold)
+        drawn_tpr, drawn_fpr = self.replicates(threshold)
+        rows = [
+            self._row(name, [place], tpr, fpr, drawn_tpr, drawn_fpr, prior, level)
+            for place, name in enumerate(self.levels)
+        ]
+        if len(self.levels) > 1:
+            rows.append(self._row(MIXTURE, list(range(len(self.levels))), tpr, fpr, drawn_tpr, drawn_fpr, prior, level))
+        return rows
+
+    def gain(self, threshold: float, prior: float = 0.5, level: float = 0.95, default: float = DEFAULT) -> Gain:
+        """What moving from `default` to `threshold` brings for the mixture, with its paired interval."""
+        return self.against(self, threshold, default, prior, level)
+
+    def against(
+        self, other: LevelRates, threshold: float, theirs: float, prior: float = 0.5, level: float = 0.95
+    ) -> Gain:
+        """The mixture's reward here at `threshold` minus that of `other` at `theirs`: another model on the same rows.
+
+        Paired: rows, groups, seed and number of replicates must be those of `other`. Raises DataError where they are not.
+        """
+        if not np.array_equal(self._weights, other._weights):
+            raise DataError(
+                "rewards: the two are not of the same rows, groups and seed; their difference is not paired"
+            )
+        value = self._mixed(self.rates(threshold), prior) - other._mixed(other.rates(theirs), prior)
+        drawn = self._mixed(self.replicates(threshold), prior) - other._mixed(other.replicates(theirs), prior)
+        low, high = _percentiles(drawn, level)
+        return Gain(float(value[0]), low, high, "better" if low > 0 else "worse" if high < 0 else "not shown")
+
+    def _mixed(self, rates: Rates, prior: float) -> FloatArray:
+        tpr, fpr = (np.atleast_2d(values).mean(axis=1) for values in rates)
+        return _rewards(tpr, fpr, prior)
+
+    def _row(
+        self, name: str, places: list[int], tpr: FloatArray, fpr: FloatArray, drawn_tpr: FloatArray, drawn_fpr: FloatArray,
+        prior: float, level: float,
+    ) -> LevelReward:  # fmt: skip
+        hit, alarm = float(tpr[places].mean()), float(fpr[places].mean())
+        low, high = _percentiles(
+            _rewards(drawn_tpr[:, places].mean(axis=1), drawn_fpr[:, places].mean(axis=1), prior), level
+        )
+        reward = float(expected_reward(hit, alarm, prior))
+        # Rates of 0 or 1 are spread to one side only; there the interval ends at the estimate (Brown, Cai and DasGupta 2001, 4.1.1).
+        low, high = min(low, reward), max(high, reward)
+        return LevelReward(
+            level=name, positives=int(sum(self._rows[0][place].sum() for place in places)),
+            negatives=int(sum(self._rows[1][place].sum() for place in places)), tpr=hit, fpr=alarm,
+            mcc=float(mcc_of_table(prior * hit, (1 - prior) * alarm, prior, 1 - prior)),
+            accuracy=prior * hit + (1 - prior) * (1 - alarm), reward=reward,
+            low=low, high=high,
+        )  # fmt: skip
+
+    def _sums(self, masks: list[NDArray[np.bool_]]) -> FloatArray:
+        return np.stack([self._weights[:, mask].sum(axis=1, dtype=np.float64) for mask in masks], axis=1)
+
+
+# ---- the threshold -----------------------------------------------------------------------------------------------
+
+
+def reward_threshold(
+    probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None = None, prior: float = 0.5,
+    exits: ArrayLike | None = None,
+) -> tuple[float, float]:  # fmt: skip
+    """The threshold on `probability` for the largest expected reward of the mixture, and that reward by the class model.
+
+    Arguments as for LevelRates, of val_select: rows that are not used to check it. See the module for how noise is kept
+    out. The default where no threshold moves anything, as every row exits. Raises DataError as there, and where there are
+    fewer than two distinct probabilities.
+    """
+    stated, truth, names = _checked(probability, labels, levels)
+    margin = _logit(stated)
+    if len(np.unique(margin)) < 2:
+        raise DataError("probabilities: all alike; there is no threshold to choose")
+    first = _class_one(margin, truth)
+    score = _beyond(margin, exits)
+    # Between all rows, and more densely between those that a threshold moves.
+    cuts = np.union1d(_candidates(margin), _candidates(score[np.isfinite(score)]))
+    rates = [_modelled(score, np.where(label, first, 1.0 - first), names, cuts) for label in (True, False)]
+    rewards = expected_reward(rates[0], rates[1], prior)
+    good = np.flatnonzero(rewards >= rewards.max() - _PAYS)
+    best = int(good[np.argmin(np.abs(cuts[good] - _logit(np.array([DEFAULT]))[0]))])
+    return float(1.0 / (1.0 + np.exp(-cuts[best]))), float(rewards[best])
+
+
+def _class_one(margin: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
+    """P(class 1) of each row by the Platt map fitted on all of them."""
+    from stage1.calibration import fit_map
+
+    scores = Scores(logits=np.stack([np.zeros_like(margin), margin], axis=1), labels=labels)
+    return np.asarray(fit_map("platt", scores).apply(scores.logits)[:, 1])
+
+
+def _candidates(margin: FloatArray) -> FloatArray:
+    """The default, and thresholds half-way between neighbouring quantiles of the margin: rising, as log-odds."""
+    if not len(margin):
+        return np.zeros(1)
+    levels = np.unique(np.quantile(margin, np.linspace(0, 1, _CANDIDATES)))
+    return np.unique(np.append((levels[1:] + levels[:-1]) / 2, 0.0))
+
+
+def _modelled(score: FloatArray, weights: FloatArray, levels: NDArray[np.str_], cuts: FloatArray) -> FloatArray:
+    """Mean over the levels of the weighted share of rows above each cut, float [cuts]."""
+    shares = []
+    for level in np.unique(levels):
+        rows = levels == level
+        order = np.argsort(score[rows], kind="stable")
+        beyond = np.append(np.cumsum(weights[rows][order][::-1])[::-1], 0.0)
+        shares.append(beyond[np.searchsorted(score[rows][order], cuts, side="right")] / beyond[0])
+    return np.asarray(np.mean(shares, axis=0))
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------
+
+
+def _rewards(tpr: FloatArray, fpr: FloatArray, prior: float) -> FloatArray:
+    """Expected rewards, NaN where a rate is."""
+    there = ~(np.isnan(tpr) | np.isnan(fpr))
+    found = np.full(tpr.shape, np.nan)
+    if there.any():
+        found[there] = expected_reward(tpr[there], fpr[there], prior)
+    return found
+
+
+def _percentiles(drawn: FloatArray, level: float) -> tuple[float, float]:
+    """Outwards to actual replicates; NaN where fewer than half are defined."""
+    defined = drawn[~np.isnan(drawn)]
+    if len(defined) * 2 < max(len(drawn), 1):
+        return float("nan"), float("nan")
+    low, high = (1 - level) / 2, (1 + level) / 2
+    return float(np.quantile(defined, low, method="lower")), float(np.quantile(defined, high, method="higher"))
+
+
+def _logit(probability: FloatArray) -> FloatArray:
+    # 1.0 and 0.0 are what a confident float32 softmax prints; their order is all that counts here.
+    inside = np.clip(probability, np.finfo(np.float64).tiny, 1.0 - np.finfo(np.float64).epsneg)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
+
+
+def _beyond(score: FloatArray, exits: ArrayLike | None) -> FloatArray:
+    """The score, [N], with the rows that exit moved beyond every threshold, to the side that they keep."""
+    if exits is None:
+        return score
+    sides = np.asarray(exits)
+    if sides.shape != score.shape or not np.isin(sides, (0, 1, OPEN)).all():
+        raise DataError(f"exits: one for each of {len(score)} rows: 0, 1, or {OPEN} where the threshold decides")
+    return np.asarray(np.select([sides == 1, sides == 0], [np.inf, -np.inf], score))
+
+
+def _checked(
+    probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None
+) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.str_]]:
+    stated, truth = np.asarray(probability, dtype=np.float64), np.asarray(labels)
+    if stated.ndim != 1 or not len(stated) or truth.shape != stated.shape:
+        raise DataError(
+            f"probabilities: shape {stated.shape} for labels {truth.shape}; one of each per row, at least one"
+        )
+    if not ((stated >= 0) & (stated <= 1)).all():
+        raise DataError(f"probabilities: row {int(np.argmin((stated >= 0) & (stated <= 1)))} is not in [0, 1]")
+    if not np.isin(truth, (0, 1)).all():
+        raise DataError("labels: 0 and 1 only; the reward is for two classes")
+    names = np.full(len(stated), "all") if levels is None else np.asarray(levels).astype(np.str_)
+    if names.shape != stated.shape:
+        raise DataError(f"levels: {len(names)} for {len(stated)} rows")
+    return stated, truth.astype(np.int64), names

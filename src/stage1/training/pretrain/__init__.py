@@ -1,0 +1,1 @@
+"""Training an adapter on unlabelled images before the labelled ones (ExPLoRA)."""

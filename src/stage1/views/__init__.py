@@ -1,0 +1,34 @@
+"""From the views of an image to one score: aggregators, which of them, and how many views an image needs."""
+
+from stage1.views.adaptive import Sequence, Step, fit_sequence
+from stage1.views.document import VIEWS_FILE, FrozenViews
+from stage1.views.learned import Learned, Pooled, deciding_view, weight_of_views
+from stage1.views.pooling import DEFAULT_NAMES, MULTICLASS, Aggregator, Pool, aggregator, as_logits, margins
+from stage1.views.selection import Candidate, Choice, Refit, choose_aggregator, cross_fitted
+from stage1.views.stopping import expected_exits, expected_rates
+
+__all__ = [
+    "DEFAULT_NAMES",
+    "MULTICLASS",
+    "VIEWS_FILE",
+    "Aggregator",
+    "Candidate",
+    "Choice",
+    "FrozenViews",
+    "Learned",
+    "Pool",
+    "Pooled",
+    "Refit",
+    "Sequence",
+    "Step",
+    "aggregator",
+    "as_logits",
+    "choose_aggregator",
+    "cross_fitted",
+    "deciding_view",
+    "expected_exits",
+    "expected_rates",
+    "fit_sequence",
+    "margins",
+    "weight_of_views",
+]

@@ -1,0 +1,7 @@
+"""The bundles and pictures of tests/inference."""
+
+from __future__ import annotations
+
+from ..inference.conftest import _picture, _tiny_model, bundle_folder, photos, refusing_folder
+
+__all__ = ["_picture", "_tiny_model", "bundle_folder", "photos", "refusing_folder"]

@@ -1,0 +1,100 @@
+"""kill -9 at random moments, then resume: the same weights and the same certificate, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from stage1.storage.files import digest_file
+
+from .conftest import SETTINGS
+
+SAME = (
+    "model_best.pth",
+    "model.onnx",
+    "certificate.json",
+    "thresholds.json",
+    "calibration.json",
+    "evaluation.json",
+    "bundle/bundle.json",
+    "metrics.csv",
+)
+
+
+def command(photos, folder) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "stage1.cli",
+        "run",
+        "--recipe",
+        "baseline",
+        *SETTINGS,
+        "train.epochs=30",
+        f"data.table={photos}",
+        "--output",
+        str(folder),
+    ]
+
+
+def run_to_the_end(photos, folder) -> float:
+    began = time.monotonic()
+    result = subprocess.run(command(photos, folder), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return time.monotonic() - began
+
+
+def kill_and_resume(photos, tmp_path, kills: int, seed: int) -> None:
+    pytest.importorskip("timm", reason="the extra train is not installed")
+    seconds = run_to_the_end(photos, tmp_path / "whole")
+    expected = {name: digest_file(tmp_path / "whole" / name) for name in SAME}
+    rng = np.random.default_rng(seed)
+    for number in range(kills):
+        folder = tmp_path / f"killed{number}"
+        while True:
+            moment = float(rng.uniform(0.05, 1.0)) * seconds
+            began = time.monotonic()
+            with subprocess.Popen(
+                command(photos, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            ) as process:
+                try:
+                    process.wait(timeout=moment)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    break
+            # It was at its end before the moment came (a warm cache is faster): that kills nothing, draw again.
+            seconds = min(seconds, time.monotonic() - began)
+            shutil.rmtree(folder)
+        done = sorted(path.name for path in folder.glob("*")) if folder.exists() else []
+        print(f"kill {number} after {moment:.1f} of {seconds:.1f} s; there: {', '.join(done) or 'nothing'}")
+        run_to_the_end(photos, folder)
+        assert {name: digest_file(folder / name) for name in SAME} == expected, f"kill {number}"
+
+
+def test_kill_twice_and_resume(photos, tmp_path):
+    kill_and_resume(photos, tmp_path, kills=2, seed=5)
+
+
+@pytest.mark.slow
+def test_kill_at_20_random_moments_and_resume(photos, tmp_path):
+    kill_and_resume(photos, tmp_path, kills=20, seed=6)
+
+
+def test_sigterm_checkpoints_and_exits_75(photos, tmp_path):
+    pytest.importorskip("timm", reason="the extra train is not installed")
+    slow = [*command(photos, tmp_path / "run"), "train.epochs=100000", "train.patience=100000"]
+    with subprocess.Popen(slow, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.safetensors").exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
