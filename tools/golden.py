@@ -31,15 +31,19 @@ _LIBRARIES = ("numpy", "scipy", "onnxruntime", "pillow", "pyarrow", "torch", "ti
 # Keys of JSON and JSONL whose values say when, where or how fast, and nothing of what was computed.
 _VOLATILE = re.compile(
     r"seconds|_s$|_ms$|milliseconds|per_second|rate_per|time$|^at$|created|started|finished|date|memory|peak|rss|waiting|"
-    r"host|machine|pid|path$|folder|store$|output|^run$|^file$|images_per|latency|duration|elapsed|engine_choice|micro$"
+    r"host|machine|pid|path$|folder|store$|output|^run$|^file$|images_per|latency|duration|elapsed|engine_choice|micro$|mtime_ns"
 )
 _SUFFIXES_OF_TEXT = (".html", ".md", ".yaml", ".csv", ".txt")
 # In pages and cards the same things stand in sentences.
 _VOLATILE_TEXT = (
     (re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)? ?(?:ms|s|min|MB|MiB|GB|GiB|img/s|images/s|images a second)\b"), "<cost>"),
+    (re.compile(r"Seconds per stage</th><td>[^<]*"), "<cost>"),
     (re.compile(r"20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?(?:Z|[+-]\d\d:?\d\d)?"), "<date>"),
 )
-_LEFT_OUT = (".lock", "events.out.tfevents", ".tmp")
+# frontier: its axis is the measured time of a call. checkpoints/inputs: a digest of files with dates in them.
+_LEFT_OUT = (".lock", "events.out.tfevents", ".tmp", "frontier.png", "frontier.svg", "inputs")
+# stages.json repeats digests of files that are compared themselves, with dates and paths in some of them.
+_LEFT_OUT_OF = {"stages.json": re.compile(r"^(inputs|sha256|size)$")}
 
 
 def main() -> int:
@@ -109,7 +113,8 @@ def digest(path: Path, root: Path) -> str:
     """sha256 of what a file says, without what may change from run to run; root: replaced in texts."""
     if path.suffix in (".json", ".jsonl"):
         texts = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-        data = json.dumps([settled(json.loads(text), str(root)) for text in texts], sort_keys=True).encode()
+        left_out = _LEFT_OUT_OF.get(path.name)
+        data = json.dumps([settled(json.loads(text), str(root), left_out) for text in texts], sort_keys=True).encode()
     elif path.suffix in _SUFFIXES_OF_TEXT:
         text = path.read_text(encoding="utf-8").replace(str(root), "<root>")
         for pattern, word in _VOLATILE_TEXT:
@@ -126,12 +131,13 @@ def digest(path: Path, root: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def settled(value: Any, root: str) -> Any:
+def settled(value: Any, root: str, left_out: re.Pattern[str] | None = None) -> Any:
     """The value without volatile keys, digests of files that hold such, and the scratch folder's name."""
     if isinstance(value, dict):
-        return {key: settled(item, root) for key, item in value.items() if not _VOLATILE.search(str(key))}
+        kept = {k: v for k, v in value.items() if not _VOLATILE.search(str(k)) and not (left_out and left_out.match(k))}
+        return {key: settled(item, root, left_out) for key, item in kept.items()}
     if isinstance(value, list):
-        return [settled(item, root) for item in value]
+        return [settled(item, root, left_out) for item in value]
     return value.replace(root, "<root>") if isinstance(value, str) else value
 
 

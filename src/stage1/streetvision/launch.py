@@ -73,7 +73,7 @@ def miner_command(
     config = config and os.path.abspath(config)
     script = target[: 2 if target[0] == "-m" else 1]
     target = [*script, *checked_words(target[len(script) :], name, config, also_known)]
-    own = [str(Path(__file__).parents[2]), "--registry", registry, "--name", name]
+    own = [str(Path(__file__).parents[1]), "--registry", registry, "--name", name]
     for flag, value in (("--base", base), ("--config", config)):
         own += [flag, value] if value else []
     return [*before, *options, "-c", _BOOT, *own, "--", *target]
