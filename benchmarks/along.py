@@ -119,7 +119,7 @@ def both(run: RunDir, keep: Path, name: str) -> dict[str, dict[str, Scores]]:
             for role, scores in kept.items()
         }
         for head in HEADS
-    }  # fmt: skip
+    }
 
 
 def logits(run: RunDir, store: Path) -> dict[str, np.ndarray]:
@@ -167,21 +167,28 @@ def measured(scores: Mapping[str, Scores], target: str, redraws: int) -> Head:
         chosen = (np.random.default_rng(draw).permutation(len(names)) < round(share * len(names)))[place]
         redrawn.append(coverage(pool.take(chosen), pool.take(~chosen)))
     return Head(
-        judged(select.logits.astype(np.float32), select.known_labels), select_metrics(test.logits, test.known_labels).augrc,
-        coverage(calib, test), float(np.mean(redrawn)) if redrawn else float("nan"),
-    )  # fmt: skip
+        judged(select.logits.astype(np.float32), select.known_labels),
+        select_metrics(test.logits, test.known_labels).augrc,
+        coverage(calib, test),
+        float(np.mean(redrawn)) if redrawn else float("nan"),
+    )
 
 
 def line(heads: Mapping[str, Head]) -> str:
     def pair(label: str, value: Callable[[Head], float], digits: int = 4) -> str:
         return f"{label} " + " / ".join(f"{value(heads[name]):.{digits}f}" for name in HEADS)
 
-    return ", ".join((
-        pair("nll", lambda head: head.select.metrics.nll), pair("scaled", lambda head: head.select.scaled_nll),
-        pair("accuracy", lambda head: head.select.metrics.accuracy), pair("AUGRC e-3", lambda head: 1e3 * head.select.metrics.augrc, 2),
-        pair("val_test AUGRC e-3", lambda head: 1e3 * head.augrc, 2), pair("coverage", lambda head: head.coverage, 3),
-        pair("redraws", lambda head: head.redrawn, 3),
-    ))  # fmt: skip
+    return ", ".join(
+        (
+            pair("nll", lambda head: head.select.metrics.nll),
+            pair("scaled", lambda head: head.select.scaled_nll),
+            pair("accuracy", lambda head: head.select.metrics.accuracy),
+            pair("AUGRC e-3", lambda head: 1e3 * head.select.metrics.augrc, 2),
+            pair("val_test AUGRC e-3", lambda head: 1e3 * head.augrc, 2),
+            pair("coverage", lambda head: head.coverage, 3),
+            pair("redraws", lambda head: head.redrawn, 3),
+        )
+    )
 
 
 def mean(heads: list[Head], name: str) -> float:

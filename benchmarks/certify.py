@@ -64,8 +64,13 @@ def ours(rule: str, rows: int) -> dict[str, Any]:
     calib, select = scores_of(rows, 0, policy == "gate"), scores_of(SELECT, 1, policy == "gate")
     before, began, cpu = peak(), time.perf_counter(), time.process_time()
     fitted = fit_policy(policy, calib=calib, select=select, risks=dict.fromkeys(risks, TARGET))
-    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu, "held": before,
-            "coverage": fitted.decide(calib).coverage, "certified": fitted.certified}  # fmt: skip
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu": time.process_time() - cpu,
+        "held": before,
+        "coverage": fitted.decide(calib).coverage,
+        "certified": fitted.certified,
+    }
 
 
 def mapie(fwer: str, rows: int) -> dict[str, Any]:
@@ -157,9 +162,15 @@ def main() -> None:
         commands = {
             "import numpy": [sys.executable, "-c", "import numpy"],
             f"calibrate, {ROWS:,} scores": [*stage1, "calibrate", "--scores", scores, "--output", out],
-            f"evaluate, {ROWS:,} scores, 1,000 bootstraps": [*stage1, "evaluate", "--scores", f"{out}/scores.parquet",
-                                                             "--policy", out],
-        }  # fmt: skip
+            f"evaluate, {ROWS:,} scores, 1,000 bootstraps": [
+                *stage1,
+                "evaluate",
+                "--scores",
+                f"{out}/scores.parquet",
+                "--policy",
+                out,
+            ],
+        }
         print(f"\n{'whole process':<74}{'':>10}{'seconds':>9}{'':>8}{'peak MiB':>10}")
         for what, command in commands.items():
             seconds, highest, _ = timed(command)

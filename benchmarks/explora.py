@@ -66,9 +66,16 @@ def probe(
     config = TrainConfig(epochs=60, batch_size=64, checkpoint_every=60)
     with tempfile.TemporaryDirectory() as folder:
         result = train_head(
-            made[train], labels[train], made[select], labels[select], config=config, head=HeadConfig(kind="linear"),
-            n_classes=2, seed=seed, folder=Path(folder),
-        )  # fmt: skip
+            made[train],
+            labels[train],
+            made[select],
+            labels[select],
+            config=config,
+            head=HeadConfig(kind="linear"),
+            n_classes=2,
+            seed=seed,
+            folder=Path(folder),
+        )
     logits = all_logits([result.head], made[judge])[0]
     return Scores(logits=logits.astype(np.float64), labels=labels[judge], groups=groups[judge])
 
@@ -105,16 +112,25 @@ class Scenes:
 def pretrained(backbone: Backbone, free: list[Path], options: argparse.Namespace, folder: Path) -> Backbone:
     """The backbone after ExPLoRA; prints a line for each epoch."""
     config = PretrainConfig(
-        train_images=True, objective=options.objective, epochs=options.epochs, learning_rate=options.learning_rate,
-        augment="aggressive" if options.objective == "dino" else "moderate", workers=1, threads=1,
-    )  # fmt: skip
+        train_images=True,
+        objective=options.objective,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        augment="aggressive" if options.objective == "dino" else "moderate",
+        workers=1,
+        threads=1,
+    )
     wanted: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: wanted.append(number))
     began = time.perf_counter()
     result = pretrain(
-        backbone, printed(free, [str(path) for path in free]), config=config, seed=options.seed, folder=folder,
+        backbone,
+        printed(free, [str(path) for path in free]),
+        config=config,
+        seed=options.seed,
+        folder=folder,
         stop=lambda: bool(wanted),
-    )  # fmt: skip
+    )
     print(f"\n{'epoch':<8}{'loss':>9}{'rank':>9}{'spread':>9}")
     print(f"{'before':<8}{'':>9}{result.before.rank:>9.2f}{result.before.spread:>9.3f}")
     for row in result.rows:
@@ -143,9 +159,12 @@ def main() -> None:
         table = write_roadscenes(folder / "scenes", videos=videos, size=options.side, seed=options.seed)
         scenes = Scenes(table, unlabelled)
         given = BackboneConfig(
-            name=options.backbone, weights=options.weights, random_weights=options.weights is None,
-            input_size=options.side, pooling="mean",
-        )  # fmt: skip
+            name=options.backbone,
+            weights=options.weights,
+            random_weights=options.weights is None,
+            input_size=options.side,
+            pooling="mean",
+        )
         backbone = load_backbone(given, options.seed)
         start = "untrained" if options.weights is None else Path(options.weights).name
         print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
@@ -160,8 +179,10 @@ def main() -> None:
     print(f"\nlinear probe on {len(before)} frames of {len(np.unique(before.groups))} videos")
     print(f"{'metric':<10}{'before':>9}{'after':>9}{'gain':>9}{'low':>9}{'high':>9}  verdict")
     for row in found["rows"]:
-        print(f"{row['metric']:<10}{row['b']:>9.4f}{row['a']:>9.4f}{row['difference']:>9.4f}{row['low']:>9.4f}{row['high']:>9.4f}"
-              f"  {row['verdict']}")  # fmt: skip
+        print(
+            f"{row['metric']:<10}{row['b']:>9.4f}{row['a']:>9.4f}{row['difference']:>9.4f}{row['low']:>9.4f}{row['high']:>9.4f}"
+            f"  {row['verdict']}"
+        )
 
 
 if __name__ == "__main__":

@@ -64,11 +64,18 @@ def steps(kind: str, options: argparse.Namespace) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         result = train_on_images(
-            backbone, noise(options.steps * options.batch, options.side, 0), noise(4, options.side, 1),
-            config=TrainConfig(epochs=1, batch_size=options.batch, ema_decay=0.0), head=HeadConfig(kind="linear"),
+            backbone,
+            noise(options.steps * options.batch, options.side, 0),
+            noise(4, options.side, 1),
+            config=TrainConfig(epochs=1, batch_size=options.batch, ema_decay=0.0),
+            head=HeadConfig(kind="linear"),
             images=ImageTrainConfig(augment="none", threads=1, statistics_images=4, workers=1, **images),
-            adapter=AdapterConfig(**adapter), n_classes=2, seed=0, folder=Path(folder), stop=asked,
-        )  # fmt: skip
+            adapter=AdapterConfig(**adapter),
+            n_classes=2,
+            seed=0,
+            folder=Path(folder),
+            stop=asked,
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds": statistics.median(np.diff(moments)[1:].tolist()),
@@ -95,11 +102,16 @@ def waiting(videos: int, workers: int) -> tuple[float, int]:
         kept = len(rows) - 16
         result = train_on_images(
             load_backbone(BackboneConfig(name="embedded", pooling="pool"), 0),
-            (paths[:kept], paths[:kept], labels[:kept]), (paths[kept:], paths[kept:], labels[kept:]),
-            config=TrainConfig(epochs=2, batch_size=32), head=HeadConfig(kind="linear"),
+            (paths[:kept], paths[:kept], labels[:kept]),
+            (paths[kept:], paths[kept:], labels[kept:]),
+            config=TrainConfig(epochs=2, batch_size=32),
+            head=HeadConfig(kind="linear"),
             images=ImageTrainConfig(unfreeze="last", blocks=3, threads=1, workers=workers, statistics_images=64),
-            adapter=AdapterConfig(), n_classes=2, seed=0, folder=Path(scratch),
-        )  # fmt: skip
+            adapter=AdapterConfig(),
+            n_classes=2,
+            seed=0,
+            folder=Path(scratch),
+        )
     return result.waiting_share, kept
 
 

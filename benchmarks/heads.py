@@ -41,9 +41,16 @@ def ours(
 ) -> NDArray[np.float32]:
     with tempfile.TemporaryDirectory() as folder:
         head = train_head(
-            train.features, train.labels, select.features, select.labels, config=TrainConfig(epochs=epochs, patience=epochs),
-            head=HeadConfig(kind="linear"), n_classes=2, seed=0, folder=Path(folder),
-        ).head  # fmt: skip
+            train.features,
+            train.labels,
+            select.features,
+            select.labels,
+            config=TrainConfig(epochs=epochs, patience=epochs),
+            head=HeadConfig(kind="linear"),
+            n_classes=2,
+            seed=0,
+            folder=Path(folder),
+        ).head
     return all_logits([head], judged.features)[0]
 
 

@@ -65,9 +65,14 @@ def controller(pairs: Floats, target: float, fwer: str, confidence: float = 0.95
         )
 
     return BinaryClassificationController(
-        answers, [ratio(1), ratio(0)], target_level=[target, target], confidence_level=confidence,
-        best_predict_param_choice=abstention_rate, list_predict_params=pairs, fwer_method=fwer,
-    )  # fmt: skip
+        answers,
+        [ratio(1), ratio(0)],
+        target_level=[target, target],
+        confidence_level=confidence,
+        best_predict_param_choice=abstention_rate,
+        list_predict_params=pairs,
+        fwer_method=fwer,
+    )
 
 
 def certified_pair(

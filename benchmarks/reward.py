@@ -35,8 +35,12 @@ def main(paths: list[str]) -> None:
         return
     (first, moved), (second, moved_second) = map(read, paths)
     names = [Path(path).name for path in paths]
-    arms = [(names[0], first, DEFAULT), (f"{names[0]}, moved", first, moved),
-            (names[1], second, DEFAULT), (f"{names[1]}, moved", second, moved_second)]  # fmt: skip
+    arms = [
+        (names[0], first, DEFAULT),
+        (f"{names[0]}, moved", first, moved),
+        (names[1], second, DEFAULT),
+        (f"{names[1]}, moved", second, moved_second),
+    ]
     print("| scores | threshold | " + " | ".join([*first.levels, "mixture"]) + " | TPR | FPR |")
     print("|---" * (len(first.levels) + 5) + "|")
     for name, rates, threshold in arms:
@@ -45,9 +49,11 @@ def main(paths: list[str]) -> None:
         print(f"| {name} | {threshold:.3f} | {' | '.join(cells)} | {rows[-1].tpr:.3f} | {rows[-1].fpr:.3f} |")
     print("\n| difference of the mixture | value | verdict |\n|---|---|---|")
     for name, one, other in (
-        (f"{names[0]}: threshold moved", arms[1], arms[0]), (f"{names[1]}: threshold moved", arms[3], arms[2]),
-        (f"{names[1]} - {names[0]}, both at 0.5", arms[2], arms[0]), (f"{names[1]} - {names[0]}, both moved", arms[3], arms[1]),
-    ):  # fmt: skip
+        (f"{names[0]}: threshold moved", arms[1], arms[0]),
+        (f"{names[1]}: threshold moved", arms[3], arms[2]),
+        (f"{names[1]} - {names[0]}, both at 0.5", arms[2], arms[0]),
+        (f"{names[1]} - {names[0]}, both moved", arms[3], arms[1]),
+    ):
         gain = one[1].against(other[1], one[2], other[2])
         print(f"| {name} | {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {gain.verdict} |")
     print(f"\n{platform.machine()}, Python {platform.python_version()}; 1,000 bootstrap replicates over groups, seed 0")

@@ -79,9 +79,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             began = time.process_time()
             result = train_head(
-                train.features, train.labels, select.features, select.labels, config=one.train, head=one.head,
-                n_classes=2, seed=one.seed, folder=Path(folder),
-            )  # fmt: skip
+                train.features,
+                train.labels,
+                select.features,
+                select.labels,
+                config=one.train,
+                head=one.head,
+                n_classes=2,
+                seed=one.seed,
+                folder=Path(folder),
+            )
             seconds.append(time.process_time() - began)
         gaps.append(float(np.abs(all_logits([result.head], select.features)[0] - found[place].logits).max()))
     single = statistics.median(seconds)

@@ -48,9 +48,19 @@ def tuned(data: Problem, images: Sequence[str], folder: Path) -> dict[str, float
         tables = ", ".join(f"{role}: {folder.resolve() / role}.csv" for role in ROLES)
         risks = ", ".join(f"{risk}: {level:g}" for risk, level in data.risks.items())
         command = [
-            str(Path(sys.executable).with_name("stage1")), "run", "--recipe", "finetune", "--output", str(folder / "run"), "data.source=auto",
-            f"data.role_tables={{{tables}}}", "data.near_duplicates=false", f"risks={{{risks}}}", "assume_iid=true", *SETTINGS,
-        ]  # fmt: skip
+            str(Path(sys.executable).with_name("stage1")),
+            "run",
+            "--recipe",
+            "finetune",
+            "--output",
+            str(folder / "run"),
+            "data.source=auto",
+            f"data.role_tables={{{tables}}}",
+            "data.near_duplicates=false",
+            f"risks={{{risks}}}",
+            "assume_iid=true",
+            *SETTINGS,
+        ]
         began = time.perf_counter()
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if not found.is_file():

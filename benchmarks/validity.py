@@ -48,22 +48,60 @@ class Population:
 
 POPULATIONS = (
     # Of each kind of rule one: a walk, both ratios, the error rate. The levels are such that not everything may exit.
-    Population("COCO person", "coco_person", coco, 500, 2500,
-               ("fnr: 0.02, false_exit_rate: 0.02", "fnr: 0.02, fpr: 0.02", "error: 0.02"),
-               tuple(f"miss_rate: {level}, false_exit_rate: {level}" for level in (0.01, 0.02, 0.03)), 0.9),
-    Population("cat / dog", "cat_dog", partial(cifar, CAT, DOG), 300, 1500,
-               ("fnr: 0.05, false_exit_rate: 0.05", "fnr: 0.05, fpr: 0.05", "error: 0.05"),
-               tuple(f"miss_rate: {level}, false_exit_rate: {level}" for level in (0.03, 0.05, 0.08)), 0.8),
+    Population(
+        "COCO person",
+        "coco_person",
+        coco,
+        500,
+        2500,
+        ("fnr: 0.02, false_exit_rate: 0.02", "fnr: 0.02, fpr: 0.02", "error: 0.02"),
+        tuple(f"miss_rate: {level}, false_exit_rate: {level}" for level in (0.01, 0.02, 0.03)),
+        0.9,
+    ),
+    Population(
+        "cat / dog",
+        "cat_dog",
+        partial(cifar, CAT, DOG),
+        300,
+        1500,
+        ("fnr: 0.05, false_exit_rate: 0.05", "fnr: 0.05, fpr: 0.05", "error: 0.05"),
+        tuple(f"miss_rate: {level}, false_exit_rate: {level}" for level in (0.03, 0.05, 0.08)),
+        0.8,
+    ),
     # No second score of these models is better than their softmax, so a gate that is kept needs one that is made up.
-    Population("cat / dog, simulated second score", "cat_dog_gate", partial(second_score, partial(cifar, CAT, DOG)), 300, 1500,
-               ("fnr: 0.05, false_exit_rate: 0.05", "fnr: 0.05, fpr: 0.05", "error: 0.05"), (), 0.8, ("gate",)),
-    Population("animal / vehicle", "animal_vehicle", partial(cifar, VEHICLES, ANIMALS), 750, 4250,
-               ("fnr: 0.01, false_exit_rate: 0.01", "fnr: 0.01, fpr: 0.01", "error: 0.01"),
-               tuple(f"miss_rate: {level}, false_exit_rate: {level}" for level in (0.005, 0.01, 0.02)), 0.9),
-    Population("10 classes", "cifar10", cifar_classes, 1000, 4000,
-               ("error: 0.02", "error: 0.01, wrong.3: 0.05", ", ".join(f"miss_rate.{k}: 0.05" for k in range(10))),
-               tuple(f"miss_rate: {level}" for level in (0.03, 0.05, 0.08)), 0.8, ("softmax", "scrc")),
-)  # fmt: skip
+    Population(
+        "cat / dog, simulated second score",
+        "cat_dog_gate",
+        partial(second_score, partial(cifar, CAT, DOG)),
+        300,
+        1500,
+        ("fnr: 0.05, false_exit_rate: 0.05", "fnr: 0.05, fpr: 0.05", "error: 0.05"),
+        (),
+        0.8,
+        ("gate",),
+    ),
+    Population(
+        "animal / vehicle",
+        "animal_vehicle",
+        partial(cifar, VEHICLES, ANIMALS),
+        750,
+        4250,
+        ("fnr: 0.01, false_exit_rate: 0.01", "fnr: 0.01, fpr: 0.01", "error: 0.01"),
+        tuple(f"miss_rate: {level}, false_exit_rate: {level}" for level in (0.005, 0.01, 0.02)),
+        0.9,
+    ),
+    Population(
+        "10 classes",
+        "cifar10",
+        cifar_classes,
+        1000,
+        4000,
+        ("error: 0.02", "error: 0.01, wrong.3: 0.05", ", ".join(f"miss_rate.{k}: 0.05" for k in range(10))),
+        tuple(f"miss_rate: {level}" for level in (0.03, 0.05, 0.08)),
+        0.8,
+        ("softmax", "scrc"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +117,19 @@ class Cell:
 
     def command(self, draws: int, folder: Path) -> str:
         population = self.population
-        arguments = ["stage1", "audit", "--scores", str(folder / f"{population.file}.npz"), "--draws", str(draws), "--select",
-                     str(population.select), "--calib", str(population.calib), *self.overrides]  # fmt: skip
+        arguments = [
+            "stage1",
+            "audit",
+            "--scores",
+            str(folder / f"{population.file}.npz"),
+            "--draws",
+            str(draws),
+            "--select",
+            str(population.select),
+            "--calib",
+            str(population.calib),
+            *self.overrides,
+        ]
         return shlex.join(arguments)
 
 
@@ -172,17 +221,27 @@ def main() -> None:
 def document(table: list[Cell], lines: list[str], draws: int) -> str:
     """validity.md: what was asked, the table, the command of each row."""
     commands = [cell.command(draws, Path("scores")) for cell in table]
-    return "\n".join([
-        "# Is the promise kept?", "",
-        f"Each row: {draws:,} draws of val_select and val_calib, with replacement, from real labelled scores that stand for the",
-        "population, so that the true risks of every fitted policy are known. *Violation*: share of the draws whose certificate is",
-        "false, which may not exceed 5 %, with its exact interval. *Coverage*: mean share of the population that exits (0 in a draw",
-        "that certifies nothing). *Plug-in*: the usual practice on the same draws, the riskiest thresholds whose observed risks meet",
-        "the target; for SCRC it is that of thresholds with the same limits among all images (blank: thresholds have no such claim).",
-        "Where a gate shows no gain on val_select the softmax is kept, as in a run. Sizes of the draws stand in the commands.", "",
-        "`python benchmarks/validity.py --draws 1000 --write benchmarks/validity.md --files scores` makes it all; one row by itself:",
-        "", *lines, "", "```sh", *commands, "```", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "# Is the promise kept?",
+            "",
+            f"Each row: {draws:,} draws of val_select and val_calib, with replacement, from real labelled scores that stand for the",
+            "population, so that the true risks of every fitted policy are known. *Violation*: share of the draws whose certificate is",
+            "false, which may not exceed 5 %, with its exact interval. *Coverage*: mean share of the population that exits (0 in a draw",
+            "that certifies nothing). *Plug-in*: the usual practice on the same draws, the riskiest thresholds whose observed risks meet",
+            "the target; for SCRC it is that of thresholds with the same limits among all images (blank: thresholds have no such claim).",
+            "Where a gate shows no gain on val_select the softmax is kept, as in a run. Sizes of the draws stand in the commands.",
+            "",
+            "`python benchmarks/validity.py --draws 1000 --write benchmarks/validity.md --files scores` makes it all; one row by itself:",
+            "",
+            *lines,
+            "",
+            "```sh",
+            *commands,
+            "```",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -172,8 +172,20 @@ def of_package(data: Problem, base: Row) -> list[Row]:
             frozen = FrozenViews(TEN, Pooled()) if how == "pooled" else None
             views = float(TEN.count) if how == "pooled" else 1.0
             found.append(
-                Row(f"{how}, {name}", how, float("nan"), unseen, select, calib, test, views, nll(unseen), base.head, frozen)
-            )  # fmt: skip
+                Row(
+                    f"{how}, {name}",
+                    how,
+                    float("nan"),
+                    unseen,
+                    select,
+                    calib,
+                    test,
+                    views,
+                    nll(unseen),
+                    base.head,
+                    frozen,
+                )
+            )
     return found
 
 
@@ -183,16 +195,29 @@ def adaptive(data: Problem, base: Row, tolerance: float) -> Row:
     labels = data.labels[data.rows("val_select")]
     units = len(data.rows("val_calib")) if data.assume_iid else len(np.unique(data.groups[data.rows("val_calib")]))
     plan = fit_sequence(
-        logits["val_select"], labels, base.select.groups, TEN, base.pool, risks=data.risks, calibration_units=units, tolerance=tolerance
-    )  # fmt: skip
+        logits["val_select"],
+        labels,
+        base.select.groups,
+        TEN,
+        base.pool,
+        risks=data.risks,
+        calibration_units=units,
+        tolerance=tolerance,
+    )
     assert base.frozen is not None
     frozen = FrozenViews(TEN, base.frozen.aggregator, plan)
     made = {role: frozen.aggregate(logits[role]) for role in ROLES[1:]}
     select, calib, test = (data.scores(role, made[role][0]) for role in ROLES[1:])
     return replace(
-        base, pool=f"adaptive, {base.pool}", unseen=select, select=select, calib=calib, test=test,
-        views=float(made["val_test"][1].mean()), frozen=frozen,
-    )  # fmt: skip
+        base,
+        pool=f"adaptive, {base.pool}",
+        unseen=select,
+        select=select,
+        calib=calib,
+        test=test,
+        views=float(made["val_test"][1].mean()),
+        frozen=frozen,
+    )
 
 
 # ---- data sets -----------------------------------------------------------------------------------------------------

@@ -199,7 +199,14 @@ def test_output_that_is_a_file(tmp_path):
 def test_no_weights_and_no_network(tmp_path):
     options = table(tmp_path, good_rows())
     result = stage1(
-        "run", "--recipe", "baseline", *options, "backbone.name=vit_small_patch14_dinov2.lvd142m", "--output", "run", cwd=tmp_path,
+        "run",
+        "--recipe",
+        "baseline",
+        *options,
+        "backbone.name=vit_small_patch14_dinov2.lvd142m",
+        "--output",
+        "run",
+        cwd=tmp_path,
         environment={"HF_HOME": str(tmp_path / "hub")},
-    )  # fmt: skip
+    )
     one_line_error(result, 3, "vit_small_patch14_dinov2", "backbone.weights")

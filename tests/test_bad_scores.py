@@ -155,9 +155,18 @@ def test_text_labels_whose_order_is_said_are_the_same_as_numbers(tmp_path):
     plain = csv(tmp_path / "plain.csv", label=LABELS, p=P)
     for path in (named, plain):
         result = stage1(
-            "calibrate", "--scores", path, "--values", "probabilities", "--columns", "scores=p", "--output", tmp_path / path.stem,
-            TARGET, "data.classes=[dog, cat]",
-        )  # fmt: skip
+            "calibrate",
+            "--scores",
+            path,
+            "--values",
+            "probabilities",
+            "--columns",
+            "scores=p",
+            "--output",
+            tmp_path / path.stem,
+            TARGET,
+            "data.classes=[dog, cat]",
+        )
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "named/certificate.json").read_bytes() == (tmp_path / "plain/certificate.json").read_bytes()
     assert "dog" in (tmp_path / "named/certificate.json").read_text()
@@ -172,9 +181,15 @@ def test_one_column_for_each_class_under_any_name(tmp_path):
     one_line_error(swapped, 2, "p_no,p_yse", "p_yes")
 
 
-@pytest.mark.parametrize("command", [
-    ["calibrate", "--output", "out"], ["evaluate", "--policy", "out"], ["audit", "--draws", "2"], ["plan"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["calibrate", "--output", "out"],
+        ["evaluate", "--policy", "out"],
+        ["audit", "--draws", "2"],
+        ["plan"],
+    ],
+)
 def test_no_command_guesses_what_the_columns_hold(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = csv(tmp_path / "mine.csv", label=LABELS, p=P)
@@ -193,14 +208,20 @@ def rows_in_every_format(folder: Path) -> list[Path]:
     """One set of rows: ids with leading zeros, groups of twenty digits with blanks, a boolean slice."""
     groups = [f"{98765432109876540000 + row // 2}" if row % 5 else "" for row in range(N)]
     columns = {
-        "id": [f"{row:04d}" for row in range(N)], "group": groups, "label": LABELS.tolist(),
-        "slice_night": (np.arange(N) % 3 == 0).tolist(), "prob_0": (1 - P).tolist(), "prob_1": P.tolist(),
-    }  # fmt: skip
+        "id": [f"{row:04d}" for row in range(N)],
+        "group": groups,
+        "label": LABELS.tolist(),
+        "slice_night": (np.arange(N) % 3 == 0).tolist(),
+        "prob_0": (1 - P).tolist(),
+        "prob_1": P.tolist(),
+    }
     table = pa.table({**columns, "group": [group or None for group in groups]})
     pq.write_table(table, folder / "parquet.parquet")
-    np.savez(folder / "npz.npz", probabilities=np.stack([1 - P, P], axis=1), **{
-        name: np.array(cells) for name, cells in columns.items() if not name.startswith("prob")
-    })  # fmt: skip
+    np.savez(
+        folder / "npz.npz",
+        probabilities=np.stack([1 - P, P], axis=1),
+        **{name: np.array(cells) for name, cells in columns.items() if not name.startswith("prob")},
+    )
     pyarrow.csv.write_csv(table, folder / "arrow.csv")
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     for name, separator in (("comma.csv", ","), ("semicolon.CSV", ";"), ("tab.tsv", "\t")):
@@ -499,8 +520,9 @@ def test_any_text_as_a_csv_is_never_a_traceback(tmp_path, header, rows, values):
     path = tmp_path / "any.csv"
     path.write_text("\n".join(",".join(row) for row in [header, *rows]), encoding="utf-8")
     for command in (
-        ["calibrate", "--output", str(tmp_path / "out")], ["evaluate", "--policy", str(tmp_path / "none")],
-    ):  # fmt: skip
+        ["calibrate", "--output", str(tmp_path / "out")],
+        ["evaluate", "--policy", str(tmp_path / "none")],
+    ):
         result = stage1(command[0], "--scores", path, "--values", values, *command[1:])
         assert result.returncode in (0, 2, 3, 4), result.stderr
         if result.returncode:

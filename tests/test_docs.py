@@ -54,10 +54,11 @@ def second_stage(folder: Path) -> Iterator[None]:
     (folder / "second.py").write_text(server, encoding="utf-8")
     classes = json.loads((folder / "runs" / "demo" / "bundle" / "bundle.json").read_text())["classes"]
     changes = {
-        "[none, roadwork]": f"[{', '.join(classes)}]", ":8600/": f":{port}/",
+        "[none, roadwork]": f"[{', '.join(classes)}]",
+        ":8600/": f":{port}/",
         # What so few images can show.
         "{miss_rate: 0.05, false_exit_rate: 0.05}": "{miss_rate: 0.4, false_exit_rate: 0.4}",
-    }  # fmt: skip
+    }
     for old, new in changes.items():
         example = example.replace(old, new)
     (folder / "cascade.yaml").write_text(example, encoding="utf-8")

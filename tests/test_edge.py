@@ -20,8 +20,13 @@ STAGE1 = f"{sys.executable} -m stage1.cli"
 
 def shell(command: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, **environment}
-    )  # fmt: skip
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.mark.parametrize(

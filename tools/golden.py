@@ -165,19 +165,32 @@ def smoke(folder: Path) -> None:
 def views(folder: Path) -> None:
     """A run on five views of each image with a head trained through their pool."""
     stage1(
-        "run", "--recipe", "smoke", "--output", folder / "run", "features.engine=onnx",
-        "views={grid: 2x2, train: mil, pool: 'lse:1'}", "data.roadscenes={videos: 60, size: 96}",
+        "run",
+        "--recipe",
+        "smoke",
+        "--output",
+        folder / "run",
+        "features.engine=onnx",
+        "views={grid: 2x2, train: mil, pool: 'lse:1'}",
+        "data.roadscenes={videos: 60, size: 96}",
         codes=(0, 4),
-    )  # fmt: skip
+    )
 
 
 def cascade(folder: Path) -> None:
     """Two bundles as one classifier, certified as a whole; photos answered; the detector on ten challenges with the first."""
     stage1("run", "--recipe", "smoke", "--output", folder / "first", "features.engine=onnx", codes=(0, 4))
     stage1(
-        "run", "--recipe", "smoke", "--output", folder / "second", "features.engine=onnx", "train.epochs=4", "seed=1",
+        "run",
+        "--recipe",
+        "smoke",
+        "--output",
+        folder / "second",
+        "features.engine=onnx",
+        "train.epochs=4",
+        "seed=1",
         codes=(0, 4),
-    )  # fmt: skip
+    )
     (folder / "cascade.yaml").write_text(
         "name: golden\nclasses: [none, roadwork]\nstages:\n"
         "  - {name: first, bundle: first/bundle, exit: auto}\n"
@@ -186,8 +199,17 @@ def cascade(folder: Path) -> None:
         encoding="utf-8",
     )
     stage1(
-        "cascade", "evaluate", "cascade.yaml", "--table", "first", "--output", "whole", "--quiet", cwd=folder, codes=(0, 4)
-    )  # fmt: skip
+        "cascade",
+        "evaluate",
+        "cascade.yaml",
+        "--table",
+        "first",
+        "--output",
+        "whole",
+        "--quiet",
+        cwd=folder,
+        codes=(0, 4),
+    )
     _detector(folder)
 
 
@@ -201,9 +223,11 @@ def _detector(folder: Path) -> None:
         "print(json.dumps([detector(image) for image in made]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str((folder / "first" / "bundle").resolve())], capture_output=True, text=True,
+        [sys.executable, "-c", code, str((folder / "first" / "bundle").resolve())],
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     if done.returncode:
         raise SystemExit(f"detector: {done.stderr[-2000:]}")
     (folder / "detector.json").write_text(done.stdout, encoding="utf-8")

@@ -24,9 +24,13 @@ REFERENCE = "linear"
 def fitted(data: Problem, select: Scores, calib: Scores, kept: str) -> Policy:
     """kept: "" = the softmax policy; else what the gate policy keeps, settled on val_select (`keeps`)."""
     return fit_policy(
-        "gate" if kept else "softmax", select=select, calib=calib, risks=data.risks, assume_iid=data.assume_iid,
+        "gate" if kept else "softmax",
+        select=select,
+        calib=calib,
+        risks=data.risks,
+        assume_iid=data.assume_iid,
         kept="softmax" if kept == "softmax" else "gate",
-    )  # fmt: skip
+    )
 
 
 def keeps(select: Scores) -> str:
@@ -45,8 +49,11 @@ def decided(policy: Policy, scores: Scores) -> ArmRun:
         # A margin of the same answers in the order of g. Its NLL means nothing, and is not shown.
         margin = np.where(scores.margin > 0, -np.log1p(-g), np.log1p(-g))
         ordered = Scores(
-            logits=np.stack([np.zeros_like(margin), margin], axis=1), labels=scores.labels, groups=scores.groups, ids=scores.ids
-        )  # fmt: skip
+            logits=np.stack([np.zeros_like(margin), margin], axis=1),
+            labels=scores.labels,
+            groups=scores.groups,
+            ids=scores.ids,
+        )
     return ArmRun(ordered, decision.exit, decision.label)
 
 
@@ -91,9 +98,16 @@ def measure(
             flush=True,
         )
     return Table(
-        data, runs, kept, certified, compare_arms(entered["val_select"]), compare_arms(entered["val_test"]),
-        redrawn(data, runs, kept, redraws), held, by_groups(data, runs[REFERENCE][0]),
-    )  # fmt: skip
+        data,
+        runs,
+        kept,
+        certified,
+        compare_arms(entered["val_select"]),
+        compare_arms(entered["val_test"]),
+        redrawn(data, runs, kept, redraws),
+        held,
+        by_groups(data, runs[REFERENCE][0]),
+    )
 
 
 def observed(run: ArmRun) -> dict[str, float]:

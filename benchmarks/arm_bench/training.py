@@ -66,12 +66,14 @@ def trained(data: Problem, arms: Mapping[str, Arm], name: str, seed: int, work: 
     stored = np.load(place / "outputs.npz")
     scores = {
         role: Scores(
-            logits=stored[f"{role}_logits"].astype(np.float64), labels=data.labels(role), groups=data.groups(role),
+            logits=stored[f"{role}_logits"].astype(np.float64),
+            labels=data.labels(role),
+            groups=data.groups(role),
             ids=data.table.ids[data.rows(role)],
             gate=stored[f"{role}_gate"].astype(np.float64) if f"{role}_gate" in stored else None,
         )
         for role in JUDGED
-    }  # fmt: skip
+    }
     return Trained(scores, facts["seconds"], facts["parameters"], facts["note"])
 
 
@@ -93,11 +95,13 @@ def _config(data: Problem, arm: Arm, seed: int) -> RunConfig:
 def _mean(parts: Sequence[Trained]) -> Trained:
     scores = {
         role: Scores(
-            logits=np.mean([part.scores[role].logits for part in parts], axis=0), labels=first.labels,
-            groups=first.groups, ids=first.ids,
+            logits=np.mean([part.scores[role].logits for part in parts], axis=0),
+            labels=first.labels,
+            groups=first.groups,
+            ids=first.ids,
         )
         for role, first in parts[0].scores.items()
-    }  # fmt: skip
+    }
     return Trained(scores, sum(part.seconds for part in parts), sum(part.parameters for part in parts), "")
 
 
@@ -111,16 +115,24 @@ def _train(data: Problem, config: RunConfig, seed: int, place: Path) -> None:
     began = time.process_time()
     if config.sweep.enabled:
         entrants = candidates(config.sweep, settings, head, seed)
-        best = train_sweep(
-            train, select, entrants, n_classes=2, groups=data.groups("val_select"), resamples=20
-        )[0].candidate  # fmt: skip
+        best = train_sweep(train, select, entrants, n_classes=2, groups=data.groups("val_select"), resamples=20)[
+            0
+        ].candidate
         settings, head, own = best.train, best.head, best.seed
         note = f"lr {settings.learning_rate:g}, wd {settings.weight_decay:g}, ls {settings.label_smoothing:g}"
     result = train_head(
-        train.features, train.labels, select.features, select.labels,
-        config=settings.model_copy(update={"checkpoint_every": settings.epochs}), head=head, n_classes=2, seed=own,
-        folder=place, fresh=True, groups=data.groups("train"),
-    )  # fmt: skip
+        train.features,
+        train.labels,
+        select.features,
+        select.labels,
+        config=settings.model_copy(update={"checkpoint_every": settings.epochs}),
+        head=head,
+        n_classes=2,
+        seed=own,
+        folder=place,
+        fresh=True,
+        groups=data.groups("train"),
+    )
     seconds = time.process_time() - began
     if result.gate is not None and result.gate.collapsed:
         note = f"gate collapsed: {result.gate.collapsed}"

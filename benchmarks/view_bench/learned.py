@@ -40,8 +40,15 @@ def trained_logits(
     """Logits [N, 2] of all rows by a head trained on those of `train`, its epoch chosen on those of `select`."""
     with tempfile.TemporaryDirectory() as folder:
         result = train_head(
-            rows[train], labels[train], rows[select], labels[select], config=TrainConfig(), head=head, n_classes=2, seed=0,
+            rows[train],
+            labels[train],
+            rows[select],
+            labels[select],
+            config=TrainConfig(),
+            head=head,
+            n_classes=2,
+            seed=0,
             folder=Path(folder),
-        )  # fmt: skip
+        )
     pieces = [all_logits([result.head], rows[start : start + _ROWS])[0] for start in range(0, len(rows), _ROWS)]
     return np.concatenate(pieces).astype(np.float64)

@@ -170,8 +170,10 @@ def _redrawn(rows: list[Row], risks: Mapping[str, float], assume_iid: bool, redr
 def _joined(a: Scores, b: Scores) -> Scores:
     groups = None if a.groups is None or b.groups is None else np.concatenate([a.groups, b.groups])
     return Scores(
-        logits=np.concatenate([a.logits, b.logits]), labels=np.concatenate([a.known_labels, b.known_labels]), groups=groups
-    )  # fmt: skip
+        logits=np.concatenate([a.logits, b.logits]),
+        labels=np.concatenate([a.known_labels, b.known_labels]),
+        groups=groups,
+    )
 
 
 # ---- several splits ------------------------------------------------------------------------------------------------
@@ -200,10 +202,18 @@ def means_over_splits(splits: Sequence[Measured]) -> list[SplitRow]:
         values = np.array([one[name] for one in per_split])
         gain = values[:, 0] - np.array([one[names[0]][0] for one in per_split])
         chosen = sum(found.rows[found.chosen].name == name for found in splits)
-        lines.append(SplitRow(
-            name, _mean(values[:, 0]), _mean(gain), _mean(values[:, 1]), (float(values[:, 2].mean()), float(values[:, 3].mean())),
-            float(values[:, 4].mean()), (float(np.nanmean(values[:, 5])), float(np.nanmean(values[:, 6]))), chosen,
-        ))  # fmt: skip
+        lines.append(
+            SplitRow(
+                name,
+                _mean(values[:, 0]),
+                _mean(gain),
+                _mean(values[:, 1]),
+                (float(values[:, 2].mean()), float(values[:, 3].mean())),
+                float(values[:, 4].mean()),
+                (float(np.nanmean(values[:, 5])), float(np.nanmean(values[:, 6]))),
+                chosen,
+            )
+        )
     return lines
 
 
@@ -219,9 +229,13 @@ def _numbers(found: Measured) -> dict[str, tuple[float, ...]]:
     by_name = {}
     for place, row in enumerate(found.rows):
         values = (
-            metrics[row.key]["coverage"]["value"], metrics[row.key]["augrc"]["value"], found.ece[place][0][0],
-            found.ece[place][1][0], row.views, *found.rates[place],
-        )  # fmt: skip
+            metrics[row.key]["coverage"]["value"],
+            metrics[row.key]["augrc"]["value"],
+            found.ece[place][0][0],
+            found.ece[place][1][0],
+            row.views,
+            *found.rates[place],
+        )
         if row.is_adaptive:
             by_name["chosen on val_select, adaptive"] = values
         else:

@@ -72,8 +72,15 @@ def one_draw(
     chosen = (np.random.default_rng(draw).permutation(len(names)) < select_groups)[place]
     select, fresh = images.take(chosen), images.take(~chosen)
     plan = fit_sequence(
-        select.logits, select.labels, select.groups, TEN, pool, risks=RISKS, calibration_units=calib_groups, tolerance=tolerance
-    )  # fmt: skip
+        select.logits,
+        select.labels,
+        select.groups,
+        TEN,
+        pool,
+        risks=RISKS,
+        calibration_units=calib_groups,
+        tolerance=tolerance,
+    )
     score, used = plan.run(fresh.margins)
     both = as_logits(score), aggregator(pool, TEN, select.logits, select.labels)(fresh.logits)
     drawn = [resampled(fresh.groups, calib_groups, (7, draw, number)) for number in range(certificates)]
@@ -135,8 +142,13 @@ def main() -> None:
     rows = made.table.roles == "train"
     images = held_out(made.features[rows], made.table.labels[rows], made.table.groups[rows])
     table(
-        images, given.pools, given.tolerances, given.draws, (sizes["val_select"], sizes["val_calib"]), given.certificates
-    )  # fmt: skip
+        images,
+        given.pools,
+        given.tolerances,
+        given.draws,
+        (sizes["val_select"], sizes["val_calib"]),
+        given.certificates,
+    )
 
 
 if __name__ == "__main__":

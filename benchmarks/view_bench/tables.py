@@ -19,9 +19,20 @@ from view_bench.measures import Measured, Row, SplitRow
 
 HERE = Path(__file__).parents[1]
 _COLUMNS = (
-    "head / pool", "AUGRC val_select, e-3", "AUGRC val_test, e-3", "difference", "ECE before", "ECE after", "coverage", "difference",
-    "fnr, false exits", "redraws: coverage", "difference (2.5 % to 97.5 %)", "views", "ms",
-)  # fmt: skip
+    "head / pool",
+    "AUGRC val_select, e-3",
+    "AUGRC val_test, e-3",
+    "difference",
+    "ECE before",
+    "ECE after",
+    "coverage",
+    "difference",
+    "fnr, false exits",
+    "redraws: coverage",
+    "difference (2.5 % to 97.5 %)",
+    "views",
+    "ms",
+)
 
 
 def table(name: str, found: Measured, counts: Mapping[str, tuple[int, int]]) -> str:
@@ -33,12 +44,19 @@ def table(name: str, found: Measured, counts: Mapping[str, tuple[int, int]]) -> 
     )
     sizes = ", ".join(f"{role} {images} images in {groups} groups" for role, (images, groups) in counts.items())
     lines = [
-        f"## {name}", "", _command(), "",
-        f"{sizes}. Target {target} at 95 %, {unit}. Differences are to the first row; brackets are 95 % intervals.", "",
-        "| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|",
-        *(_line(found, place) for place in range(len(found.rows))), "",
-        *_sentences(found), "",
-    ]  # fmt: skip
+        f"## {name}",
+        "",
+        _command(),
+        "",
+        f"{sizes}. Target {target} at 95 %, {unit}. Differences are to the first row; brackets are 95 % intervals.",
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|---" * len(_COLUMNS) + "|",
+        *(_line(found, place) for place in range(len(found.rows))),
+        "",
+        *_sentences(found),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -116,7 +134,9 @@ def _sentences(found: Measured) -> list[str]:
             one for one in found.test["differences"] if one["arm"] == chosen.key and one["metric"] == "coverage"
         )
         word = "excludes" if gain["low"] is not None and gain["low"] > 0 else "does not exclude"
-        said.append(f"Its certified coverage on val_test is {_difference(found.test, chosen.key, 'coverage', 1, 3)} against the single view: the interval {word} zero above.")  # fmt: skip
+        said.append(
+            f"Its certified coverage on val_test is {_difference(found.test, chosen.key, 'coverage', 1, 3)} against the single view: the interval {word} zero above."
+        )
     lines = [" ".join(said)]
     for place, row in enumerate(found.rows):
         if row.frozen is None or row.frozen.sequence is None:
@@ -150,19 +170,37 @@ def iid_table(name: str, lines: Sequence[SplitRow], risks: Mapping[str, float], 
         "chosen in",
     )
     rows = [
-        "| " + " | ".join([
-            line.name, f"{line.coverage[0]:.3f} ({line.coverage[1]:.3f})", f"{line.gain[0]:+.3f} ({line.gain[1]:.3f})" if index else "-",
-            f"{1000 * line.augrc[0]:.1f} ({1000 * line.augrc[1]:.1f})", f"{line.ece[0]:.3f}, {line.ece[1]:.3f}",
-            f"{line.rates[0]:.3f}, {line.rates[1]:.3f}", f"{line.views:.2f}", str(line.chosen) if line.chosen else "-",
-        ]) + " |"
+        "| "
+        + " | ".join(
+            [
+                line.name,
+                f"{line.coverage[0]:.3f} ({line.coverage[1]:.3f})",
+                f"{line.gain[0]:+.3f} ({line.gain[1]:.3f})" if index else "-",
+                f"{1000 * line.augrc[0]:.1f} ({1000 * line.augrc[1]:.1f})",
+                f"{line.ece[0]:.3f}, {line.ece[1]:.3f}",
+                f"{line.rates[0]:.3f}, {line.rates[1]:.3f}",
+                f"{line.views:.2f}",
+                str(line.chosen) if line.chosen else "-",
+            ]
+        )
+        + " |"
         for index, line in enumerate(lines)
-    ]  # fmt: skip
-    return "\n".join([
-        f"## {name}", "", _command(), "",
-        f"Means over {splits} random deals of the images ({100 * training:.0f}/10/33/{100 * (1 - training - 0.1 - 1 / 3):.0f}), standard errors over deals. Target {target} at 95 %, images counted "
-        "as independent, which these are by the deal.", "",
-        "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *rows, "",
-    ])  # fmt: skip
+    ]
+    return "\n".join(
+        [
+            f"## {name}",
+            "",
+            _command(),
+            "",
+            f"Means over {splits} random deals of the images ({100 * training:.0f}/10/33/{100 * (1 - training - 0.1 - 1 / 3):.0f}), standard errors over deals. Target {target} at 95 %, images counted "
+            "as independent, which these are by the deal.",
+            "",
+            "| " + " | ".join(columns) + " |",
+            "|---" * len(columns) + "|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def paired_lines(gains: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -179,11 +217,17 @@ def draw(found: Measured, path: Path) -> None:
         if place not in (0, found.chosen) and not row.is_adaptive:
             continue
         value = found.test["arms"][place]["metrics"]["coverage"]
-        rows.append({
-            "name": "one view" if place == 0 else "all views", "kind": "adaptive" if row.is_adaptive else "fixed", "views": row.views,
-            "milliseconds": None if found.times is None else milliseconds(found, row), "coverage": value["value"],
-            "low": value["low"], "high": value["high"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": "one view" if place == 0 else "all views",
+                "kind": "adaptive" if row.is_adaptive else "fixed",
+                "views": row.views,
+                "milliseconds": None if found.times is None else milliseconds(found, row),
+                "coverage": value["value"],
+                "low": value["low"],
+                "high": value["high"],
+            }
+        )
     with style():
         path.write_bytes(view_costs(rows).png)
 

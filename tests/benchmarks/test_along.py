@@ -35,9 +35,13 @@ def test_rules_take_the_head_that_their_metric_prefers():
     found = {name: along.measured(roles, "demo", 2) for name, roles in heads().items()}
     taken = {rule: takes(found) for rule, takes in along.RULES.items()}
     assert taken == {
-        "nll": False, "scaled nll": True, "accuracy": True, "augrc": True, "nothing, always again": False,
+        "nll": False,
+        "scaled nll": True,
+        "accuracy": True,
+        "augrc": True,
+        "nothing, always again": False,
         "nothing, always along": True,
-    }  # fmt: skip
+    }
     assert found["along"].augrc < found["again"].augrc
     assert found["along"].coverage > found["again"].coverage > 0
     assert found["along"].redrawn > found["again"].redrawn > 0

@@ -21,8 +21,11 @@ from stage1.scores import Scores  # noqa: E402
 def scores(logits: list[list[float]], labels: list[int]) -> Scores:
     n = len(labels)
     return Scores(
-        logits=np.array(logits), labels=np.array(labels), groups=np.array([str(i) for i in range(n)]), ids=np.array([f"i{i}" for i in range(n)])
-    )  # fmt: skip
+        logits=np.array(logits),
+        labels=np.array(labels),
+        groups=np.array([str(i) for i in range(n)]),
+        ids=np.array([f"i{i}" for i in range(n)]),
+    )
 
 
 @pytest.fixture

@@ -79,19 +79,28 @@ class Parts:
     evaluation: dict[str, Any] | None = None
     facts: dict[str, Any] = field(
         default_factory=lambda: {
-            "name": "tiny demo", "backbone": "tiny", "backbone_licence": "Apache-2.0", "base_model": None,
-            "config_digest": "c" * 64, "versions": {"onnxruntime": "1"},
+            "name": "tiny demo",
+            "backbone": "tiny",
+            "backbone_licence": "Apache-2.0",
+            "base_model": None,
+            "config_digest": "c" * 64,
+            "versions": {"onnxruntime": "1"},
             "data": {"source": "colours", "roles": {"train": {"none": 10, "roadwork": 12}}},
         }
-    )  # fmt: skip
+    )
 
     def arguments(self) -> dict[str, Any]:
         return {
-            "model": self.run / "model.onnx", "preprocessing": SPEC, "classes": CLASSES,
-            "policy_file": self.run / "thresholds.json", "certificate_file": self.run / "certificate.json",
-            "calibration": self.calibration, "facts": self.facts, "licences": {"Apache-2.0": LICENCE},
+            "model": self.run / "model.onnx",
+            "preprocessing": SPEC,
+            "classes": CLASSES,
+            "policy_file": self.run / "thresholds.json",
+            "certificate_file": self.run / "certificate.json",
+            "calibration": self.calibration,
+            "facts": self.facts,
+            "licences": {"Apache-2.0": LICENCE},
             "evaluation": self.evaluation,
-        }  # fmt: skip
+        }
 
     def write(self, folder: Path, **changes: Any) -> Path:
         return write_bundle(folder, **(self.arguments() | changes))
@@ -130,8 +139,18 @@ def with_evaluation(parts: Parts) -> Parts:
     policy, scores = load_policy(parts.run), draw(400, seed=9)
     decision = policy.decide(scores)
     targets = {name: risk.target for name, risk in policy.certificate.risks.items()}
-    document = evaluate(scores, decision.exit, decision.label, lo=policy.lo, hi=policy.hi, classes=CLASSES, targets=targets,
-                        policy="softmax", certified=policy.certified, resamples=50)  # fmt: skip
+    document = evaluate(
+        scores,
+        decision.exit,
+        decision.label,
+        lo=policy.lo,
+        hi=policy.hi,
+        classes=CLASSES,
+        targets=targets,
+        policy="softmax",
+        certified=policy.certified,
+        resamples=50,
+    )
     return replace(parts, evaluation=document)
 
 
@@ -143,9 +162,12 @@ def reseal(folder: Path, *, card: bool = False, **changes: Any) -> None:
     document = json.loads((folder / "bundle.json").read_text()) | changes
     made_of = document["created_from"]
     for name, file in (
-        ("model", "model.onnx"), ("policy", document["policy_file"]), ("certificate", "certificate.json"),
-        ("map", "calibration.json"), ("views", "views.json"),
-    ):  # fmt: skip
+        ("model", "model.onnx"),
+        ("policy", document["policy_file"]),
+        ("certificate", "certificate.json"),
+        ("map", "calibration.json"),
+        ("views", "views.json"),
+    ):
         if name in made_of:
             made_of[name] = digest_file(folder / file)
     if card:
@@ -154,9 +176,11 @@ def reseal(folder: Path, *, card: bool = False, **changes: Any) -> None:
     document["files"] = {
         name: {"sha256": digest_file(folder / name), "size": (folder / name).stat().st_size}
         for name in sorted(
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != "bundle.json"
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "bundle.json"
         )
-    }  # fmt: skip
+    }
     (folder / "bundle.json").write_text(json.dumps(sealed(document), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -22,9 +22,12 @@ def section(body: str, title: str) -> str:
 def test_sections_and_header(bundle):
     header, body = parted((bundle / "README.md").read_text())
     assert header == {
-        "license": "apache-2.0", "library_name": "stage1-pro", "pipeline_tag": "image-classification",
-        "tags": ["selective-classification", "cascade", "onnx", "certified"], "datasets": ["colours"],
-    }  # fmt: skip
+        "license": "apache-2.0",
+        "library_name": "stage1-pro",
+        "pipeline_tag": "image-classification",
+        "tags": ["selective-classification", "cascade", "onnx", "certified"],
+        "datasets": ["colours"],
+    }
     titles = re.findall(r"^## (.+)$", body, flags=re.M)
     assert titles == ["Guarantee", "Intended use", "Data", "Evaluation", "How to verify", "Limits"]
     assert "No held-out evaluation was made" in section(body, "Evaluation")

@@ -37,9 +37,14 @@ def test_a_fresh_bundle_is_whole(bundle):
     report.require()
     assert report.files == len(files(bundle)) - 1
     assert {path.relative_to(bundle).as_posix() for path in files(bundle)} == {
-        "bundle.json", "model.onnx", "thresholds.json", "certificate.json", "calibration.parquet", "README.md",
+        "bundle.json",
+        "model.onnx",
+        "thresholds.json",
+        "certificate.json",
+        "calibration.parquet",
+        "README.md",
         "LICENSES/Apache-2.0.txt",
-    }  # fmt: skip
+    }
 
 
 def test_manifest_fits_its_schema_and_names_every_file(bundle):
@@ -97,7 +102,7 @@ def test_every_single_bit_of_the_manifest_counts(bundle):
         lambda text: text[: len(text) // 2],
     ],
     ids=["indent", "newline", "crlf", "escape", "repeated key", "order", "bom", "number form", "nan", "empty", "half"],
-)  # fmt: skip
+)
 def test_changes_of_the_manifest_that_json_may_not_see_are_found(bundle, rewrite):
     path = bundle / "bundle.json"
     text = path.read_text()

@@ -270,9 +270,11 @@ def test_the_calibration_map_follows_from_val_select(make_parts, draw_scores, tm
     chosen = frozen(choose_map(select, candidates=("temperature", "platt"), keep_order=True, seed=0), select)
     asked = {"risks": {"fnr": 0.05, "false_exit_rate": 0.05}, "classes": list(parts.arguments()["classes"])}
     policy = fit_calibrated(
-        chosen, lambda rows, units, found: fit_policy("softmax", select=rows, calib=units, calibration=found, **asked),
-        select=select, calib=parts.calibration,
-    )  # fmt: skip
+        chosen,
+        lambda rows, units, found: fit_policy("softmax", select=rows, calib=units, calibration=found, **asked),
+        select=select,
+        calib=parts.calibration,
+    )
     policy.save(parts.run / "thresholds.json")
     policy.certificate.save(parts.run / "certificate.json")
     chosen.save(parts.run / "calibration.json")
@@ -285,9 +287,12 @@ def test_the_calibration_map_follows_from_val_select(make_parts, draw_scores, tm
             document = document[key]
         value = document[last]
         document[last] = (
-            {name: item * 1.01 for name, item in value.items()} if isinstance(value, dict)
-            else f"{value} (forged)" if isinstance(value, str) else value * 0.99
-        )  # fmt: skip
+            {name: item * 1.01 for name, item in value.items()}
+            if isinstance(value, dict)
+            else f"{value} (forged)"
+            if isinstance(value, str)
+            else value * 0.99
+        )
 
     edit(folder / "calibration.json", forge)
     said = json.loads((folder / "bundle.json").read_text())["probability"]

@@ -17,9 +17,13 @@ B = np.array([0.1, -0.2, 0.3])
 
 def toy(weights=W, shifts=B):
     return Dirichlet(
-        weights=tuple(map(tuple, weights.tolist())), shifts=tuple(shifts.tolist()), lam=0.01, mu=0.02, n=1,
+        weights=tuple(map(tuple, weights.tolist())),
+        shifts=tuple(shifts.tolist()),
+        lam=0.01,
+        mu=0.02,
+        n=1,
         n_classes=len(shifts),
-    )  # fmt: skip
+    )
 
 
 def sample(k=3, n=500, seed=0):

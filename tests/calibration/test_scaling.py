@@ -27,9 +27,11 @@ def test_temperature_is_the_minimum_that_scipy_finds(k):
     scores = sample(k)
     fitted = Temperature.fit(scores)
     found = minimize_scalar(
-        lambda slope: loss(log_softmax(slope * scores.logits), scores.labels), bounds=(0.01, 5), method="bounded",
+        lambda slope: loss(log_softmax(slope * scores.logits), scores.labels),
+        bounds=(0.01, 5),
+        method="bounded",
         options={"xatol": 1e-10},
-    )  # fmt: skip
+    )
     assert fitted.slope == pytest.approx(found.x, rel=1e-6)
     assert fitted.temperature == pytest.approx(1 / found.x, rel=1e-6)
 
@@ -93,8 +95,13 @@ def test_vector_is_the_minimum_that_scipy_finds(k):
         return loss(log_softmax(features * theta[:k] + np.append(0.0, theta[k:])), scores.labels)
 
     start = np.append(np.full(k, 0.3), np.zeros(k - 1))
-    found = minimize(objective, start, method="SLSQP", bounds=[(0, None)] * k + [(None, None)] * (k - 1),
-                     options={"ftol": 1e-14, "maxiter": 500})  # fmt: skip
+    found = minimize(
+        objective,
+        start,
+        method="SLSQP",
+        bounds=[(0, None)] * k + [(None, None)] * (k - 1),
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
     fitted = Vector.fit(Scores(logits=logits, labels=scores.labels))
     assert loss(fitted.log_probabilities(logits), scores.labels) <= found.fun + 1e-9
     np.testing.assert_allclose([*fitted.slopes, *fitted.shifts[1:]], found.x, atol=2e-4)

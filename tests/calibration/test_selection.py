@@ -67,12 +67,17 @@ def test_a_calibrated_model_keeps_its_probabilities_or_loses_next_to_nothing():
         kept += choice.map is None
         fresh = sample(4000, seed=1000 + seed)
         if choice.map is not None:
-            cost.append(loss(choice.map.log_probabilities(fresh.logits), fresh.labels) - loss(np.log(fresh.probabilities), fresh.labels))  # fmt: skip
+            cost.append(
+                loss(choice.map.log_probabilities(fresh.logits), fresh.labels)
+                - loss(np.log(fresh.probabilities), fresh.labels)
+            )
     assert kept >= 15
     assert max(cost) < 0.02
     # the control: what choosing by the loss on its own rows keeps
     scores = sample(400)
-    in_sample = [loss(fit_map(name, scores).log_probabilities(scores.logits), scores.labels) for name in ("temperature", "beta")]  # fmt: skip
+    in_sample = [
+        loss(fit_map(name, scores).log_probabilities(scores.logits), scores.labels) for name in ("temperature", "beta")
+    ]
     assert min(in_sample) < loss(np.log(scores.probabilities), scores.labels)
 
 
@@ -87,7 +92,9 @@ def test_identity_is_kept_with_a_reason():
 @pytest.mark.parametrize("k", [2, 3])
 def test_too_few_rows_of_a_class_is_the_identity_with_the_count(k):
     scores = sample(300, k, slope=3.0)
-    few = scores.take(np.sort(np.concatenate([np.flatnonzero(scores.labels != 1), np.flatnonzero(scores.labels == 1)[:9]])))  # fmt: skip
+    few = scores.take(
+        np.sort(np.concatenate([np.flatnonzero(scores.labels != 1), np.flatnonzero(scores.labels == 1)[:9]]))
+    )
     choice = choose_map(few)
     assert choice.map is None
     assert choice.reason == "identity: class 1 has 9 rows, 10 are needed to compare maps"

@@ -48,12 +48,13 @@ def write_stages(path: Path, limit: float, *, exit: object = "auto", **second: o
     name = f"desk_{abs(hash(str(path.parent.resolve())))}"
     (path.parent / f"{name}.py").write_text(_MODULE)
     document = {
-        "classes": list(CLASSES), "risks": {"miss_rate": limit, "false_exit_rate": limit},
+        "classes": list(CLASSES),
+        "risks": {"miss_rate": limit, "false_exit_rate": limit},
         "stages": [
             {"name": "first", "callable": f"{name}:first", "exit": exit},
             {"name": "second", "callable": f"{name}:second", "cost": {"money": 0.01}, **second},
         ],
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(document))
     return path
 

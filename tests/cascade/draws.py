@@ -56,20 +56,30 @@ def draw(
     outcome[failed, 1] = np.where(rng.random(failed.sum()) < 2 / 3, "timeout", "invalid")
     names = np.array([f"{rng.integers(1 << 60)}-{row}" for row in range(n)])
     recorded = Recorded(
-        names, probability, np.full((n, 2), -1, dtype=np.int64), outcome, np.ones((n, 2), dtype=np.int64),
-        np.tile([8.0, 350.0], (n, 1)), np.zeros((n, 2)),
-    )  # fmt: skip
+        names,
+        probability,
+        np.full((n, 2), -1, dtype=np.int64),
+        outcome,
+        np.ones((n, 2), dtype=np.int64),
+        np.tile([8.0, 350.0], (n, 1)),
+        np.zeros((n, 2)),
+    )
     known = Scores(
-        logits=np.zeros((n, 2)), labels=labels, ids=names, groups=None if per_group == 1 else [f"{names[0]} {group}" for group in groups]
-    )  # fmt: skip
+        logits=np.zeros((n, 2)),
+        labels=labels,
+        ids=names,
+        groups=None if per_group == 1 else [f"{names[0]} {group}" for group in groups],
+    )
     return Labelled(recorded, known)
 
 
 def true_risks(rules, failing: float = 0.15, second: float = SECOND) -> dict[str, float]:
     """Exact risks of two-stage rules in this population of independent noise."""
     first, last = rules
-    cut = {"below": -np.inf if first.below is None else special.logit(first.below),
-           "above": np.inf if first.above is None else special.logit(first.above)}  # fmt: skip
+    cut = {
+        "below": -np.inf if first.below is None else special.logit(first.below),
+        "above": np.inf if first.above is None else special.logit(first.above),
+    }
 
     def below(threshold: float, sign: float, distance: float) -> float:
         """P(logit < threshold | class)."""

@@ -98,8 +98,18 @@ def test_answers_where_nobody_may_write(answered, desk, monkeypatch):
 
 def test_by_the_command_line(answered, desk):
     path = write_stages(answered / "loose.yaml", 0.2)
-    command = ["cascade", "evaluate", path, "--table", answered / "labels.csv", "--answers", desk / "ev" / "answers.jsonl",
-               "--output", desk / "new", "-q"]  # fmt: skip
+    command = [
+        "cascade",
+        "evaluate",
+        path,
+        "--table",
+        answered / "labels.csv",
+        "--answers",
+        desk / "ev" / "answers.jsonl",
+        "--output",
+        desk / "new",
+        "-q",
+    ]
     result = CliRunner().invoke(app, [str(part) for part in command])
     assert result.exit_code == 0, result.output
     assert "CERTIFIED" in result.stdout

@@ -30,9 +30,14 @@ def recorded(*rows: tuple[float, float], own: list[int] | None = None) -> Record
         owns[:, 0] = own
     outcome = np.where(np.isfinite(probability), "answered", "timeout").astype("<U16")
     return Recorded(
-        np.arange(n).astype(np.str_), probability, owns, outcome, np.ones((n, s), dtype=np.int64), np.ones((n, s)),
+        np.arange(n).astype(np.str_),
+        probability,
+        owns,
+        outcome,
+        np.ones((n, s), dtype=np.int64),
+        np.ones((n, s)),
         np.zeros((n, s)),
-    )  # fmt: skip
+    )
 
 
 # ---- the answer of the whole
@@ -73,8 +78,11 @@ def test_a_middle_stage_that_fails_is_passed_over():
     assert found.fallback.tolist() == [False, True, True, False]
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.one_of(st.floats(0, 1), st.just(float("nan")))), min_size=1, max_size=30), st.floats(0, 1),
-       st.floats(0, 1))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.one_of(st.floats(0, 1), st.just(float("nan")))), min_size=1, max_size=30),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
 def test_each_image_is_answered_by_one_stage_whatever_is_recorded(rows, one, other):
     low, high = sorted((one, other))
     rules = (Rule("thresholds", low, high), ALWAYS)

@@ -22,11 +22,21 @@ YES = '{"answer": "yes"}'
 
 def message(content: object, tokens: object = None, **others: object) -> str:
     choice: dict = {"index": 0, "message": {"role": "assistant", "content": content, **others}, "finish_reason": "stop"}
-    return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice | ({"logprobs": {"content": tokens}} if tokens else {})]})  # fmt: skip
+    return json.dumps(
+        {
+            "id": "1",
+            "object": "chat.completion",
+            "choices": [choice | ({"logprobs": {"content": tokens}} if tokens else {})],
+        }
+    )
 
 
 def token(text: str, logprob: object, *top: tuple[str, object]) -> dict:
-    return {"token": text, "logprob": logprob, "top_logprobs": [{"token": name, "logprob": value} for name, value in top]}  # fmt: skip
+    return {
+        "token": text,
+        "logprob": logprob,
+        "top_logprobs": [{"token": name, "logprob": value} for name, value in top],
+    }
 
 
 GOOD = {
@@ -91,7 +101,12 @@ def test_what_is_no_answer(server, place, case):
 
 def test_a_cascade_that_ends_in_a_chat_endpoint(tmp_path):
     """The image decides what the endpoint says; every image is answered once, by it or by the stage before it."""
-    said = {b"yes": message(YES), b"no": message('{"answer": "no"}'), b"sorry": message(None, refusal="no"), b"text": BAD["extra text"]}  # fmt: skip
+    said = {
+        b"yes": message(YES),
+        b"no": message('{"answer": "no"}'),
+        b"sorry": message(None, refusal="no"),
+        b"text": BAD["extra text"],
+    }
     (tmp_path / "first_of_chat.py").write_text("def unsure(data):\n    return 0.6\n")
     bodies = []
 
@@ -101,12 +116,21 @@ def test_a_cascade_that_ends_in_a_chat_endpoint(tmp_path):
         handler.say(said[base64.b64decode(url.partition("base64,")[2])])
 
     with serving(reply) as server:
-        document = {"classes": ["none", "roadwork"], "stages": [
-            {"name": "first", "callable": "first_of_chat:unsure", "exit": {"above": 0.9}},
-            {"name": "chat", "http": {"url": server.url("/v1/chat/completions"), "format": "chat",
-                                      "chat": {"model": "vision", "question": "Roadwork?", "logprobs": False}},
-             "calls": {"retries": 1, "backoff_s": 0.0}},
-        ]}  # fmt: skip
+        document = {
+            "classes": ["none", "roadwork"],
+            "stages": [
+                {"name": "first", "callable": "first_of_chat:unsure", "exit": {"above": 0.9}},
+                {
+                    "name": "chat",
+                    "http": {
+                        "url": server.url("/v1/chat/completions"),
+                        "format": "chat",
+                        "chat": {"model": "vision", "question": "Roadwork?", "logprobs": False},
+                    },
+                    "calls": {"retries": 1, "backoff_s": 0.0},
+                },
+            ],
+        }
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(document))
         cascade = open_cascade(tmp_path / "c.yaml")
         rules, path = fixed_rules(cascade.config), tmp_path / "a.jsonl"
@@ -120,8 +144,11 @@ def test_a_cascade_that_ends_in_a_chat_endpoint(tmp_path):
         "text": ("roadwork", 0.6, "first", True),
     }
     assert {name: (one.calls[1].outcome, one.calls[1].attempts) for name, one in found.items()} == {
-        "yes": ("answered", 1), "no": ("answered", 1), "sorry": ("invalid", 2), "text": ("invalid", 2),
-    }  # fmt: skip
+        "yes": ("answered", 1),
+        "no": ("answered", 1),
+        "sorry": ("invalid", 2),
+        "text": ("invalid", 2),
+    }
     assert len(bodies) == 6
     schema = bodies[0]["response_format"]["json_schema"]
     assert (schema["strict"], schema["schema"]["additionalProperties"]) == (True, False)

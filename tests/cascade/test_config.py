@@ -62,7 +62,10 @@ def test_a_good_file(tmp_path):
         (changed(stages__1__calls={"breaker_pause_s": float("nan")}), ["calls.breaker_pause_s"]),
         (changed(stages__1__cost={"money": float("inf")}), ["cost.money"]),
         (changed(stages__1__retires=3), ["stages.1.retires", "unknown key", "did you mean stages.1.calls.retries?"]),
-        (changed(stages__1__http__retries=3), ["stages.1.http.retries: unknown key; it belongs in stages.1.calls.retries"]),
+        (
+            changed(stages__1__http__retries=3),
+            ["stages.1.http.retries: unknown key; it belongs in stages.1.calls.retries"],
+        ),
         (changed(stages__1__http__retrys=3), ["did you mean stages.1.calls.retries?"]),
         (changed(stages__1__http__model="m"), ["it belongs in stages.1.http.chat.model"]),
         (changed(stages__1__http__timeout=3), ["did you mean read_timeout_s?"]),
@@ -104,7 +107,7 @@ def test_a_good_file(tmp_path):
         (changed(stages=GOOD["stages"][:1]), ["stages"]),
         (changed(confidence=1), ["confidence"]),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_one_line(tmp_path, document, words):
     with pytest.raises(ConfigError) as caught:
         load_cascade(write(tmp_path, document))

@@ -55,11 +55,17 @@ def test_a_lookup_that_hangs_is_a_timeout_at_the_connect_timeout(hanging):
 
 def test_every_image_is_answered_once_while_the_resolver_hangs(hanging, tmp_path):
     (tmp_path / "first_of_hanging.py").write_text("def half(data):\n    return 0.5 + len(data) / 1000\n")
-    document = {"classes": ["none", "roadwork"], "stages": [
-        {"name": "first", "callable": "first_of_hanging:half", "exit": {"above": 0.9}},
-        {"name": "second", "http": {"url": "http://name.hangs/answer", "connect_timeout_s": 0.1},
-         "calls": {"retries": 1, "backoff_s": 0.0, "breaker_failures": 999, "concurrency": 8}},
-    ]}  # fmt: skip
+    document = {
+        "classes": ["none", "roadwork"],
+        "stages": [
+            {"name": "first", "callable": "first_of_hanging:half", "exit": {"above": 0.9}},
+            {
+                "name": "second",
+                "http": {"url": "http://name.hangs/answer", "connect_timeout_s": 0.1},
+                "calls": {"retries": 1, "backoff_s": 0.0, "breaker_failures": 999, "concurrency": 8},
+            },
+        ],
+    }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(document))
     cascade = open_cascade(tmp_path / "c.yaml")
     images = [Input(f"{index}", b"x" * (index + 1)) for index in range(48)]

@@ -60,12 +60,32 @@ def test_a_probability_is_read(server, path, expected):
         ("/redirect", "redirect", False),
         ("/huge", "too_large", False),
         ("/huge-chunked", "too_large", False),
-        *((f"/{name}", "invalid", True) for name in (
-            "garbage", "empty", "nan", "infinity", "large", "negative", "text", "true", "null", "digits", "list", "missing",
-            "deep", "cut", "no-http", "twice", "twice-below", "heads", "long-head",
-        )),
+        *(
+            (f"/{name}", "invalid", True)
+            for name in (
+                "garbage",
+                "empty",
+                "nan",
+                "infinity",
+                "large",
+                "negative",
+                "text",
+                "true",
+                "null",
+                "digits",
+                "list",
+                "missing",
+                "deep",
+                "cut",
+                "no-http",
+                "twice",
+                "twice-below",
+                "heads",
+                "long-head",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_fault_is_an_outcome_in_bounded_time_and_memory(server, path, kind, retry):
     tracemalloc.start()
     began = time.perf_counter()
@@ -175,8 +195,11 @@ def test_a_key_that_cannot_be_sent_is_named_by_its_variable_only(server, monkeyp
 
 def test_media_types_by_the_first_bytes():
     assert [media_type(start) for start in (b"\xff\xd8\xff\xe0", PNG, b"RIFF....WEBPVP8", b"?")] == [
-        "image/jpeg", "image/png", "image/webp", "application/octet-stream",
-    ]  # fmt: skip
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "application/octet-stream",
+    ]
 
 
 # ---- chat
@@ -190,8 +213,11 @@ def said(content: str, tokens: list[dict] | None = None) -> dict:
 
 
 def token(text: str, **others: float) -> dict:
-    return {"token": text, "logprob": others.get(text.strip('"'), -1.0),
-            "top_logprobs": [{"token": name, "logprob": value} for name, value in others.items()]}  # fmt: skip
+    return {
+        "token": text,
+        "logprob": others.get(text.strip('"'), -1.0),
+        "top_logprobs": [{"token": name, "logprob": value} for name, value in others.items()],
+    }
 
 
 def test_a_chat_answer_is_a_fixed_probability_without_logprobs():
@@ -211,10 +237,19 @@ def test_logprobs_of_the_answers_token_count():
 
 @pytest.mark.parametrize(
     "document",
-    [{}, [], None, {"choices": []}, said("I cannot help with that"), said('{"answer": "maybe"}'), said('{"answer": ["yes"]}'), said("[]"),
-     said('{"answer": "no", "answer": "yes"}'),
-     {"choices": [{"message": {"content": None, "refusal": "no"}}]}],
-)  # fmt: skip
+    [
+        {},
+        [],
+        None,
+        {"choices": []},
+        said("I cannot help with that"),
+        said('{"answer": "maybe"}'),
+        said('{"answer": ["yes"]}'),
+        said("[]"),
+        said('{"answer": "no", "answer": "yes"}'),
+        {"choices": [{"message": {"content": None, "refusal": "no"}}]},
+    ],
+)
 def test_any_other_chat_answer_is_invalid(document):
     with pytest.raises(CallFailed) as caught:
         chat_probability(CHAT, document)

@@ -120,10 +120,15 @@ def test_the_limit_says_that_attempts_are_a_mean():
 def listed(counts: np.ndarray, n: int, capacity: float) -> list[int]:
     """Places that the plan lists of configurations with these counts among n units, at one arrival a minute."""
     rows = [
-        {"rules": place, "deferred": 0.0, "certified": False, "counted": [{"deferred": int(count), "deferred_positives": 0}],
-         "risks": {"miss_rate": {"observed": 0.0}, "false_exit_rate": {"observed": 0.0}}}
+        {
+            "rules": place,
+            "deferred": 0.0,
+            "certified": False,
+            "counted": [{"deferred": int(count), "deferred_positives": 0}],
+            "risks": {"miss_rate": {"observed": 0.0}, "false_exit_rate": {"observed": 0.0}},
+        }
         for place, count in enumerate(counts)
-    ]  # fmt: skip
+    ]
     document = {"frontier": rows, "defer": {"units": n, "positives": 0, "choices": 1}}
     found, _ = _options(document, [{"stage": "s", "capacity_per_minute": capacity}], 1.0, None, DELTA)
     return [row["rules"] for row in found]
@@ -171,5 +176,9 @@ def test_waiting_for_the_budget_costs_nothing_and_is_told(evaluated):
     assert [cost["milliseconds"] for cost in costs] == [8.0, 350.0]
     assert [cost["waited_milliseconds"] for cost in costs] == [0.0, 1000.0]
     document = read_document(evaluated[1] / "cascade.json", "cascade") | {"written": [], "notes": []}
-    assert "waiting for its budget" not in "\n".join(evaluation_lines(document | {"costs": [{**cost, "waited_milliseconds": 0.0} for cost in document["costs"]]}))  # fmt: skip
-    assert "1000 ms of waiting for its budget on average, which is no cost" in "\n".join(evaluation_lines(document | {"costs": costs}))  # fmt: skip
+    assert "waiting for its budget" not in "\n".join(
+        evaluation_lines(document | {"costs": [{**cost, "waited_milliseconds": 0.0} for cost in document["costs"]]})
+    )
+    assert "1000 ms of waiting for its budget on average, which is no cost" in "\n".join(
+        evaluation_lines(document | {"costs": costs})
+    )

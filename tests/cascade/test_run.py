@@ -64,10 +64,20 @@ def folder(tmp_path, monkeypatch) -> Path:
 def cascade(folder: Path, first: dict | None = None, second: dict | None = None, **top: object) -> Cascade:
     module = (folder / "name").read_text()
     stages = [
-        {"name": "first", "callable": f"{module}:by_length", "exit": {"below": 0.1, "above": 0.9},
-         "calls": {"retries": 0, "timeout_s": 0.3, "breaker_failures": 99}, **(first or {})},
-        {"name": "second", "callable": f"{module}:sure", "calls": {"retries": 0, "breaker_failures": 99}, **(second or {})},
-    ]  # fmt: skip
+        {
+            "name": "first",
+            "callable": f"{module}:by_length",
+            "exit": {"below": 0.1, "above": 0.9},
+            "calls": {"retries": 0, "timeout_s": 0.3, "breaker_failures": 99},
+            **(first or {}),
+        },
+        {
+            "name": "second",
+            "callable": f"{module}:sure",
+            "calls": {"retries": 0, "breaker_failures": 99},
+            **(second or {}),
+        },
+    ]
     for stage in stages:
         stage["callable"] = stage["callable"].replace("MODULE", module)
     path = folder / "cascade.yaml"
@@ -109,8 +119,11 @@ def test_exits_defers_and_answers(folder):
 
 
 def test_a_stage_that_fails_is_stood_in_for_by_the_one_before(folder):
-    opened = cascade(folder, first={"callable": "MODULE:sure"}, second={"callable": "MODULE:by_length", "calls": {
-        "retries": 0, "timeout_s": 0.3, "breaker_failures": 99}})  # fmt: skip
+    opened = cascade(
+        folder,
+        first={"callable": "MODULE:sure"},
+        second={"callable": "MODULE:by_length", "calls": {"retries": 0, "timeout_s": 0.3, "breaker_failures": 99}},
+    )
     images = {name: name.encode() for name in ("hang", "boom", "bye", "nan", "fine")}
     began = time.perf_counter()
     tally = run(opened, images, folder / "a.jsonl")
@@ -136,11 +149,19 @@ def test_a_callable_by_name_that_raises_or_says_nan_by_the_command_line(folder):
     assert result.exit_code == 0, result.output
     found = {Path(line["image"]).stem: line for line in map(json.loads, result.stdout.splitlines())}
     assert {name: (line["calls"][1]["outcome"], line["calls"][1]["attempts"]) for name, line in found.items()} == {
-        "boom": ("failed", 2), "nan": ("invalid", 2), "hang": ("timeout", 2), "bye": ("failed", 2), "fine": ("answered", 1),
-    }  # fmt: skip
+        "boom": ("failed", 2),
+        "nan": ("invalid", 2),
+        "hang": ("timeout", 2),
+        "bye": ("failed", 2),
+        "fine": ("answered", 1),
+    }
     assert {name: line["answered_by"] for name, line in found.items()} == {
-        "boom": "first", "nan": "first", "hang": "first", "bye": "first", "fine": "second",
-    }  # fmt: skip
+        "boom": "first",
+        "nan": "first",
+        "hang": "first",
+        "bye": "first",
+        "fine": "second",
+    }
     assert all(line["probability"] == 0.75 and line["fallback"] for name, line in found.items() if name != "fine")
     assert "second: 2 failed, 1 invalid, 1 timeout" in result.stderr
 
@@ -194,8 +215,11 @@ def test_ctrl_c_waits_for_no_budget_no_retry_and_no_call(tmp_path, calls):
         "def slow(data):\n    print('asked', flush=True)\n    time.sleep(60 if data == b'hang' else 0)\n    return 'no number'\n"
         "def quick(data):\n    print('asked', flush=True)\n    return 0.75\n"
     )
-    second = {"name": "second", "callable": "stages_of_ctrl_c:quick" if "per_minute" in calls else "stages_of_ctrl_c:slow",
-              "calls": {"timeout_s": 60, **calls}}  # fmt: skip
+    second = {
+        "name": "second",
+        "callable": "stages_of_ctrl_c:quick" if "per_minute" in calls else "stages_of_ctrl_c:slow",
+        "calls": {"timeout_s": 60, **calls},
+    }
     first = {"name": "first", "callable": "stages_of_ctrl_c:half", "exit": {"above": 0.9}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"classes": ["a", "b"], "stages": [first, second]}))
     for index in range(6):
@@ -376,8 +400,13 @@ def test_a_module_that_does_anything_while_it_is_imported(folder, name):
 
 
 def test_a_bundle_of_other_classes_and_none_at_all(folder, bundle_folder):
-    document = {"classes": ["roadwork", "none"], "stages": [
-        {"name": "first", "bundle": str(bundle_folder), "exit": "own"}, {"name": "second", "callable": "json:loads"}]}  # fmt: skip
+    document = {
+        "classes": ["roadwork", "none"],
+        "stages": [
+            {"name": "first", "bundle": str(bundle_folder), "exit": "own"},
+            {"name": "second", "callable": "json:loads"},
+        ],
+    }
     (folder / "c.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(ConfigError, match="none, roadwork, the cascade roadwork, none"):
         open_cascade(folder / "c.yaml")
@@ -388,9 +417,13 @@ def test_a_bundle_of_other_classes_and_none_at_all(folder, bundle_folder):
 
 
 def test_a_bundles_own_exits_count(folder, bundle_folder, picture):
-    document = {"classes": ["none", "roadwork"], "stages": [
-        {"name": "first", "bundle": str(bundle_folder), "exit": "own"},
-        {"name": "second", "callable": f"{(folder / 'name').read_text()}:sure"}]}  # fmt: skip
+    document = {
+        "classes": ["none", "roadwork"],
+        "stages": [
+            {"name": "first", "bundle": str(bundle_folder), "exit": "own"},
+            {"name": "second", "callable": f"{(folder / 'name').read_text()}:sure"},
+        ],
+    }
     (folder / "c.yaml").write_text(yaml.safe_dump(document))
     opened = open_cascade(folder / "c.yaml")
     images = {

@@ -35,9 +35,14 @@ def draw(rng: np.random.Generator, n: int) -> Labelled:
     shape = probability.shape
     names = np.array([f"{rng.integers(1 << 60)}-{row}" for row in range(n)])
     recorded = Recorded(
-        names, probability, np.full(shape, -1, dtype=np.int64), np.full(shape, "answered", dtype="<U16"),
-        np.ones(shape, dtype=np.int64), np.tile([8.0, 80.0, 800.0], (n, 1)), np.zeros(shape),
-    )  # fmt: skip
+        names,
+        probability,
+        np.full(shape, -1, dtype=np.int64),
+        np.full(shape, "answered", dtype="<U16"),
+        np.ones(shape, dtype=np.int64),
+        np.tile([8.0, 80.0, 800.0], (n, 1)),
+        np.zeros(shape),
+    )
     return Labelled(recorded, Scores(logits=np.zeros((n, 2)), labels=labels, ids=names))
 
 
@@ -135,12 +140,19 @@ def test_the_promise_is_kept_in_two_thousand_draws():
 def three(tmp_path, bundle_folder):
     """A cascade file of three stages; the last takes 6 images a minute, the middle one plenty."""
     (tmp_path / "stages_of_three.py").write_text("def half(data):\n    return 0.5\n")
-    document = {"classes": ["none", "roadwork"], "stages": [
-        {"name": "first", "bundle": str(bundle_folder), "exit": "own"},
-        {"name": "middle", "callable": "stages_of_three:half", "exit": {"below": 0.2, "above": 0.8},
-         "calls": {"per_minute": 6000}},
-        {"name": "last", "callable": "stages_of_three:half", "calls": {"per_minute": 6}},
-    ]}  # fmt: skip
+    document = {
+        "classes": ["none", "roadwork"],
+        "stages": [
+            {"name": "first", "bundle": str(bundle_folder), "exit": "own"},
+            {
+                "name": "middle",
+                "callable": "stages_of_three:half",
+                "exit": {"below": 0.2, "above": 0.8},
+                "calls": {"per_minute": 6000},
+            },
+            {"name": "last", "callable": "stages_of_three:half", "calls": {"per_minute": 6}},
+        ],
+    }
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -162,8 +174,16 @@ def test_a_later_stage_that_overflows_is_found(three):
 
 
 def test_an_evaluation_counts_what_reaches_each_stage(three, tmp_path, monkeypatch):
-    counts = {"role": "val_test", "choices": 1, "units": 400, "positives": 100, "stages": [
-        {"stage": "middle", "deferred": 200, "deferred_positives": 80}, {"stage": "last", "deferred": 100, "deferred_positives": 10}]}  # fmt: skip
+    counts = {
+        "role": "val_test",
+        "choices": 1,
+        "units": 400,
+        "positives": 100,
+        "stages": [
+            {"stage": "middle", "deferred": 200, "deferred_positives": 80},
+            {"stage": "last", "deferred": 100, "deferred_positives": 10},
+        ],
+    }
     costs = [
         {"milliseconds": 5.0, "attempts": 1.0},
         {"milliseconds": 5.0, "attempts": 1.0},

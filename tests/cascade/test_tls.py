@@ -28,10 +28,29 @@ def certificate(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tls")
     found = folder / "own.pem", folder / "own.key"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3",
-         "-subj", "/CN=stage1 test", "-addext", "subjectAltName=IP:127.0.0.1", "-out", found[0], "-keyout", found[1]],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "3",
+            "-subj",
+            "/CN=stage1 test",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-out",
+            found[0],
+            "-keyout",
+            found[1],
+        ],
+        check=True,
+        capture_output=True,
+    )
     return found
 
 

@@ -88,8 +88,16 @@ def test_the_line_to_write_is_taken(tmp_path: Path, names: str, line: str) -> No
 
 @pytest.mark.parametrize(
     "tops",
-    ["train val", "train val test", "training_set test_set", "Train Validation Test", "train2017 val2017", "train", "train test extra"],
-)  # fmt: skip
+    [
+        "train val",
+        "train val test",
+        "training_set test_set",
+        "Train Validation Test",
+        "train2017 val2017",
+        "train",
+        "train test extra",
+    ],
+)
 def test_folders_named_as_roles_are_no_classes(tmp_path: Path, tops: str) -> None:
     root = tree(tmp_path / "data", *under(tops))
     with pytest.raises(DataError, match=r"data.roles=\{.*; or, if these are the classes, data.classes=\[") as error:
@@ -189,11 +197,17 @@ def written(folder: Path, ending: str, splits: list[str]) -> Path:
     else:
         datasets = pytest.importorskip("datasets")
         cells = {name: [row for row in rows if row["split"] == name] for name in splits}
-        datasets.DatasetDict({
-            name: datasets.Dataset.from_list([
-                {"image": {"bytes": Path(row["image"]).read_bytes(), "path": None}, "label": row["label"]} for row in of_split
-            ]) for name, of_split in cells.items()
-        }).save_to_disk(str(to))  # fmt: skip
+        datasets.DatasetDict(
+            {
+                name: datasets.Dataset.from_list(
+                    [
+                        {"image": {"bytes": Path(row["image"]).read_bytes(), "path": None}, "label": row["label"]}
+                        for row in of_split
+                    ]
+                )
+                for name, of_split in cells.items()
+            }
+        ).save_to_disk(str(to))
     return to
 
 
@@ -206,9 +220,12 @@ def test_columns_and_splits_follow_the_same_rule(tmp_path: Path, ending: str) ->
     assert read(table, THREE).given_roles.tolist() == ["train"] * 4 + ["val_select+val_calib"] * 4 + ["val_test"] * 4
     # a name that is a role already need not be mapped
     assert read(table, THREE.replace("train: train, ", "")).given_roles.tolist()[0] == "train"
-    assert set(read(table, THREE.replace("train: train", "train: none").replace("val_test", "train+val_test")).given_roles) == {
-        "val_select+val_calib", "train+val_test",
-    }  # fmt: skip
+    assert set(
+        read(table, THREE.replace("train: train", "train: none").replace("val_test", "train+val_test")).given_roles
+    ) == {
+        "val_select+val_calib",
+        "train+val_test",
+    }
 
 
 def test_splits_that_are_no_roles_are_pooled(tmp_path: Path) -> None:

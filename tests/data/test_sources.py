@@ -61,9 +61,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> 
 
 def table_rows(folder: Path, n: int = 6, column: str = "image", labels: Any = ("0", "1")) -> list[dict[str, Any]]:
     return [
-        {column: os.path.relpath(write(folder / "img" / f"{n}.jpg", picture(n)), folder), "label": labels[n % len(labels)]}
+        {
+            column: os.path.relpath(write(folder / "img" / f"{n}.jpg", picture(n)), folder),
+            "label": labels[n % len(labels)],
+        }
         for n in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def read(table: Path | str, **options: Any) -> Ingest:
@@ -388,8 +391,9 @@ def test_exact_duplicates_are_kept_once_and_link_their_groups(tmp_path: Path) ->
     result = read(write_rows(tmp_path / "l.csv", rows))
     assert len(result.table) == 6
     assert [(Path(item.path).name, item.reason) for item in result.quarantine] == [
-        ("copy.jpg", "exact duplicate"), ("2.jpg", "exact duplicate"),
-    ]  # fmt: skip
+        ("copy.jpg", "exact duplicate"),
+        ("2.jpg", "exact duplicate"),
+    ]
     assert "0.jpg" in result.quarantine[0].detail
     assert result.links == ((0, "g9"),)
 
@@ -510,9 +514,19 @@ def test_too_much_quarantine_fails_with_the_arithmetic_and_the_list(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "lost, total, limit, passes",
-    [(2, 122, 0.01, True), (3, 122, 0.01, True), (4, 122, 0.01, False), (1, 20, 0.01, True), (1, 19, 0.01, False),
-     (2, 39, 0.01, False), (10, 1000, 0.01, True), (11, 1000, 0.01, False), (1, 1000, 0.0, False), (4, 8, 0.5, True)],
-)  # fmt: skip
+    [
+        (2, 122, 0.01, True),
+        (3, 122, 0.01, True),
+        (4, 122, 0.01, False),
+        (1, 20, 0.01, True),
+        (1, 19, 0.01, False),
+        (2, 39, 0.01, False),
+        (10, 1000, 0.01, True),
+        (11, 1000, 0.01, False),
+        (1, 1000, 0.0, False),
+        (4, 8, 0.5, True),
+    ],
+)
 def test_a_few_broken_images_of_few_pass(lost: int, total: int, limit: float, passes: bool) -> None:
     items = [Quarantined(f"{row}.jpg", "truncated", "x") for row in range(lost)]
     with nullcontext() if passes else pytest.raises(QuarantineError, match=f"{lost} of {total} images"):
@@ -594,8 +608,12 @@ def test_blank_groups_of_a_table_are_groups_of_their_own(tmp_path: Path, blank: 
 def test_run_directories_and_bundles_in_a_folder_of_images_are_no_classes(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "data", per_class=3)
     before = source_digest(DataConfig(table=str(root)))
-    for place, files in (("runs/one", (".lock", "config.yaml")), ("two", ("stages.json",)), ("none/three", (".lock",)),
-                         ("four", ("bundle.json", "model.onnx"))):  # fmt: skip
+    for place, files in (
+        ("runs/one", (".lock", "config.yaml")),
+        ("two", ("stages.json",)),
+        ("none/three", (".lock",)),
+        ("four", ("bundle.json", "model.onnx")),
+    ):
         for name in files:
             write(root / place / name, b"")
         if files != (".lock",):

@@ -26,18 +26,27 @@ NO_PAIRS = np.empty((0, 2), np.int64)
 
 
 def ingest(
-    groups: list[str], looks: list[int] | None = None, roles: list[str] | None = None, names: list[str] | None = None,
-    labels: list[int] | None = None, links: tuple[tuple[int, str], ...] = (),
-) -> Ingest:  # fmt: skip
+    groups: list[str],
+    looks: list[int] | None = None,
+    roles: list[str] | None = None,
+    names: list[str] | None = None,
+    labels: list[int] | None = None,
+    links: tuple[tuple[int, str], ...] = (),
+) -> Ingest:
     """Images of the given groups; equal `looks` are near-duplicates; names decide the ids."""
     n = len(groups)
     names = names or [f"image {row}" for row in range(n)]
     ids = [digest_bytes(name.encode()) for name in names]
     table = SampleTable(
-        ids=ids, paths=names, labels=np.array(labels if labels else [row % 2 for row in range(n)]),
-        groups=[group or ids[row] for row, group in enumerate(groups)], sources=[""] * n, timestamps=[""] * n,
-        roles=roles or [""] * n, classes=("none", "roadwork"),
-    )  # fmt: skip
+        ids=ids,
+        paths=names,
+        labels=np.array(labels if labels else [row % 2 for row in range(n)]),
+        groups=[group or ids[row] for row, group in enumerate(groups)],
+        sources=[""] * n,
+        timestamps=[""] * n,
+        roles=roles or [""] * n,
+        classes=("none", "roadwork"),
+    )
     looks = looks if looks is not None else list(range(n))
     grays = np.stack([np.random.default_rng(look).integers(0, 256, (8, 9)) for look in looks]).astype(np.uint8)
     return Ingest(table, [], dhash(grays), grays, links, "", np.full(len(table), ""))

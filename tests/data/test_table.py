@@ -45,8 +45,14 @@ def test_file_gives_the_same_table_back(tmp_path: Path) -> None:
     for name in ("ids", "paths", "labels", "groups", "sources", "timestamps", "roles"):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
     assert pq.read_table(tmp_path / "samples.parquet").column_names == [
-        "id", "path", "label", "group", "source", "timestamp", "role",
-    ]  # fmt: skip
+        "id",
+        "path",
+        "label",
+        "group",
+        "source",
+        "timestamp",
+        "role",
+    ]
 
 
 def test_rows_take_and_items(tmp_path: Path) -> None:

@@ -90,15 +90,18 @@ def test_a_tar_with_dotted_names_gives_all_its_images(tmp_path: Path) -> None:
     result = read(packed(tmp_path / "b.tar", members), max_quarantine=0.2)
     assert len(result.table) == 6
     assert [(item.path.rpartition("::")[2], item.reason) for item in result.quarantine] == [
-        ("cam0.mask.png", "further file"), ("phone.heic", "unread format"),
-    ]  # fmt: skip
+        ("cam0.mask.png", "further file"),
+        ("phone.heic", "unread format"),
+    ]
     with pytest.raises(QuarantineError, match="1 of 8 images"):
         read(tmp_path / "b.tar")
 
 
 def test_members_whose_names_are_no_utf8_are_read_again_from_the_table(tmp_path: Path) -> None:
-    members = {name: picture(row) if name.endswith("png") else str(row % 4 // 2).encode()
-               for row, name in enumerate(("a.png", "a.cls", "caf\udce9.png", "caf\udce9.cls"))}  # fmt: skip
+    members = {
+        name: picture(row) if name.endswith("png") else str(row % 4 // 2).encode()
+        for row, name in enumerate(("a.png", "a.cls", "caf\udce9.png", "caf\udce9.cls"))
+    }
     table = read(packed(tmp_path / "a.tar", members)).table
     table.write(tmp_path / "samples.parquet")
     again = type(table).read(tmp_path / "samples.parquet")
@@ -135,8 +138,9 @@ def test_shards_are_one_source(tars: Path, given: str) -> None:
     first = 4 if "2,1" in given else 0
     assert [path.rpartition("/")[2] for path in result.table.paths[4:6].tolist()] == (
         [f"part-00{2 if first else 1}.tar::{2 if first else 1}-{row}.png" for row in range(2)]
-        if "{part}" not in given else [f"{{part}}-001.tar::1-{row}.png" for row in range(2)]
-    )  # fmt: skip
+        if "{part}" not in given
+        else [f"{{part}}-001.tar::1-{row}.png" for row in range(2)]
+    )
 
 
 def test_a_change_in_any_shard_changes_the_light_digest(tars: Path) -> None:

@@ -19,19 +19,31 @@ LABEL = np.array([0, 1, 1, 0, 1, 0])  # rows 1, 2 and 5 wrong: against the argma
 def test_each_rule_is_counted_on_its_images_and_by_true_class():
     found = beside_argmax(Scores(logits=LOGITS, labels=LABELS), EXIT, LABEL, ("cat", "dog"))
     assert found["policy"] == {
-        "n": 5, "errors": 3, "per_class": {"cat": {"n": 3, "errors": 2}, "dog": {"n": 2, "errors": 1}}
-    }  # fmt: skip
+        "n": 5,
+        "errors": 3,
+        "per_class": {"cat": {"n": 3, "errors": 2}, "dog": {"n": 2, "errors": 1}},
+    }
     assert found["same_images"]["errors"] == 1
     assert found["all_images"] == {
-        "n": 6, "errors": 2, "per_class": {"cat": {"n": 3, "errors": 1}, "dog": {"n": 3, "errors": 1}}
-    }  # fmt: skip
+        "n": 6,
+        "errors": 2,
+        "per_class": {"cat": {"n": 3, "errors": 1}, "dog": {"n": 3, "errors": 1}},
+    }
 
 
 def test_the_document_has_it_and_the_terminal_shows_it():
     document = evaluate(
-        Scores(logits=LOGITS, labels=LABELS), EXIT, LABEL, lo=-0.5, hi=0.5, classes=("cat", "dog"), targets={}, policy="softmax",
-        certified=True, resamples=10,
-    )  # fmt: skip
+        Scores(logits=LOGITS, labels=LABELS),
+        EXIT,
+        LABEL,
+        lo=-0.5,
+        hi=0.5,
+        classes=("cat", "dog"),
+        targets={},
+        policy="softmax",
+        certified=True,
+        resamples=10,
+    )
     rows = argmax_lines(document)
     assert [(row.n, row.errors) for row in rows] == [(5, 3), (5, 1), (6, 2)]
     assert rows[0].coverage == approx(5 / 6)

@@ -88,10 +88,12 @@ def test_stated_probabilities_beside_the_models_own_in_one_bootstrap():
     scores, fitted = sample(), Platt.fit(sample(seed=1))
     beside = Stated(scores, fitted.calibrate(scores), "platt", "raw", "platt: because")
     metrics = beside.metrics() | {
-        "nll": lambda c, r, w: float(np.average(-np.log(beside.after.probabilities[np.arange(1500), scores.labels]), weights=w)),
+        "nll": lambda c, r, w: float(
+            np.average(-np.log(beside.after.probabilities[np.arange(1500), scores.labels]), weights=w)
+        ),
         "brier": lambda c, r, w: brier(beside.after.probabilities, scores.labels, w),
         "ece": lambda c, r, w: ece(beside.after.probabilities, scores.labels, weights=w),
-    }  # fmt: skip
+    }
     zeros = np.zeros(1500)
     found = bootstrap(metrics, confidence=zeros, residuals=zeros, labels=scores.labels, n_resamples=60)
     document = beside.document(found)

@@ -61,9 +61,13 @@ def test_interval_is_that_of_the_difference_under_the_same_draws():
     a, b = pair(noise=(0.3, 1.2))
     loss = [-np.log(side.probabilities[np.arange(300), side.labels]) for side in (a, b)]
     expected = bootstrap(
-        {"nll": lambda c, r, w: float(w @ (loss[0] - loss[1]) / w.sum())}, confidence=np.zeros(300),
-        residuals=np.zeros(300), labels=a.labels, n_resamples=300, seed=4,
-    )["nll"]  # fmt: skip
+        {"nll": lambda c, r, w: float(w @ (loss[0] - loss[1]) / w.sum())},
+        confidence=np.zeros(300),
+        residuals=np.zeros(300),
+        labels=a.labels,
+        n_resamples=300,
+        seed=4,
+    )["nll"]
     found = rows_of(compare(a, b, n_resamples=300, seed=4))["nll"]
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
@@ -288,10 +292,11 @@ def test_document_fits_its_schema_and_is_the_same_each_time(tmp_path):
 @given(
     st.lists(
         st.tuples(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 1), st.integers(0, 2), st.integers(0, 2)),
-        min_size=1, max_size=10,
+        min_size=1,
+        max_size=10,
     ).filter(lambda rows: any(weight for *_, weight in rows)),
     st.booleans(),
-)  # fmt: skip
+)
 def test_any_small_input_gives_a_valid_document(tmp_path_factory, rows, weighted):
     first, second, labels, groups, weights = (np.array(column) for column in zip(*rows, strict=True))
     a, b = (

@@ -48,9 +48,13 @@ def test_fast_path_equals_the_plain_functions(ties, binary, weighted):
     if not binary:
         residuals = np.round(residuals + np.random.default_rng(3).random(60), 1)
     metrics = {
-        "aurc": aurc, "augrc": augrc, "e_aurc": e_aurc, "e_augrc": e_augrc, "naurc": naurc,
+        "aurc": aurc,
+        "augrc": augrc,
+        "e_aurc": e_aurc,
+        "e_augrc": e_augrc,
+        "naurc": naurc,
         "aurc_achievable": aurc_achievable,
-    }  # fmt: skip
+    }
     if binary:
         metrics["auroc_failure"] = auroc_failure
     options = {"confidence": confidence, "residuals": residuals, "labels": labels, "n_resamples": 50}
@@ -258,9 +262,15 @@ def scipy_bca(samples, statistic, replicates, level):
 
     before = BootstrapResult(ConfidenceInterval(0.0, 0.0), np.array(replicates), 0.0)
     return peer(
-        samples, statistic, n_resamples=0, bootstrap_result=before, method="BCa", confidence_level=level,
-        vectorized=False, paired=len(samples) == 1,
-    ).confidence_interval  # fmt: skip
+        samples,
+        statistic,
+        n_resamples=0,
+        bootstrap_result=before,
+        method="BCa",
+        confidence_level=level,
+        vectorized=False,
+        paired=len(samples) == 1,
+    ).confidence_interval
 
 
 def between_neighbours(found, expected, replicates):
@@ -303,9 +313,13 @@ def test_bca_equals_scipy_for_strata():
 
     spy, values = recorded(ratio)
     found = bootstrap(
-        {"m": spy}, confidence=np.zeros(50), residuals=np.concatenate([first, second]),
-        labels=np.repeat([0, 1], [30, 20]), n_resamples=999, method="bca",
-    )["m"]  # fmt: skip
+        {"m": spy},
+        confidence=np.zeros(50),
+        residuals=np.concatenate([first, second]),
+        labels=np.repeat([0, 1], [30, 20]),
+        n_resamples=999,
+        method="bca",
+    )["m"]
     replicates = values[1:1000]
     expected = scipy_bca((first, second), lambda x, y: np.mean(x) / np.mean(y), replicates, 0.95)
     between_neighbours(found, expected, replicates)
@@ -364,9 +378,14 @@ def test_bca_covers_more_evenly_than_percentiles_where_the_statistic_is_skewed()
         confidence, residuals = population(rng, 80)
         for method, sides in misses.items():
             found = bootstrap(
-                {"m": "aurc"}, confidence=confidence, residuals=residuals, n_resamples=400, seed=index, level=0.9,
+                {"m": "aurc"},
+                confidence=confidence,
+                residuals=residuals,
+                n_resamples=400,
+                seed=index,
+                level=0.9,
                 method=method,
-            )["m"]  # fmt: skip
+            )["m"]
             sides[0] += found.low > TRUE_AURC
             sides[1] += found.high < TRUE_AURC
     uneven = {method: abs(low - high) for method, (low, high) in misses.items()}
@@ -420,9 +439,13 @@ def clustered_coverage(by_group, draws=150):
     for index in range(draws):
         confidence, residuals = (np.repeat(column, 10) for column in population(rng, 100))
         found = bootstrap(
-            {"m": "augrc"}, confidence=confidence, residuals=residuals, n_resamples=150, seed=index,
+            {"m": "augrc"},
+            confidence=confidence,
+            residuals=residuals,
+            n_resamples=150,
+            seed=index,
             groups=np.repeat(np.arange(100), 10) if by_group else None,
-        )["m"]  # fmt: skip
+        )["m"]
         hits += found.low <= TRUE_AUGRC <= found.high
     return hits / draws
 

@@ -43,9 +43,14 @@ def document(scores, lo=-1.0, hi=1.5, **changes):
     if hi is not None:
         exits |= scores.margin > hi
     options = {
-        "lo": lo, "hi": hi, "classes": ["none", "roadwork"], "targets": {"fnr": 0.02, "false_exit_rate": 0.05},
-        "policy": "softmax", "certified": True, "resamples": 100,
-    } | changes  # fmt: skip
+        "lo": lo,
+        "hi": hi,
+        "classes": ["none", "roadwork"],
+        "targets": {"fnr": 0.02, "false_exit_rate": 0.05},
+        "policy": "softmax",
+        "certified": True,
+        "resamples": 100,
+    } | changes
     return evaluate(scores, exits, (scores.margin > 0).astype(int), **options)
 
 
@@ -73,11 +78,15 @@ def test_numbers_are_those_of_the_functions():
     guess = (margin > 0).astype(int)
     probabilities = scores.probabilities[:, 1]
     expected = {
-        "augrc": augrc(abs(margin), guess != truth), "auroc_f": auroc_failure(abs(margin), guess != truth),
-        "accuracy": (guess == truth).mean(), "mcc": mcc(guess, truth), "nll": nll(probabilities, truth),
-        "brier": brier(probabilities, truth), "ece": ece(probabilities, truth),
+        "augrc": augrc(abs(margin), guess != truth),
+        "auroc_f": auroc_failure(abs(margin), guess != truth),
+        "accuracy": (guess == truth).mean(),
+        "mcc": mcc(guess, truth),
+        "nll": nll(probabilities, truth),
+        "brier": brier(probabilities, truth),
+        "ece": ece(probabilities, truth),
         "coverage": ((margin < -1) | (margin > 1.5)).mean(),
-    }  # fmt: skip
+    }
     for name, value in expected.items():
         assert made["metrics"][name]["value"] == pytest.approx(value, abs=1e-12), name
         assert made["metrics"][name]["low"] <= made["metrics"][name]["high"]
@@ -88,8 +97,9 @@ def test_numbers_are_those_of_the_functions():
     assert (fnr["low"], fnr["high"]) == clopper_pearson(missed, exited)
     assert made["risks"]["miss_rate"]["target"] is None
     assert made["operating_point"] == {
-        "coverage": made["coverage"]["overall"]["value"], "selective_risk": made["risks"]["error"]["observed"],
-    }  # fmt: skip
+        "coverage": made["coverage"]["overall"]["value"],
+        "selective_risk": made["risks"]["error"]["observed"],
+    }
 
 
 def test_counts_add_up():
@@ -232,9 +242,17 @@ def test_three_classes():
     scores = Scores(logits, labels=labels)
     exits = scores.probabilities.max(axis=1) > 0.7
     made = evaluate(
-        scores, exits, logits.argmax(axis=1), lo=None, hi=None, classes=["a", "b", "c"], targets={"fnr.b": 0.1},
-        policy="softmax", certified=False, resamples=20,
-    )  # fmt: skip
+        scores,
+        exits,
+        logits.argmax(axis=1),
+        lo=None,
+        hi=None,
+        classes=["a", "b", "c"],
+        targets={"fnr.b": 0.1},
+        policy="softmax",
+        certified=False,
+        resamples=20,
+    )
     validate({"schema_version": 1} | made, "evaluation", "test")
     kinds = ("fnr", "wrong", "miss_rate")
     assert list(made["risks"]) == [*(f"{kind}.{name}" for kind in kinds for name in ("a", "b", "c")), "error"]

@@ -37,7 +37,7 @@ def observed(errors=3, n=300, low=0.002, high=0.029, group_low=None, group_high=
         (observed(errors=0, n=0, low=0.0, high=1.0), "no evidence"),
         (None, "no evidence"),
     ],
-)  # fmt: skip
+)
 def test_only_an_interval_wholly_above_the_target_contradicts(seen, outcome):
     assert check_risk("fnr", PROMISED, seen, "image").outcome == outcome
 
@@ -79,16 +79,26 @@ def _made(n_calib, n_test, apart, prior, test_prior, per_group, options):
         key: dict(value) if key == "risks" else value for key, value in options
     }
     policy = fit_policy(
-        "softmax", calib=drawn(n_calib, 1, apart=apart, prior=prior, per_group=per_group),
-        select=drawn(400, 3, apart=apart, prior=prior), classes=CLASSES, **fit,
-    )  # fmt: skip
+        "softmax",
+        calib=drawn(n_calib, 1, apart=apart, prior=prior, per_group=per_group),
+        select=drawn(400, 3, apart=apart, prior=prior),
+        classes=CLASSES,
+        **fit,
+    )
     test = drawn(n_test, 2, apart=apart, prior=test_prior, per_group=per_group)
     decision = policy.decide(test)
     evaluation = evaluate(
-        test, decision.exit, decision.label, lo=policy.lo, hi=policy.hi, classes=CLASSES, policy="softmax",
+        test,
+        decision.exit,
+        decision.label,
+        lo=policy.lo,
+        hi=policy.hi,
+        classes=CLASSES,
+        policy="softmax",
         targets={name: risk.target for name, risk in policy.certificate.risks.items()},
-        certified=policy.certified, resamples=20,
-    )  # fmt: skip
+        certified=policy.certified,
+        resamples=20,
+    )
     return policy, evaluation
 
 
@@ -161,7 +171,7 @@ def test_scores_that_order_nothing_are_not_called_reversed_for_sure():
         ({"n_calib": 4000, "n_test": 80, "per_group": 4}, "groups"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
-)  # fmt: skip
+)
 def test_what_is_amber(case, said):
     found = verdict(**case)
     assert (found.colour, found.title) == ("amber", "Certified, with care"), found

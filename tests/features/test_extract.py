@@ -120,9 +120,7 @@ def test_stored_features_cost_no_decoding(made, items, tmp_path):
     def unread():
         raise AssertionError("read although stored")
 
-    again = extract_features(
-        identify(items), [unread] * 21, *made, FeatureStore(tmp_path), CONFIG, engine="onnx"
-    )  # fmt: skip
+    again = extract_features(identify(items), [unread] * 21, *made, FeatureStore(tmp_path), CONFIG, engine="onnx")
     np.testing.assert_array_equal(again.features, first.features)
 
 

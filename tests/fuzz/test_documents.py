@@ -37,10 +37,37 @@ MUTATIONS = 200
 SECONDS = 10.0
 MEMORY = int(1.5 * 2**30)
 PIECES = (
-    b"[" * 1500, b"{" * 1500, b'{"a":' * 1500, b"9" * 5000, b"NaN", b"-Infinity", b"1e999", b"\0", b"\xff", b"\xed\xa0\x80",
-    b"&a [*a]", b"*a", b"!!python/object/apply:os.getcwd []", b"!!timestamp x", b"!!bool x", b"!!binary x", b"!!int x", b"\t", b": ",
-    b"0x" + b"f" * 5000, b"null", b'""', b"-", b"2001-99-99", b"{}", b"[]", b"<<: 3\n", b"a: 1\na: 2\n", b"# \r\n", b"%YAML 9.9\n---\n",
-)  # fmt: skip
+    b"[" * 1500,
+    b"{" * 1500,
+    b'{"a":' * 1500,
+    b"9" * 5000,
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"\0",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"&a [*a]",
+    b"*a",
+    b"!!python/object/apply:os.getcwd []",
+    b"!!timestamp x",
+    b"!!bool x",
+    b"!!binary x",
+    b"!!int x",
+    b"\t",
+    b": ",
+    b"0x" + b"f" * 5000,
+    b"null",
+    b'""',
+    b"-",
+    b"2001-99-99",
+    b"{}",
+    b"[]",
+    b"<<: 3\n",
+    b"a: 1\na: 2\n",
+    b"# \r\n",
+    b"%YAML 9.9\n---\n",
+)
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -148,9 +175,14 @@ def test_overrides(text):
     "text, words",
     [
         ("a: [" + "[" * 20_000, "nested too deeply"),
-        ("a: &a [1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n" + "".join(
-            f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("bcdefg", "cdefgh", strict=True)
-        ), "aliases"),
+        (
+            "a: &a [1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
+            + "".join(
+                f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
+                for before, name in zip("bcdefg", "cdefgh", strict=True)
+            ),
+            "aliases",
+        ),
         ("a: &a [*a]", "alias of itself"),
         ("a: 0x" + "f" * 5000, "5002 digits"),
         ("a: " + "9" * 5000, "4300"),
@@ -160,7 +192,7 @@ def test_overrides(text):
         ("a: \0", "special characters"),
     ],
     ids=["nesting", "bomb", "loop", "hex", "digits", "timestamp", "bool", "long", "nul"],
-)  # fmt: skip
+)
 def test_hostile_yaml_is_a_value_error_at_once(text, words):
     began = time.monotonic()
     with pytest.raises(ValueError, match=words):
@@ -208,8 +240,14 @@ def example(schema: dict, root: dict) -> object:
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "object":
         return {name: example(part, root) for name, part in schema.get("properties", {}).items()}
-    return {"array": [example(schema.get("items", {}), root)] if isinstance(schema.get("items", {}), dict) else [], "string": "x",
-            "integer": 1, "number": 0.5, "boolean": True, "null": None}[kind]  # fmt: skip
+    return {
+        "array": [example(schema.get("items", {}), root)] if isinstance(schema.get("items", {}), dict) else [],
+        "string": "x",
+        "integer": 1,
+        "number": 0.5,
+        "boolean": True,
+        "null": None,
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", schema_kinds())
@@ -350,8 +388,12 @@ def table(embedded: bool) -> bytes:
         if embedded
         else pa.array([f"{row}.png" for row in range(n)])
     )
-    columns = {"image": image, "label": [row % 2 for row in range(n)], "group": [f"g{row}" for row in range(n)],
-               "timestamp": pa.array([10**9 * row for row in range(n)], pa.timestamp("ns"))}  # fmt: skip
+    columns = {
+        "image": image,
+        "label": [row % 2 for row in range(n)],
+        "group": [f"g{row}" for row in range(n)],
+        "timestamp": pa.array([10**9 * row for row in range(n)], pa.timestamp("ns")),
+    }
     stream = io.BytesIO()
     pq.write_table(pa.table(columns), stream, compression="none", row_group_size=3)
     return stream.getvalue()

@@ -21,10 +21,16 @@ from stage1.runtime.images import REASONS, ImageError, Preprocessing, load_tenso
 MUTATIONS = 200
 SECONDS, MEMORY = 10, 1536 << 20
 KINDS = {
-    "jpg": ("JPEG", {}), "progressive": ("JPEG", {"progressive": True}), "png": ("PNG", {}), "gif": ("GIF", {}),
-    "webp": ("WEBP", {}), "tiff": ("TIFF", {}), "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}), "bmp": ("BMP", {}),
+    "jpg": ("JPEG", {}),
+    "progressive": ("JPEG", {"progressive": True}),
+    "png": ("PNG", {}),
+    "gif": ("GIF", {}),
+    "webp": ("WEBP", {}),
+    "tiff": ("TIFF", {}),
+    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "bmp": ("BMP", {}),
     "ppm": ("PPM", {}),
-}  # fmt: skip
+}
 
 
 def mutations(data: bytes, seed: str) -> Iterator[bytes]:
@@ -35,10 +41,17 @@ def mutations(data: bytes, seed: str) -> Iterator[bytes]:
         for _ in range(draw.choice((1, 1, 2, 8, 64))):
             at = draw.randrange(min(100, len(changed)) if draw.random() < 0.5 else len(changed))
             length = draw.choice((1, 1, 2, 4, 40, 400))
-            part = draw.choice((
-                draw.randbytes(length), bytes(length), b"\xff" * length, b"\x7f" * length, b"",
-                bytes(changed[at : at + length]) * 2, data,
-            ))  # fmt: skip
+            part = draw.choice(
+                (
+                    draw.randbytes(length),
+                    bytes(length),
+                    b"\xff" * length,
+                    b"\x7f" * length,
+                    b"",
+                    bytes(changed[at : at + length]) * 2,
+                    data,
+                )
+            )
             changed[at : at + (0 if part is data else length)] = part
             if len(changed) > 4 * len(data) or not changed:
                 break

@@ -28,9 +28,12 @@ N = 400
 def columns() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
-        "logit_0": rng.normal(size=N), "logit_1": rng.normal(size=N), "label": np.arange(N) % 2,
-        "id": np.array([f"i{row}" for row in range(N)]), "group": np.array([f"g{row // 2}" for row in range(N)]),
-    }  # fmt: skip
+        "logit_0": rng.normal(size=N),
+        "logit_1": rng.normal(size=N),
+        "label": np.arange(N) % 2,
+        "id": np.array([f"i{row}" for row in range(N)]),
+        "group": np.array([f"g{row // 2}" for row in range(N)]),
+    }
 
 
 def npz(save: Callable[..., None]) -> bytes:
@@ -54,9 +57,10 @@ def table(kind: str) -> bytes:
 
 
 KINDS = {
-    "stored.npz": lambda: npz(np.savez), "packed.npz": lambda: npz(np.savez_compressed),
+    "stored.npz": lambda: npz(np.savez),
+    "packed.npz": lambda: npz(np.savez_compressed),
     **{f"a.{kind}": lambda kind=kind: table(kind) for kind in ("csv", "tsv", "parquet", "lists.parquet")},
-}  # fmt: skip
+}
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
@@ -129,8 +133,11 @@ def test_a_damaged_tensor_of_a_run_is_read_or_named(file, tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
     parts = columns()
     scores = Scores(
-        logits=np.stack([parts["logit_0"], parts["logit_1"]], axis=1), labels=parts["label"], ids=parts["id"], groups=parts["group"]
-    )  # fmt: skip
+        logits=np.stack([parts["logit_0"], parts["logit_1"]], axis=1),
+        labels=parts["label"],
+        ids=parts["id"],
+        groups=parts["group"],
+    )
     write_role(tmp_path, "val_calib", scores)
     before = peak_kib()
     path = tmp_path / file
@@ -145,12 +152,18 @@ def test_a_damaged_tensor_of_a_run_is_read_or_named(file, tmp_path):
 
 
 NAMES = {
-    "not a mapping": "[]", "a number": "7", "a text": '"ids"', "null": "null", "nothing": "", "no ids": "{}",
-    "a list of lists": '{"ids": [[1], [2, 3]], "groups": null}', "nested": "[" * 100_000,
+    "not a mapping": "[]",
+    "a number": "7",
+    "a text": '"ids"',
+    "null": "null",
+    "nothing": "",
+    "no ids": "{}",
+    "a list of lists": '{"ids": [[1], [2, 3]], "groups": null}',
+    "nested": "[" * 100_000,
     "a number of 5,000 digits": '{"ids": ' + "9" * 5000 + ', "groups": null}',
     "slices that are a list": '{"ids": null, "groups": null, "slices": [1]}',
     "not UTF-8": b'{"ids": ["caf\xe9"]}',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -168,9 +181,15 @@ def test_tensors_of_another_kind_are_named(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     write_role(tmp_path, "val_calib", Scores(logits=np.eye(2), labels=[0, 1]))
     strange = [
-        {"a": 1}, [torch.eye(2)], torch.eye(2).to_sparse(), torch.eye(2, dtype=torch.complex64), torch.eye(2) * float("nan"),
-        torch.zeros(1).expand(10**9, 2), torch.zeros(2, 2, 2), torch.tensor(1.0),
-    ]  # fmt: skip
+        {"a": 1},
+        [torch.eye(2)],
+        torch.eye(2).to_sparse(),
+        torch.eye(2, dtype=torch.complex64),
+        torch.eye(2) * float("nan"),
+        torch.zeros(1).expand(10**9, 2),
+        torch.zeros(2, 2, 2),
+        torch.tensor(1.0),
+    ]
     for content in strange:
         torch.save(content, Path(tmp_path) / "val_calib_logits.pt")
         read_or_named(lambda: read_role(tmp_path, "val_calib"), (IntegrityError,))

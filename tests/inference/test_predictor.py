@@ -291,7 +291,10 @@ assert not {"torch", "timm", "pandas"} & set(sys.modules)
 def test_core_answers_without_torch(bundle_folder, photos):
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT_TORCH, str(bundle_folder), str(photos / "1 red.jpg")],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "exit:roadwork"

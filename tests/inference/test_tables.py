@@ -75,9 +75,12 @@ def test_pipes_and_holes_among_the_images_are_named_at_once(bundle, photos):
     assert time.monotonic() - start < 10
     errors = [(Path(row.path).name, row.error.partition(":")[0]) for row in failed]
     assert errors == [
-        ("cut.jpg", "truncated"), ("hole.png", "too large"), ("pipe.jpg", "not a file"), ("pipe.jpg", "not a file"),
+        ("cut.jpg", "truncated"),
+        ("hole.png", "too large"),
+        ("pipe.jpg", "not a file"),
+        ("pipe.jpg", "not a file"),
         ("zero", "not a file"),
-    ]  # fmt: skip
+    ]
     assert (len(rows), failures) == (8, 5)
 
 
@@ -106,8 +109,12 @@ def test_files_folders_tables_and_stdin_in_one_call(photos, tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("image\nmy phötos/2 blue.png\n")
     assert names(photos / "1 red.jpg", photos / "below", table, "-", stdin=b"x.jpg\r\n\ny z.jpg") == [
-        str(photos / "1 red.jpg"), str(photos / "below/cut.jpg"), str(photos / "2 blue.png"), "x.jpg", "y z.jpg",
-    ]  # fmt: skip
+        str(photos / "1 red.jpg"),
+        str(photos / "below/cut.jpg"),
+        str(photos / "2 blue.png"),
+        "x.jpg",
+        "y z.jpg",
+    ]
 
 
 @pytest.mark.parametrize("column", ["image", "path", "file_name", "filepath", "image_path", " Image "])
@@ -210,18 +217,33 @@ def written(kind: str, tmp_path: Path, rows=ROWS) -> Path:
 
 
 def expected(row: Row) -> dict:
-    return {"path": row.path.encode("utf-8", "backslashreplace").decode(), "label": row.label, "probability": row.probability,
-            "exit": row.exit, "decision": row.decision, "error": row.error, "confidence": row.confidence,
-            "p_none": row.probabilities and row.probabilities[0],
-            "p_roadwork": row.probabilities and row.probabilities[1]}  # fmt: skip
+    return {
+        "path": row.path.encode("utf-8", "backslashreplace").decode(),
+        "label": row.label,
+        "probability": row.probability,
+        "exit": row.exit,
+        "decision": row.decision,
+        "error": row.error,
+        "confidence": row.confidence,
+        "p_none": row.probabilities and row.probabilities[0],
+        "p_roadwork": row.probabilities and row.probabilities[1],
+    }
 
 
 def test_csv_round_trip(tmp_path):
     with open(written("csv", tmp_path), encoding="utf-8", newline="") as stream:
         found = list(csv.DictReader(stream))
     assert list(found[0]) == [
-        "path", "label", "probability", "exit", "decision", "error", "confidence", "p_none", "p_roadwork",
-    ]  # fmt: skip
+        "path",
+        "label",
+        "probability",
+        "exit",
+        "decision",
+        "error",
+        "confidence",
+        "p_none",
+        "p_roadwork",
+    ]
     for row, one in zip(ROWS, found, strict=True):
         truth = expected(row)
         assert one["path"] == truth["path"]

@@ -54,8 +54,13 @@ def exported(run):
 def test_the_folder_is_what_the_client_asks_for(exported):
     folder, facts = exported
     assert sorted(path.name for path in folder.iterdir()) == [
-        "LICENSES", "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "stage1_export.json",
-    ]  # fmt: skip
+        "LICENSES",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "stage1_export.json",
+    ]
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "None", "1": "Roadwork"}
     assert config["architectures"] == ["ViTForImageClassification"]
@@ -73,9 +78,10 @@ def test_scores_are_those_of_the_run(exported, run, photos):  # noqa: F811
 
     folder, _ = exported
     answer = pipeline(
-        "image-classification", model=AutoModelForImageClassification.from_pretrained(folder),
+        "image-classification",
+        model=AutoModelForImageClassification.from_pretrained(folder),
         image_processor=ViTImageProcessorPil.from_pretrained(folder),
-    )  # fmt: skip
+    )
     spec = Preprocessing.from_json(read_document(run / "features.json", "features")["preprocessing"])
     paths = sorted((photos.parent / "images").iterdir())[:20]
     _, logits, _, _ = Predictor(run / "model.onnx", spec, ("day", "night")).outputs([path.read_bytes for path in paths])

@@ -53,9 +53,13 @@ def test_the_code_of_the_page_runs(title, tmp_path):
     code = sections()
     first = code[BEFORE[title]] + "\n" if title in BEFORE else ""
     result = subprocess.run(
-        [sys.executable, "-c", first + code[title]], capture_output=True, text=True, cwd=tmp_path, timeout=240,
+        [sys.executable, "-c", first + code[title]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=240,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     for path in tmp_path.glob("from_*.parquet"):
         scores, _ = read_scores(path)

@@ -53,9 +53,10 @@ def loaded(folder, stock):
     (folder / "config.json").write_text(json.dumps({**stock.config, **names}))
     weight, bias = stock.classifier
     save_file(
-        {**stock.weights, "classifier.weight": weight.contiguous(), "classifier.bias": bias}, folder / "model.safetensors",
+        {**stock.weights, "classifier.weight": weight.contiguous(), "classifier.bias": bias},
+        folder / "model.safetensors",
         metadata={"format": "pt"},
-    )  # fmt: skip
+    )
     return AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True, local_files_only=True)
 
 

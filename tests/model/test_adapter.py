@@ -144,8 +144,9 @@ def test_share_counts_what_is_trained():
     assert adapted.share == pytest.approx(adapted.trainable / (total + adapted.trainable))
     norm = adapt(vit(), AdapterConfig(kind="norm", blocks=1), seed=0)
     assert set(norm.layers) == {f"blocks.{depth - 1}.norm{i}.{w}" for i in (1, 2) for w in ("weight", "bias")} | {
-        "norm.weight", "norm.bias",
-    }  # fmt: skip
+        "norm.weight",
+        "norm.bias",
+    }
 
 
 def test_a_convnet_takes_norm_and_bias_and_refuses_lora_by_name():

@@ -232,8 +232,12 @@ def test_fingerprint_follows_weights_spec_and_nothing_else():
     assert torch.equal(torch.random.get_rng_state(), state)  # no global state is touched
     assert again.fingerprint == base.fingerprint
     np.testing.assert_array_equal(again.features(images(3, 64)), base.features(images(3, 64)))
-    others = [load_backbone(tiny(), seed=2), load_backbone(tiny(pooling="mean"), seed=1),
-              load_backbone(tiny(input_size=80), seed=1), load_backbone(tiny(dtype="bfloat16"), seed=1)]  # fmt: skip
+    others = [
+        load_backbone(tiny(), seed=2),
+        load_backbone(tiny(pooling="mean"), seed=1),
+        load_backbone(tiny(input_size=80), seed=1),
+        load_backbone(tiny(dtype="bfloat16"), seed=1),
+    ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
@@ -365,8 +369,9 @@ def test_weights_in_the_hub_cache_are_used(checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, hint", [("vit_smal_patch16_dinov3", "vit_small_patch16_dinov3"), ("embeded", "embedded"), ("test_vit.x", "test_vit.r160")]
-)  # fmt: skip
+    "name, hint",
+    [("vit_smal_patch16_dinov3", "vit_small_patch16_dinov3"), ("embeded", "embedded"), ("test_vit.x", "test_vit.r160")],
+)
 def test_unknown_name_gets_the_nearest(name, hint):
     with pytest.raises(ConfigError, match=hint):
         load_backbone(BackboneConfig(name=name))

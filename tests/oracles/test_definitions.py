@@ -33,9 +33,11 @@ def controller_pvalues(risk: str, p: np.ndarray, y: np.ndarray) -> np.ndarray:
     """P-value of each threshold of CUTS by MAPIE, for "risk <= LEVEL"."""
     control = pytest.importorskip("mapie.risk_control", reason="mapie is not installed")
     controller = control.BinaryClassificationController(
-        lambda rows: np.stack([1 - p[np.ravel(rows)], p[np.ravel(rows)]], axis=1), getattr(control, risk),
-        target_level=LEVEL if risk == "false_positive_rate" else 1 - LEVEL, list_predict_params=CUTS,
-    )  # fmt: skip
+        lambda rows: np.stack([1 - p[np.ravel(rows)], p[np.ravel(rows)]], axis=1),
+        getattr(control, risk),
+        target_level=LEVEL if risk == "false_positive_rate" else 1 - LEVEL,
+        list_predict_params=CUTS,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "no parameter was found" is no matter here
         controller.calibrate(np.arange(len(y)).reshape(-1, 1), y)

@@ -53,10 +53,15 @@ def test_what_was_dealt_by_size_is_not_certified():
     config = RunConfig.model_validate({"risks": {"fnr": 0.1, "false_exit_rate": 0.1}})
     made = {
         dealing: fit_configured(
-            config, select=videos(200, 1), calib=videos(), classes=("none", "roadwork"), say=lambda text: None, dealing=dealing
+            config,
+            select=videos(200, 1),
+            calib=videos(),
+            classes=("none", "roadwork"),
+            say=lambda text: None,
+            dealing=dealing,
         ).certificate
         for dealing in ("stratified-random", BY_SIZE)
-    }  # fmt: skip
+    }
     assert made["stratified-random"].certified
     assert not made[BY_SIZE].certified
     assert made[BY_SIZE].reason == BY_SIZE_REASON

@@ -208,8 +208,15 @@ def test_an_image_alone_has_the_g_that_it_has_among_others():
 def test_a_damaged_map_is_named():
     scores, extra = hard_images(np.random.default_rng(11), 800)
     document = fit_gate_model(scores, extra).to_document()
-    document["map"] = {"name": "platt", "parameters": {"slope": -1.0, "shift": 0.0, "smoothing": True}, "n": 9,
-                       "n_classes": 2, "fitted_on": None, "monotone": True, "constrained": []}  # fmt: skip
+    document["map"] = {
+        "name": "platt",
+        "parameters": {"slope": -1.0, "shift": 0.0, "smoothing": True},
+        "n": 9,
+        "n_classes": 2,
+        "fitted_on": None,
+        "monotone": True,
+        "constrained": [],
+    }
     with pytest.raises(IntegrityError, match=r"gateparams: model\.map: platt: slope"):
         GateModel.from_document(document)
 

@@ -26,17 +26,23 @@ def clustered(rng, groups, correlation, size=10, prefix="c", mixed=False):
     shared = np.sqrt(correlation) * rng.normal(size=(groups, 1))
     score = (labels - 0.5) * SEPARATION + shared + np.sqrt(1 - correlation) * rng.normal(size=(groups, size))
     return Scores(
-        logits=np.stack([np.zeros(groups * size), score.ravel()], axis=1), labels=labels.ravel().astype(int),
-        groups=np.repeat([f"{prefix}{g}" for g in range(groups)], size), ids=[f"{prefix}{i}" for i in range(groups * size)],
-    )  # fmt: skip
+        logits=np.stack([np.zeros(groups * size), score.ravel()], axis=1),
+        labels=labels.ravel().astype(int),
+        groups=np.repeat([f"{prefix}{g}" for g in range(groups)], size),
+        ids=[f"{prefix}{i}" for i in range(groups * size)],
+    )
 
 
 def truth(policy):
     lo, hi = policy.lo if policy.lo is not None else -np.inf, policy.hi if policy.hi is not None else np.inf
     half = SEPARATION / 2
     miss, right, false, right0 = norm.cdf(lo - half), norm.sf(hi - half), norm.sf(hi + half), norm.cdf(lo + half)
-    risks = {"miss_rate": miss, "false_exit_rate": false, "fnr": miss / max(miss + right, 1e-300),
-             "fpr": false / max(false + right0, 1e-300)}  # fmt: skip
+    risks = {
+        "miss_rate": miss,
+        "false_exit_rate": false,
+        "fnr": miss / max(miss + right, 1e-300),
+        "fpr": false / max(false + right0, 1e-300),
+    }
     return risks, (miss + right + false + right0) / 2
 
 
@@ -81,8 +87,10 @@ def test_show_two_through_fit_policy(risks, mixed):
     draws = 150
     lines = []
     for correlation in (0.05, 0.3, 0.6, 0.95):
-        found = {unit: simulate(unit, correlation, draws, risks=risks, mixed=mixed)
-                 for unit in ("image", "group", "group_mean", "auto")}  # fmt: skip
+        found = {
+            unit: simulate(unit, correlation, draws, risks=risks, mixed=mixed)
+            for unit in ("image", "group", "group_mean", "auto")
+        }
         lines.append(
             f"{correlation:<5g}"
             + "".join(f"{unit:>12}: {broken / draws:.3f} {cover:.3f}" for unit, (broken, cover, _) in found.items())

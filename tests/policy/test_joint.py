@@ -92,9 +92,12 @@ def test_floors_shrink_alike():
 
 def test_scrc_t_states_no_bound_but_its_target():
     policy = fit_policy(
-        "scrc", calib=beta_scores(np.random.default_rng(0), 800), variant="T", coverage=0.5,
+        "scrc",
+        calib=beta_scores(np.random.default_rng(0), 800),
+        variant="T",
+        coverage=0.5,
         risks={"miss_rate": 0.05, "false_exit_rate": 0.05},
-    )  # fmt: skip
+    )
     document = policy.certificate.to_document()
     assert policy.certified
     for name, risk in policy.certificate.risks.items():

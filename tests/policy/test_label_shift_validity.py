@@ -55,10 +55,12 @@ def risks_at(policy, population, prior):
 
     positive, negative = labels == 1, labels == 0
     return {
-        "fnr": ratio(wrong, positive & decision.exit), "miss_rate": ratio(wrong, positive),
-        "fpr": ratio(wrong, negative & decision.exit), "false_exit_rate": ratio(wrong, negative),
+        "fnr": ratio(wrong, positive & decision.exit),
+        "miss_rate": ratio(wrong, positive),
+        "fpr": ratio(wrong, negative & decision.exit),
+        "false_exit_rate": ratio(wrong, negative),
         "error": ratio(wrong, decision.exit),
-    }  # fmt: skip
+    }
 
 
 def violations(population, risks, draws, *, target_prior=None, delta=0.1, n_select=300, n_calib=1500):
@@ -68,9 +70,13 @@ def violations(population, risks, draws, *, target_prior=None, delta=0.1, n_sele
     for seed in range(draws):
         rng = np.random.default_rng((seed, 3))
         policy = fit_policy(
-            "softmax", select=at_balance(population, rng, n_select, own), calib=at_balance(population, rng, n_calib, own),
-            risks=risks, confidence=1 - delta, target_prior=target_prior,
-        )  # fmt: skip
+            "softmax",
+            select=at_balance(population, rng, n_select, own),
+            calib=at_balance(population, rng, n_calib, own),
+            risks=risks,
+            confidence=1 - delta,
+            target_prior=target_prior,
+        )
         certified += policy.certified
         for prior in PRIORS:
             found = risks_at(policy, population, prior)
@@ -85,7 +91,11 @@ def kept(count, draws, delta):
 
 def check_certificates(population, draws, level):
     """level: target of the risks, chosen so that certificates are made and their bounds are near."""
-    for risks in ({"fnr": level, "false_exit_rate": level}, {"fnr": level, "fpr": level}, {"miss_rate": level, "false_exit_rate": level}):  # fmt: skip
+    for risks in (
+        {"fnr": level, "false_exit_rate": level},
+        {"fnr": level, "fpr": level},
+        {"miss_rate": level, "false_exit_rate": level},
+    ):
         broken, certified = violations(population, risks, draws)
         assert certified > 0.9, risks
         for prior in PRIORS:

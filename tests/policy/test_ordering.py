@@ -33,9 +33,15 @@ def truth(policy, prior=0.3) -> dict[str, float]:
     f, t = stats.norm.sf(hi), stats.norm.cdf(lo)
     wrong, right = prior * m + (1 - prior) * f, prior * c + (1 - prior) * t
     return {
-        "fnr": m / (m + c) if m else 0.0, "fpr": f / (f + t) if f else 0.0, "miss_rate": m, "false_exit_rate": f,
-        "error": wrong / (wrong + right) if wrong else 0.0, "coverage": wrong + right, "positive": m + c, "negative": f + t,
-    }  # fmt: skip
+        "fnr": m / (m + c) if m else 0.0,
+        "fpr": f / (f + t) if f else 0.0,
+        "miss_rate": m,
+        "false_exit_rate": f,
+        "error": wrong / (wrong + right) if wrong else 0.0,
+        "coverage": wrong + right,
+        "positive": m + c,
+        "negative": f + t,
+    }
 
 
 def simulate(draws, total, share, seed, **request):
@@ -332,9 +338,15 @@ def test_what_it_takes_is_also_simulated_from_val_select():
 def test_certificate_carries_floor_and_prior():
     scores = gaussian(np.random.default_rng(0), 6000)
     policy = fit_policy(
-        "softmax", select=scores.take(range(900)), calib=scores.take(range(900, 6000)), risks={"error": 0.05}, coverage=0.5,
-        class_coverage={"roadwork": 0.4}, target_prior=0.5, classes=("none", "roadwork"),
-    )  # fmt: skip
+        "softmax",
+        select=scores.take(range(900)),
+        calib=scores.take(range(900, 6000)),
+        risks={"error": 0.05},
+        coverage=0.5,
+        class_coverage={"roadwork": 0.4},
+        target_prior=0.5,
+        classes=("none", "roadwork"),
+    )
     certificate = policy.certificate
     assert certificate.certified
     assert certificate.coverage.bound >= 0.5

@@ -47,8 +47,10 @@ def true_risks(policy: ScrcPolicy, population: Scores) -> dict[str, float]:
     decision, (selected, _) = policy.decide(population), policy.sets(population)
     labels = population.known_labels
     wrong = decision.exit & (decision.label != labels)
-    found = {f"class {k}": wrong[selected & (labels == k)].sum() / max((selected & (labels == k)).sum(), 1)
-             for k in range(population.n_classes)}  # fmt: skip
+    found = {
+        f"class {k}": wrong[selected & (labels == k)].sum() / max((selected & (labels == k)).sum(), 1)
+        for k in range(population.n_classes)
+    }
     return {**found, "coverage": float(selected.mean())}
 
 
@@ -285,8 +287,11 @@ def test_the_nearest_target_named_can_be_certified():
     scores = binary(np.random.default_rng(11), 200)
     short = fit(scores, classes=CLASSES, risks={"miss_rate": 0.01, "false_exit_rate": 0.01})
     assert "selected" in refused(short, scores)
-    nearest = {name: float(part.split(">= ")[1].rstrip(".")) for name in RISKS
-               for part in [next(p for p in short.certificate.needed.split("; ") if f"risks.{name} >=" in p)]}  # fmt: skip
+    nearest = {
+        name: float(part.split(">= ")[1].rstrip("."))
+        for name in RISKS
+        for part in [next(p for p in short.certificate.needed.split("; ") if f"risks.{name} >=" in p)]
+    }
     assert fit(scores, risks=nearest).certificate.reason is None
     tighter = fit(scores, risks={name: value - 0.001 for name, value in nearest.items()})
     assert not tighter.certified
@@ -375,8 +380,16 @@ def test_wrong_scores_are_named():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 4), st.sampled_from("IT"), st.floats(0.02, 0.98),
-       st.floats(0.001, 0.999), st.sampled_from([1.0, 30.0, 1e300]), st.booleans())  # fmt: skip
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 60),
+    st.integers(2, 4),
+    st.sampled_from("IT"),
+    st.floats(0.02, 0.98),
+    st.floats(0.001, 0.999),
+    st.sampled_from([1.0, 30.0, 1e300]),
+    st.booleans(),
+)
 def test_random_arrays_never_break_it_and_never_certify_above_the_target(
     seed, n, classes, variant, xi, alpha, scale, gate
 ):
@@ -438,8 +451,10 @@ def inductive(population: Scores, draws: int, n: int, seed: int) -> tuple[float,
         exits.append(policy.decide(population).coverage)
         tau = float(np.quantile(calib.gate, 0.3))
         chosen, labels = calib.gate > tau, calib.known_labels
-        floors = tuple(float(np.quantile(np.where(labels == 1, calib.margin, -calib.margin)[chosen & (labels == k)], 0.05))
-                       for k in (0, 1))  # fmt: skip
+        floors = tuple(
+            float(np.quantile(np.where(labels == 1, calib.margin, -calib.margin)[chosen & (labels == k)], 0.05))
+            for k in (0, 1)
+        )
         plugged += fails(ScrcPolicy("I", "gate", tau, floors, ("0", "1"), True, 0.7, RISKS))
     return broken / draws, float(np.mean(coverage)), float(np.mean(exits)), plugged / draws
 

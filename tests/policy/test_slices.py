@@ -22,8 +22,12 @@ def drawn(rng, n, prefix):
     labels = rng.integers(0, 2, n)
     score = (labels - 0.5) * np.vectorize(CITIES.get)(city) + rng.normal(size=n)
     night = np.where(rng.random(n) < 0.3, "1", "0")
-    return Scores(logits=np.stack([np.zeros(n), score], axis=1), labels=labels, ids=[f"{prefix}{i}" for i in range(n)],
-                  slices={"city": city, "night": night})  # fmt: skip
+    return Scores(
+        logits=np.stack([np.zeros(n), score], axis=1),
+        labels=labels,
+        ids=[f"{prefix}{i}" for i in range(n)],
+        slices={"city": city, "night": night},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +50,16 @@ def test_slices_hold_where_they_say_so(population):
     parts = {f"city={city}": population.take(population.slices["city"] == city) for city in CITIES}
     parts |= {f"night={n}": population.take(population.slices["night"] == n) for n in "01"}
     for _ in range(draws):
-        policy = fit_policy("softmax", select=drawn(rng, 500, "s"), calib=drawn(rng, 3000, "c"), risks=RISKS,
-                            slices=("city", "night"))  # fmt: skip
+        policy = fit_policy(
+            "softmax", select=drawn(rng, 500, "s"), calib=drawn(rng, 3000, "c"), risks=RISKS, slices=("city", "night")
+        )
         claims = policy.certificate.slices
         assert [claim.name for claim in claims] == ["city=a", "city=b", "city=c", "night=0", "night=1"]
         assert all(claim.delta == pytest.approx(0.05 / 5) for claim in claims)
         certified = [claim.name for claim in claims if claim.certified]
-        false = [name for name in certified
-                 if any(risk > RISKS[key] for key, risk in risks_of(policy, parts[name]).items())]  # fmt: skip
+        false = [
+            name for name in certified if any(risk > RISKS[key] for key, risk in risks_of(policy, parts[name]).items())
+        ]
         broken += bool(false)
         for name in certified:
             held[name] = held.get(name, 0) + 1
@@ -83,12 +89,23 @@ def test_slices_of_groups_and_of_the_gate():
     select, calib = drawn(rng, 600, "s"), drawn(rng, 4000, "c")
 
     def grouped(scores):
-        return Scores(logits=scores.logits, labels=scores.labels, ids=scores.ids, slices=scores.slices,
-                      groups=[f"g{i // 4}" for i in range(len(scores))])  # fmt: skip
+        return Scores(
+            logits=scores.logits,
+            labels=scores.labels,
+            ids=scores.ids,
+            slices=scores.slices,
+            groups=[f"g{i // 4}" for i in range(len(scores))],
+        )
 
     for unit in ("group", "group_mean"):
-        found = fit_policy("softmax", select=grouped(select), calib=grouped(calib), risks={"miss_rate": 0.1, "false_exit_rate": 0.1},
-                           slices=("night",), unit=unit).certificate  # fmt: skip
+        found = fit_policy(
+            "softmax",
+            select=grouped(select),
+            calib=grouped(calib),
+            risks={"miss_rate": 0.1, "false_exit_rate": 0.1},
+            slices=("night",),
+            unit=unit,
+        ).certificate
         assert found.unit == unit
         held = {claim.value: claim.certified for claim in found.slices}
         assert set(held) == {"0", "1"}

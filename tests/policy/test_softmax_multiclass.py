@@ -87,9 +87,14 @@ def test_at_the_end_of_the_path_all_targets_shrink_by_one_factor():
     rng = np.random.default_rng(1)
     select, calib = draw(rng, 400), draw(rng, 3000)
     policy = fit_policy(
-        "softmax", select=select, calib=calib, risks={"error": 0.4, "fnr.cat": 0.5}, confidence=0.9, classes=NAMES,
+        "softmax",
+        select=select,
+        calib=calib,
+        risks={"error": 0.4, "fnr.cat": 0.5},
+        confidence=0.9,
+        classes=NAMES,
         allow_one_sided=True,
-    )  # fmt: skip
+    )
     certificate = policy.certificate
     assert certificate.coverage.value == 1.0
     scale = max(risk.alone / risk.target for risk in certificate.risks.values())
@@ -131,9 +136,11 @@ def test_one_image_of_each_group_is_counted():
     rng = np.random.default_rng(8)
     select, calib = draw(rng, 400), draw(rng, 1000)
     grouped = Scores(
-        logits=np.repeat(calib.logits, 4, axis=0), labels=np.repeat(calib.known_labels, 4),
-        groups=np.repeat(np.arange(1000).astype(str), 4), ids=np.arange(4000).astype(str),
-    )  # fmt: skip
+        logits=np.repeat(calib.logits, 4, axis=0),
+        labels=np.repeat(calib.known_labels, 4),
+        groups=np.repeat(np.arange(1000).astype(str), 4),
+        ids=np.arange(4000).astype(str),
+    )
     alone = fit_policy("softmax", select=select, calib=calib, risks={"error": 0.08}, classes=NAMES)
     policy = fit_policy("softmax", select=select, calib=grouped, risks={"error": 0.08}, classes=NAMES)
     assert policy.certificate.unit == "group"
@@ -168,9 +175,12 @@ def test_order_of_rows_and_monotone_maps_of_energy_free_scores_change_nothing():
     select, calib = draw(rng, 400), draw(rng, 2000)
     policy = fit_policy("softmax", select=select, calib=calib, risks={"error": 0.06}, classes=NAMES)
     shuffled = fit_policy(
-        "softmax", select=select.take(rng.permutation(400)), calib=calib.take(rng.permutation(2000)),
-        risks={"error": 0.06}, classes=NAMES,
-    )  # fmt: skip
+        "softmax",
+        select=select.take(rng.permutation(400)),
+        calib=calib.take(rng.permutation(2000)),
+        risks={"error": 0.06},
+        classes=NAMES,
+    )
     assert np.allclose(policy.thresholds, shuffled.thresholds, rtol=1e-9)
     moved = Scores(logits=calib.logits + rng.normal(0, 9, (2000, 1)), labels=calib.labels)
     assert policy.decide(moved).exit.tolist() == policy.decide(calib).exit.tolist()
@@ -304,13 +314,24 @@ def problems(draw_):
 
 
 @settings(max_examples=60, deadline=None)
-@given(problems(), st.sampled_from(["msp", "margin", "entropy", "energy", "maxlogit_pnorm(2)"]), st.sampled_from(["auto", "one", "per_class"]))  # fmt: skip
+@given(
+    problems(),
+    st.sampled_from(["msp", "margin", "entropy", "energy", "maxlogit_pnorm(2)"]),
+    st.sampled_from(["auto", "one", "per_class"]),
+)
 def test_no_certificate_has_a_bound_above_its_target(problem, score, mode):
     select, calib, classes, risks, floor = problem
     policy = fit_policy(
-        "softmax", select=select, calib=calib, risks=risks, classes=classes, coverage=floor, allow_one_sided=True,
-        confidence_score=score, thresholds=mode,
-    )  # fmt: skip
+        "softmax",
+        select=select,
+        calib=calib,
+        risks=risks,
+        classes=classes,
+        coverage=floor,
+        allow_one_sided=True,
+        confidence_score=score,
+        thresholds=mode,
+    )
     certificate, decision = policy.certificate, policy.decide(calib)
     assert decision.exit.any() == certificate.certified
     if not certificate.certified:

@@ -64,9 +64,14 @@ def test_where_the_other_side_never_exits_that_is_said(risk, shut):
 
 def test_one_risk_with_a_floor_on_coverage_leaves_the_other_error_open_too():
     policy = fit_policy(
-        "softmax", calib=overlapping(seed=1), select=overlapping(seed=2), risks={"miss_rate": 0.2}, coverage=0.4,
-        allow_one_sided=True, classes=CLASSES,
-    )  # fmt: skip
+        "softmax",
+        calib=overlapping(seed=1),
+        select=overlapping(seed=2),
+        risks={"miss_rate": 0.2},
+        coverage=0.4,
+        allow_one_sided=True,
+        classes=CLASSES,
+    )
     certificate = policy.certificate
     assert certificate.certified
     assert bool(certificate.unlimited) == (policy.hi is not None)

@@ -49,9 +49,17 @@ def draw(n: int, positives: float, seed: int, per_group: int | None = None) -> S
 
 
 def build(
-    *, n_calib: int = 3000, n_test: int = 1500, positives: float = 0.3, targets: dict[str, float] | None = None,
-    groups: int | None = None, assume_iid: bool = False, leaked: str | None = None, seed: int = 3, **fit: Any,
-) -> Sample:  # fmt: skip
+    *,
+    n_calib: int = 3000,
+    n_test: int = 1500,
+    positives: float = 0.3,
+    targets: dict[str, float] | None = None,
+    groups: int | None = None,
+    assume_iid: bool = False,
+    leaked: str | None = None,
+    seed: int = 3,
+    **fit: Any,
+) -> Sample:
     """A run whose calibration and test images come from the same simulated population, certified and evaluated in earnest.
 
     groups: images per group of both sets; None = no groups. leaked: the reason why nothing may be certified. fit: of fit_policy.
@@ -69,8 +77,19 @@ def build(
         **fit,
     )
     decision = policy.decide(test)
-    evaluation = evaluate(test, decision.exit, decision.label, lo=policy.lo, hi=policy.hi, classes=CLASSES, targets=targets, policy="softmax",
-                          certified=policy.certificate.certified, resamples=20, paths=[f"images/{i}.jpg" for i in range(n_test)])  # fmt: skip
+    evaluation = evaluate(
+        test,
+        decision.exit,
+        decision.label,
+        lo=policy.lo,
+        hi=policy.hi,
+        classes=CLASSES,
+        targets=targets,
+        policy="softmax",
+        certified=policy.certificate.certified,
+        resamples=20,
+        paths=[f"images/{i}.jpg" for i in range(n_test)],
+    )
     documents = {
         "certificate": policy.certificate.to_document(),
         "evaluation": evaluation,
@@ -86,9 +105,14 @@ def build(
         document["schema_version"] = 1
         validate(document, kind, kind)
     run = {
-        "name": "demo", "created": "2025-06-01 12:00 UTC", "model": "embedded (efficientnet-lite0) + linear head", "n_images": 12345,
-        "config": {"recipe": "demo", "seed": 7}, "seconds": {"extract": 81.5, "train": 12.25, "calibrate": 0.6}, "bundle": "runs/demo/bundle",
-    }  # fmt: skip
+        "name": "demo",
+        "created": "2025-06-01 12:00 UTC",
+        "model": "embedded (efficientnet-lite0) + linear head",
+        "n_images": 12345,
+        "config": {"recipe": "demo", "seed": 7},
+        "seconds": {"extract": 81.5, "train": 12.25, "calibrate": 0.6},
+        "bundle": "runs/demo/bundle",
+    }
     counted = calib.take(one_per_group(calib, seed)) if documents["certificate"]["unit"] == "group" else calib
     return Sample(
         documents["certificate"], evaluation, _split(), documents["thresholds"], test, _thumbs(evaluation), run, counted
@@ -97,14 +121,20 @@ def build(
 
 def _split() -> dict[str, Any]:
     return {
-        "schema_version": 1, "method": "hash", "seed": 5, "classes": CLASSES,
+        "schema_version": 1,
+        "method": "hash",
+        "seed": 5,
+        "classes": CLASSES,
         "roles": {
             role: {"counts": {"none": a, "roadwork": b}, "n_groups": g, "can_certify": can}
-            for role, a, b, g, can in (("train", 2801, 1203, 901, None), ("val_select", 702, 298, 222, None),
-                                       ("val_calib", 2103, 897, 688, {"fnr": 0.0034, "false_exit_rate": 0.0014}),
-                                       ("val_test", 1048, 452, 333, None))
+            for role, a, b, g, can in (
+                ("train", 2801, 1203, 901, None),
+                ("val_select", 702, 298, 222, None),
+                ("val_calib", 2103, 897, 688, {"fnr": 0.0034, "false_exit_rate": 0.0014}),
+                ("val_test", 1048, 452, 333, None),
+            )
         },
-    }  # fmt: skip
+    }
 
 
 def jpeg(seed: int, size: tuple[int, int] = (160, 120)) -> bytes:

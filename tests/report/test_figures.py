@@ -19,27 +19,36 @@ from stage1.errors import DataError, MissingError
 from stage1.evaluation import evaluate
 from stage1.report import draw_figures
 from stage1.report.explorer import Evidence, collect
+from stage1.report.figures.drawing import Drawing, fitting, style
 from stage1.report.figures.exit import exits, split_exits
 from stage1.report.figures.need import error_steps
 from stage1.report.figures.plan import draw_plan
 from stage1.report.figures.reliability import reliability
 from stage1.report.figures.risk import risk_path
 from stage1.report.figures.score import histogram_edges
-from stage1.report.figures.drawing import Drawing, fitting, style
 from stage1.report.figures.threshold import feasible, threshold_plane
 from stage1.risk import binomial_upper, plan
 from stage1.scores import Scores
 
 NAMES = {
-    "risk_coverage", "score_histogram", "reliability", "exit_confusion", "exits", "units_needed", "threshold_plane",
-}  # fmt: skip
+    "risk_coverage",
+    "score_histogram",
+    "reliability",
+    "exit_confusion",
+    "exits",
+    "units_needed",
+    "threshold_plane",
+}
 
 
 def figures(sample) -> dict[str, Drawing]:
     return draw_figures(
-        certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores,
+        certificate=sample.certificate,
+        evaluation=sample.evaluation,
+        policy=sample.policy,
+        scores=sample.scores,
         calibration=sample.calibration,
-    )  # fmt: skip
+    )
 
 
 def two_class(margin, labels) -> Scores:
@@ -250,8 +259,11 @@ def test_the_feasible_set_is_that_of_the_exact_bounds(rows, pairs):
     for i in range(len(pairs)):
         neg, pos = s < lo[i], s > hi[i]
         assert coverage[i] == pytest.approx((neg | pos).mean())
-        for name, wrong, among in (("fnr", neg & (y == 1), (neg | pos) & (y == 1)), ("false_exit_rate", pos & (y == 0), y == 0),
-                                   ("error", (neg & (y == 1)) | (pos & (y == 0)), neg | pos)):  # fmt: skip
+        for name, wrong, among in (
+            ("fnr", neg & (y == 1), (neg | pos) & (y == 1)),
+            ("false_exit_rate", pos & (y == 0), y == 0),
+            ("error", (neg & (y == 1)) | (pos & (y == 0)), neg | pos),
+        ):
             assert held[name][i] == (binomial_upper(wrong.sum(), among.sum(), 0.1) <= targets[name] + 1e-12)
 
 
@@ -266,8 +278,11 @@ def test_the_certified_point_is_feasible_and_the_plane_moves_with_the_scores(cer
         moved = replace(evidence, lo=evidence.lo - 1.0)
         assert threshold_plane(moved, ["none", "roadwork"]).png != unchanged["threshold_plane"].png
         # Nothing within reach, one side shut, all scores tied: still a figure.
-        for odd in (replace(evidence, targets={"fnr": 1e-6, "false_exit_rate": 1e-6}), replace(evidence, lo=None),
-                    replace(evidence, negatives=np.zeros(5), positives=np.zeros(4), lo=None, hi=None, certified=False)):  # fmt: skip
+        for odd in (
+            replace(evidence, targets={"fnr": 1e-6, "false_exit_rate": 1e-6}),
+            replace(evidence, lo=None),
+            replace(evidence, negatives=np.zeros(5), positives=np.zeros(4), lo=None, hi=None, certified=False),
+        ):
             assert threshold_plane(odd, ["none", "roadwork"]).png != unchanged["threshold_plane"].png
 
 
@@ -309,9 +324,10 @@ def test_exits_are_split_by_the_true_class():
 
 def test_slices_add_their_bars(certified, unchanged):
     certified.evaluation["slices"] = [
-        {"slice": "city", "value": "Ulm", "counts": [[30, 10, 2], [1, 9, 40]]}, {"slice": "city", "value": "Bonn", "counts": [[3, 1, 0], [0, 0, 0]]},
+        {"slice": "city", "value": "Ulm", "counts": [[30, 10, 2], [1, 9, 40]]},
+        {"slice": "city", "value": "Bonn", "counts": [[3, 1, 0], [0, 0, 0]]},
         {"slice": "night", "value": "yes", "counts": [[3, 9, 9], [1, 9, 4]]},
-    ]  # fmt: skip
+    ]
     with style():
         drawn = exits(certified.evaluation)
         tall, short = (Image.open(io.BytesIO(item.png)).height for item in (drawn, unchanged["exits"]))

@@ -11,9 +11,19 @@ from stage1.report.numbers import number, percent, upper_percent, whole, words
 
 @pytest.mark.parametrize(
     "value,text",
-    [(0.0173, "1.73 %"), (0.4512, "45.1 %"), (0.05, "5 %"), (0.00012, "0.012 %"), (0.0, "0 %"), (1.0, "100 %"), (0.9996, "99.96 %"), (0.99952843, "99.953 %"),
-     (0.2, "20 %"), (None, "–")],
-)  # fmt: skip
+    [
+        (0.0173, "1.73 %"),
+        (0.4512, "45.1 %"),
+        (0.05, "5 %"),
+        (0.00012, "0.012 %"),
+        (0.0, "0 %"),
+        (1.0, "100 %"),
+        (0.9996, "99.96 %"),
+        (0.99952843, "99.953 %"),
+        (0.2, "20 %"),
+        (None, "–"),
+    ],
+)
 def test_percent_keeps_the_digits_that_a_share_needs(value, text):
     assert percent(value).replace("\u00a0", " ") == text
 

@@ -27,9 +27,12 @@ from stage1.storage.documents import schema
 def render(sample, figures=None) -> str:
     if figures is None:
         figures = draw_figures(
-            certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores,
+            certificate=sample.certificate,
+            evaluation=sample.evaluation,
+            policy=sample.policy,
+            scores=sample.scores,
             calibration=sample.calibration,
-        )  # fmt: skip
+        )
     arguments = {name: value for name, value in sample.arguments().items() if name != "scores"}
     return render_page(figures=figures, **arguments)
 
@@ -51,9 +54,12 @@ def scripts_of(page: str) -> list[str]:
 def drawn(_certified) -> dict[str, Drawing]:
     sample = _certified
     return draw_figures(
-        certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores,
+        certificate=sample.certificate,
+        evaluation=sample.evaluation,
+        policy=sample.policy,
+        scores=sample.scores,
         calibration=sample.calibration,
-    )  # fmt: skip
+    )
 
 
 # ---- what it says ------------------------------------------------------------------------------------------------
@@ -270,9 +276,20 @@ def test_the_same_input_gives_the_same_files(certified, tmp_path):
     second = write_report(tmp_path / "b", **certified.arguments())
     assert [path.relative_to(tmp_path / "a").as_posix() for path in first] == [
         "report.html",
-        *(f"figures/{name}.{kind}" for name in ("risk_coverage", "score_histogram", "reliability", "exit_confusion", "exits", "units_needed",
-                                                "threshold_plane") for kind in ("png", "svg")),
-    ]  # fmt: skip
+        *(
+            f"figures/{name}.{kind}"
+            for name in (
+                "risk_coverage",
+                "score_histogram",
+                "reliability",
+                "exit_confusion",
+                "exits",
+                "units_needed",
+                "threshold_plane",
+            )
+            for kind in ("png", "svg")
+        ),
+    ]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 

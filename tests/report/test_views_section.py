@@ -17,9 +17,27 @@ from stage1.storage.documents import validate
 from .test_page import leaves, text_of
 
 TABLE = [
-    {"name": "whole", "augrc": 0.0311, "raw_augrc": 0.0322, "difference": None, "low": None, "high": None, "ece_before": 0.051, "ece_after": 0.041},
-    {"name": "topk:3", "augrc": 0.0203, "raw_augrc": 0.0214, "difference": -0.0108, "low": -0.0151, "high": -0.0062, "ece_before": 0.112, "ece_after": 0.0433},
-]  # fmt: skip
+    {
+        "name": "whole",
+        "augrc": 0.0311,
+        "raw_augrc": 0.0322,
+        "difference": None,
+        "low": None,
+        "high": None,
+        "ece_before": 0.051,
+        "ece_after": 0.041,
+    },
+    {
+        "name": "topk:3",
+        "augrc": 0.0203,
+        "raw_augrc": 0.0214,
+        "difference": -0.0108,
+        "low": -0.0151,
+        "high": -0.0062,
+        "ece_before": 0.112,
+        "ece_after": 0.0433,
+    },
+]
 VIEWS = {
     "asked": "5 views (whole + 2x2 tiles, 12 % overlap)",
     "ships": True,
@@ -39,18 +57,27 @@ ADAPTIVE = VIEWS | {
 SEEN = {
     "of": 5,
     "mean": 2.47,
-    "used": [{"views": 1, "right": 700, "deferred": 31, "wrong": 9}, {"views": 4, "right": 400, "deferred": 350, "wrong": 10}],
-    "decided": [{"view": "whole", "right": 613, "deferred": 121, "wrong": 12}, {"view": "tile r1c1", "right": 487, "deferred": 260, "wrong": 7}],
-}  # fmt: skip
+    "used": [
+        {"views": 1, "right": 700, "deferred": 31, "wrong": 9},
+        {"views": 4, "right": 400, "deferred": 350, "wrong": 10},
+    ],
+    "decided": [
+        {"view": "whole", "right": 613, "deferred": 121, "wrong": 12},
+        {"view": "tile r1c1", "right": 487, "deferred": 260, "wrong": 7},
+    ],
+}
 
 
 @pytest.fixture(scope="module")
 def drawn(_certified):
     sample = _certified
     return draw_figures(
-        certificate=sample.certificate, evaluation=sample.evaluation, policy=sample.policy, scores=sample.scores,
+        certificate=sample.certificate,
+        evaluation=sample.evaluation,
+        policy=sample.policy,
+        scores=sample.scores,
         calibration=sample.calibration,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

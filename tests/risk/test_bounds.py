@@ -26,9 +26,15 @@ def counts(draw, largest=500):
 
 @pytest.mark.parametrize(
     "k, n, delta, upper",
-    [(0, 100, 0.05, 0.029513), (1, 100, 0.05, 0.046560), (3, 150, 0.1, 0.043994), (5, 300, 0.05, 0.034722),
-     (10, 1000, 0.05, 0.016903), (0, 59, 0.05, 0.049508)],
-)  # fmt: skip
+    [
+        (0, 100, 0.05, 0.029513),
+        (1, 100, 0.05, 0.046560),
+        (3, 150, 0.1, 0.043994),
+        (5, 300, 0.05, 0.034722),
+        (10, 1000, 0.05, 0.016903),
+        (0, 59, 0.05, 0.049508),
+    ],
+)
 def test_upper_bound_equals_table(k, n, delta, upper):
     assert binomial_upper(k, n, delta) == approx(upper, abs=1e-6)
 
@@ -40,9 +46,13 @@ def test_lower_bound_equals_table(k, n, lower):
 
 @pytest.mark.parametrize(
     "k, n, exact, hb",
-    [(1, 100, 0.03708121, 0.08427964), (3, 150, 0.05476981, 0.14887978), (5, 300, 0.00233214, 0.00633941),
-     (0, 59, 0.04849453, 0.04849453)],
-)  # fmt: skip
+    [
+        (1, 100, 0.03708121, 0.08427964),
+        (3, 150, 0.05476981, 0.14887978),
+        (5, 300, 0.00233214, 0.00633941),
+        (0, 59, 0.04849453, 0.04849453),
+    ],
+)
 def test_pvalues_equal_table(k, n, exact, hb):
     assert binomial_pvalue(k, n, 0.05) == approx(exact, abs=1e-8)
     assert hoeffding_bentkus_pvalue(k / n, n, 0.05) == approx(hb, abs=1e-8)

@@ -268,7 +268,9 @@ def mixed_groups(rng, n_groups, draws):
     """
     many = rng.random(n_groups) < 0.5
     positive = (np.arange(FRAMES) < np.where(many, 9, 1)[:, None]).ravel()
-    missed = positive[:, None] & (rng.random((len(positive), draws)) < np.repeat(np.where(many, 0.01, 0.09), FRAMES)[:, None])  # fmt: skip
+    missed = positive[:, None] & (
+        rng.random((len(positive), draws)) < np.repeat(np.where(many, 0.01, 0.09), FRAMES)[:, None]
+    )
     return positive, missed, np.repeat(np.arange(n_groups), FRAMES)
 
 
@@ -297,9 +299,16 @@ def test_groups_without_the_class_do_not_count():
 
 @pytest.mark.parametrize(
     "n_groups, correlation, single, betting",
-    [(300, 0.02, 0.85, 1.0), (300, 0.2, 0.87, 0.99), (300, 0.5, 0.84, 0.85), (300, 0.9, 0.84, 0.56),
-     (150, 0.02, 0.43, 0.95), (150, 0.9, 0.43, 0.44), (600, 0.9, 0.99, 0.79)],
-)  # fmt: skip
+    [
+        (300, 0.02, 0.85, 1.0),
+        (300, 0.2, 0.87, 0.99),
+        (300, 0.5, 0.84, 0.85),
+        (300, 0.9, 0.84, 0.56),
+        (150, 0.02, 0.43, 0.95),
+        (150, 0.9, 0.43, 0.44),
+        (600, 0.9, 0.99, 0.79),
+    ],
+)
 def test_power_equals_algorithms_2_6(n_groups, correlation, single, betting):
     draws = 1500
     power = certified_shares(np.random.default_rng(25), 0.02, correlation, n_groups, draws)
@@ -419,6 +428,8 @@ def test_choice_is_never_far_below_the_better_method(risk, n_calib, n_select, co
     betting = chosen_share(rng, risk, correlation, n_select, n_calib, 200)
     single, other = shares["one_per_group"], shares["betting"]
     loss = max(single, other) - betting * other - (1 - betting) * single
-    print(f"risk {risk} G={n_calib} select={n_select} rho={correlation}: one {single:.3f} betting {other:.3f} "
-          f"chosen {betting:.2f} loss {loss:.3f}")  # fmt: skip
+    print(
+        f"risk {risk} G={n_calib} select={n_select} rho={correlation}: one {single:.3f} betting {other:.3f} "
+        f"chosen {betting:.2f} loss {loss:.3f}"
+    )
     assert loss <= 0.05

@@ -32,9 +32,15 @@ def test_what_each_test_may_spend_is_what_the_engine_spends():
     labels = np.repeat([0, 1], 400)
     score = rng.normal(0, 1, 800) + 4 * labels - 2
     for names in (
-        ("fnr", "false_exit_rate"), ("fpr", "miss_rate"), ("miss_rate", "false_exit_rate"), ("fnr", "fpr"),
-        ("fnr", "miss_rate"), ("fnr", "fpr", "miss_rate"), ("miss_rate",), ("fnr",),
-    ):  # fmt: skip
+        ("fnr", "false_exit_rate"),
+        ("fpr", "miss_rate"),
+        ("miss_rate", "false_exit_rate"),
+        ("fnr", "fpr"),
+        ("fnr", "miss_rate"),
+        ("fnr", "fpr", "miss_rate"),
+        ("miss_rate",),
+        ("fnr",),
+    ):
         request = Request(dict.fromkeys(names, 0.1), 0.95, allow_one_sided=True)
         choice = rule(request, 800, score, labels)(score, labels)
         assert choice.delta == pytest.approx(delta_of_each(names, 0.95)), names

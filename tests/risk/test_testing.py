@@ -31,9 +31,17 @@ def test_minimum_samples_is_the_turning_point(errors, level, delta):
 
 @pytest.mark.parametrize(
     "n, level, delta, k",
-    [(77, 0.02, 0.05, 0), (149, 0.02, 0.05, 1), (235, 0.02, 0.05, 1), (235, 0.05, 0.05, 7), (400, 0.02, 0.05, 4),
-     (680, 0.02, 0.05, 8), (300, 0.05, 0.1, 10), (1000, 0.01, 0.05, 5)],
-)  # fmt: skip
+    [
+        (77, 0.02, 0.05, 0),
+        (149, 0.02, 0.05, 1),
+        (235, 0.02, 0.05, 1),
+        (235, 0.05, 0.05, 7),
+        (400, 0.02, 0.05, 4),
+        (680, 0.02, 0.05, 8),
+        (300, 0.05, 0.1, 10),
+        (1000, 0.01, 0.05, 5),
+    ],
+)
 def test_order_statistic_rank_equals_table(n, level, delta, k):
     assert order_statistic_rank(n, level, delta) == k
     assert max_errors(n, level, delta) == k - 1

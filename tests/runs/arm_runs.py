@@ -31,7 +31,7 @@ def table(seed: int = 0, sizes: dict[str, int] | None = None) -> SampleTable:
     return SampleTable(
         ids=ids, paths=np.array([f"/photos/{row}.jpg" for row in range(n)]), labels=np.repeat(rng.integers(0, 2, n // 2), 2),
         groups=np.array([f"g{row // 2:05d}" for row in range(n)]), sources=blank, timestamps=blank, roles=roles, classes=CLASSES,
-    )  # fmt: skip
+    )
 
 
 def make_run(
@@ -59,7 +59,7 @@ def make_run(
         rows = samples.rows(role)
         scores[role] = Scores(
             np.stack([-margin[rows], margin[rows]], axis=1), labels=samples.labels[rows], groups=samples.groups[rows], ids=samples.ids[rows]
-        )  # fmt: skip
+        )
         write_role(folder, role, scores[role])
     policy = fit_configured(
         config,

@@ -47,7 +47,7 @@ def stage1(
     return subprocess.run(
         [sys.executable, "-m", "stage1.cli", *map(str, arguments)],
         capture_output=True, text=True, timeout=300, env={**os.environ, **(environment or {})}, **options,
-    )  # fmt: skip
+    )
 
 
 def one_line_error(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:

@@ -188,7 +188,7 @@ def test_the_command_groups_by_arm(runs, tmp_path):
     result = stage1(
         "compare", "--arm", f"frozen={runs / 'frozen0'},{runs / 'frozen1'}", "--arm", f"tuned={runs / 'lora0'},{runs / 'lora1'}",
         "--resamples", "50", "--output", tmp_path / "out", "--json",
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert [arm["name"] for arm in found["arms"]] == ["frozen", "tuned"]

@@ -79,7 +79,7 @@ def test_draws_keep_groups_whole_with_slices_and_signals():
     population = Scores(
         logits=np.random.default_rng(0).normal(size=(n, 2)), labels=np.arange(n) % 2, groups=np.repeat(np.arange(20), 3).astype(str),
         slices={"city": np.array(["x", "y"] * 30)}, extra={"spread": np.arange(n) / n},
-    )  # fmt: skip
+    )
     drawn = _draw(population, 30, np.random.default_rng(1), "s")
     assert len(drawn) == 30
     assert np.unique(drawn.groups, return_counts=True)[1].tolist() == [3] * 10
@@ -92,7 +92,7 @@ def test_three_classes_keep_the_promise_and_the_plug_in_does_not():
     found = audit(
         population, config("risks={error: 0.04, wrong.dog: 0.08}", "confidence=0.9", "data.classes=[cat, dog, owl]"),
         draws=20, sizes=Sizes(300, 2000), seed=1,
-    )  # fmt: skip
+    )
     assert found["kept"]
     assert found["certified"] > 0.9
     assert found["coverage"] > 0.5
@@ -105,7 +105,7 @@ def test_scrc_of_three_classes_is_held_against_its_selected_images():
     found = audit(
         population, config("policy.name=scrc", "coverage=0.6", "risks={miss_rate: 0.1}", "data.classes=[cat, dog, owl]"),
         draws=8, sizes=Sizes(100, 2000), seed=1,
-    )  # fmt: skip
+    )
     assert found["certified"] == 1.0
     assert found["kept"]
 

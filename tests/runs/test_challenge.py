@@ -49,7 +49,7 @@ def test_named_roles_become_challenges_and_the_others_stay(small, tmp_path):
     made, folder = after_split(
         small, tmp_path / "made", "data.challenge.roles={train: mixture, val_calib: L2}", "data.challenge.copies={train: 2}",
         "data.slices=[level]",
-    )  # fmt: skip
+    )
     levels = made.slices["level"]
     for role, copies in (("train", 2), ("val_calib", 1)):
         before, after = plain.take(plain.rows(role)), made.take(made.rows(role))
@@ -180,7 +180,7 @@ def streetview(photos, tmp_path_factory):
         overrides=[*SETTINGS, f"data.table={photos}", MIXTURE, "data.challenge.copies={train: 2}", "data.slices=[level]",
                    "risks={miss_rate: 0.6, false_exit_rate: 0.6}"],
         output=tmp_path_factory.mktemp("runs") / "streetview",
-    )  # fmt: skip
+    )
 
 
 def test_a_run_certifies_the_mixture_and_its_levels_and_the_bundle_repeats_it(streetview):

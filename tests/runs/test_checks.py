@@ -44,7 +44,7 @@ def config(*overrides):
         ([ERROR, "data.slices=[city]"], THREE, "data.slices: is for two classes"),
         ([ERROR, "train.objective=risk"], THREE, "train.objective=risk: is for two classes"),
     ],
-)  # fmt: skip
+)
 def test_what_the_classes_rule_out_is_named(overrides, classes, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         check_all(config(*overrides), classes)

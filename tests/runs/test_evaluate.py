@@ -33,7 +33,7 @@ def write_file(folder: Path, n: int = 3000, groups: bool = False) -> Path:
             logits=np.stack([np.zeros(n), margin], axis=1), labels=labels, ids=np.array([f"{i:05d}.jpg" for i in range(n)]),
             groups=np.array([f"camera {i // 3}" for i in range(n)]) if groups else None,
         ),
-    )  # fmt: skip
+    )
     return folder / "mine.csv"
 
 

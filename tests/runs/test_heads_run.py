@@ -114,7 +114,7 @@ def test_a_sweep_writes_its_table_and_its_winner_is_the_same_alone(photos, featu
     again = run(
         recipe="sweep", output=tmp_path / "run", allow_change=True,
         overrides=[*SETTINGS, f"data.table={photos}", f"features.store={features_store}", *SMALLER["sweep"], *options, "sweep.hidden=[6]"],
-    )  # fmt: skip
+    )
     assert "train" in again.done
     assert read_document(result.folder / "train.json", "train")["sweep"]["hidden"] == 6
 

@@ -62,7 +62,7 @@ def audited(tmp_path_factory):
         "backbone": "embedded", "pooling": "pool", "fingerprint": "0" * 64, "licence": "x", "weights": "x", "dim": 3, "preprocessing": {},
         "backbone_onnx": "0" * 64, "engine": "onnx", "store": None, "seed": 0,
         "key": {name: getattr(KEY, name) for name in ("preprocessing", "backbone", "pooling", "dtype", "engine")},
-    }, "features")  # fmt: skip
+    }, "features")
     document = audit_labels(run, top=30)
     return run, document, set(table.ids[wrong].tolist()), photos
 
@@ -269,7 +269,7 @@ def test_labels_that_a_spreadsheet_wrote_anew_are_the_same_labels(tmp_path):
     table = SampleTable(
         ids=texts, paths=texts, labels=np.array([0, 1]), groups=texts, sources=texts, timestamps=texts,
         roles=np.array(["train", "train"]), classes=("true", "false"),
-    )  # fmt: skip
+    )
     file = tmp_path / "labels.csv"
     file.write_text("id,label,new_label\nx,TRUE,FALSE\ny,FALSE,\n")
     assert _new_labels(file, table) == ({"x": 1}, 1)

@@ -183,7 +183,7 @@ def test_what_is_for_two_classes_is_refused_in_one_line(made, overrides, words):
         fit_configured(
             config, select=read_role(made[0], "val_select"), calib=read_role(made[0], "val_calib"), classes=CLASSES,
             say=lambda text: None,
-        )  # fmt: skip
+        )
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -220,7 +220,7 @@ def test_a_default_run_on_four_classes_certifies_the_error(four, tmp_path):
     result = stage1(
         "run", "--recipe", "baseline", f"data.table={four}", "backbone.input_size=64", "train.epochs=25",
         "evaluation.resamples=20", "--output", folder,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     assert "target: error <= 0.05 (the default for 4 classes" in result.stderr + result.stdout
     certificate = read_document(folder / "certificate.json", "certificate")

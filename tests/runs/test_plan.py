@@ -39,7 +39,7 @@ PATH = "risks={fnr: 0.08, fpr: 0.08}"
 
 
 @pytest.mark.parametrize("overrides", [(WALK,), (PATH,), ("risks={error: 0.05}", "coverage=0.5", "target_prior=0.3"),
-                                       ("risks={miss_rate: 0.02}", "allow_one_sided=true")])  # fmt: skip
+                                       ("risks={miss_rate: 0.02}", "allow_one_sided=true")])
 def test_the_quick_fit_is_the_real_one(overrides):
     chosen = config(*overrides, "calibration.map=none")
     population = scores(1500)
@@ -162,7 +162,7 @@ def test_the_command_prints_and_draws(tmp_path):
     result = stage1(
         "plan", "risks={error: 0.1, fnr: 0.1}", "--scores", "pilot.parquet", "--draws", "20", "--figure", "out/plan.svg", "-q",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr
     assert "to be certified with probability 0.9" in result.stdout.splitlines()[-1]
     assert b"<svg" in (tmp_path / "out/plan.svg").read_bytes()
@@ -184,7 +184,7 @@ def test_the_figure_has_a_panel_for_the_chance():
     drawing = plan_drawing(document["needs"], **options)
     assert drawing == plan_drawing(document["needs"], **options)  # the same bytes
     height = {name: int.from_bytes(png[20:24], "big") for name, png in
-              (("both", drawing.png), ("needs", plan_drawing(document["needs"]).png), ("pilot", plan_drawing([], pilot=document["pilot"]).png))}  # fmt: skip
+              (("both", drawing.png), ("needs", plan_drawing(document["needs"]).png), ("pilot", plan_drawing([], pilot=document["pilot"]).png))}
     assert height["both"] > height["needs"] > height["pilot"]
     with pytest.raises(DataError, match="or a pilot"):
         plan_drawing([])

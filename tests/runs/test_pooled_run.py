@@ -175,7 +175,7 @@ def test_three_classes_and_a_sweep(tmp_path):
             "views.grid=2x2", "views.train=pooled", "sweep.enabled=true", "sweep.seeds=1", "sweep.weight_decays=[0.01]",
             "sweep.label_smoothings=[0.0]",
         ],
-    )  # fmt: skip
+    )
     bundle = load_bundle(result.bundle)
     scores = read_role(result.folder, "val_test")
     assert scores.logits.shape[1] == 3

@@ -39,7 +39,7 @@ def core_only(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[
     code = CORE_ONLY.format(blocked=sorted(EXTRAS))
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ}
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

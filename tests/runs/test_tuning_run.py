@@ -419,7 +419,7 @@ def command(photos, folder: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "stage1.cli", "run", "--recipe", "lora", *TINY, "images.epochs=6", f"data.table={photos}",
         "--output", str(folder), *more,
-    ]  # fmt: skip
+    ]
 
 
 def signalled_after_a_checkpoint(arguments: list[str], path: Path, number: int) -> int:

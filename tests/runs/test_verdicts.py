@@ -43,7 +43,7 @@ def test_one_word_and_one_colour_everywhere(tmp_path, case):
     second = last_line(
         "evaluate", "--scores", folder / "scores.parquet", "--values", "logits", "--policy", folder,
         "evaluation.resamples=20",
-    )  # fmt: skip
+    )
     for line in (first, second):
         assert line.startswith(f"{shout}  {title}.")
         assert ("reversed score columns" in line) == (case == "reversed")

@@ -243,7 +243,7 @@ def test_head_on_every_view_goes_through(signs, store, tmp_path):
     result = go(
         signs, store, tmp_path / "run", "views.train=views", "views.aggregate=[whole, mean, max]",
         "risks={miss_rate: 0.45, false_exit_rate: 0.45}",
-    )  # fmt: skip
+    )
     answers_as_scored(result)
     comparison = read_document(result.folder / "views.json", "views")["comparison"]
     assert [row["name"] for row in comparison["table"]] == ["whole", "mean", "max"]

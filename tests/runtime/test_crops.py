@@ -24,9 +24,13 @@ def policies():
     shares = st.integers(1, 19).map(lambda twentieth: twentieth / 20)
     grids = st.tuples(st.integers(1, 4), st.integers(1, 4)).filter(lambda grid: grid != (1, 1))
     return st.builds(
-        ViewPolicy, whole=st.just(True), grid=st.none() | grids, overlap=st.floats(0, 1), flips=st.booleans(),
+        ViewPolicy,
+        whole=st.just(True),
+        grid=st.none() | grids,
+        overlap=st.floats(0, 1),
+        flips=st.booleans(),
         scales=st.lists(shares, max_size=2, unique=True).map(tuple),
-    )  # fmt: skip
+    )
 
 
 sides = st.integers(1, 3000)
@@ -180,17 +184,41 @@ def test_nothing_is_said_of_tiles_where_no_whole_view_shows_what_they_show(polic
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("whole", "whole"), ("learned", "learned"), ("topk:3", "topk:3"), ("topk:3.0", "topk:3"), ("topk:1e1", "topk:10"),
-     ("lse:8", "lse:8"), ("lse:8.0", "lse:8.0"), ("lse:1e-3", "lse:1e-3")],
-)  # fmt: skip
+    [
+        ("whole", "whole"),
+        ("learned", "learned"),
+        ("topk:3", "topk:3"),
+        ("topk:3.0", "topk:3"),
+        ("topk:1e1", "topk:10"),
+        ("lse:8", "lse:8"),
+        ("lse:8.0", "lse:8.0"),
+        ("lse:1e-3", "lse:1e-3"),
+    ],
+)
 def test_aggregates_have_one_spelling(given, name):
     assert aggregate_name(given) == name == aggregate_name(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["bogus", "auto", "pooled", "mean:2", "topk", "topk:0", "topk:2.5", "topk:1_0", "topk:-1", "topk:1e99", "lse:",
-             "lse: 8", "lse:nan", "lse:0", "lse:٣"],
-)  # fmt: skip
+    "name",
+    [
+        "bogus",
+        "auto",
+        "pooled",
+        "mean:2",
+        "topk",
+        "topk:0",
+        "topk:2.5",
+        "topk:1_0",
+        "topk:-1",
+        "topk:1e99",
+        "lse:",
+        "lse: 8",
+        "lse:nan",
+        "lse:0",
+        "lse:٣",
+    ],
+)
 def test_aggregates_that_there_are_not(name):
     with pytest.raises(ConfigError, match=r"views\.aggregate: '.*'(;| is unknown;) (give|use) "):
         aggregate_name(name)

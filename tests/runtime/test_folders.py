@@ -41,9 +41,14 @@ def test_content_tells_an_image(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "head, name",
-    [(b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"), (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"), (b"\xff\x0a\0\0", "JPEG XL"),
-     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"), (b"8BPS\0\x01", "PSD")],
-)  # fmt: skip
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\xff\x0a\0\0", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"8BPS\0\x01", "PSD"),
+    ],
+)
 def test_an_image_of_a_format_that_is_not_read_is_called_by_its_name(head: bytes, name: str) -> None:
     with pytest.raises(ImageError, match=f"^unread format: {name} is not read; save it as JPEG or PNG$"):
         decode(head + bytes(100))

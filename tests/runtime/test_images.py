@@ -118,9 +118,17 @@ def test_truncated_jpeg_is_an_error_at_every_length(
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "kind, options",
-    [("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("GIF", {}), ("PPM", {}),
-     ("TIFF", {"compression": "tiff_lzw"})],
-)  # fmt: skip
+    [
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("GIF", {}),
+        ("PPM", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
 def test_truncated_file_is_an_error(kind: str, options: dict[str, Any]) -> None:
     data = encoded(photo(24, 20), kind, **options)
     decode(data)
@@ -400,8 +408,18 @@ def test_the_colour_key_of_rgb_compares_every_bit(depth: int) -> None:
 
 def raw_tiff(samples: bytes, width: int, bits: int, photometric: int, *, order: str = "<", form: int = 1) -> bytes:
     """An uncompressed gray TIFF of one row. form: 1 unsigned, 2 signed, 3 floating point."""
-    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8 + 2 + 12 * 10 + 4),
-            (277, 1), (278, 1), (279, len(samples)), (339, form)]  # fmt: skip
+    tags = [
+        (256, width),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8 + 2 + 12 * 10 + 4),
+        (277, 1),
+        (278, 1),
+        (279, len(samples)),
+        (339, form),
+    ]
     fields = [struct.pack(f"{order}HHIH", tag, 3, 1, value) + b"\0\0" for tag, value in tags]
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
     return head + b"".join(fields) + bytes(4) + samples
@@ -435,9 +453,18 @@ def test_twelve_bit_gray_is_spread_over_the_whole_range() -> None:
 
 @pytest.mark.parametrize(
     "bits, photometric, order, form",
-    [(8, 1, "<", 2), (8, 1, ">", 2), (16, 1, "<", 2), (32, 1, "<", 3), (32, 0, ">", 3), (64, 1, "<", 3),
-     (32, 1, "<", 1), (16, 0, ">", 1), (12, 0, "<", 1)],
-)  # fmt: skip
+    [
+        (8, 1, "<", 2),
+        (8, 1, ">", 2),
+        (16, 1, "<", 2),
+        (32, 1, "<", 3),
+        (32, 0, ">", 3),
+        (64, 1, "<", 3),
+        (32, 1, "<", 1),
+        (16, 0, ">", 1),
+        (12, 0, "<", 1),
+    ],
+)
 def test_tiff_samples_without_an_agreed_reading_are_refused_as_such(
     bits: int, photometric: int, order: str, form: int
 ) -> None:
@@ -531,20 +558,35 @@ def test_spec_survives_json_and_its_digest_follows_every_field() -> None:
     assert again == spec
     assert again.digest == spec.digest
     others = [
-        Preprocessing(), Preprocessing(size=96), Preprocessing(fit="center_crop"), Preprocessing(mean=(0.5, 0.5, 0.4)),
-        Preprocessing(std=(0.5, 0.5, 0.4)), Preprocessing(interpolation="bilinear"), Preprocessing(max_pixels=5), spec,
-    ]  # fmt: skip
+        Preprocessing(),
+        Preprocessing(size=96),
+        Preprocessing(fit="center_crop"),
+        Preprocessing(mean=(0.5, 0.5, 0.4)),
+        Preprocessing(std=(0.5, 0.5, 0.4)),
+        Preprocessing(interpolation="bilinear"),
+        Preprocessing(max_pixels=5),
+        spec,
+    ]
     assert len({other.digest for other in others}) == len(others)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": 0}, {"size": 2.5}, {"size": True}, {"fit": "stretch"}, {"interpolation": "nearest"}, {"mean": [1, 2]},
-        {"std": [0, 1, 1]}, {"std": [1, 1, float("nan")]}, {"mean": "abc"}, {"max_pixels": -1}, {"colour": "bgr"},
+        {"size": 0},
+        {"size": 2.5},
+        {"size": True},
+        {"fit": "stretch"},
+        {"interpolation": "nearest"},
+        {"mean": [1, 2]},
+        {"std": [0, 1, 1]},
+        {"std": [1, 1, float("nan")]},
+        {"mean": "abc"},
+        {"max_pixels": -1},
+        {"colour": "bgr"},
         {"decode": {"orientation": "ignored"}},
     ],
-)  # fmt: skip
+)
 def test_bad_spec_is_refused_in_one_line(change: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"^preprocessing: ") as caught:
         Preprocessing.from_json({**Preprocessing().to_json(), **change})

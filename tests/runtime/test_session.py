@@ -352,12 +352,20 @@ def endless_model() -> bytes:
         helper.make_node("Slice", ["means", "zero", "two", "one"], ["start"]),
         helper.make_node("Loop", ["", "true", "start"], ["logits"], body=body),
     ]
-    constants = [axes, two, make("zero", TensorProto.INT64, [1], [0]), make("one", TensorProto.INT64, [1], [1]),
-                 make("true", TensorProto.BOOL, [], [True])]  # fmt: skip
+    constants = [
+        axes,
+        two,
+        make("zero", TensorProto.INT64, [1], [0]),
+        make("one", TensorProto.INT64, [1], [1]),
+        make("true", TensorProto.BOOL, [], [True]),
+    ]
     graph = helper.make_graph(
-        nodes, "endless", [tensor("image", TensorProto.FLOAT, ["N", 3, 8, 8])],
-        [tensor("logits", TensorProto.FLOAT, ["N", 2])], initializer=constants,
-    )  # fmt: skip
+        nodes,
+        "endless",
+        [tensor("image", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [tensor("logits", TensorProto.FLOAT, ["N", 2])],
+        initializer=constants,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
 
 

@@ -55,8 +55,9 @@ RULE: list[tuple[tuple[str, ...], list[str], tuple[int, int] | None]] = [
 ]
 CASES = [
     pytest.param(kind, classes, places, id=f"{kind}-{'_'.join(classes)}")
-    for kinds, classes, places in RULE for kind in kinds
-]  # fmt: skip
+    for kinds, classes, places in RULE
+    for kind in kinds
+]
 
 
 def as_text(value: Any) -> str:

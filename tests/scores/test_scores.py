@@ -102,10 +102,15 @@ def test_probabilities_off_by_rounding_are_read(rounded, k):
     assert [line.split(" rows")[0] for line in heard] == ([f"{off} of 500"] if off else [])
 
 
-@pytest.mark.parametrize("values, count", [
-    ([1.0000001, 0.5, -1e-9], 2), ([[1.0000001, -1e-9], [0.5, 0.5]], 1), ([[0.499, 0.499], [0.5, 0.5], [0.502, 0.5]], 2),
-    ([0.0, 1.0], 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, count",
+    [
+        ([1.0000001, 0.5, -1e-9], 2),
+        ([[1.0000001, -1e-9], [0.5, 0.5]], 1),
+        ([[0.499, 0.499], [0.5, 0.5], [0.502, 0.5]], 2),
+        ([0.0, 1.0], 0),
+    ],
+)
 def test_what_was_clipped_is_counted(values, count):
     heard: list[str] = []
     scores = from_probabilities(values, say=heard.append)
@@ -113,10 +118,18 @@ def test_what_was_clipped_is_counted(values, count):
     assert [line.split(" of ")[0] for line in heard] == ([str(count)] if count else [])
 
 
-@pytest.mark.parametrize("values, row", [
-    ([0.5, 1.01], 1), ([0.5, 0.5, -0.01], 2), ([[0.5, 0.5], [0.5, 0.49]], 1), ([[0.5, 0.51]], 0), ([[1.1, -0.1]], 0),
-    ([0.5, np.nan], 1), ([0.5, np.inf], 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, row",
+    [
+        ([0.5, 1.01], 1),
+        ([0.5, 0.5, -0.01], 2),
+        ([[0.5, 0.5], [0.5, 0.49]], 1),
+        ([[0.5, 0.51]], 0),
+        ([[1.1, -0.1]], 0),
+        ([0.5, np.nan], 1),
+        ([0.5, np.inf], 1),
+    ],
+)
 def test_beyond_rounding_the_row_is_named(values, row):
     with pytest.raises(DataError, match=f"probabilities: row {row} (is|sums to)"):
         from_probabilities(values)

@@ -61,9 +61,16 @@ def view_model(
     weight = np.array([[scale], [0.0], [-scale]], dtype=np.float32)
     ends = np.array([[-0.4, 0.6] + [-1.0] * (outputs - 2)], dtype=np.float32)
     constants = {
-        "weight": weight, "ends": ends, "half": np.float32(0.5), "share": np.float32(share), "one": np.array([1]), "last": np.array([views]),
-        "zero": np.array([0]), "axis": np.array([1]), "end": np.array([-1]),
-    }  # fmt: skip
+        "weight": weight,
+        "ends": ends,
+        "half": np.float32(0.5),
+        "share": np.float32(share),
+        "one": np.array([1]),
+        "last": np.array([views]),
+        "zero": np.array([0]),
+        "axis": np.array([1]),
+        "end": np.array([-1]),
+    }
     nodes = [
         ("ReduceMean", ["image"], ["colours"], {"axes": [3, 4], "keepdims": 0}),  # [N, V, 3]
         ("MatMul", ["colours", "weight"], ["reds"], {}),  # [N, V, 1]
@@ -82,11 +89,12 @@ def view_model(
     ]
     made = {"logits": ["N", outputs], "without_view": ["N", views, outputs], **({"gate_logits": ["N"]} if gate else {})}
     graph = make.make_graph(
-        [make.make_node(kind, takes, gives, **more) for kind, takes, gives, more in nodes], "views",
+        [make.make_node(kind, takes, gives, **more) for kind, takes, gives, more in nodes],
+        "views",
         [make.make_tensor_value_info("image", floats, ["N", views, 3, 16, 16])],
         [make.make_tensor_value_info(name, floats, shape) for name, shape in made.items() if name != drop],
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )  # fmt: skip
+    )
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
@@ -149,7 +157,16 @@ def make_bundle(
     )
     parts = make_parts(folder / "facts", n=60)
     return write_bundle(
-        folder / "bundle", model=run / "model.onnx", preprocessing=SPEC, classes=CLASSES, policy_file=file,
-        certificate_file=run / "certificate.json", calibration=calib, selection=select, map_file=map_file,
-        views_file=views_file, facts=parts.facts, licences={"Apache-2.0": LICENCE},
-    )  # fmt: skip
+        folder / "bundle",
+        model=run / "model.onnx",
+        preprocessing=SPEC,
+        classes=CLASSES,
+        policy_file=file,
+        certificate_file=run / "certificate.json",
+        calibration=calib,
+        selection=select,
+        map_file=map_file,
+        views_file=views_file,
+        facts=parts.facts,
+        licences={"Apache-2.0": LICENCE},
+    )

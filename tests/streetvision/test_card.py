@@ -21,17 +21,25 @@ HOTKEY = KNOWN["d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d
 
 
 def card(**changes):
-    fields = {"name": "roadwork", "description": "A small ViT.", "version": "1.0.0", "hotkey": HOTKEY,
-              "time": "2026-01-31T14:00:00+02:00"}  # fmt: skip
+    fields = {
+        "name": "roadwork",
+        "description": "A small ViT.",
+        "version": "1.0.0",
+        "hotkey": HOTKEY,
+        "time": "2026-01-31T14:00:00+02:00",
+    }
     return ModelCard.of(**{**fields, **changes})
 
 
 def test_written_with_the_clients_five_fields_and_read_back(tmp_path):
     write_card(card(), tmp_path / "model_card.json")
     assert json.loads((tmp_path / "model_card.json").read_text()) == {
-        "model_name": "roadwork", "description": "A small ViT.", "version": "1.0.0", "submitted_by": HOTKEY,
+        "model_name": "roadwork",
+        "description": "A small ViT.",
+        "version": "1.0.0",
+        "submitted_by": HOTKEY,
         "submission_time": "2026-01-31T12:00:00Z",
-    }  # fmt: skip
+    }
     assert read_card(tmp_path / "model_card.json") == card()
 
 

@@ -53,7 +53,9 @@ def http(url: str, **keys: object) -> dict:
     return {"name": "server", "http": {"url": url, "format": "bytes", **keys}, "calls": CALLS}
 
 
-def detector_of(folder: Path, bundle: Path, *later: dict, exit: object = BAND, keys: dict | None = None, **top: object) -> Stage1Detector:  # fmt: skip
+def detector_of(
+    folder: Path, bundle: Path, *later: dict, exit: object = BAND, keys: dict | None = None, **top: object
+) -> Stage1Detector:
     """A detector around `bundle` with the later stages of a cascade file that is written, frozen and named beside it."""
     first = {"name": "first", "bundle": os.path.relpath(bundle, folder), "exit": exit}
     path = folder / "cascade.yaml"
@@ -160,9 +162,34 @@ def test_what_is_sent_is_the_picture_upright_without_loss(tmp_path, bundle):
 
 SLOW = ("hang", "drip", "drip-head", "continue")
 FAULTS = (
-    *SLOW, "garbage", "empty", "nan", "infinity", "large", "negative", "text", "true", "null", "digits", "list", "missing", "deep",
-    "twice", "huge", "huge-chunked", "cut", "half-closed", "close", "gzip", "no-http", "redirect", "500", "503", "404", "429",
-)  # fmt: skip
+    *SLOW,
+    "garbage",
+    "empty",
+    "nan",
+    "infinity",
+    "large",
+    "negative",
+    "text",
+    "true",
+    "null",
+    "digits",
+    "list",
+    "missing",
+    "deep",
+    "twice",
+    "huge",
+    "huge-chunked",
+    "cut",
+    "half-closed",
+    "close",
+    "gzip",
+    "no-http",
+    "redirect",
+    "500",
+    "503",
+    "404",
+    "429",
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -317,8 +344,13 @@ number = 3
 
 @pytest.mark.parametrize(
     "name, by, words",
-    [("sure", "stage2", None), ("hangs", "stage1", "timeout"), ("raises", "stage1", "failed"), ("large", "stage1", "invalid")],
-)  # fmt: skip
+    [
+        ("sure", "stage2", None),
+        ("hangs", "stage1", "timeout"),
+        ("raises", "stage1", "failed"),
+        ("large", "stage1", "invalid"),
+    ],
+)
 def test_a_callable_beside_the_cascade_file_takes_the_bytes(tmp_path, bundle, name, by, words):
     module = f"stage_{abs(hash(str(tmp_path)))}"
     (tmp_path / f"{module}.py").write_text(MODULE)
@@ -366,8 +398,10 @@ def test_a_cascade_of_all_kinds_needs_onnxruntime_numpy_and_pillow_alone(tmp_pat
         (tmp_path / "detector.json").write_text((tmp_path / "detector.yaml").read_text())  # no PyYAML there
         run = subprocess.run(
             [sys.executable, "-c", ISOLATED, str(tmp_path / "detector.json"), *paths],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert run.returncode == 0, run.stderr
         answers, modules = (json.loads(line) for line in run.stdout.splitlines())
         for path, (by, stage, value, trouble) in zip(paths, answers, strict=True):
@@ -490,7 +524,9 @@ def test_certified_thresholds_of_an_evaluation_are_in_force_in_the_detector(tmp_
     for (name, _), (answer, _) in zip(test, answers, strict=True):
         whole = theirs[str(name)]
         assert (answer.stage, answer.value > 0.5) == (whole["answered_by"], whole["label"] == "roadwork")
-    wrong = {label: sum((answer.value > 0.5) != label for answer, of in answers if of == label) for label in (True, False)}  # fmt: skip
+    wrong = {
+        label: sum((answer.value > 0.5) != label for answer, of in answers if of == label) for label in (True, False)
+    }
     ran = json.loads((tmp_path / "evaluated" / "cascade.json").read_text())["test"]
     assert (wrong[True], wrong[False]) == (ran["misses"], ran["false_exits"])
     assert {answer.by for answer, _ in answers} == {"exit", "stage2"}

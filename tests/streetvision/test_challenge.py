@@ -140,8 +140,11 @@ def test_a_generator_with_other_numbers_is_told_apart(what):
     level, options, statistic = WRONG[what]
     wrong = sample(
         lambda rgb, level, rng: oracle.drawn(rgb, level, rng, **options),
-        lambda pixels: oracle.jpeg(pixels, 95 if what == "quality" else 75), level, 45, first=50_000,
-    )  # fmt: skip
+        lambda pixels: oracle.jpeg(pixels, 95 if what == "quality" else 75),
+        level,
+        45,
+        first=50_000,
+    )
     assert stats.ks_2samp(wrong[statistic], of_ours(level, 70)[statistic]).pvalue < KS
 
 
@@ -175,9 +178,15 @@ def features(pixels: np.ndarray) -> list[float]:
     spread = np.median(np.abs(centred), axis=1)
     together = np.corrcoef(np.clip(centred, -60, 60))
     return [
-        *np.log1p(spread), *np.log1p(fine.std(axis=1)), together[0, 1], together[0, 2], together[1, 2],
-        *values.mean(axis=(0, 1)), *values.std(axis=(0, 1)), *np.quantile(values, (0.02, 0.98), axis=(0, 1)).ravel(),
-    ]  # fmt: skip
+        *np.log1p(spread),
+        *np.log1p(fine.std(axis=1)),
+        together[0, 1],
+        together[0, 2],
+        together[1, 2],
+        *values.mean(axis=(0, 1)),
+        *values.std(axis=(0, 1)),
+        *np.quantile(values, (0.02, 0.98), axis=(0, 1)).ravel(),
+    ]
 
 
 def two_sample_auc(level: int, n: int, **options) -> float:

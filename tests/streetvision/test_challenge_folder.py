@@ -110,8 +110,12 @@ def test_a_folder_of_other_challenges_or_other_things_is_refused(tmp_path):
     source = write_table(tmp_path / "in")
     make(source, tmp_path / "out")
     table = (tmp_path / "out" / "labels.csv").read_bytes()
-    for options, words in [({"seed": 1}, "seed=0, not 1"), ({"level": "L2"}, "level=mixture, not L2"), ({"copies": 3}, "copies=1, not 3"),
-                           ({"balance": True}, "balance=False, not True")]:  # fmt: skip
+    for options, words in [
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"level": "L2"}, "level=mixture, not L2"),
+        ({"copies": 3}, "copies=1, not 3"),
+        ({"balance": True}, "balance=False, not True"),
+    ]:
         with pytest.raises(ConfigError, match=words):
             make(source, tmp_path / "out", **options)
     with pytest.raises(ConfigError, match="other images, not these"):

@@ -11,10 +11,21 @@ from stage1.streetvision.classes import CLIENT_LABELS, client_labels, reads_as, 
 @pytest.mark.parametrize(
     "name, meaning",
     [
-        ("roadwork", 1), ("Roadwork", 1), ("ROAD_WORKS", 1), ("road-work", 1), ("none", 0), ("None", 0), ("no roadwork", 0),
-        ("not_roadwork", 0), ("without roadworks", 0), ("day", None), ("roadside", None), ("nonexistent", None), ("1", None),
+        ("roadwork", 1),
+        ("Roadwork", 1),
+        ("ROAD_WORKS", 1),
+        ("road-work", 1),
+        ("none", 0),
+        ("None", 0),
+        ("no roadwork", 0),
+        ("not_roadwork", 0),
+        ("without roadworks", 0),
+        ("day", None),
+        ("roadside", None),
+        ("nonexistent", None),
+        ("1", None),
     ],
-)  # fmt: skip
+)
 def test_names_are_read_whatever_their_writing(name, meaning):
     assert reads_as(name) == meaning
 

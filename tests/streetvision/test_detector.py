@@ -108,9 +108,10 @@ def test_same_exits_labels_and_probabilities_as_the_predictor(kind, tmp_path):
 
 VIEWS = ViewPolicy(grid=(2, 2))
 TWO = Sequence(
-    (0, 4, 1, 2, 3), tuple(Step(Pool("mean"), 1.1, 0.05, -1.5, 1.5, (-0.1, 0.1)) for _ in range(5)),
+    (0, 4, 1, 2, 3),
+    tuple(Step(Pool("mean"), 1.1, 0.05, -1.5, 1.5, (-0.1, 0.1)) for _ in range(5)),
     {"views": 2.0, "coverage": 0.5, "coverage_all": 0.5, "tolerance": 0.01},
-)  # fmt: skip
+)
 VIEWED = {
     "whole": {"views": FrozenViews(VIEWS, Pool("whole"))},
     "mean": {"views": FrozenViews(VIEWS, Pool("mean")), "map_name": "platt"},
@@ -185,8 +186,23 @@ def test_needs_onnxruntime_numpy_and_pillow_alone(kind, tmp_path):
 # By way of what a mode that is not converted to directly is made.
 BETWEEN = {"RGBa": ["RGBA"], "La": ["LA"], "PA": ["P"]}
 MODES = (
-    "1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B",
-)  # fmt: skip
+    "1",
+    "L",
+    "P",
+    "PA",
+    "LA",
+    "La",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "RGBa",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "I;16",
+    "I;16L",
+    "I;16B",
+)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -326,9 +342,13 @@ def test_device_is_a_string_or_an_object_like_a_torch_device(bundle, device, cap
 
 def test_every_key_of_the_yaml_is_an_attribute(bundle, tmp_path):
     keys = {
-        "decision_threshold": 0.7, "stage2": "math:sqrt", "stage2_threshold": 0.4, "deadline_s": 2.5,
-        "fallback_answer": 0.0, "threads": 2,
-    }  # fmt: skip
+        "decision_threshold": 0.7,
+        "stage2": "math:sqrt",
+        "stage2_threshold": 0.4,
+        "deadline_s": 2.5,
+        "fallback_answer": 0.0,
+        "threads": 2,
+    }
     detector = Stage1Detector(model_name="m", config_name=yaml_for(tmp_path, bundle, **keys), device="cpu")
     assert {name: getattr(detector, name) for name in keys} == keys
     assert detector.bundle == str(bundle)

@@ -76,9 +76,9 @@ def detected(tmp_path, bundle, paths, scores, threshold):
         with Image.open(path) as picture:
             answers.append(detector(picture))
     assert detector.counts["fallback"] == 0
-    return LevelRates(
-        answers, scores.labels, scores.slices["level"], scores.groups, resamples=100
-    ).table(0.5), detector.counts  # fmt: skip
+    return LevelRates(answers, scores.labels, scores.slices["level"], scores.groups, resamples=100).table(
+        0.5
+    ), detector.counts
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -253,9 +253,18 @@ def test_the_miner_runs_with_our_detector_registered(client, bundle, tmp_path, f
     target = [str(client / "neurons" / "miner.py")] if form == "script" else ["-m", "base_miner.miner"]
     asked = ["--netuid", "72", *words_for(config, "Ours"), "--neuron.image_detector_device", "auto"]
     run = stage1(
-        "streetvision", "run", "--registry", "base_miner.registry", "--name", "Ours",
-        "--", sys.executable, *target, *asked, environment=environment(client, tmp_path / "requests"),
-    )  # fmt: skip
+        "streetvision",
+        "run",
+        "--registry",
+        "base_miner.registry",
+        "--name",
+        "Ours",
+        "--",
+        sys.executable,
+        *target,
+        *asked,
+        environment=environment(client, tmp_path / "requests"),
+    )
     assert run.returncode == 0, run.stderr
     assert "detector 'Ours' is registered" in run.stderr
     assert f"the miner built our detector 'Ours': bundle {bundle}, digest " in run.stderr
@@ -276,9 +285,10 @@ def test_our_environment_does_not_reach_the_clients_path(client, bundle, tmp_pat
     (site / "transformers.py").write_text("raise RuntimeError('ours, not the client\\'s')")
     requests(tmp_path / "requests", 2)
     words = miner_command(
-        [sys.executable, str(client / "neurons" / "miner.py"), *words_for(bundle)], registry="base_miner.registry:DETECTOR_REGISTRY",
+        [sys.executable, str(client / "neurons" / "miner.py"), *words_for(bundle)],
+        registry="base_miner.registry:DETECTOR_REGISTRY",
         base="base_miner.detectors:FeatureDetector",
-    )  # fmt: skip
+    )
     words[words.index("-c") + 2] = str(site / "stage1")
     run = subprocess.run(
         words, capture_output=True, text=True, env=environment(client, tmp_path / "requests"), timeout=120
@@ -301,8 +311,15 @@ def test_our_environment_does_not_reach_the_clients_path(client, bundle, tmp_pat
     ],
 )
 def test_what_cannot_be_registered_is_one_line_before_the_miner_starts(client, options, words):
-    run = stage1("streetvision", "run", *options, "--", sys.executable, client / "neurons" / "miner.py",
-                 environment=environment(client))  # fmt: skip
+    run = stage1(
+        "streetvision",
+        "run",
+        *options,
+        "--",
+        sys.executable,
+        client / "neurons" / "miner.py",
+        environment=environment(client),
+    )
     one_line_error(run, 2, words)
     assert run.stdout == ""
 
@@ -310,9 +327,17 @@ def test_what_cannot_be_registered_is_one_line_before_the_miner_starts(client, o
 def launched(client: Path, asked: Path, *words: str | Path, options: tuple[str | Path, ...] = ()):
     """The stand-in with the client's real flags, started as docs/CLIENT.md says."""
     return stage1(
-        "streetvision", "run", "--registry", "base_miner.registry", *options, "--", sys.executable,
-        client / "neurons" / "miner.py", *words, environment=environment(client, asked),
-    )  # fmt: skip
+        "streetvision",
+        "run",
+        "--registry",
+        "base_miner.registry",
+        *options,
+        "--",
+        sys.executable,
+        client / "neurons" / "miner.py",
+        *words,
+        environment=environment(client, asked),
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,14 +347,17 @@ def launched(client: Path, asked: Path, *words: str | Path, options: tuple[str |
         (["--neuron.detector=Stage1"], "did you mean --neuron.image_detector Stage1?"),
         (["--neuron.image_detecter", "Stage1"], "did you mean --neuron.image_detector Stage1?"),
         (["--neuron.image_detector", "Stage1", "--neuron.config", "stage1.yaml"], "--neuron.config is no word"),
-        (["--neuron.image_detector", "Stage1", "--neuron.image-detector-config", "x"], "did you mean --neuron.image_detector_config?"),
+        (
+            ["--neuron.image_detector", "Stage1", "--neuron.image-detector-config", "x"],
+            "did you mean --neuron.image_detector_config?",
+        ),
         (["--neuron.image_detector", "stage1"], "names 'stage1', and ours is registered as 'Stage1'"),
         (["--neuron.image_detector=ROADWORK"], "names 'ROADWORK'"),
         (["--neuron.image_detector", "None"], "names 'None'"),
         (["--neuron.image_detector", "--netuid", "72"], "names nothing"),
         (["--neuron.image_detector", "Stage1", "--neuron.image_detector_config", "None"], "IMAGE_DETECTOR_CONFIG=FILE"),
     ],
-)  # fmt: skip
+)
 def test_words_that_would_serve_the_stock_model_are_refused_before_the_miner_starts(client, tmp_path, words, said):
     run = launched(client, tmp_path / "requests", *words)
     one_line_error(run, 2, said)
@@ -393,8 +421,16 @@ def test_a_changed_byte_of_the_bundle_is_one_line_at_the_start(client, bundle, t
 
 def test_a_miner_that_builds_no_detector_is_told_so_at_its_end(client, tmp_path):
     (tmp_path / "miner.py").write_text("print('no detector here')\n")
-    run = stage1("streetvision", "run", "--registry", "base_miner.registry", "--", sys.executable, tmp_path / "miner.py",
-                 environment=environment(client))  # fmt: skip
+    run = stage1(
+        "streetvision",
+        "run",
+        "--registry",
+        "base_miner.registry",
+        "--",
+        sys.executable,
+        tmp_path / "miner.py",
+        environment=environment(client),
+    )
     assert run.returncode == 0
     assert "warning: the miner ended without building a detector" in run.stderr
 
@@ -426,10 +462,18 @@ def test_200_challenges_in_the_clients_environment(client, views, tmp_path):
     bundle = make_bundle(tmp_path / "bündle of ours", views=views)
     made = requests(tmp_path / "requests", 200, each=25)
     run = stage1(
-        "streetvision", "run", "--registry", "base_miner.registry", "--base", "base_miner.detectors:FeatureDetector",
-        "--", Path(venv) / "bin" / "python", client / "neurons" / "miner.py", *words_for(bundle),
+        "streetvision",
+        "run",
+        "--registry",
+        "base_miner.registry",
+        "--base",
+        "base_miner.detectors:FeatureDetector",
+        "--",
+        Path(venv) / "bin" / "python",
+        client / "neurons" / "miner.py",
+        *words_for(bundle),
         environment=environment(client, tmp_path / "requests", CLIENT_HAS_TORCH="1"),
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert len(found["answers"]) == 200
@@ -456,10 +500,16 @@ def test_a_miner_with_a_cascade_asks_its_stages_without_our_packages(client, bun
         here = [detector(Image.open(io.BytesIO(data))) for data in made]
         (tmp_path / "detector.json").write_text((tmp_path / "detector.yaml").read_text())
         run = stage1(
-            "streetvision", "run", "--registry", "base_miner.registry", "--", python,
-            client / "neurons" / "miner.py", *words_for(tmp_path / "detector.json"),
+            "streetvision",
+            "run",
+            "--registry",
+            "base_miner.registry",
+            "--",
+            python,
+            client / "neurons" / "miner.py",
+            *words_for(tmp_path / "detector.json"),
             environment=environment(client, tmp_path / "requests"),
-        )  # fmt: skip
+        )
         assert run.returncode == 0, run.stderr
         assert len(server.requests) == 2 * 24
     found = json.loads(run.stdout)

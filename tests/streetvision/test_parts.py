@@ -139,9 +139,15 @@ def policies(draw):
     if kind == "scrc":
         floors = tuple(draw(st.one_of(st.just(-math.inf), st.floats(-4, 4))) for _ in range(2))
         return ScrcPolicy(
-            draw(st.sampled_from("IT")), draw(st.sampled_from(["softmax", "gate"])),
-            draw(st.one_of(st.just(-math.inf), st.floats(-1, 5))), floors, classes, draw(st.booleans()), 0.5, {"miss_rate": 0.1},
-        )  # fmt: skip
+            draw(st.sampled_from("IT")),
+            draw(st.sampled_from(["softmax", "gate"])),
+            draw(st.one_of(st.just(-math.inf), st.floats(-1, 5))),
+            floors,
+            classes,
+            draw(st.booleans()),
+            0.5,
+            {"miss_rate": 0.1},
+        )
     return GatePolicy(draw(gates()), lo, hi, classes, True, None, "gate" if kind == "gate" else "softmax")
 
 
@@ -159,9 +165,14 @@ def test_the_policies_in_numpy_say_what_those_of_stage1_policy_say(policy, froze
     full = policy if frozen is None else CalibratedPolicy(policy, frozen)
     document = json.loads(json.dumps(full.to_document()))
     sealed = SealedBundle(
-        folder="memory", manifest={"classes": ["none", "roadwork"], "policy_file": "policy.json"}, model=b"", policy=document,
-        certificate={}, calibration=None if frozen is None else json.loads(json.dumps(frozen.to_document())), views={},
-    )  # fmt: skip
+        folder="memory",
+        manifest={"classes": ["none", "roadwork"], "policy_file": "policy.json"},
+        model=b"",
+        policy=document,
+        certificate={},
+        calibration=None if frozen is None else json.loads(json.dumps(frozen.to_document())),
+        views={},
+    )
     scores = scores_of(seed, scale)
     ours, theirs = judge(sealed)(scores), full.decide(scores)
     np.testing.assert_array_equal(ours.exit, theirs.exit)
@@ -187,11 +198,14 @@ def sequence_of(policy: ViewPolicy, rng: np.random.Generator) -> Sequence:
         low, high = sorted(rng.normal(0, 3, 2).tolist())
         steps.append(
             Step(
-                aggregator_of(str(rng.choice(POOLS)), seen, rng), float(rng.uniform(0.2, 2)), float(rng.normal()),
-                low if rng.random() < 0.7 else None, high if rng.random() < 0.7 else None,
+                aggregator_of(str(rng.choice(POOLS)), seen, rng),
+                float(rng.uniform(0.2, 2)),
+                float(rng.normal()),
+                low if rng.random() < 0.7 else None,
+                high if rng.random() < 0.7 else None,
                 (low - 0.5, low - 0.2) if rng.random() < 0.3 else None,
             )
-        )  # fmt: skip
+        )
     order = tuple(rng.permutation(policy.count).tolist())
     return Sequence(order, tuple(steps), {"views": 1.0, "coverage": 0.5, "coverage_all": 0.5, "tolerance": 0.01})
 
@@ -378,10 +392,14 @@ def test_without_pyyaml_the_error_says_so_and_json_still_works(tmp_path):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("nocolon", "module:attribute"), (":f", "module:attribute"), ("math:", "module:attribute"),
-        ("no_such_module_x:f", "cannot import 'no_such_module_x'"), ("math:no.such", "has no 'no.such'"), ("math:pi", "is float"),
+        ("nocolon", "module:attribute"),
+        (":f", "module:attribute"),
+        ("math:", "module:attribute"),
+        ("no_such_module_x:f", "cannot import 'no_such_module_x'"),
+        ("math:no.such", "has no 'no.such'"),
+        ("math:pi", "is float"),
     ],
-)  # fmt: skip
+)
 def test_a_stage_2_that_is_not_there_is_one_line_at_the_start(name, words):
     with pytest.raises(ConfigError, match=words):
         load_stage2(name)

@@ -31,9 +31,14 @@ from stage1.streetvision.reward import (
 
 # STREETVISION.md, expected reward at balanced labels: made there by simulation, so rounded and a few thousandths off.
 PUBLISHED = {
-    (0.996, 0.132): 0.740, (0.95, 0.05): 0.800, (0.98, 0.05): 0.856, (0.97, 0.03): 0.877, (0.98, 0.02): 0.915,
-    (0.99, 0.01): 0.957, (0.5, 0.5): 0.026,
-}  # fmt: skip
+    (0.996, 0.132): 0.740,
+    (0.95, 0.05): 0.800,
+    (0.98, 0.05): 0.856,
+    (0.97, 0.03): 0.877,
+    (0.98, 0.02): 0.915,
+    (0.99, 0.01): 0.957,
+    (0.5, 0.5): 0.026,
+}
 ROUNDING, THEIR_ERROR = 0.0005, 0.003
 
 
@@ -57,10 +62,12 @@ def test_expectation_equals_enumeration(tpr, fpr, prior, answers):
     total = 0.0
     for labels in product((0, 1), repeat=answers):
         for said in product((0, 1), repeat=answers):
-            chance = np.prod([
-                (prior if y else 1 - prior) * ((tpr if a else 1 - tpr) if y else (fpr if a else 1 - fpr))
-                for y, a in zip(labels, said, strict=True)
-            ])  # fmt: skip
+            chance = np.prod(
+                [
+                    (prior if y else 1 - prior) * ((tpr if a else 1 - tpr) if y else (fpr if a else 1 - fpr))
+                    for y, a in zip(labels, said, strict=True)
+                ]
+            )
             total += chance * play(said, labels).rewards[-1]
     assert float(expected_reward(tpr, fpr, prior, answers=answers)) == pytest.approx(total, abs=1e-12)
 
@@ -102,7 +109,16 @@ def test_expected_reward_broadcasts_and_knows_its_ends():
     assert float(expected_reward(1.0, 1.0)) == pytest.approx((0.5**3) * 0.5 * (1.6 / 4 + 0.1 * 0.5 * 6) * 0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("arguments, word", [((1.1, 0.0), "tpr"), ((0.5, -0.1), "fpr"), ((0.5, float("nan")), "fpr"), ((0.5, 0.5, 2.0), "prior"), ((0.5, 0.5, 0.5, 0), "answers")])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        ((1.1, 0.0), "tpr"),
+        ((0.5, -0.1), "fpr"),
+        ((0.5, float("nan")), "fpr"),
+        ((0.5, 0.5, 2.0), "prior"),
+        ((0.5, 0.5, 0.5, 0), "answers"),
+    ],
+)
 def test_bad_rates_are_named(arguments, word):
     with pytest.raises(DataError, match=word):
         expected_reward(*arguments)

@@ -48,9 +48,13 @@ def forked(fit: Callable[..., Any], order: dict[str, Any]) -> list[int | None]:
 
     def worker(rank: int) -> None:
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(each)), "LOCAL_WORLD_SIZE": str(len(each)),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"]),
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(len(each)),
+            "LOCAL_WORLD_SIZE": str(len(each)),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(order["port"]),
+        }
         torch.set_num_threads(1)  # the parent's pool of threads is not there after a fork
         code = 1
         with (folder / f"{rank}.out").open("w") as sys.stdout, (folder / f"{rank}.err").open("w") as sys.stderr:

@@ -42,9 +42,12 @@ def test_toy_threshold_loss_and_gradients() -> None:
     step = 1e-6
     for index, gradient in enumerate((w.grad, b.grad)):
         moved = [
-            [torch.tensor(value + sign * step * (place == index), dtype=torch.float64) for place, value in enumerate((1.0, 0.0))]
+            [
+                torch.tensor(value + sign * step * (place == index), dtype=torch.float64)
+                for place, value in enumerate((1.0, 0.0))
+            ]
             for sign in (1, -1)
-        ]  # fmt: skip
+        ]
         finite = (float(toy(*moved[0])[1]) - float(toy(*moved[1])[1])) / (2 * step)
         assert finite == pytest.approx(float(gradient), abs=1e-8)
 

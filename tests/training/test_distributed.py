@@ -25,8 +25,11 @@ from .image_tasks import fit
 WORKER = Path(__file__).with_name("distributed_worker.py")
 # 45 images: four steps an epoch, the last of 9, an uneven share for two processes.
 OPTIONS: dict[str, Any] = {
-    "n": 45, "epochs": 3, "images": {"unfreeze": "last", "augment": "moderate"}, "class_weights": "balanced",
-}  # fmt: skip
+    "n": 45,
+    "epochs": 3,
+    "images": {"unfreeze": "last", "augment": "moderate"},
+    "class_weights": "balanced",
+}
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,15 @@ def test_a_killed_process_ends_the_run_with_a_message_and_a_checkpoint(victim, a
 @pytest.mark.slow
 def test_torchrun_itself(alone, tmp_path):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER), str(tmp_path),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(WORKER),
+        str(tmp_path),
         json.dumps(OPTIONS),
-    ]  # fmt: skip
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr

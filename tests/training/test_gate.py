@@ -161,9 +161,16 @@ def test_the_gate_is_fitted_on_the_targets_that_are_given(tmp_path: Path) -> Non
     x, logits, right = planted(0)
     given = GateTargets(right[:700], logits[:700], np.zeros(700, np.int64))
     gate = fit_gate(
-        x[:700], given, x[700:], logits[700:], right[700:], config=TrainConfig(epochs=25, learning_rate=0.5),
-        head=HeadConfig(gate="linear"), seed=0, folder=tmp_path,
-    )  # fmt: skip
+        x[:700],
+        given,
+        x[700:],
+        logits[700:],
+        right[700:],
+        config=TrainConfig(epochs=25, learning_rate=0.5),
+        head=HeadConfig(gate="linear"),
+        seed=0,
+        folder=tmp_path,
+    )
     assert ((judged(gate, x[700:], logits[700:]) > 0) == right[700:]).mean() > 0.9
 
 
@@ -176,9 +183,16 @@ def test_where_features_add_nothing_the_gate_is_what_the_margin_says(tmp_path: P
     given = GateTargets(right[:400], logits[:400], np.zeros(400, np.int64))
     # The rate that the classifier has; its tenth is still enough to fit noise, so val_select must say no.
     gate = fit_gate(
-        x[:400], given, x[400:], logits[400:], right[400:], config=TrainConfig(epochs=20, learning_rate=0.5),
-        head=HeadConfig(gate="linear"), seed=0, folder=tmp_path,
-    )  # fmt: skip
+        x[:400],
+        given,
+        x[400:],
+        logits[400:],
+        right[400:],
+        config=TrainConfig(epochs=20, learning_rate=0.5),
+        head=HeadConfig(gate="linear"),
+        seed=0,
+        folder=tmp_path,
+    )
     values = judged(gate, x[400:], logits[400:])
     assert np.array_equal(np.argsort(values), np.argsort(margin[400:]))
     oracle = pytest.importorskip("sklearn.linear_model").LogisticRegression(C=1e6).fit(margin[:400, None], right[:400])

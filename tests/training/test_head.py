@@ -39,9 +39,14 @@ def test_reaches_the_accuracy_of_logistic_regression(n_classes: int, tmp_path: P
     linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is the oracle")
     train, select, test = (make_blobs(n, 20, n_classes, seed) for n, seed in ((1500, 0), (500, 1), (4000, 2)))
     result = train_head(
-        *train, *select, config=TrainConfig(epochs=120, learning_rate=5e-3, patience=120, class_weights="none"), head=HeadConfig(),
-        n_classes=n_classes, seed=0, folder=tmp_path,
-    )  # fmt: skip
+        *train,
+        *select,
+        config=TrainConfig(epochs=120, learning_rate=5e-3, patience=120, class_weights="none"),
+        head=HeadConfig(),
+        n_classes=n_classes,
+        seed=0,
+        folder=tmp_path,
+    )
     ours = result.head(torch.tensor(test[0])).argmax(dim=1).numpy() == test[1]
     mean, std = train[0].mean(axis=0), train[0].std(axis=0)
     oracle = linear_model.LogisticRegression(max_iter=2000).fit((train[0] - mean) / std, train[1])
@@ -59,9 +64,16 @@ def test_mlp_learns_what_a_line_cannot(tmp_path: Path) -> None:
     accuracy = {}
     for kind in ("linear", "mlp"):
         result = train_head(
-            x[:2000], y[:2000], x[2000:], y[2000:], config=TrainConfig(epochs=30, learning_rate=1e-2),
-            head=HeadConfig(kind=kind, hidden=32), n_classes=2, seed=0, folder=tmp_path / kind,  # type: ignore[arg-type]
-        )  # fmt: skip
+            x[:2000],
+            y[:2000],
+            x[2000:],
+            y[2000:],
+            config=TrainConfig(epochs=30, learning_rate=1e-2),
+            head=HeadConfig(kind=kind, hidden=32),
+            n_classes=2,
+            seed=0,
+            folder=tmp_path / kind,  # type: ignore[arg-type]
+        )
         accuracy[kind] = result.metrics["accuracy"]
     assert accuracy["linear"] < 0.65
     assert accuracy["mlp"] > 0.93
@@ -95,9 +107,16 @@ def test_accumulated_batches_equal_the_big_batch(class_weights: str, fit: Fit) -
 def test_first_step_is_adamw_by_hand_and_clipping_rescales_the_gradient(fit: Fit, make_blobs: Blobs) -> None:
     features, labels = make_blobs(150, 6, 2, 0)
     result = fit(
-        epochs=1, batch_size=200, warmup=0.0, learning_rate=0.1, weight_decay=0.5, clip_norm=1e-9, ema_decay=0.0,
-        class_weights="none", seed=3,
-    )  # fmt: skip
+        epochs=1,
+        batch_size=200,
+        warmup=0.0,
+        learning_rate=0.1,
+        weight_decay=0.5,
+        clip_norm=1e-9,
+        ema_decay=0.0,
+        class_weights="none",
+        seed=3,
+    )
     from stage1.model.head import build_head, feature_statistics
     from stage1.training.optim import sub_seed
 

@@ -201,9 +201,15 @@ def test_of_three_classes_and_an_average_the_file_is_the_head_of_the_best_epoch(
     pytest.importorskip("timm", reason="the extra train is not installed")
     select = three(24, 1)
     made = fit(
-        tmp_path, train=three(48, 0), select=select, n_classes=3, images={"unfreeze": "last"}, epochs=2, learning_rate=rate,
+        tmp_path,
+        train=three(48, 0),
+        select=select,
+        n_classes=3,
+        images={"unfreeze": "last"},
+        epochs=2,
+        learning_rate=rate,
         ema_decay=0.9,
-    )  # fmt: skip
+    )
     assert made.used_ema == averaged
     batch = np.stack([load_tensor(item, made.backbone.preprocessing) for item in select[1]])
     head = load_head(tmp_path / BEST_WEIGHTS, ALONG, made.backbone.dim, 3)

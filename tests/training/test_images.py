@@ -331,9 +331,13 @@ def test_a_model_without_a_grouping_of_its_layers_trains_by_the_advice_of_no_err
     """MetaFormer: unfreeze=last said "use all", and all ended in the same error."""
     for unfreeze in ("last", "all"):
         result = fit(
-            tmp_path / unfreeze, name="poolformerv2_s12", n=16, batch_size=8, epochs=1,
+            tmp_path / unfreeze,
+            name="poolformerv2_s12",
+            n=16,
+            batch_size=8,
+            epochs=1,
             images={"unfreeze": unfreeze, "layer_decay": 0.75},
-        )  # fmt: skip
+        )
         assert result.epochs_run == 1
 
 

@@ -185,9 +185,14 @@ def test_risk_training_defers_less_than_cross_entropy_at_its_levels(tmp_path: Pa
     share = {}
     for objective in ("ce", "risk"):
         config = TrainConfig(
-            epochs=80, batch_size=1_000_000, learning_rate=0.03, patience=80, checkpoint_every=80, objective=objective,  # type: ignore[arg-type]
+            epochs=80,
+            batch_size=1_000_000,
+            learning_rate=0.03,
+            patience=80,
+            checkpoint_every=80,
+            objective=objective,  # type: ignore[arg-type]
             risk=levels,  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
         result = train_head(
             *data[0], *data[1], config=config, head=HeadConfig(), n_classes=2, seed=0, folder=tmp_path / objective
         )

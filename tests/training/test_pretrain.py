@@ -71,9 +71,16 @@ def images(n: int = 3) -> torch.Tensor:
 
 def settings(**fields: Any) -> PretrainConfig:
     values = {
-        "epochs": 2, "batch_size": 8, "rank": 4, "decoder_width": 32, "decoder_depth": 1, "prototypes": 16, "threads": 1,
-        "workers": 1, "learning_rate": 1e-3,
-    }  # fmt: skip
+        "epochs": 2,
+        "batch_size": 8,
+        "rank": 4,
+        "decoder_width": 32,
+        "decoder_depth": 1,
+        "prototypes": 16,
+        "threads": 1,
+        "workers": 1,
+        "learning_rate": 1e-3,
+    }
     return PretrainConfig(**{**values, **fields})
 
 
@@ -390,8 +397,14 @@ def test_collapse_ends_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypat
         run(tmp_path, epochs=30, learning_rate=0.03, unfreeze=6)
     stored = load_checkpoint(tmp_path / CHECKPOINT)
     assert stored is not None
-    assert collapse(Vitals(stored[1]["rows"][-1]["rank"], stored[1]["rows"][-1]["spread"]), Vitals(
-        stored[1]["rank"], stored[1]["spread"]), 0.25) is None  # fmt: skip
+    assert (
+        collapse(
+            Vitals(stored[1]["rows"][-1]["rank"], stored[1]["rows"][-1]["spread"]),
+            Vitals(stored[1]["rank"], stored[1]["spread"]),
+            0.25,
+        )
+        is None
+    )
 
 
 def test_loss_not_finite_names_the_step(tmp_path, monkeypatch):

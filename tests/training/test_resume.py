@@ -48,8 +48,10 @@ def test_a_stop_before_any_step_changes_no_bit(kind: str, fit: Fit, tmp_path: Pa
         resumed = fit(folder, **options)
         assert contents(tmp_path / folder) == contents(tmp_path / "whole")
         assert (resumed.best_epoch, resumed.used_ema, resumed.metrics) == (
-            whole.best_epoch, whole.used_ema, whole.metrics,
-        )  # fmt: skip
+            whole.best_epoch,
+            whole.used_ema,
+            whole.metrics,
+        )
         for name, tensor in whole.head.state_dict().items():
             assert np.array_equal(tensor.numpy(), resumed.head.state_dict()[name].numpy())
 

@@ -99,8 +99,11 @@ def test_a_planted_good_configuration_wins() -> None:
 
 def test_groups_widen_the_interval() -> None:
     entrants = candidates(
-        SweepConfig(learning_rates=[0.01], weight_decays=[0.0], label_smoothings=[0.0], seeds=1), TrainConfig(epochs=3), HeadConfig(), 0
-    )  # fmt: skip
+        SweepConfig(learning_rates=[0.01], weight_decays=[0.0], label_smoothings=[0.0], seeds=1),
+        TrainConfig(epochs=3),
+        HeadConfig(),
+        0,
+    )
     copies = LabelledFeatures(np.repeat(SELECT[0], 8, axis=0), np.repeat(SELECT[1], 8))
     names = np.repeat(np.arange(150), 8).astype(str)
     spans = []

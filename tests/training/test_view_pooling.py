@@ -83,9 +83,16 @@ def trained(folder, train, select, views=None, head=None, **config):
     values = {"epochs": 30, "batch_size": 64, "learning_rate": 0.03, "patience": 30, **config}
     options = {"stop": values.pop("stop", None), "fresh": values.pop("fresh", False)}
     return train_head(
-        *train, *select, config=TrainConfig(**values), head=head or HeadConfig(), n_classes=2, seed=1, folder=folder,
-        views=views, **options,
-    )  # fmt: skip
+        *train,
+        *select,
+        config=TrainConfig(**values),
+        head=head or HeadConfig(),
+        n_classes=2,
+        seed=1,
+        folder=folder,
+        views=views,
+        **options,
+    )
 
 
 def error_of(result, pool, data, aggregator=None):

@@ -254,9 +254,13 @@ def one_sided(logits, labels, risks):
     """(coverage, share of all images answered wrongly) of thresholds certified on 3,000 of the images, measured on the others."""
     scores = Scores(logits=logits, labels=labels)
     policy = fit_policy(
-        "softmax", calib=scores.take(np.arange(3000)), select=scores.take(np.arange(3000, 3600)), risks=risks,
-        assume_iid=True, allow_one_sided=True,
-    )  # fmt: skip
+        "softmax",
+        calib=scores.take(np.arange(3000)),
+        select=scores.take(np.arange(3000, 3600)),
+        risks=risks,
+        assume_iid=True,
+        allow_one_sided=True,
+    )
     tested = scores.take(np.arange(3600, len(labels)))
     decision = policy.decide(tested)
     return decision.coverage, float((decision.exit & (decision.label != tested.labels)).mean())

@@ -15,16 +15,25 @@ from stage1.policy.certificate import on_average, shown_bound
 from stage1.views import FrozenViews
 
 _METRICS = {
-    "accuracy": "accuracy", "mcc": "Matthews correlation", "auroc_f": "AUROC of right against wrong", "aurc": "AURC",
-    "e_aurc": "excess AURC", "augrc": "AUGRC", "e_augrc": "excess AUGRC",
-    "nll": "negative log-likelihood", "brier": "Brier score",
+    "accuracy": "accuracy",
+    "mcc": "Matthews correlation",
+    "auroc_f": "AUROC of right against wrong",
+    "aurc": "AURC",
+    "e_aurc": "excess AURC",
+    "augrc": "AUGRC",
+    "e_augrc": "excess AUGRC",
+    "nll": "negative log-likelihood",
+    "brier": "Brier score",
     "ece": "calibration error (ECE)",
-}  # fmt: skip
+}
 
 
 def model_card(
-    manifest: Mapping[str, Any], certificate: Certificate, evaluation: Mapping[str, Any] | None, views: FrozenViews | None = None
-) -> str:  # fmt: skip
+    manifest: Mapping[str, Any],
+    certificate: Certificate,
+    evaluation: Mapping[str, Any] | None,
+    views: FrozenViews | None = None,
+) -> str:
     """README.md: the YAML header of the hub, then guarantee, intended use, data, evaluation, how to verify, limits.
 
     manifest: bundle.json, complete up to `files` and `digest` (which cannot stand in a file that they cover).
@@ -126,11 +135,18 @@ def _probability(manifest: Mapping[str, Any]) -> str:
 def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
     document, joint = certificate.to_document(), certificate.bounds is not None
     rows = [
-        [f"`{name}`", f"<= {risk.target:g}", _number(risk.observed),
-         "0 (never answered)" if risk.by_construction else _bound(shown_bound(document, name)),
-         str(risk.errors), str(risk.n), f"{risk.delta:.6g}", str(risk.needed)]
+        [
+            f"`{name}`",
+            f"<= {risk.target:g}",
+            _number(risk.observed),
+            "0 (never answered)" if risk.by_construction else _bound(shown_bound(document, name)),
+            str(risk.errors),
+            str(risk.n),
+            f"{risk.delta:.6g}",
+            str(risk.needed),
+        ]
         for name, risk in certificate.risks.items()
-    ]  # fmt: skip
+    ]
     coverage = certificate.coverage
     units = {
         "image": "images",
@@ -162,12 +178,16 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
             _table(
                 ["slice", "n", *(f"{name}: joint bound" for name in certificate.risks), "claim"],
                 [
-                    [_line(claim.name), str(claim.n), *(_bound(risk.bound if joint and claim.certified else None) for risk in claim.risks.values()),
-                     "holds" if claim.certified else "not shown"]
+                    [
+                        _line(claim.name),
+                        str(claim.n),
+                        *(_bound(risk.bound if joint and claim.certified else None) for risk in claim.risks.values()),
+                        "holds" if claim.certified else "not shown",
+                    ]
                     for claim in certificate.slices
                 ],
             )
-        )  # fmt: skip
+        )
     if not certificate.certified:
         parts.append(
             _bullets(
@@ -254,10 +274,15 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
         if name != "coverage" and value["value"] is not None
     ]
     risks = [
-        [f"`{name}`", _number(risk["observed"]), _interval(risk, grouped), f"{risk['errors']} of {risk['n']}",
-         "" if risk["target"] is None else f"<= {risk['target']:g}"]
+        [
+            f"`{name}`",
+            _number(risk["observed"]),
+            _interval(risk, grouped),
+            f"{risk['errors']} of {risk['n']}",
+            "" if risk["target"] is None else f"<= {risk['target']:g}",
+        ]
         for name, risk in evaluation["risks"].items()
-    ]  # fmt: skip
+    ]
     shares = {"all images": evaluation["coverage"]["overall"], **evaluation["coverage"]["per_class"]}
     coverage = [
         [_line(name), _number(share["value"]), _interval(share, grouped), f"{share['exits']} of {share['n']}"]
@@ -288,12 +313,17 @@ def _beside_argmax(evaluation: Mapping[str, Any]) -> list[str]:
         _table(
             ["wrong answers", "coverage", "wrong", "error", *map(_line, names)],
             [
-                [row.rule, _number(row.coverage), f"{row.errors} of {row.n}", _number(row.error),
-                 *("{} of {}".format(*row.per_class[name]) for name in names)]
+                [
+                    row.rule,
+                    _number(row.coverage),
+                    f"{row.errors} of {row.n}",
+                    _number(row.error),
+                    *("{} of {}".format(*row.per_class[name]) for name in names),
+                ]
                 for row in rows
             ],
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _how_to_verify() -> str:

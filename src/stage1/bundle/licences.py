@@ -6,9 +6,22 @@ import re
 
 # Licences that the hub knows by name; any other is "other" with its own name beside.
 _HUB = (
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-sa-4.0", "cc0-1.0",
-    "gpl-3.0", "mpl-2.0", "unlicense", "openrail", "apple-amlr", "apple-ascl", "gemma",
-)  # fmt: skip
+    "apache-2.0",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "gpl-3.0",
+    "mpl-2.0",
+    "unlicense",
+    "openrail",
+    "apple-amlr",
+    "apple-ascl",
+    "gemma",
+)
 _DINOV3 = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
 _LINKS = {
     "dinov3-license": _DINOV3,

@@ -260,8 +260,12 @@ def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certif
         yield f"{MANIFEST}: positive_class is {manifest['positive_class']!r}, the second of the classes is {positive!r}"
     made_of = manifest["created_from"]
     for field, name in {
-        "model": MODEL, "policy": manifest["policy_file"], "certificate": CERTIFICATE, "map": CALIBRATION_FILE, "views": VIEWS_FILE,
-    }.items():  # fmt: skip
+        "model": MODEL,
+        "policy": manifest["policy_file"],
+        "certificate": CERTIFICATE,
+        "map": CALIBRATION_FILE,
+        "views": VIEWS_FILE,
+    }.items():
         stated, there = made_of.get(field), manifest["files"].get(name, {}).get("sha256")
         if stated != there:
             yield f"{MANIFEST}: created_from.{field} is not the digest of {name}"

@@ -25,7 +25,7 @@ from stage1.bundle.manifest import (
     read_views,
     sealed,
     verify_bundle,
-)  # fmt: skip
+)
 from stage1.bundle.shown import shown_evaluation
 from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
@@ -107,9 +107,21 @@ def write_bundle(
         recover(folder)
         with temporary_folder(folder) as fresh:
             try:
-                _fill(fresh, Path(model), preprocessing, classes, Path(policy_file), Path(certificate_file), calibration, selection,
-                      None if map_file is None else Path(map_file), None if views_file is None else Path(views_file), facts,
-                      licences, evaluation)  # fmt: skip
+                _fill(
+                    fresh,
+                    Path(model),
+                    preprocessing,
+                    classes,
+                    Path(policy_file),
+                    Path(certificate_file),
+                    calibration,
+                    selection,
+                    None if map_file is None else Path(map_file),
+                    None if views_file is None else Path(views_file),
+                    facts,
+                    licences,
+                    evaluation,
+                )
                 verify_bundle(fresh).require()
                 _answers(fresh, preprocessing, classes)
                 publish(fresh, folder)

@@ -42,10 +42,24 @@ OTHER_VERSION = "--accept-other-version"
 # and labels in calibration.parquet and selection.parquet, which attempt this was, how groups were dealt, and intervals over groups are
 # taken on trust as well.
 TRUSTED = (
-    "name", "preprocessing", "backbone", "data", "evaluation.role", "evaluation.n_groups", "evaluation.unit", "evaluation.level",
-    "evaluation.resamples", "evaluation.metrics", "evaluation.exit_confusion", "evaluation.views", "evaluation.argmax", "evaluation.label_shift",
-    "created_from.config", "created_from.evaluation", "created_from.versions",
-)  # fmt: skip
+    "name",
+    "preprocessing",
+    "backbone",
+    "data",
+    "evaluation.role",
+    "evaluation.n_groups",
+    "evaluation.unit",
+    "evaluation.level",
+    "evaluation.resamples",
+    "evaluation.metrics",
+    "evaluation.exit_confusion",
+    "evaluation.views",
+    "evaluation.argmax",
+    "evaluation.label_shift",
+    "created_from.config",
+    "created_from.evaluation",
+    "created_from.versions",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,12 @@ class Dirichlet(CalibrationMap):
         _check_penalties(lam, mu)
         weights, shifts = _fit(features, labels, lam, mu, None)
         fitted = cls(
-            weights=tuple(map(tuple, weights.tolist())), shifts=tuple(shifts.tolist()), lam=lam, mu=mu,
+            weights=tuple(map(tuple, weights.tolist())),
+            shifts=tuple(shifts.tolist()),
+            lam=lam,
+            mu=mu,
             **provenance(scores),
-        )  # fmt: skip
+        )
         refuse_separable(fitted._log_probabilities(scores.logits), labels, cls.name)
         return fitted
 
@@ -105,9 +108,13 @@ def odir_penalty(weights: FloatArray, shifts: FloatArray, lam: float, mu: float)
 
 
 def _fit(
-    features: FloatArray, labels: NDArray[np.int64], lam: float, mu: float, start: FloatArray | None,
+    features: FloatArray,
+    labels: NDArray[np.int64],
+    lam: float,
+    mu: float,
+    start: FloatArray | None,
     tolerance: float = 1e-8,
-) -> tuple[FloatArray, FloatArray]:  # fmt: skip
+) -> tuple[FloatArray, FloatArray]:
     n, k = features.shape
     # Classes along the first axis: sums over few classes are then sums of long rows
     inputs = np.ascontiguousarray(np.column_stack([features, np.ones(n)]).T)

@@ -58,9 +58,7 @@ class Isotonic(CalibrationMap):
         return {"curves": [{"scores": list(knots), "values": list(values)} for knots, values in self.curves]}
 
     def _log_probabilities(self, logits: FloatArray) -> FloatArray:
-        columns = [
-            np.interp(odds, *curve) for odds, curve in zip(_log_odds(logits), self.curves, strict=True)
-        ]  # fmt: skip
+        columns = [np.interp(odds, *curve) for odds, curve in zip(_log_odds(logits), self.curves, strict=True)]
         if self.n_classes == 2:
             return np.stack([np.log1p(-columns[0]), np.log(columns[0])], axis=1)
         return log_softmax(np.log(np.stack(columns, axis=1)))

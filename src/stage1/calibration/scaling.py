@@ -108,9 +108,7 @@ class Vector(CalibrationMap):
 
         start = np.append(np.ones(k), np.zeros(k - 1))
         theta = minimise(objective, start, np.append(np.zeros(k), np.full(k - 1, -np.inf)))
-        fitted = cls(
-            slopes=tuple(theta[:k].tolist()), shifts=(0.0, *theta[k:].tolist()), **provenance(scores)
-        )  # fmt: skip
+        fitted = cls(slopes=tuple(theta[:k].tolist()), shifts=(0.0, *theta[k:].tolist()), **provenance(scores))
         refuse_separable(fitted._log_probabilities(scores.logits), labels, cls.name)
         return fitted
 

@@ -28,9 +28,13 @@ def minimise(
 
     bounds = [(None if np.isneginf(floor) else floor, None) for floor in floors]
     found = minimize(
-        objective, np.maximum(start, floors), jac=True, method="L-BFGS-B", bounds=bounds,
+        objective,
+        np.maximum(start, floors),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
         options={"maxiter": 2000, "maxfun": 4000, "maxcor": 10, "ftol": 1e-15, "gtol": tolerance},
-    )  # fmt: skip
+    )
     return np.asarray(found.x, dtype=np.float64)
 
 

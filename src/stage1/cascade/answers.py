@@ -75,9 +75,12 @@ def _texts(value: Any) -> Any:
 def header(stages: str, rules: Sequence[Mapping[str, Any]] | None, names: Sequence[str]) -> dict[str, Any]:
     """The first line: which stages were asked, and by which rules answered (None: every stage was asked, none decided)."""
     return {
-        "schema_version": SCHEMA_VERSION, "document": "cascade_answers", "stages_digest": stages, "stages": list(names),
+        "schema_version": SCHEMA_VERSION,
+        "document": "cascade_answers",
+        "stages_digest": stages,
+        "stages": list(names),
         "rules": None if rules is None else [dict(rule) for rule in rules],
-    }  # fmt: skip
+    }
 
 
 class Sink(Protocol):
@@ -218,9 +221,14 @@ def recorded(answers: Sequence[Answer], stages: Sequence[str], classes: Sequence
     n, places = len(answers), {name: place for place, name in enumerate(stages)}
     shape = (n, len(stages))
     found = Recorded(
-        np.array([answer.image for answer in answers], dtype=np.str_), np.full(shape, np.nan), np.full(shape, -1, dtype=np.int64),
-        np.full(shape, "", dtype="<U16"), np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape),
-    )  # fmt: skip
+        np.array([answer.image for answer in answers], dtype=np.str_),
+        np.full(shape, np.nan),
+        np.full(shape, -1, dtype=np.int64),
+        np.full(shape, "", dtype="<U16"),
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape),
+        np.zeros(shape),
+    )
     for row, answer in enumerate(answers):
         for call in answer.calls:
             if call.stage not in places or (call.own is not None and call.own not in classes):

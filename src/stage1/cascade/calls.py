@@ -69,9 +69,18 @@ class Waiting(Generic[Result]):
 ANSWERED = "answered"
 # What can come of asking one stage for one image. Those of OUTAGES say nothing of the image: they come in runs.
 OUTCOMES = (
-    ANSWERED, "timeout", "unreachable", "http_error", "redirect", "too_large", "invalid", "failed", "broken_image",
-    "over_budget", "breaker_open",
-)  # fmt: skip
+    ANSWERED,
+    "timeout",
+    "unreachable",
+    "http_error",
+    "redirect",
+    "too_large",
+    "invalid",
+    "failed",
+    "broken_image",
+    "over_budget",
+    "breaker_open",
+)
 OUTAGES = ("over_budget", "breaker_open")
 
 
@@ -201,9 +210,14 @@ class Guard:
     """
 
     def __init__(
-        self, settings: CallsConfig, stage: str, seed: int, *,
-        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
+        self,
+        settings: CallsConfig,
+        stage: str,
+        seed: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._settings, self._stage, self._seed = settings, stage, seed
         self._clock, self._sleep = clock, sleep
         self._budget = Budget(settings.per_minute, settings.when_over == "wait", clock, sleep)

@@ -131,12 +131,29 @@ def certify_cascade(
     failures = _failures(calib.recorded, final.asked, config)
     iid = config.assume_iid and unit == "image" and clustered(calib.known)
     certificate = CascadeCertificate(
-        certified=reason is None, statement="", confidence=config.confidence, delta=delta, method=method(config),
-        unit=unit, assume_iid=iid, rules=configurations[place], risks=risks, deferred=float(final.asked[:, 1].mean()),
-        failures=failures, fallbacks=int(final.fallback.sum()), n_images=len(calib), n_units=len(sample),
-        calib_digest=calibration_digest(calib.known), tested=len(tested.passed) + (tested.place is None), attempt=attempt,
-        stages=stages, assumptions=assumptions(config, unit, iid), void_if=VOID_IF, reason=reason, needed=needed,
-    )  # fmt: skip
+        certified=reason is None,
+        statement="",
+        confidence=config.confidence,
+        delta=delta,
+        method=method(config),
+        unit=unit,
+        assume_iid=iid,
+        rules=configurations[place],
+        risks=risks,
+        deferred=float(final.asked[:, 1].mean()),
+        failures=failures,
+        fallbacks=int(final.fallback.sum()),
+        n_images=len(calib),
+        n_units=len(sample),
+        calib_digest=calibration_digest(calib.known),
+        tested=len(tested.passed) + (tested.place is None),
+        attempt=attempt,
+        stages=stages,
+        assumptions=assumptions(config, unit, iid),
+        void_if=VOID_IF,
+        reason=reason,
+        needed=needed,
+    )
     values = {name: getattr(certificate, name) for name in certificate.__slots__}
     return CascadeCertificate(**values | {"statement": statement(certificate, config)}), ordered
 

@@ -23,10 +23,15 @@ def chat_request(config: ChatConfig, image_url: str) -> dict[str, Any]:
     """The body of one request. image_url: a data URL."""
     content = [{"type": "text", "text": config.question}, {"type": "image_url", "image_url": {"url": image_url}}]
     body: dict[str, Any] = {
-        "model": config.model, "temperature": 0, "max_tokens": config.max_tokens,
+        "model": config.model,
+        "temperature": 0,
+        "max_tokens": config.max_tokens,
         "messages": [{"role": "user", "content": content}],
-        "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": _SCHEMA}},
-    }  # fmt: skip
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": _SCHEMA},
+        },
+    }
     return body | ({"logprobs": True, "top_logprobs": 5} if config.logprobs else {})
 
 

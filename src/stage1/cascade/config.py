@@ -275,9 +275,14 @@ def _one_line(error: ValidationError) -> str:
 
 # Keys by section; {stage} stands for stages.0 and so on. Sections of a stage first: there most mistakes are made.
 _SECTIONS: dict[str, type[Section]] = {
-    "{stage}.": StageConfig, "{stage}.http.": HttpConfig, "{stage}.http.chat.": ChatConfig, "{stage}.calls.": CallsConfig,
-    "{stage}.cost.": CostConfig, "{stage}.exit.": ExitBand, "": CascadeConfig,
-}  # fmt: skip
+    "{stage}.": StageConfig,
+    "{stage}.http.": HttpConfig,
+    "{stage}.http.chat.": ChatConfig,
+    "{stage}.calls.": CallsConfig,
+    "{stage}.cost.": CostConfig,
+    "{stage}.exit.": ExitBand,
+    "": CascadeConfig,
+}
 
 
 def _nearest(where: tuple[int | str, ...]) -> str:

@@ -119,11 +119,14 @@ def load(rate: float, share: DeferRate, capacity: float | None) -> dict[str, Any
     expected, most = rate * share.observed, rate * share.upper
     fits = None if capacity is None else most <= capacity
     return {
-        "expected_per_minute": expected, "upper_per_minute": most, "capacity_per_minute": capacity, "fits": fits,
+        "expected_per_minute": expected,
+        "upper_per_minute": most,
+        "capacity_per_minute": capacity,
+        "fits": fits,
         "busy_minutes": None if capacity is None else float(stats.poisson.sf(np.floor(capacity), most)),
         "rate_that_fits": None if capacity is None else capacity / share.upper if share.upper > 0 else None,
         "defer_share_that_fits": None if capacity is None else min(capacity / rate, 1.0),
-    }  # fmt: skip
+    }
 
 
 Floats = NDArray[np.float64]
@@ -141,15 +144,20 @@ def stage_costs(recorded: Recorded, config: CascadeConfig) -> list[dict[str, Any
         spent, tries = recorded.milliseconds[asked, place], recorded.attempts[asked, place]
         attempts = float(tries.mean()) if len(tries) else 0.0
         measured = float(spent.mean()) if len(spent) else 0.0
-        rows.append({
-            "stage": stage.name, "kind": stage.kind, "calls": int(asked.sum()), "attempts": attempts,
-            "failed": float((recorded.outcome[asked, place] != ANSWERED).mean()) if asked.any() else 0.0,
-            "median_milliseconds": float(np.median(spent)) if len(spent) else None,
-            "p95_milliseconds": float(np.quantile(spent, 0.95)) if len(spent) else None,
-            "waited_milliseconds": float(recorded.waited_ms[asked, place].mean()) if asked.any() else 0.0,
-            "money": stage.cost.money * attempts,
-            "milliseconds": measured if stage.cost.milliseconds is None else stage.cost.milliseconds,
-        })  # fmt: skip
+        rows.append(
+            {
+                "stage": stage.name,
+                "kind": stage.kind,
+                "calls": int(asked.sum()),
+                "attempts": attempts,
+                "failed": float((recorded.outcome[asked, place] != ANSWERED).mean()) if asked.any() else 0.0,
+                "median_milliseconds": float(np.median(spent)) if len(spent) else None,
+                "p95_milliseconds": float(np.quantile(spent, 0.95)) if len(spent) else None,
+                "waited_milliseconds": float(recorded.waited_ms[asked, place].mean()) if asked.any() else 0.0,
+                "money": stage.cost.money * attempts,
+                "milliseconds": measured if stage.cost.milliseconds is None else stage.cost.milliseconds,
+            }
+        )
     return rows
 
 
@@ -176,14 +184,21 @@ def frontier(
         final = final_answers(calib.recorded, candidate.rules, config.default_probability)
         reach = final.asked.mean(axis=0)
         risks = measure(sample, final.positive[sample.rows], targets, delta, None)
-        rows.append({
-            "rules": [rule.to_document() for rule in candidate.rules],
-            "deferred": float(reach[1]), "reach": [float(share) for share in reach],
-            "money": _per_image(reach, costs, "money"), "milliseconds": _per_image(reach, costs, "milliseconds"),
-            "certified": place in passed,
-            "risks": {name: {"observed": risk.observed, "bound": risk.bound, "target": risk.target} for name, risk in risks.items()},
-            "select": _on(select, candidate, config),
-        })  # fmt: skip
+        rows.append(
+            {
+                "rules": [rule.to_document() for rule in candidate.rules],
+                "deferred": float(reach[1]),
+                "reach": [float(share) for share in reach],
+                "money": _per_image(reach, costs, "money"),
+                "milliseconds": _per_image(reach, costs, "milliseconds"),
+                "certified": place in passed,
+                "risks": {
+                    name: {"observed": risk.observed, "bound": risk.bound, "target": risk.target}
+                    for name, risk in risks.items()
+                },
+                "select": _on(select, candidate, config),
+            }
+        )
     return rows
 
 
@@ -204,6 +219,10 @@ def rates(labelled: Labelled, positive: NDArray[np.bool_]) -> dict[str, float | 
     ones, zeros = int((labels == 1).sum()), int((labels == 0).sum())
     misses, false = int(((labels == 1) & ~positive).sum()), int(((labels == 0) & positive).sum())
     return {
-        "miss_rate": misses / ones if ones else None, "false_exit_rate": false / zeros if zeros else None,
-        "positives": ones, "negatives": zeros, "misses": misses, "false_exits": false,
-    }  # fmt: skip
+        "miss_rate": misses / ones if ones else None,
+        "false_exit_rate": false / zeros if zeros else None,
+        "positives": ones,
+        "negatives": zeros,
+        "misses": misses,
+        "false_exits": false,
+    }

@@ -41,9 +41,14 @@ class Tally:
 
 
 def run_cascade(
-    cascade: Cascade, inputs: Iterable[Input], sink: Sink, *, rules: tuple[Rule, ...] | None, done: Iterable[str] = (),
+    cascade: Cascade,
+    inputs: Iterable[Input],
+    sink: Sink,
+    *,
+    rules: tuple[Rule, ...] | None,
+    done: Iterable[str] = (),
     each: Callable[[Answer], None] | None = None,
-) -> Tally:  # fmt: skip
+) -> Tally:
     """Answer every image once and hand it to `sink` the moment it is final. An image given twice is answered once.
 
     rules: of each stage; None: ask every stage for every image and decide nothing. done: images not to be asked again.
@@ -59,17 +64,29 @@ def run_cascade(
     return tally
 
 
-def decide(cascade: Cascade, image: str, identity: str | None, calls: Sequence[Call], rules: tuple[Rule, ...],
-           error: str | None = None) -> Answer:  # fmt: skip
+def decide(
+    cascade: Cascade,
+    image: str,
+    identity: str | None,
+    calls: Sequence[Call],
+    rules: tuple[Rule, ...],
+    error: str | None = None,
+) -> Answer:
     """The answer of the whole from what its stages said."""
     config = cascade.config
     asked = Answer(image, identity, tuple(calls), error=error)
     final = final_answers(recorded([asked], cascade.names, config.classes), rules, config.default_probability)
     place = int(final.stage[0])
     return Answer(
-        image, identity, asked.calls, config.classes[int(final.positive[0])], float(final.probability[0]),
-        "default" if place == DEFAULT else cascade.names[place], bool(final.fallback[0]), error,
-    )  # fmt: skip
+        image,
+        identity,
+        asked.calls,
+        config.classes[int(final.positive[0])],
+        float(final.probability[0]),
+        "default" if place == DEFAULT else cascade.names[place],
+        bool(final.fallback[0]),
+        error,
+    )
 
 
 def _answers(

@@ -92,9 +92,15 @@ class GuardedStage:
     def _one(self, index: int, key: str, data: bytes, stopped: threading.Event) -> tuple[int, Call]:
         called = self._guard.call(lambda: self._ask(data), key, stopped)
         return index, Call(
-            self.name, called.outcome, called.probability, None, called.attempts, called.milliseconds, called.detail,
+            self.name,
+            called.outcome,
+            called.probability,
+            None,
+            called.attempts,
+            called.milliseconds,
+            called.detail,
             called.waited_ms,
-        )  # fmt: skip
+        )
 
 
 def within(seconds: float, function: Callable[[bytes], Any], concurrency: int = 1) -> Callable[[bytes], float]:

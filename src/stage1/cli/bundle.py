@@ -73,10 +73,12 @@ def predict(
         loaded.require_views(parse_views(views))
     with open_writer("json" if as_json else kind, output or sys.stdout, loaded.about) as writer:  # type: ignore[arg-type]
         failures = predict_to(
-            loaded.predictor, iterate_inputs(images, sys.stdin.buffer, on_left_out=lambda line: typer.echo(line, err=True)), writer,
+            loaded.predictor,
+            iterate_inputs(images, sys.stdin.buffer, on_left_out=lambda line: typer.echo(line, err=True)),
+            writer,
             on_failure=lambda row: typer.echo(f"{row.path}: {row.error}", err=True),
             on_small=lambda small, of: typer.echo(small_line(small, of, loaded.predictor.preprocessing.size), err=True),
-        )  # fmt: skip
+        )
     if failures:
         typer.echo(f"error: {failures} image(s) could not be answered; they defer", err=True)
         raise typer.Exit(1)
@@ -111,8 +113,15 @@ def verify(
     from stage1.bundle import verify_bundle
 
     report = verify_bundle(bundle, recompute=recompute, accept_other_version=accept_other_version)
-    document = {"bundle": str(bundle), "ok": report.ok, "digest": report.digest, "files": report.files,
-                "recomputed": report.recomputed, "problems": list(report.problems), "notes": list(report.notes)}  # fmt: skip
+    document = {
+        "bundle": str(bundle),
+        "ok": report.ok,
+        "digest": report.digest,
+        "files": report.files,
+        "recomputed": report.recomputed,
+        "problems": list(report.problems),
+        "notes": list(report.notes),
+    }
     show(document, as_json, verify_lines)
     if not report.ok:
         raise typer.Exit(5)
@@ -177,9 +186,16 @@ def compare(
     if output is not None:
         raise ConfigError(f"--output {output}: of run directories only; two score files print, or give --json")
     document = compare_sources(
-        given[0], given[1], values=values, columns=pairs(columns), resamples=resamples, level=0.95, seed=0,
-        classes=class_order(overrides), say=tell,
-    )  # fmt: skip
+        given[0],
+        given[1],
+        values=values,
+        columns=pairs(columns),
+        resamples=resamples,
+        level=0.95,
+        seed=0,
+        classes=class_order(overrides),
+        say=tell,
+    )
     show(document, as_json, comparison_lines)
 
 

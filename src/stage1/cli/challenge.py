@@ -56,10 +56,19 @@ def challenge_make(
     from stage1.stages.challenge import made_lines, make_challenges
 
     document = make_challenges(
-        table, output, level=level, copies=copies, seed=seed, balance=balance, filter_rows=filter_rows, carry=carry or [],
-        classes=None if classes is None else [name.strip() for name in classes.split(",")], workers=workers,
-        progress=Progress(quiet=quiet), origin=origin,
-    )  # fmt: skip
+        table,
+        output,
+        level=level,
+        copies=copies,
+        seed=seed,
+        balance=balance,
+        filter_rows=filter_rows,
+        carry=carry or [],
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        workers=workers,
+        progress=Progress(quiet=quiet),
+        origin=origin,
+    )
     show(document, as_json, made_lines)
 
 

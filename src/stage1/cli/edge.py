@@ -94,11 +94,13 @@ def outcome(error: BaseException) -> tuple[str, int]:
 
 def _written(error: BaseException) -> str:
     """The file with the traceback: in the user's folder for state, else in the one for temporary files."""
-    text = "\n".join([
-        f"stage1-pro {__version__}, Python {platform.python_version()}, {platform.platform()}",
-        f"arguments: {sys.argv[1:]!r}",
-        "".join(traceback.format_exception(error)),
-    ]).encode("utf-8", "backslashreplace")  # fmt: skip
+    text = "\n".join(
+        [
+            f"stage1-pro {__version__}, Python {platform.python_version()}, {platform.platform()}",
+            f"arguments: {sys.argv[1:]!r}",
+            "".join(traceback.format_exception(error)),
+        ]
+    ).encode("utf-8", "backslashreplace")
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "stage1"
     for folder in (state, Path(tempfile.gettempdir())):
         try:

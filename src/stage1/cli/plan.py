@@ -76,9 +76,11 @@ def plan(
         )
     progress = Progress(quiet=quiet)
     document = make_plan(
-        config, Ask(success, expected_risk, prior, (exit_negative, exit_positive), draws, select_share), pilot,
+        config,
+        Ask(success, expected_risk, prior, (exit_negative, exit_positive), draws, select_share),
+        pilot,
         say=lambda trial: progress.say(f"  {trial.n} labels: certified in {trial.certified} of {trial.draws} draws"),
-    )  # fmt: skip
+    )
     if figure is not None:
         write_figure(document, figure)
     show(document, as_json, plan_lines)
@@ -178,5 +180,8 @@ def config_recipes(as_json: AsJson = False) -> None:
     """
     from stage1.config import recipe_text, recipes
 
-    show({name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipes()}, as_json,
-         lambda found: [f"{name:<12} {text}" for name, text in found.items()])  # fmt: skip
+    show(
+        {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipes()},
+        as_json,
+        lambda found: [f"{name:<12} {text}" for name, text in found.items()],
+    )

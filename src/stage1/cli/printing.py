@@ -20,20 +20,31 @@ def outlined(folder: Path, config: Any, outlook: Any, allow_change: bool) -> dic
 
 
 def dry_run_lines(document: dict[str, Any]) -> list[str]:
-    return [document["run"], *(
-        f"{row['stage']:<10} {'skip' if row['skip'] else 'run ':<5} inputs {(row['inputs_digest'] or 'not known yet')[:16]:<16} "
-        f"config: {', '.join(row['config']) or '-'}  reads: {', '.join(row['reads']) or 'sources'}"
-        for row in document["stages"]
-    )]  # fmt: skip
+    return [
+        document["run"],
+        *(
+            f"{row['stage']:<10} {'skip' if row['skip'] else 'run ':<5} inputs {(row['inputs_digest'] or 'not known yet')[:16]:<16} "
+            f"config: {', '.join(row['config']) or '-'}  reads: {', '.join(row['reads']) or 'sources'}"
+            for row in document["stages"]
+        ),
+    ]
 
 
 def run_summary(result: Any, verdict: Any) -> dict[str, Any]:
     certificate = result.certificate
     return {
-        "run": str(result.folder), "certified": certificate.certified, "statement": certificate.statement,
-        "needed": certificate.needed, "coverage": certificate.coverage.value, "verdict": asdict(verdict), "report": str(result.folder / "report.html"), "bundle": str(result.bundle),
-        "done": list(result.done), "skipped": list(result.skipped), "seconds": round(result.seconds, 1),
-    }  # fmt: skip
+        "run": str(result.folder),
+        "certified": certificate.certified,
+        "statement": certificate.statement,
+        "needed": certificate.needed,
+        "coverage": certificate.coverage.value,
+        "verdict": asdict(verdict),
+        "report": str(result.folder / "report.html"),
+        "bundle": str(result.bundle),
+        "done": list(result.done),
+        "skipped": list(result.skipped),
+        "seconds": round(result.seconds, 1),
+    }
 
 
 def run_lines(summary: dict[str, Any]) -> list[str]:
@@ -67,9 +78,15 @@ def evaluation_lines(document: dict[str, Any]) -> list[str]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
-    return [f"{'metric':<20}{'value':>9}{'low':>9}{'high':>9}", *(
-        f"{row['metric']:<20}{number(row['value']):>9}{number(row['low']):>9}{number(row['high']):>9}" for row in metrics_rows(document)
-    ), *argmax_lines(document), *shift_lines(document)]  # fmt: skip
+    return [
+        f"{'metric':<20}{'value':>9}{'low':>9}{'high':>9}",
+        *(
+            f"{row['metric']:<20}{number(row['value']):>9}{number(row['low']):>9}{number(row['high']):>9}"
+            for row in metrics_rows(document)
+        ),
+        *argmax_lines(document),
+        *shift_lines(document),
+    ]
 
 
 _CLASSES_SHOWN = 12
@@ -116,18 +133,25 @@ def verify_lines(document: dict[str, Any]) -> list[str]:
     numbers = any(note.startswith("texts not compared") for note in document["notes"])
     recomputed = "; the certificate follows from calibration.parquet" if document["recomputed"] else ""
     recomputed += " (its numbers; its texts were not compared)" if numbers else ""
-    return [f"ok  {document['bundle']}  {document['digest']}  {document['files']} files{recomputed}",
-            *(f"note  {note}" for note in document["notes"])]  # fmt: skip
+    return [
+        f"ok  {document['bundle']}  {document['digest']}  {document['files']} files{recomputed}",
+        *(f"note  {note}" for note in document["notes"]),
+    ]
 
 
 def comparison_lines(document: dict[str, Any]) -> list[str]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
-    return [f"{'metric':<14}{'a':>9}{'b':>9}{'a - b':>9}{'low':>9}{'high':>9}{'p':>9}  verdict", *(
-        f"{row['metric']:<14}" + "".join(f"{number(row[key]):>9}" for key in ("a", "b", "difference", "low", "high", "p_value")) + f"  {row['verdict']}"
-        for row in document["rows"]
-    )]  # fmt: skip
+    return [
+        f"{'metric':<14}{'a':>9}{'b':>9}{'a - b':>9}{'low':>9}{'high':>9}{'p':>9}  verdict",
+        *(
+            f"{row['metric']:<14}"
+            + "".join(f"{number(row[key]):>9}" for key in ("a", "b", "difference", "low", "high", "p_value"))
+            + f"  {row['verdict']}"
+            for row in document["rows"]
+        ),
+    ]
 
 
 def audit_lines(found: dict[str, Any]) -> list[str]:

@@ -46,9 +46,15 @@ def reward(
     from stage1.commands.reward import reward as rewarded
 
     document = rewarded(
-        source, level_column=level_column, values=values, columns=pairs(columns), prior=prior, resamples=resamples,
-        exits=exits, say=tell,
-    )  # fmt: skip
+        source,
+        level_column=level_column,
+        values=values,
+        columns=pairs(columns),
+        prior=prior,
+        resamples=resamples,
+        exits=exits,
+        say=tell,
+    )
     # RUN/reward.json is what the detector's config names: a threshold for another way to answer stays out of it.
     path = output or (source / REWARD_FILE if source.is_dir() and exits else None)
     if path is not None:

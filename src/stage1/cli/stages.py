@@ -244,9 +244,14 @@ def calibrate(
 
     folder = output or Path("runs") / scores.stem
     policy = calibrate_scores(
-        scores, folder, config=given_config(None, None, None, given), values=values, columns=pairs(columns), shares=shares,
+        scores,
+        folder,
+        config=given_config(None, None, None, given),
+        values=values,
+        columns=pairs(columns),
+        shares=shares,
         say=tell,
-    )  # fmt: skip
+    )
     assert policy.certificate is not None
     show(
         policy.certificate.to_document(),
@@ -327,9 +332,17 @@ def evaluate(
     from stage1.commands.scores import evaluate_scores
 
     document = evaluate_scores(
-        scores, policy or scores.parent, output or policy or scores.parent, config=given_config(None, None, None, given),
-        values=values, columns=pairs(columns), target=target, target_values=target_values, target_columns=there, say=tell,
-    )  # fmt: skip
+        scores,
+        policy or scores.parent,
+        output or policy or scores.parent,
+        config=given_config(None, None, None, given),
+        values=values,
+        columns=pairs(columns),
+        target=target,
+        target_values=target_values,
+        target_columns=there,
+        say=tell,
+    )
     verdict = verdict_of_evaluation(policy or scores.parent, document)
     show(document, as_json, lambda found: [*evaluation_lines(found), verdict_line(verdict)])
 

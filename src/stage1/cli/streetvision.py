@@ -48,9 +48,13 @@ def streetvision_run(
     from stage1.streetvision.launch import miner_command
 
     words = miner_command(
-        command, registry=registry, name=name, base=base, config=None if config is None else str(config),
+        command,
+        registry=registry,
+        name=name,
+        base=base,
+        config=None if config is None else str(config),
         also_known=also_known or (),
-    )  # fmt: skip
+    )
     if show_only:
         typer.echo(shlex.join(words))
         return

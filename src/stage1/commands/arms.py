@@ -23,9 +23,15 @@ _NOT_THE_ARM = ("seed", "features.store", "features.workers")
 
 
 def compare_runs(
-    runs: Sequence[Path], arms: Mapping[str, Sequence[Path]], *, on: str = "val_select", by: str = "augrc",
-    resamples: int = 1000, level: float = 0.95, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    runs: Sequence[Path],
+    arms: Mapping[str, Sequence[Path]],
+    *,
+    on: str = "val_select",
+    by: str = "augrc",
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
     """The document of kind "comparison_arms" (schemas/comparison_arms.schema.json).
 
     runs: run directories; those whose configs differ in nothing but the seed are one arm, called by the config's name (by the
@@ -41,8 +47,10 @@ def compare_runs(
         raise ConfigError(f"--by {by}: use {', '.join(known)}")
     given = [path for paths in arms.values() for path in paths] + list(runs)
     _refuse_twice(given)
-    grouped = _grouped({name: [Entrant.read(path) for path in paths] for name, paths in arms.items()},
-                       [Entrant.read(path) for path in runs])  # fmt: skip
+    grouped = _grouped(
+        {name: [Entrant.read(path) for path in paths] for name, paths in arms.items()},
+        [Entrant.read(path) for path in runs],
+    )
     if len(grouped) < 2:
         raise ConfigError(
             f"{', '.join(map(str, given))}: one arm only (its runs differ in nothing but the seed); give a second arm to compare with"
@@ -208,9 +216,11 @@ def _conclusion(
     judged = comparison if confirmation is None else confirmation
     role = on if confirmation is None else "val_test"
     row = next(row for row in judged["differences"] if row["arm"] == chosen and row["metric"] == by)
-    span = "interval undefined" if row["low"] is None else (
-        f"{judged['level']:.0%} interval {row['low']:+.5f} to {row['high']:+.5f}"
-    )  # fmt: skip
+    span = (
+        "interval undefined"
+        if row["low"] is None
+        else (f"{judged['level']:.0%} interval {row['low']:+.5f} to {row['high']:+.5f}")
+    )
     difference = "undefined" if row["difference"] is None else f"{row['difference']:+.5f}"
     verdict = {
         chosen: f"{chosen} is better",

@@ -88,13 +88,22 @@ def audit(
             plug_coverage.append(decided.coverage)
         advance(1)
     return {
-        "policy": config.policy.name, "risks": config.risks_for(population.n_classes), "confidence": config.confidence, "draws": draws,
-        "n_select": sizes.select, "n_calib": sizes.calib, "certified": certified / draws,
-        "violation": broken / draws, "violation_low": float(binomial_lower(broken, draws, 0.025)),
-        "violation_high": float(binomial_upper(broken, draws, 0.025)), "delta": 1.0 - config.confidence,
-        "kept": bool(binomial_lower(broken, draws, 0.025) <= 1.0 - config.confidence), "coverage": float(np.mean(coverage)),
-        "plug_in_violation": plugged / draws, "plug_in_coverage": float(np.mean(plug_coverage)) if plug_coverage else 0.0,
-    }  # fmt: skip
+        "policy": config.policy.name,
+        "risks": config.risks_for(population.n_classes),
+        "confidence": config.confidence,
+        "draws": draws,
+        "n_select": sizes.select,
+        "n_calib": sizes.calib,
+        "certified": certified / draws,
+        "violation": broken / draws,
+        "violation_low": float(binomial_lower(broken, draws, 0.025)),
+        "violation_high": float(binomial_upper(broken, draws, 0.025)),
+        "delta": 1.0 - config.confidence,
+        "kept": bool(binomial_lower(broken, draws, 0.025) <= 1.0 - config.confidence),
+        "coverage": float(np.mean(coverage)),
+        "plug_in_violation": plugged / draws,
+        "plug_in_coverage": float(np.mean(plug_coverage)) if plug_coverage else 0.0,
+    }
 
 
 def class_names(population: Scores, config: RunConfig) -> tuple[str, ...]:
@@ -180,8 +189,13 @@ def _draw(population: Scores, size: int, rng: np.random.Generator, prefix: str) 
 
 
 def false_claims(
-    policy: Policy, decision: Decision, population: Scores, config: RunConfig, classes: Sequence[str], weights: Floats | None
-) -> list[str]:  # fmt: skip
+    policy: Policy,
+    decision: Decision,
+    population: Scores,
+    config: RunConfig,
+    classes: Sequence[str],
+    weights: Floats | None,
+) -> list[str]:
     """The risks and floors that a certified policy claims and that do not hold on the population, by name.
 
     SCRC's risks and its coverage are of the selected images; every other policy's of its exits. weights: float [N] of the

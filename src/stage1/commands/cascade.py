@@ -103,9 +103,13 @@ def _configuration(cascade: Cascade) -> str:
 
 
 def _document(
-    cascade: Cascade, certificate: CascadeCertificate, ordered: Any, labelled: Mapping[str, Labelled], roled: Roled,
+    cascade: Cascade,
+    certificate: CascadeCertificate,
+    ordered: Any,
+    labelled: Mapping[str, Labelled],
+    roled: Roled,
     history: list[str],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     config, calib, select = cascade.config, labelled["val_calib"], labelled["val_select"]
     rows = list(ordered)
     varied = bool(config.auto_exits)
@@ -123,9 +127,14 @@ def _document(
     passed = range(chosen - certificate.tested + 1, chosen + 1) if certificate.certified and varied else ()
     found = frontier(config, rows, calib, select, unit=certificate.unit, delta=certificate.delta, passed=list(passed))
     own = frontier(
-        config, [replace(ordered[chosen])], calib, select, unit=certificate.unit, delta=certificate.delta,
+        config,
+        [replace(ordered[chosen])],
+        calib,
+        select,
+        unit=certificate.unit,
+        delta=certificate.delta,
         passed=[0] if certificate.certified else [],
-    )  # fmt: skip
+    )
     everyone = _joined([labelled[role].recorded for role in ROLES if len(labelled[role])])
     # Among how many val_calib chose; what is drawn for the picture alone was chosen by nothing.
     defer = _defer_counts(labelled, certificate, config, len(ordered))
@@ -133,13 +142,23 @@ def _document(
         row["counted"] = _counted(labelled[defer["role"]], candidate.rules, config)
     own[0]["counted"] = defer["stages"]
     return {
-        "name": config.name, "classes": config.classes, "stages": cascade.names, "stages_digest": cascade.digest,
-        "currency": config.currency, "certificate": certificate.to_document(), "history": history,
-        "roles": {role: len(labelled[role]) for role in ROLES}, "roles_from": roled.origin, "left_out": roled.left_out,
-        "costs": stage_costs(everyone, config), "chosen": own[0], "frontier": found,
-        "test": _tested(labelled["val_test"], certificate, config), "defer": defer,
+        "name": config.name,
+        "classes": config.classes,
+        "stages": cascade.names,
+        "stages_digest": cascade.digest,
+        "currency": config.currency,
+        "certificate": certificate.to_document(),
+        "history": history,
+        "roles": {role: len(labelled[role]) for role in ROLES},
+        "roles_from": roled.origin,
+        "left_out": roled.left_out,
+        "costs": stage_costs(everyone, config),
+        "chosen": own[0],
+        "frontier": found,
+        "test": _tested(labelled["val_test"], certificate, config),
+        "defer": defer,
         "fallback_alone": _fallback_alone(calib, certificate, config),
-    }  # fmt: skip
+    }
 
 
 def _joined(parts: list[Recorded]) -> Recorded:
@@ -172,9 +191,12 @@ def _defer_counts(
     known = labelled[role].known
     rows = one_per_group(known, config.seed)
     return {
-        "role": role, "choices": choices if role == "val_calib" else 1, "units": len(rows),
-        "positives": int((known.known_labels[rows] == 1).sum()), "stages": _counted(labelled[role], certificate.rules, config),
-    }  # fmt: skip
+        "role": role,
+        "choices": choices if role == "val_calib" else 1,
+        "units": len(rows),
+        "positives": int((known.known_labels[rows] == 1).sum()),
+        "stages": _counted(labelled[role], certificate.rules, config),
+    }
 
 
 def _counted(part: Labelled, rules: tuple[Rule, ...], config: CascadeConfig) -> list[dict[str, Any]]:
@@ -183,9 +205,14 @@ def _counted(part: Labelled, rules: tuple[Rule, ...], config: CascadeConfig) -> 
     asked = final_answers(part.recorded.take(rows), rules, config.default_probability).asked
     ones = part.known.known_labels[rows] == 1
     return [
-        {"stage": stage.name, "deferred": int(asked[:, place].sum()), "deferred_positives": int((asked[:, place] & ones).sum())}
-        for place, stage in enumerate(config.stages) if place
-    ]  # fmt: skip
+        {
+            "stage": stage.name,
+            "deferred": int(asked[:, place].sum()),
+            "deferred_positives": int((asked[:, place] & ones).sum()),
+        }
+        for place, stage in enumerate(config.stages)
+        if place
+    ]
 
 
 def _fallback_alone(calib: Labelled, certificate: CascadeCertificate, config: CascadeConfig) -> dict[str, Any]:

@@ -125,8 +125,11 @@ def by_role(cascade: Cascade, roled: Roled, path: Path) -> dict[str, Labelled]:
                 f"{path}: no answer for {lacking} ({len(rows) - len(whole)} of {role}); ask again without --answers"
             )
         known = Scores(
-            logits=np.zeros((len(rows), 2)), labels=roled.table.labels[rows], groups=roled.table.groups[rows], ids=roled.table.ids[rows]
-        )  # fmt: skip
+            logits=np.zeros((len(rows), 2)),
+            labels=roled.table.labels[rows],
+            groups=roled.table.groups[rows],
+            ids=roled.table.ids[rows],
+        )
         found[role] = Labelled(recorded(whole, cascade.names, cascade.config.classes), known)
     return found
 

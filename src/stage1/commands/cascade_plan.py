@@ -56,9 +56,14 @@ def plan_cascade(
     found = [row["fits"] for row in stages]
     options, note = ([], None) if document is None else _options(document, stages, arriving, prior, delta)
     return {
-        "rate_per_minute": arriving, "source": source, "fits": False if False in found else None if None in found else True,
-        "confidence": confidence, "stages": stages, "options": options, "options_note": note,
-    }  # fmt: skip
+        "rate_per_minute": arriving,
+        "source": source,
+        "fits": False if False in found else None if None in found else True,
+        "confidence": confidence,
+        "stages": stages,
+        "options": options,
+        "options_note": note,
+    }
 
 
 def plan_lines(document: dict[str, Any]) -> list[str]:
@@ -123,9 +128,12 @@ def _cut(value: float | None) -> str:
 def _checked(stage: StageConfig, share: DeferRate, measured: Mapping[str, Any], arriving: float) -> dict[str, Any]:
     capacity, limit = capacity_per_minute(stage, measured["milliseconds"], measured["attempts"])
     return {
-        "stage": stage.name, "defer": asdict(share), "limit": limit, "attempts_per_image": measured["attempts"],
+        "stage": stage.name,
+        "defer": asdict(share),
+        "limit": limit,
+        "attempts_per_image": measured["attempts"],
         **load(arriving, share, capacity),
-    }  # fmt: skip
+    }
 
 
 def _from_counts(
@@ -188,11 +196,16 @@ def _options(
         loads = {place: load(arriving, shares[place], capacity) for place, capacity in known.items()}
         if not all(one["fits"] for one in loads.values()):
             break
-        fitting.append({
-            "rules": row["rules"], "deferred": row["deferred"], "certified": row["certified"],
-            "upper_per_minute": {stages[place]["stage"]: one["upper_per_minute"] for place, one in loads.items()},
-            "miss_rate": row["risks"]["miss_rate"]["observed"], "false_exit_rate": row["risks"]["false_exit_rate"]["observed"],
-        })  # fmt: skip
+        fitting.append(
+            {
+                "rules": row["rules"],
+                "deferred": row["deferred"],
+                "certified": row["certified"],
+                "upper_per_minute": {stages[place]["stage"]: one["upper_per_minute"] for place, one in loads.items()},
+                "miss_rate": row["risks"]["miss_rate"]["observed"],
+                "false_exit_rate": row["risks"]["false_exit_rate"]["observed"],
+            }
+        )
     if not fitting:
         return [], "no configuration of the frontier fits by the same bound"
     return fitting[::-1][:_OPTIONS], None

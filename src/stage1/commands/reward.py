@@ -56,10 +56,18 @@ def kept_sides(policy: Policy, scores: Scores) -> NDArray[np.int64]:
 
 
 def reward(
-    source: Path, *, level_column: str | None = None, values: str | None = None, columns: Mapping[str, str] | None = None,
-    prior: float = 0.5, resamples: int = 1000, level: float = 0.95, seed: int = 0, exits: bool = True,
+    source: Path,
+    *,
+    level_column: str | None = None,
+    values: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    prior: float = 0.5,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    exits: bool = True,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The document reward.json (without schema_version) of a run directory, a folder of `calibrate --scores`, or a score file.
 
     level_column: the slice (or, in a file, the column) that holds the level; None: `level` where there is one, else all rows
@@ -77,9 +85,14 @@ def reward(
     test = judged.test.scores
     kept, kept_select = (rows.exits if rows is not None and exits else None for rows in (judged.test, judged.select))
     rates = LevelRates(
-        _positive(test), test.known_labels, _levels(test, level_column, source), test.groups, exits=kept,
-        resamples=resamples, seed=seed,
-    )  # fmt: skip
+        _positive(test),
+        test.known_labels,
+        _levels(test, level_column, source),
+        test.groups,
+        exits=kept,
+        resamples=resamples,
+        seed=seed,
+    )
     chosen, fitted, gain = None, None, None
     if judged.select is not None:
         select = judged.select.scores
@@ -91,15 +104,23 @@ def reward(
         gain = {**found, "low": finite_or_none(found["low"]), "high": finite_or_none(found["high"])}
     groups = test.groups
     return {
-        "source": source.name, "role": judged.role, "scale": judged.scale, "prior": prior, "level": level,
-        "resamples": resamples, "groups": None if groups is None else len(np.unique(groups)),
-        "rows": len(test), "exits": None if kept is None else int((kept != OPEN).sum()),
-        "decision_threshold": chosen, "fitted": fitted, "gain": gain,
+        "source": source.name,
+        "role": judged.role,
+        "scale": judged.scale,
+        "prior": prior,
+        "level": level,
+        "resamples": resamples,
+        "groups": None if groups is None else len(np.unique(groups)),
+        "rows": len(test),
+        "exits": None if kept is None else int((kept != OPEN).sum()),
+        "decision_threshold": chosen,
+        "fitted": fitted,
+        "gain": gain,
         "tables": [
             _table(rates, threshold, prior, level, seed)
             for threshold in dict.fromkeys([DEFAULT, *([] if chosen is None else [chosen])])
         ],
-    }  # fmt: skip
+    }
 
 
 def write_reward(document: dict[str, Any], path: Path) -> None:
@@ -133,11 +154,12 @@ def reward_lines(document: dict[str, Any]) -> list[str]:
     gain = document["gain"]
     interval = "" if gain["low"] is None else f" [{gain['low']:+.4f}, {gain['high']:+.4f}]"
     return [
-        *lines, "",
+        *lines,
+        "",
         f"threshold {document['decision_threshold']:.4f} fitted on {document['fitted']['rows']} rows of val_select; on "
         f"{document['role']} it brings {gain['value']:+.4f}{interval}: {gain['verdict']}",
         f"for the detector's config:  decision_threshold: {document['decision_threshold']:.6g}",
-    ]  # fmt: skip
+    ]
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -152,9 +174,10 @@ def _table(rates: LevelRates, threshold: float, prior: float, level: float, seed
     rows = rates.table(threshold, prior, level)
     ends = simulated(rows[-1].tpr, rows[-1].fpr, prior=prior, answers=_ANSWERS, runs=_RUNS, seed=seed)
     return {
-        "threshold": threshold, "rows": [_document(row) for row in rows],
+        "threshold": threshold,
+        "rows": [_document(row) for row in rows],
         "score_spread": [float(end) for end in np.quantile(ends, [0.025, 0.975])],
-    }  # fmt: skip
+    }
 
 
 def _document(row: LevelReward) -> dict[str, Any]:

@@ -48,9 +48,12 @@ def calibrate_scores(
     if not (roles == "val_calib").any():
         raise DataError(f"{path}: no row has the role val_calib; the certificate is made of these")
     policy = fit_configured(
-        config, select=scores.take(roles == "val_select"), calib=scores.take(roles == "val_calib"),
-        classes=config.data.classes or class_names(scores.n_classes), say=say,
-    )  # fmt: skip
+        config,
+        select=scores.take(roles == "val_select"),
+        calib=scores.take(roles == "val_calib"),
+        classes=config.data.classes or class_names(scores.n_classes),
+        say=say,
+    )
     with locked(folder):
         write_scores(folder / SCORES_FILE, scores, roles)
         # What was asked for: with the scores and their roles, all that it takes to make the certificate again.
@@ -60,10 +63,18 @@ def calibrate_scores(
 
 
 def evaluate_scores(
-    path: Path, policy_folder: Path, folder: Path, *, config: RunConfig, values: str | None, columns: Mapping[str, str],
-    target: Path | None = None, target_values: str | None = None, target_columns: Mapping[str, str] | None = None,
+    path: Path,
+    policy_folder: Path,
+    folder: Path,
+    *,
+    config: RunConfig,
+    values: str | None,
+    columns: Mapping[str, str],
+    target: Path | None = None,
+    target_values: str | None = None,
+    target_columns: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Metrics of the rows of val_test (of all rows, where the file has no roles) under a policy; evaluation.json, CSV.
 
     target: unlabelled scores of the same model elsewhere; the section `label_shift` then restates everything there, and
@@ -85,15 +96,25 @@ def evaluate_scores(
     unlabelled = None
     if target is not None:
         unlabelled, _ = read_scores(
-            target, values=checked_values(target_values or values), classes=policy.classes,
-            columns=columns if target_columns is None else target_columns, say=say,
-        )  # fmt: skip
+            target,
+            values=checked_values(target_values or values),
+            classes=policy.classes,
+            columns=columns if target_columns is None else target_columns,
+            say=say,
+        )
     shift = shift_of_files(unlabelled, prior, rows=rows, policy_folder=policy_folder, test=scores)
     with locked(folder):
         _, document = write_evaluation(
-            folder, scores, policy, targets=targets, paths=None, resamples=config.evaluation.resamples,
-            level=config.evaluation.level, seed=config.seed, shift=shift,
-        )  # fmt: skip
+            folder,
+            scores,
+            policy,
+            targets=targets,
+            paths=None,
+            resamples=config.evaluation.resamples,
+            level=config.evaluation.level,
+            seed=config.seed,
+            shift=shift,
+        )
     return document
 
 

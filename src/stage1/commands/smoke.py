@@ -21,11 +21,28 @@ Check = dict[str, Any]
 
 _ROWS_PER_CLASS = 60
 _ARTIFACTS = (
-    "samples.parquet", "splits.json", "quarantine.csv", "features.json", "backbone.onnx", "checkpoints/last.safetensors", "model_best.pth",
-    "metrics.csv", "log.jsonl", "model.onnx", "parity.json", *(f"val_{role}_{kind}" for role in ("select", "calib", "test")
-    for kind in ("logits.pt", "labels.pt", "ids.json")), "certificate.json", "evaluation.json", "eval_metrics.csv", "report.html",
-    "bundle/bundle.json", "bundle/model.onnx", "bundle/certificate.json", "bundle/calibration.parquet", "bundle/README.md",
-)  # fmt: skip
+    "samples.parquet",
+    "splits.json",
+    "quarantine.csv",
+    "features.json",
+    "backbone.onnx",
+    "checkpoints/last.safetensors",
+    "model_best.pth",
+    "metrics.csv",
+    "log.jsonl",
+    "model.onnx",
+    "parity.json",
+    *(f"val_{role}_{kind}" for role in ("select", "calib", "test") for kind in ("logits.pt", "labels.pt", "ids.json")),
+    "certificate.json",
+    "evaluation.json",
+    "eval_metrics.csv",
+    "report.html",
+    "bundle/bundle.json",
+    "bundle/model.onnx",
+    "bundle/certificate.json",
+    "bundle/calibration.parquet",
+    "bundle/README.md",
+)
 
 
 def smoke(policy: str, output: Path | None, data: Path | None) -> list[Check]:
@@ -72,10 +89,16 @@ def _checked(policy: str, name: str, check: Callable[[], str]) -> Check:
 def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "artifacts are there", lambda: _all_there(folder)
     kinds = {
-        "splits.json": "splits", "features.json": "features", "parity.json": "parity", "train.json": "train",
-        "certificate.json": "certificate", "evaluation.json": "evaluation", "attempts.json": "attempts", "stages.json": "stages",
+        "splits.json": "splits",
+        "features.json": "features",
+        "parity.json": "parity",
+        "train.json": "train",
+        "certificate.json": "certificate",
+        "evaluation.json": "evaluation",
+        "attempts.json": "attempts",
+        "stages.json": "stages",
         "bundle/bundle.json": "bundle",
-    }  # fmt: skip
+    }
     for name, kind in kinds.items():
         yield f"{name} fits its schema", partial(_fits, folder / name, kind)
     name = policy_file(folder).name
@@ -194,9 +217,11 @@ def _first_rows(data: Path, target: Path) -> Path:
         rows = chosen.setdefault(str(label), [])
         if len(rows) < _ROWS_PER_CLASS:
             rows.append(str((data.parent / path).resolve()))
-    small = pa.table({
-        "image": [path for rows in chosen.values() for path in rows],
-        "label": [label for label, rows in chosen.items() for _ in rows],
-    })  # fmt: skip
+    small = pa.table(
+        {
+            "image": [path for rows in chosen.values() for path in rows],
+            "label": [label for label, rows in chosen.items() for _ in rows],
+        }
+    )
     write_through(target, lambda temporary: pyarrow.csv.write_csv(small, temporary))
     return target

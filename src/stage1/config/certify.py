@@ -58,9 +58,25 @@ class EvaluationConfig(Section):
 
 
 _ACCEPTED = (
-    "auroc", "aurc", "e_aurc", "augrc", "e_augrc", "auroc_f", "accuracy", "mcc", "nll", "brier", "ece", "coverage",
-    "fnr", "fpr", "miss_rate", "false_exit_rate", "error", "wrong",
-)  # fmt: skip
+    "auroc",
+    "aurc",
+    "e_aurc",
+    "augrc",
+    "e_augrc",
+    "auroc_f",
+    "accuracy",
+    "mcc",
+    "nll",
+    "brier",
+    "ece",
+    "coverage",
+    "fnr",
+    "fpr",
+    "miss_rate",
+    "false_exit_rate",
+    "error",
+    "wrong",
+)
 _GAINS = ("augrc", "aurc", "nll", "mcc", "accuracy", "coverage", "exit_error")
 
 

@@ -26,8 +26,14 @@ from stage1.risk.targets import default_risks
 from stage1.storage.files import read_text, read_yaml
 
 PHASES = {
-    0: "data", 1: "baseline", 2: "selective-metrics", 3: "gate", 4: "explora", 5: "risk-training", 6: "continuous-learning",
-}  # fmt: skip
+    0: "data",
+    1: "baseline",
+    2: "selective-metrics",
+    3: "gate",
+    4: "explora",
+    5: "risk-training",
+    6: "continuous-learning",
+}
 
 
 def recipes() -> list[str]:
@@ -103,8 +109,11 @@ def to_yaml(config: RunConfig) -> str:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines "key: old -> new" of every leaf that differs."""
     before, after = (dict(leaves(config.model_dump(mode="json"))) for config in (old, new))
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in [*before, *(k for k in after if k not in before)]
-            if before.get(key) != after.get(key)]  # fmt: skip
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in [*before, *(k for k in after if k not in before)]
+        if before.get(key) != after.get(key)
+    ]
 
 
 # In a file, a mapping of risks is the whole target: it replaces the one of the recipe, it is not merged into it.

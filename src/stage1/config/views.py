@@ -117,9 +117,12 @@ class ViewsConfig(Section):
             return None
         rows, _, columns = (self.grid or "").lower().partition("x")
         return ViewPolicy(
-            whole=self.whole, grid=(int(rows), int(columns)) if rows else None, overlap=self.overlap, flips=self.flips,
+            whole=self.whole,
+            grid=(int(rows), int(columns)) if rows else None,
+            overlap=self.overlap,
+            flips=self.flips,
             scales=tuple(self.scales),
-        )  # fmt: skip
+        )
 
     @property
     def cached(self) -> ViewPolicy | None:

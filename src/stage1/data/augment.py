@@ -51,10 +51,18 @@ RECIPES = {
         area=(0.6, 1.0), aspect=(0.85, 1.18), brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.7, 1.3)
     ),
     "aggressive": Recipe(
-        area=(0.25, 1.0), aspect=(0.75, 1.33), brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.3, 1.6),
-        gray=0.1, blur=0.3, noise=0.04, erase=0.25, jpeg=(40, 95),
+        area=(0.25, 1.0),
+        aspect=(0.75, 1.33),
+        brightness=(0.6, 1.4),
+        contrast=(0.6, 1.4),
+        saturation=(0.3, 1.6),
+        gray=0.1,
+        blur=0.3,
+        noise=0.04,
+        erase=0.25,
+        jpeg=(40, 95),
     ),
-}  # fmt: skip
+}
 
 
 def describe(name: str) -> dict[str, Any]:

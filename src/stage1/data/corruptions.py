@@ -267,9 +267,15 @@ class Challenge:
 
 
 def challenge(
-    image: bytes | Pixels, level: str = MIXTURE, *, seed: int = 0, copy: int = 0, key: str | None = None,
-    origin: Origin = "real", max_pixels: int = MAX_PIXELS,
-) -> Challenge:  # fmt: skip
+    image: bytes | Pixels,
+    level: str = MIXTURE,
+    *,
+    seed: int = 0,
+    copy: int = 0,
+    key: str | None = None,
+    origin: Origin = "real",
+    max_pixels: int = MAX_PIXELS,
+) -> Challenge:
     """The challenge number `copy` of an image: a 224 px JPEG, quality 75, 4:2:0.
 
     image: the bytes of a file, or RGB pixels uint8 [H, W, 3]. level: "L0" to "L3", or "mixture": see `level_of`. key: what names

@@ -416,9 +416,13 @@ def _beside(table: Path, cell: Any) -> str:
 
 
 def _from_columns(
-    where: Path | str, columns: Any, images: list[str], numbers: list[str], classes: tuple[str, ...] | None,
+    where: Path | str,
+    columns: Any,
+    images: list[str],
+    numbers: list[str],
+    classes: tuple[str, ...] | None,
     slices: Sequence[str] = (),
-) -> Listing:  # fmt: skip
+) -> Listing:
     """Columns label (needed), group, source, timestamp, role or split -> a listing; others are possible slices."""
     _require_labels(columns, where)
     listing = Listing(str(where), paths=images, numbers=numbers, class_names=classes, files=[str(where)])
@@ -591,9 +595,14 @@ def list_tar(path: Path, slices: Sequence[str] = ()) -> Listing:
         }
         role = note.get("role") or note.get("split") or ""
         listing.add(
-            f"{path}::{name}", note.get("label", ""), name,
-            group=note.get("group", ""), source=note.get("source", ""), timestamp=note.get("timestamp", ""), role=role,
-        )  # fmt: skip
+            f"{path}::{name}",
+            note.get("label", ""),
+            name,
+            group=note.get("group", ""),
+            source=note.get("source", ""),
+            timestamp=note.get("timestamp", ""),
+            role=role,
+        )
         for column in slices:
             listing.slices.setdefault(column, []).append(note.get(column, ""))
     for key in found.alone:
@@ -617,5 +626,8 @@ def _tar_note(path: Path, name: str, ending: str, data: bytes, slices: Sequence[
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str]], Listing]] = {
-    "folder": list_folder, "table": list_table, "hf": list_saved, "webdataset": list_tar,
-}  # fmt: skip
+    "folder": list_folder,
+    "table": list_table,
+    "hf": list_saved,
+    "webdataset": list_tar,
+}

@@ -359,9 +359,11 @@ def _balanced(
 
 def _require_classes(table: SampleTable, roles: Texts, config: SplitConfig, given: bool) -> None:
     way_out = (
-        "give it rows" if given
-        else "add groups, change split.seed or split.fractions" + ("" if config.method == "balanced" else ", or set split.method=balanced")
-    )  # fmt: skip
+        "give it rows"
+        if given
+        else "add groups, change split.seed or split.fractions"
+        + ("" if config.method == "balanced" else ", or set split.method=balanced")
+    )
     for role in ROLES:
         if not given and getattr(config.fractions, role) == 0:
             continue

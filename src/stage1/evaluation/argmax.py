@@ -67,8 +67,12 @@ def argmax_lines(document: Mapping[str, Any]) -> list[Beside]:
         return []
     return [
         Beside(
-            words, row["n"], row["n"] / total if total else 0.0, row["errors"], row["errors"] / row["n"] if row["n"] else None,
+            words,
+            row["n"],
+            row["n"] / total if total else 0.0,
+            row["errors"],
+            row["errors"] / row["n"] if row["n"] else None,
             {name: (part["errors"], part["n"]) for name, part in row["per_class"].items()},
         )
         for row, words in ((section[key], words) for key, words in RULES.items())
-    ]  # fmt: skip
+    ]

@@ -66,9 +66,12 @@ def compare_arms(
     first_name = next(iter(arms))
     first = arms[first_name][0]
     aligned = {
-        name: [_aligned(first, run, (f"{first_name} (run 1)", f"{name} (run {place})")) for place, run in enumerate(runs, 1)]
+        name: [
+            _aligned(first, run, (f"{first_name} (run 1)", f"{name} (run {place})"))
+            for place, run in enumerate(runs, 1)
+        ]
         for name, runs in arms.items()
-    }  # fmt: skip
+    }
     n = len(first.scores)
     decided = all(run.exit is not None for runs in aligned.values() for run in runs)
     metrics = (*MODEL_METRICS, *(POLICY_METRICS if decided else ()))
@@ -101,20 +104,28 @@ def compare_arms(
             value = float(per_seed.mean())
             low, high = percentile_interval(replicates[name][metric], value, level, n_resamples)
             values_of[metric] = {
-                "value": finite_or_none(value), "low": finite_or_none(low), "high": finite_or_none(high),
+                "value": finite_or_none(value),
+                "low": finite_or_none(low),
+                "high": finite_or_none(high),
                 "sd": finite_or_none(float(per_seed.std(ddof=1))) if len(per_seed) > 1 else None,
                 "per_seed": [finite_or_none(float(one)) for one in per_seed],
-            }  # fmt: skip
+            }
             if name == first_name:
                 continue
             gap = value - float(observed[first_name][metric][:, 0].mean())
             below, above = percentile_interval(
                 replicates[name][metric] - replicates[first_name][metric], gap, level, n_resamples
             )
-            differences.append({
-                "arm": name, "metric": metric, "difference": finite_or_none(gap), "low": finite_or_none(below),
-                "high": finite_or_none(above), **_verdict(metric, name, first_name, below, above),
-            })  # fmt: skip
+            differences.append(
+                {
+                    "arm": name,
+                    "metric": metric,
+                    "difference": finite_or_none(gap),
+                    "low": finite_or_none(below),
+                    "high": finite_or_none(above),
+                    **_verdict(metric, name, first_name, below, above),
+                }
+            )
         rows.append({"name": name, "seeds": len(sides[name]), "metrics": values_of})
     return {
         "n": n,

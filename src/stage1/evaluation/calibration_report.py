@@ -85,9 +85,15 @@ def before_after(
         first, second = found["before"][name], found["after"][name]
         metrics |= {f"{name}/before": first, f"{name}/after": second, f"{name}/change": _change(first, second)}
     intervals = bootstrap(
-        metrics, confidence=np.zeros(len(scores)), residuals=np.zeros(len(scores)), labels=labels, groups=scores.groups,
-        n_resamples=n_resamples, level=level, seed=seed,
-    )  # fmt: skip
+        metrics,
+        confidence=np.zeros(len(scores)),
+        residuals=np.zeros(len(scores)),
+        labels=labels,
+        groups=scores.groups,
+        n_resamples=n_resamples,
+        level=level,
+        seed=seed,
+    )
     document: dict[str, Any] = {
         "map": "identity" if calibration is None else calibration.name,
         "monotone": calibration is None or calibration.monotone,
@@ -126,8 +132,11 @@ def _numbers(interval: Interval) -> dict[str, float | None]:
 def _bins(scores: Scores) -> list[dict[str, float]]:
     return [
         {
-            "low": row.low, "high": row.high, "count": int(row.count), "mean_probability": row.mean_probability,
+            "low": row.low,
+            "high": row.high,
+            "count": int(row.count),
+            "mean_probability": row.mean_probability,
             "observed_rate": row.observed_rate,
         }
         for row in reliability(scores.probabilities, scores.known_labels, BINS)
-    ]  # fmt: skip
+    ]

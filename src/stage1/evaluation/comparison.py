@@ -81,11 +81,18 @@ def compare(
     for name in metrics:
         first, second = (float(side[name][0]) for side in observed)
         low, high = percentile_interval(drawn[name], first - second, level, n_resamples)
-        rows.append({
-            "metric": name, "a": finite_or_none(first), "b": finite_or_none(second),
-            "difference": finite_or_none(first - second), "low": finite_or_none(low), "high": finite_or_none(high),
-            "p_value": p_values.get(name), **_verdict(name, names, low, high),
-        })  # fmt: skip
+        rows.append(
+            {
+                "metric": name,
+                "a": finite_or_none(first),
+                "b": finite_or_none(second),
+                "difference": finite_or_none(first - second),
+                "low": finite_or_none(low),
+                "high": finite_or_none(high),
+                "p_value": p_values.get(name),
+                **_verdict(name, names, low, high),
+            }
+        )
     repeated = len(plan) < n
     return {
         "a": names[0],

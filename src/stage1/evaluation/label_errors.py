@@ -57,9 +57,15 @@ class LabelErrors:
 
 
 def find_label_errors(
-    features: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None, *,
-    n_classes: int | None = None, folds: int = FOLDS, neighbours: int = NEIGHBOURS, seed: int = 0,
-) -> LabelErrors:  # fmt: skip
+    features: ArrayLike,
+    labels: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    n_classes: int | None = None,
+    folds: int = FOLDS,
+    neighbours: int = NEIGHBOURS,
+    seed: int = 0,
+) -> LabelErrors:
     """Judge each label from the features of all rows. features: float [N, D]; labels: int [N]; groups: [N], unit of dependence.
 
     n_classes: K, where labels do not name all classes. The same input and seed give the same result.
@@ -82,9 +88,15 @@ def find_label_errors(
     doubted &= np.isin(y, np.unique(y[~doubted]))
     second = _cross_fitted(x, y, k, fold, (ridge,), left_out=doubted)[ridge]
     return LabelErrors(
-        second, second[rows, y], second.argmax(axis=1).astype(np.int64), _confident(second, y, k), _nearest(x, unit, neighbours),
-        ridge, losses[ridge], float((first[ridge].argmax(axis=1) == y).mean()),
-    )  # fmt: skip
+        second,
+        second[rows, y],
+        second.argmax(axis=1).astype(np.int64),
+        _confident(second, y, k),
+        _nearest(x, unit, neighbours),
+        ridge,
+        losses[ridge],
+        float((first[ridge].argmax(axis=1) == y).mean()),
+    )
 
 
 def precision_at(score: ArrayLike, wrong: ArrayLike, count: int | None = None) -> float:
@@ -169,9 +181,13 @@ def _dealt(unit: NDArray[np.int64], labels: NDArray[np.int64], folds: int, seed:
 
 
 def _cross_fitted(
-    x: FloatArray, labels: NDArray[np.int64], k: int, fold: NDArray[np.int64], ridges: Sequence[float],
+    x: FloatArray,
+    labels: NDArray[np.int64],
+    k: int,
+    fold: NDArray[np.int64],
+    ridges: Sequence[float],
     left_out: NDArray[np.bool_] | None = None,
-) -> dict[float, FloatArray]:  # fmt: skip
+) -> dict[float, FloatArray]:
     """ridge -> probabilities [N, K], each row's from a fit without its fold. left_out: rows that no fit uses."""
     found = {ridge: np.empty((len(x), k)) for ridge in ridges}
     usable = np.ones(len(x), dtype=bool) if left_out is None else ~left_out

@@ -140,9 +140,16 @@ def estimate_prior(
     low = np.quantile(found, tail, axis=0, method="lower")
     high = np.quantile(found, 1.0 - tail, axis=0, method="higher")
     return PriorEstimate(
-        tuple(prior.tolist()), tuple(low.tolist()), tuple(high.tolist()), method, level, len(source), len(target),
-        len(found), np.array(found),
-    )  # fmt: skip
+        tuple(prior.tolist()),
+        tuple(low.tolist()),
+        tuple(high.tolist()),
+        method,
+        level,
+        len(source),
+        len(target),
+        len(found),
+        np.array(found),
+    )
 
 
 # ---- the two estimators ------------------------------------------------------------------------------------------

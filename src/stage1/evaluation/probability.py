@@ -156,10 +156,13 @@ class Calibration:
                 edges = (float(held[0]), float(held[-1]))
             rows.append(
                 ReliabilityBin(
-                    *edges, count, float((expected[last] - expected[first]) / count),
-                    float((happened[last] - happened[first]) / count), count**2 / float(squares[last] - squares[first]),
+                    *edges,
+                    count,
+                    float((expected[last] - expected[first]) / count),
+                    float((happened[last] - happened[first]) / count),
+                    count**2 / float(squares[last] - squares[first]),
                 )
-            )  # fmt: skip
+            )
         return rows
 
     def _running(self, ordered: FloatArray) -> FloatArray:

@@ -37,7 +37,9 @@ class ClassRates:
         return cls(exits=(f + t, m + c), errors=(f, m))
 
     @classmethod
-    def measured(cls, decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, n_classes: int = 2) -> Self:  # fmt: skip
+    def measured(
+        cls, decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, n_classes: int = 2
+    ) -> Self:
         """Observed rates. Arrays [N] as in `exit_rates`. Raises DataError where a class has no row."""
         leaves, truth = np.asarray(decision_exit, dtype=np.bool_), np.asarray(labels)
         wrong = leaves & (np.asarray(decision_label) != truth)
@@ -113,7 +115,9 @@ class ClassCounts:
             )
 
     @classmethod
-    def counted(cls, decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, n_classes: int = 2) -> Self:  # fmt: skip
+    def counted(
+        cls, decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, n_classes: int = 2
+    ) -> Self:
         """From decisions, arrays [N] as in `exit_rates`. Raises DataError where a class has no row."""
         leaves, truth = np.asarray(decision_exit, dtype=np.bool_), np.asarray(labels)
         wrong = leaves & (np.asarray(decision_label) != truth)
@@ -211,9 +215,11 @@ def restated_metrics(
         weights *= len(labels) / weights.sum()
         accepted = ranking.accept(weights[None, :])
         return {
-            name: float(STATISTICS[metric](accepted)[0]) if isinstance(metric, str) else float(metric(confidence, wrong, weights))
+            name: float(STATISTICS[metric](accepted)[0])
+            if isinstance(metric, str)
+            else float(metric(confidence, wrong, weights))
             for name, metric in metrics.items()
-        }  # fmt: skip
+        }
 
     plan = units(len(labels), labels, groups)
     found: list[dict[str, float]] = []

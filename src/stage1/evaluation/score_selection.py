@@ -92,9 +92,14 @@ class Acceptance:
 
 
 def accept_gate(
-    select_scores: Scores, g: ArrayLike, *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0,
+    select_scores: Scores,
+    g: ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
     constant_because: str | None = None,
-) -> Acceptance:  # fmt: skip
+) -> Acceptance:
     """Accept the gate only if the percentile interval of its paired gain in AUGRC on val_select lies above zero.
 
     select_scores: labelled scores. g: float [N], the gate's confidence in each answer, **from a gate that was fitted without the row**

@@ -82,9 +82,15 @@ def evaluate(
     metrics = _metrics(scores, shares[1], stated) | (_share_metrics(*shares) if repeated else {})
     metrics |= {} if calibration is None else calibration.metrics()
     found = bootstrap(
-        metrics, confidence=confidence, residuals=wrong, labels=truth, groups=scores.groups if repeated else None,
-        n_resamples=resamples, level=level, seed=seed,
-    )  # fmt: skip
+        metrics,
+        confidence=confidence,
+        residuals=wrong,
+        labels=truth,
+        groups=scores.groups if repeated else None,
+        n_resamples=resamples,
+        level=level,
+        seed=seed,
+    )
     _add_group_intervals(rates, coverage, found, repeated)
     for name, rate in rates.items():
         rate["target"] = float(targets[name]) if name in targets else None
@@ -135,13 +141,29 @@ def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         if isinstance(losses, Mapping)
     ]
     for name, risk in document["risks"].items():
-        rows.append({"metric": name, "value": risk["observed"], "low": risk[low], "high": risk[high],
-                     "n": risk["n"], "errors": risk["errors"]})  # fmt: skip
+        rows.append(
+            {
+                "metric": name,
+                "value": risk["observed"],
+                "low": risk[low],
+                "high": risk[high],
+                "n": risk["n"],
+                "errors": risk["errors"],
+            }
+        )
     covered = {"coverage": document["coverage"]["overall"]}
     covered |= {f"coverage.{name}": share for name, share in document["coverage"]["per_class"].items()}
     for name, share in covered.items():
-        rows.append({"metric": name, "value": share["value"], "low": share[low], "high": share[high],
-                     "n": share["n"], "errors": None})  # fmt: skip
+        rows.append(
+            {
+                "metric": name,
+                "value": share["value"],
+                "low": share[low],
+                "high": share[high],
+                "n": share["n"],
+                "errors": None,
+            }
+        )
     return rows
 
 
@@ -280,11 +302,14 @@ def _curve(confidence: FloatArray, wrong: NDArray[np.bool_]) -> dict[str, list[f
 def _reliability(scores: Scores) -> list[dict[str, float]]:
     return [
         {
-            "low": row.low, "high": row.high, "count": int(row.count),
-            "mean_probability": row.mean_probability, "observed_rate": row.observed_rate,
+            "low": row.low,
+            "high": row.high,
+            "count": int(row.count),
+            "mean_probability": row.mean_probability,
+            "observed_rate": row.observed_rate,
         }
         for row in reliability(scores.probabilities, scores.known_labels, _ECE_BINS)
-    ]  # fmt: skip
+    ]
 
 
 def _histogram(raw: FloatArray, truth: NDArray[np.int64], names: list[str]) -> dict[str, Any]:

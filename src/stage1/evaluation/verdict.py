@@ -77,9 +77,14 @@ class Seen:
         table, metrics, error = evaluation["exit_confusion"], evaluation["metrics"], evaluation["risks"]["error"]
         accuracy = metrics.get("accuracy", {})
         return cls(
-            evaluation["role"], {name: sum(row) for name, row in zip(table["rows"], table["counts"], strict=True)},
-            metrics.get("auroc", {}).get("value"), accuracy.get("value"), accuracy.get("high"), error["n"], error["errors"],
-        )  # fmt: skip
+            evaluation["role"],
+            {name: sum(row) for name, row in zip(table["rows"], table["counts"], strict=True)},
+            metrics.get("auroc", {}).get("value"),
+            accuracy.get("value"),
+            accuracy.get("high"),
+            error["n"],
+            error["errors"],
+        )
 
     @classmethod
     def of_scores(
@@ -91,10 +96,14 @@ class Seen:
         right, n = int((guess == truth).sum()), len(truth)
         both = scores.n_classes == 2 and 0 < int((truth == 0).sum()) < n
         return cls(
-            role, {name: int((truth == index).sum()) for index, name in enumerate(classes)},
-            float(auroc_failure(scores.margin, truth == 0)) if both else None, right / n if n else None,
-            clopper_pearson(right, n, level)[1] if n else None, int(leaves.sum()), int((leaves & (answer != truth)).sum()),
-        )  # fmt: skip
+            role,
+            {name: int((truth == index).sum()) for index, name in enumerate(classes)},
+            float(auroc_failure(scores.margin, truth == 0)) if both else None,
+            right / n if n else None,
+            clopper_pearson(right, n, level)[1] if n else None,
+            int(leaves.sum()),
+            int((leaves & (answer != truth)).sum()),
+        )
 
 
 def interval(row: Document, unit: str) -> tuple[float | None, float | None]:
@@ -161,31 +170,40 @@ def judge(certificate: Document | None, evaluation: Document | None, calibration
     """
     if certificate is None:
         return Verdict(
-            "red", "No certificate", "Do not let this policy answer: no certificate.json stands beside it, so nothing is guaranteed."
-        )  # fmt: skip
+            "red",
+            "No certificate",
+            "Do not let this policy answer: no certificate.json stands beside it, so nothing is guaranteed.",
+        )
     seen = calibration if evaluation is None else Seen.of_evaluation(evaluation)
     wrong = () if seen is None else _upside_down(seen)
     if not certificate["certified"]:
         return Verdict(
-            "red", "Not certifiable", "Do not let this bundle answer: nothing is guaranteed, so every image defers.", tuple(wrong)
-        )  # fmt: skip
+            "red",
+            "Not certifiable",
+            "Do not let this bundle answer: nothing is guaranteed, so every image defers.",
+            tuple(wrong),
+        )
     checks = [] if evaluation is None else risk_checks(certificate, evaluation)
     against = [check.name for check in checks if check.outcome == "contradicts"]
     if against:
         assert evaluation is not None
         return Verdict(
-            "red", "Certified, but contradicted",
+            "red",
+            "Certified, but contradicted",
             f"Do not trust it yet: {evaluation['role']} contradicts the certificate on {', '.join(against)}. "
             "The images there are not like the calibration images, or something leaked.",
             tuple(wrong),
-        )  # fmt: skip
+        )
     if wrong:
         return Verdict("red", "Do not trust it", "The limits hold, and the answers are worthless.", tuple(wrong))
     cautions = (*_limits_of(certificate, evaluation), *_thin_check(evaluation, checks, calibration is not None))
     if cautions:
         return Verdict(
-            "amber", "Certified, with care", "It holds for images like its calibration images; know this first.", cautions
-        )  # fmt: skip
+            "amber",
+            "Certified, with care",
+            "It holds for images like its calibration images; know this first.",
+            cautions,
+        )
     agrees = (
         "val_test has not been looked at yet (`stage1 evaluate`)."
         if evaluation is None

@@ -89,9 +89,15 @@ def extract_features(
 
     def compute(todo: Sequence[Item], cuts: Sequence[int]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any], Failed]]:
         batches = stream(
-            runner, todo, backbone.preprocessing, views=views, batch_size=batch_size, workers=config.workers,
-            cuts=cuts, times=times,
-        )  # fmt: skip
+            runner,
+            todo,
+            backbone.preprocessing,
+            views=views,
+            batch_size=batch_size,
+            workers=config.workers,
+            cuts=cuts,
+            times=times,
+        )
         for rows, outputs, failed in batches:
             made = outputs[0]
             yield rows, made.reshape(len(made), int(np.prod(made.shape[1:]))), failed
@@ -104,8 +110,11 @@ def extract_features(
     if times.images:
         log.info(
             "extracted %d images with %s: %.0f images/s, %.0f %% of the time waiting for decoding",
-            times.images, chosen, times.images_per_second, 100 * times.waiting_share,
-        )  # fmt: skip
+            times.images,
+            chosen,
+            times.images_per_second,
+            100 * times.waiting_share,
+        )
     stored = store.has(ids, key)
     rows = np.flatnonzero(stored)
     if not len(rows):

@@ -165,9 +165,11 @@ class FeatureStore:
         with atomic_writer(self.folder / f"{name}.npy") as stream:
             np.save(stream, features)
         rows: dict[str, list[Any]] = {
-            "key": [key.digest] * len(part.ids), "id": part.ids,
-            "shard": [f"{name}.npy"] * len(part.ids), "row": list(range(len(part.ids))),
-        }  # fmt: skip
+            "key": [key.digest] * len(part.ids),
+            "id": part.ids,
+            "shard": [f"{name}.npy"] * len(part.ids),
+            "row": list(range(len(part.ids))),
+        }
         _write_table(self.folder / f"{name}.parquet", rows)
 
     def _open(self, shard: str) -> NDArray[np.float32]:

@@ -37,8 +37,11 @@ class Input:
 
 
 def iterate_inputs(
-    sources: Sequence[str | os.PathLike[str]], stdin: BinaryIO | None = None, *, on_left_out: Callable[[str], None] | None = None
-) -> Iterator[Input]:  # fmt: skip
+    sources: Sequence[str | os.PathLike[str]],
+    stdin: BinaryIO | None = None,
+    *,
+    on_left_out: Callable[[str], None] | None = None,
+) -> Iterator[Input]:
     """Every image that `sources` name, in order, lazily.
 
     A source is

@@ -59,6 +59,7 @@ def joined(parts: Sequence[Answered], n_classes: int, *, gate: bool) -> Answered
     gates = [part.gate for part in parts if part.gate is not None]
     looked = [part.looked for part in parts if part.looked is not None]
     return Answered(
-        np.concatenate([part.logits for part in parts]), np.concatenate(gates) if gates else None,
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate(gates) if gates else None,
         joined_looked(looked) if looked else None,
-    )  # fmt: skip
+    )

@@ -222,9 +222,14 @@ class Predictor:
         else:
             of_classes = (scores if self.policy is None else stated(self.policy, scores)).probabilities
         columns = zip(
-            names, exits.tolist(), labels.tolist(), probabilities.tolist(), of_classes.tolist(),
-            self._told(answered, kept), strict=True,
-        )  # fmt: skip
+            names,
+            exits.tolist(),
+            labels.tolist(),
+            probabilities.tolist(),
+            of_classes.tolist(),
+            self._told(answered, kept),
+            strict=True,
+        )
         return [
             Row(
                 name,
@@ -286,9 +291,14 @@ class Bundle:
     @property
     def about(self) -> dict[str, Any]:
         """What an answer should name of the bundle that gave it: name, digest, policy, certified, classes, views (where it has any)."""
-        return {"name": self.name, "digest": self.digest, "policy": self.policy.name,
-                "certified": self.certificate.certified, "classes": list(self.classes),
-                **({} if self.predictor.views is None else {"views": self.predictor.views.description})}  # fmt: skip
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "policy": self.policy.name,
+            "certified": self.certificate.certified,
+            "classes": list(self.classes),
+            **({} if self.predictor.views is None else {"views": self.predictor.views.description}),
+        }
 
     def predict(self, images: Iterable[Picture]) -> list[Row]:
         """One Row per image, in their order; see `Predictor.predict`."""
@@ -296,9 +306,14 @@ class Bundle:
 
 
 def load_bundle(
-    folder: str | os.PathLike[str], *, verify: bool = True, batch_size: int = 32, threads: int = 0, workers: int = 0,
+    folder: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    batch_size: int = 32,
+    threads: int = 0,
+    workers: int = 0,
     deadline_s: float | None = DEADLINE_S,
-) -> Bundle:  # fmt: skip
+) -> Bundle:
     """Open a bundle; nothing is written, and torch is not needed.
 
     verify: digest every file first (17 MB: about 20 ms). Without it bundle.json, the documents and the model are still
@@ -316,10 +331,16 @@ def load_bundle(
     if policy.certificate is None:
         raise IntegrityError(f"{folder}: certificate.json is missing; restore the bundle")
     predictor = Predictor(
-        folder / MODEL, Preprocessing.from_json(manifest["preprocessing"]), manifest["classes"], policy,
-        views=read_views(folder, policy.certificate), batch_size=batch_size, threads=threads, workers=workers,
+        folder / MODEL,
+        Preprocessing.from_json(manifest["preprocessing"]),
+        manifest["classes"],
+        policy,
+        views=read_views(folder, policy.certificate),
+        batch_size=batch_size,
+        threads=threads,
+        workers=workers,
         deadline_s=deadline_s,
-    )  # fmt: skip
+    )
     if predictor.engine.digest != manifest["files"][MODEL]["sha256"]:
         raise IntegrityError(f"{folder}: {MODEL} is not the one that was certified; restore the bundle")
     return Bundle(folder, manifest, predictor, policy, policy.certificate)

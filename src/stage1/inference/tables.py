@@ -50,9 +50,13 @@ class RowWriter(Protocol):
 
 
 def predict_to(
-    predictor: Predictor, inputs: Iterable[Input], writer: RowWriter, *, on_failure: Callable[[Row], None] | None = None,
+    predictor: Predictor,
+    inputs: Iterable[Input],
+    writer: RowWriter,
+    *,
+    on_failure: Callable[[Row], None] | None = None,
     on_small: Callable[[int, int], None] | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Answer every input in order and hand the rows to `writer`. Returns how many images could not be answered.
 
     on_failure: called with the row of each of those, as it comes (the CLI names it on stderr). on_small: called at the end with

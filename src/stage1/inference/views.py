@@ -182,9 +182,11 @@ def told(names: Sequence[str], row: int, looked: Looked) -> dict[str, Any]:
     """Of one image: how many views were looked at, the name of the one that decided, its box, and whether tiles add nothing."""
     top, left, bottom, right = looked.boxes[row].tolist()
     return {
-        "views": int(looked.used[row]), "view": names[int(looked.deciding[row])], "box": (top, left, bottom, right),
+        "views": int(looked.used[row]),
+        "view": names[int(looked.deciding[row])],
+        "box": (top, left, bottom, right),
         "small": bool(looked.small[row]),
-    }  # fmt: skip
+    }
 
 
 def joined_looked(parts: Sequence[Looked]) -> Looked:
@@ -207,9 +209,10 @@ def joined_views(parts: Sequence[ViewOutputs], policy: ViewPolicy, n_classes: in
         )
     gates = [part.gate for part in parts if part.gate is not None]
     return ViewOutputs(
-        np.concatenate([part.logits for part in parts]), np.concatenate(gates) if gates else None,
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate(gates) if gates else None,
         np.concatenate([part.sizes for part in parts]),
-    )  # fmt: skip
+    )
 
 
 class _Together:

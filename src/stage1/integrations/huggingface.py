@@ -120,9 +120,11 @@ def _stock_files(
     bias[-1] -= answers.margin_shift
     stock = stock_model(model, backbone.name, backbone.pooling, size, weight.float(), bias.float())
     config = {
-        **stock.config, "id2label": {str(index): name for index, name in enumerate(answers.labels)},
-        "label2id": {name: index for index, name in enumerate(answers.labels)}, "torch_dtype": "float32",
-    }  # fmt: skip
+        **stock.config,
+        "id2label": {str(index): name for index, name in enumerate(answers.labels)},
+        "label2id": {name: index for index, name in enumerate(answers.labels)},
+        "torch_dtype": "float32",
+    }
     weights = {**stock.weights, "classifier.weight": stock.classifier[0], "classifier.bias": stock.classifier[1]}
     return {"config.json": config, "preprocessor_config.json": processor}, weights
 
@@ -157,10 +159,16 @@ def stock_preprocessor(spec: Preprocessing) -> dict[str, Any]:
             f"preprocessing: fit {spec.fit!r} is not what the stock processor does; use squash, or {WAY_OUT}"
         )
     return {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True,
-        "size": {"height": spec.size, "width": spec.size}, "resample": _RESAMPLE[spec.interpolation], "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(spec.mean), "image_std": list(spec.std),
-    }  # fmt: skip
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": spec.size, "width": spec.size},
+        "resample": _RESAMPLE[spec.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
 
 
 # ---- loading it again --------------------------------------------------------------------------------------------
@@ -230,9 +238,13 @@ def _write_weights(path: Path, weights: dict[str, Tensor]) -> None:
 def _readme(facts: dict[str, Any], backbone: Backbone) -> str:
     licence = "\n".join(f"{name}: {value}" for name, value in licence_header(backbone.licence).items())
     base = "" if backbone.origin.base_model is None else f"\nbase_model: {backbone.origin.base_model}"
-    moved = "" if facts["margin_shift"] == 0 else (
-        f"\nThe decision threshold {facts['decision_threshold']:.6g} of the stated probability was moved to 0.5.\n"
-    )  # fmt: skip
+    moved = (
+        ""
+        if facts["margin_shift"] == 0
+        else (
+            f"\nThe decision threshold {facts['decision_threshold']:.6g} of the stated probability was moved to 0.5.\n"
+        )
+    )
     return f"""---
 {licence}{base}
 library_name: transformers

@@ -138,11 +138,21 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         scores = self._scores(rows, labels=labels, groups=split.groups, ids=split.ids)
         select, calib = (scores.take(self.roles_ == role) for role in ("val_select", "val_calib"))
         self.policy_ = fit_policy(
-            self.policy, select=select, calib=calib, risks=self.risks,
-            confidence=self.confidence, coverage=self.coverage, class_coverage=self.class_coverage, target_prior=self.target_prior,
-            allow_one_sided=self.allow_one_sided, assume_iid=self.assume_iid, classes=[str(name) for name in self.classes_],
-            seed=self.seed, kept=self._kept(select), against_argmax=self.against_argmax,
-        )  # fmt: skip
+            self.policy,
+            select=select,
+            calib=calib,
+            risks=self.risks,
+            confidence=self.confidence,
+            coverage=self.coverage,
+            class_coverage=self.class_coverage,
+            target_prior=self.target_prior,
+            allow_one_sided=self.allow_one_sided,
+            assume_iid=self.assume_iid,
+            classes=[str(name) for name in self.classes_],
+            seed=self.seed,
+            kept=self._kept(select),
+            against_argmax=self.against_argmax,
+        )
         assert self.policy_.certificate is not None
         self.certificate_: Certificate = self.policy_.certificate
         return self

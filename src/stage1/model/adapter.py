@@ -32,10 +32,38 @@ SETTINGS = "adapter_config.json"
 LOW_RANK = ("lora", "dora", "rslora")
 # Last parts of names of linear layers in attention and MLP: timm's, then Hugging Face's.
 TARGETS = (
-    "qkv", "proj", "fc1", "fc2", "fc1_g", "fc1_x", "q_proj", "k_proj", "v_proj",
-    "q", "k", "v", "kv", "qk", "wq", "wk", "wv", "proj_l", "proj_w", "linear",
-    "query", "key", "value", "dense", "o_proj", "out_proj", "up_proj", "gate_proj", "down_proj", "weights_in", "weights_out",
-)  # fmt: skip
+    "qkv",
+    "proj",
+    "fc1",
+    "fc2",
+    "fc1_g",
+    "fc1_x",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "q",
+    "k",
+    "v",
+    "kv",
+    "qk",
+    "wq",
+    "wk",
+    "wv",
+    "proj_l",
+    "proj_w",
+    "linear",
+    "query",
+    "key",
+    "value",
+    "dense",
+    "o_proj",
+    "out_proj",
+    "up_proj",
+    "gate_proj",
+    "down_proj",
+    "weights_in",
+    "weights_out",
+)
 
 
 @dataclass(slots=True)
@@ -224,9 +252,14 @@ def _inject(model: nn.Module, config: AdapterConfig, names: list[str], seed: int
     """peft's wrapper around `model`, whose layers `names` it has replaced in place."""
     peft = load("peft", f"adapter.kind={config.kind} (norm and bias work without)")
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names, bias="none",
-        use_dora=config.kind == "dora", use_rslora=config.kind == "rslora",
-    )  # fmt: skip
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=names,
+        bias="none",
+        use_dora=config.kind == "dora",
+        use_rslora=config.kind == "rslora",
+    )
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator
         torch.manual_seed(int.from_bytes(digest_bytes(f"{seed}:adapter".encode()).encode()[:7]))
         wrapped = peft.get_peft_model(model, settings)
@@ -295,9 +328,11 @@ def save_adapter(adapted: Adapted, folder: str | os.PathLike[str]) -> None:
         values["inference_mode"] = True
         write_bytes(folder / SETTINGS, (json.dumps(values, indent=2, sort_keys=True, default=str) + "\n").encode())
     about = {
-        "config": adapted.config.model_dump(mode="json"), "base": adapted.base,
-        "backbone": adapted.backbone.name, "fingerprint": adapted.backbone.fingerprint,
-    }  # fmt: skip
+        "config": adapted.config.model_dump(mode="json"),
+        "base": adapted.base,
+        "backbone": adapted.backbone.name,
+        "fingerprint": adapted.backbone.fingerprint,
+    }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_state(adapted).items()}
     write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt", "stage1": json.dumps(about, sort_keys=True)}))
 

@@ -29,7 +29,7 @@ from stage1.model.weights import (
     read_weights,
     state_digest,
     weights_file,
-)  # fmt: skip
+)
 from stage1.runtime.images import Preprocessing
 from stage1.runtime.session import BatchLimit, Outputs
 from stage1.storage.files import write_bytes
@@ -174,9 +174,14 @@ class Backbone:
 
     def _fingerprint(self) -> str:
         spec = {
-            "name": self.name, "pooling": self.pooling, "size": self.preprocessing.size, "dtype": self.dtype,
-            "weights": state_digest(self.module.state_dict()), "torch": torch.__version__, "timm": timm.__version__,
-        }  # fmt: skip
+            "name": self.name,
+            "pooling": self.pooling,
+            "size": self.preprocessing.size,
+            "dtype": self.dtype,
+            "weights": state_digest(self.module.state_dict()),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        }
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 

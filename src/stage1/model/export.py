@@ -152,9 +152,15 @@ def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, *outpu
     try:
         with _quiet():
             program = torch.onnx.export(
-                module, (example,), dynamo=True, opset_version=OPSET, input_names=[input_name],
-                output_names=list(output_names), dynamic_shapes=({0: torch.export.Dim("N")},), verbose=False,
-            )  # fmt: skip
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[input_name],
+                output_names=list(output_names),
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                verbose=False,
+            )
     except Exception as error:  # exporter errors of any kind: the model cannot be expressed
         why = " ".join(str(error).split())[:200]
         raise ConfigError(

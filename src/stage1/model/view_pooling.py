@@ -89,8 +89,10 @@ def _reshape(source: str, source_shape: list[Any], target: str, target_shape: li
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT
     shape = onnx.numpy_helper.from_array(np.array(target_shape, dtype=np.int64), f"{target}/shape")
     graph = helper.make_graph(
-        [helper.make_node("Reshape", [source, shape.name], [target], name=f"{target}/reshape")], "stage1",
+        [helper.make_node("Reshape", [source, shape.name], [target], name=f"{target}/reshape")],
+        "stage1",
         [helper.make_tensor_value_info(source, floats, source_shape)],
-        [helper.make_tensor_value_info(target, floats, [f"{target}/N", *target_shape[1:]])], [shape],
-    )  # fmt: skip
+        [helper.make_tensor_value_info(target, floats, [f"{target}/N", *target_shape[1:]])],
+        [shape],
+    )
     return helper.make_model(graph)

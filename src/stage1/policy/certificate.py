@@ -256,9 +256,16 @@ def images(class_name: str, unit: str = "image") -> str:
 
 
 def certified_statement(
-    request: Request, coverage: float, unit: str, *, assume_iid: bool, attempt: int, closed: str | None, closed_because: str = "",
+    request: Request,
+    coverage: float,
+    unit: str,
+    *,
+    assume_iid: bool,
+    attempt: int,
+    closed: str | None,
+    closed_because: str = "",
     open_ends: Sequence[str] = (),
-) -> str:  # fmt: skip
+) -> str:
     """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits; closed_because: a sentence.
 
     open_ends: sentences about what the target does not limit (policy/unlimited.py).

@@ -131,15 +131,36 @@ def certify(
         else refused_statement(request, reason or "")
     )
     certificate = Certificate(
-        certified=certified, statement=statement, policy=policy, method=choice.method, confidence=request.confidence,
-        delta=1.0 - request.confidence, unit=resolved, assume_iid=iid_assumed, risks=bounds, coverage=overall, per_class=per_class,
-        classes=tuple(request.classes), n_images=len(calib), n_units=len(sample), calib_digest=calibration_digest(calib), seed=seed,
-        attempt=attempt, target_prior=request.target_prior, assumptions=assumptions(resolved, iid_assumed, request), void_if=VOID_IF,
-        reason=reason, needed=needed, slices=claims, slices_asked=tuple(slices),
-        never_answered=never, unlimited=without_limit, against_argmax=request.against_argmax,
+        certified=certified,
+        statement=statement,
+        policy=policy,
+        method=choice.method,
+        confidence=request.confidence,
+        delta=1.0 - request.confidence,
+        unit=resolved,
+        assume_iid=iid_assumed,
+        risks=bounds,
+        coverage=overall,
+        per_class=per_class,
+        classes=tuple(request.classes),
+        n_images=len(calib),
+        n_units=len(sample),
+        calib_digest=calibration_digest(calib),
+        seed=seed,
+        attempt=attempt,
+        target_prior=request.target_prior,
+        assumptions=assumptions(resolved, iid_assumed, request),
+        void_if=VOID_IF,
+        reason=reason,
+        needed=needed,
+        slices=claims,
+        slices_asked=tuple(slices),
+        never_answered=never,
+        unlimited=without_limit,
+        against_argmax=request.against_argmax,
         boundary=None if request.boundary is None else (request.boundary.lo, request.boundary.hi),
         bounds=JOINT,
-    )  # fmt: skip
+    )
     return thresholds, certificate
 
 
@@ -184,9 +205,17 @@ def measured_risks(
         else:
             bound = float(binomial_upper(errors, n, delta))
         bounds[name] = RiskBound(
-            name=name, target=target, observed=observed, bound=bound, n=n, errors=errors, delta=delta,
-            needed=needed, by_construction=never, alone=bound,
-        )  # fmt: skip
+            name=name,
+            target=target,
+            observed=observed,
+            bound=bound,
+            n=n,
+            errors=errors,
+            delta=delta,
+            needed=needed,
+            by_construction=never,
+            alone=bound,
+        )
     return bounds
 
 

@@ -109,10 +109,14 @@ class GatePolicy:
     def from_document(cls, document: Mapping[str, Any], certificate: Certificate | None = None) -> GatePolicy:
         """The inverse of to_document."""
         return cls(
-            model=GateModel.from_document(document["model"]), lo=document["lo"], hi=document["hi"],
-            classes=tuple(document["classes"]), certified=document["certified"], certificate=certificate,
+            model=GateModel.from_document(document["model"]),
+            lo=document["lo"],
+            hi=document["hi"],
+            classes=tuple(document["classes"]),
+            certified=document["certified"],
+            certificate=certificate,
             kept=document["kept"],
-        )  # fmt: skip
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write gateparams.json, whole or not at all (the certificate is a document of its own)."""
@@ -184,17 +188,24 @@ def fit_gate(
     if not against_argmax:
         request = replace(request, boundary=_boundary(kept, select, target_prior, calibration, seed))
     thresholds, certificate = certify(
-        GatePolicy.name, lambda scores: scores.margin, request, calib=_with_margin(calib, on_calib),
-        select=_with_margin(select, on_select), seed=seed, uncertified_because=uncertified_because, **counting,
-    )  # fmt: skip
+        GatePolicy.name,
+        lambda scores: scores.margin,
+        request,
+        calib=_with_margin(calib, on_calib),
+        select=_with_margin(select, on_select),
+        seed=seed,
+        uncertified_because=uncertified_because,
+        **counting,
+    )
     certificate = replace(certificate, calib_digest=calibration_digest(calib))
     if kept == "gate":
         thresholds = _unspread(thresholds, on_calib, u)
         limits = None if against_argmax else boundary_of_gate(select, target_prior)
         certificate = replace(
-            certificate, assumptions=(*certificate.assumptions, ASSUMPTION),
+            certificate,
+            assumptions=(*certificate.assumptions, ASSUMPTION),
             boundary=None if limits is None else (limits.lo, limits.hi),
-        )  # fmt: skip
+        )
     return GatePolicy(model, thresholds.lo, thresholds.hi, names, certificate.certified, certificate, kept)
 
 

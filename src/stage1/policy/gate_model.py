@@ -217,8 +217,18 @@ def _fit_meta(scores: Scores, extra: Mapping[str, Floats], right: Bools, ridge: 
         scales.append(1.0 if constant else scale)
         standard[name] = np.zeros(len(column)) if constant else (column - mean) / scale
     weights, intercept = _ridge_logistic(np.stack(list(standard.values()), axis=1), right, ridge)
-    return GateModel("meta", tuple(names), tuple(means), tuple(scales), tuple(weights.tolist()), intercept,
-                     None, "", len(right), float(right.mean()))  # fmt: skip
+    return GateModel(
+        "meta",
+        tuple(names),
+        tuple(means),
+        tuple(scales),
+        tuple(weights.tolist()),
+        intercept,
+        None,
+        "",
+        len(right),
+        float(right.mean()),
+    )
 
 
 def _ridge_logistic(columns: Floats, right: Bools, ridge: float) -> tuple[Floats, float]:
@@ -321,8 +331,19 @@ def _clearly_lower(loss: Floats, other: Floats) -> bool:
 def _constant(right: Bools, reason: str) -> GateModel:
     """g = share of right answers, kept inside (0, 1) by one right and one wrong answer more."""
     share = (float(right.sum()) + 1) / (len(right) + 2)
-    return GateModel("constant", (), (), (), (), float(special.logit(share)), None, "constant", len(right),
-                     float(right.mean()), reason)  # fmt: skip
+    return GateModel(
+        "constant",
+        (),
+        (),
+        (),
+        (),
+        float(special.logit(share)),
+        None,
+        "constant",
+        len(right),
+        float(right.mean()),
+        reason,
+    )
 
 
 def _too_few(scores: Scores, right: Bools) -> str | None:

@@ -113,10 +113,18 @@ def fit_policy(
                 "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and gate"
             )
         policy: Policy = fit_scrc(
-            select=select, calib=calib, risks=risks, coverage=SCRC_COVERAGE if coverage is None else coverage, confidence=confidence,
-            variant=variant, classes=classes, uncertified_because=uncertified_because, against_argmax=against_argmax,
-            boundary=limits(), **counting,
-        )  # fmt: skip
+            select=select,
+            calib=calib,
+            risks=risks,
+            coverage=SCRC_COVERAGE if coverage is None else coverage,
+            confidence=confidence,
+            variant=variant,
+            classes=classes,
+            uncertified_because=uncertified_because,
+            against_argmax=against_argmax,
+            boundary=limits(),
+            **counting,
+        )
         return said_of(policy, calib)
     names = tuple(classes) if classes is not None else tuple(str(index) for index in range(calib.n_classes))
     if len(names) != calib.n_classes:
@@ -129,16 +137,33 @@ def fit_policy(
         if select is None:
             raise ConfigError("select: the gate is fitted on labelled scores of val_select; give them")
         policy = fit_gate(
-            select=select, calib=calib, risks=risks, confidence=confidence, coverage=coverage, class_coverage=class_coverage,
-            target_prior=target_prior, allow_one_sided=allow_one_sided, classes=names, kept=kept, slices=slices,
-            uncertified_because=uncertified_because, against_argmax=against_argmax, calibration=calibration, **counting,
-        )  # fmt: skip
+            select=select,
+            calib=calib,
+            risks=risks,
+            confidence=confidence,
+            coverage=coverage,
+            class_coverage=class_coverage,
+            target_prior=target_prior,
+            allow_one_sided=allow_one_sided,
+            classes=names,
+            kept=kept,
+            slices=slices,
+            uncertified_because=uncertified_because,
+            against_argmax=against_argmax,
+            calibration=calibration,
+            **counting,
+        )
         return said_of(policy, calib)
     if len(names) > 2:
         policy = fit_multiclass(
-            request, calib=calib, select=select, confidence_score=confidence_score, thresholds=thresholds,
-            uncertified_because=uncertified_because, **counting,
-        )  # fmt: skip
+            request,
+            calib=calib,
+            select=select,
+            confidence_score=confidence_score,
+            thresholds=thresholds,
+            uncertified_because=uncertified_because,
+            **counting,
+        )
         return said_of(policy, calib)
     counting["slices"] = slices
     cuts, certificate = certify(
@@ -170,27 +195,40 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
     if isinstance(policy, CalibratedPolicy):
         base = policy.base
         return fit_calibrated(
-            policy.frozen, lambda rows, units, found: refit(base, calib=units, select=rows, calibration=found),
-            select=select, calib=calib,
-        )  # fmt: skip
+            policy.frozen,
+            lambda rows, units, found: refit(base, calib=units, select=rows, calibration=found),
+            select=select,
+            calib=calib,
+        )
     stated = policy.certificate
     if stated is None:
         raise IntegrityError("certificate.json: missing; it states what the policy was fitted for")
     again = fit_policy(
-        policy.name, calib=calib, select=select, risks={name: risk.target for name, risk in stated.risks.items()},
-        confidence=stated.confidence, coverage=policy.xi if isinstance(policy, ScrcPolicy) else stated.coverage.floor,
+        policy.name,
+        calib=calib,
+        select=select,
+        risks={name: risk.target for name, risk in stated.risks.items()},
+        confidence=stated.confidence,
+        coverage=policy.xi if isinstance(policy, ScrcPolicy) else stated.coverage.floor,
         class_coverage={name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
-        target_prior=stated.target_prior, unit=stated.unit, assume_iid=stated.assume_iid,
+        target_prior=stated.target_prior,
+        unit=stated.unit,
+        assume_iid=stated.assume_iid,
         # Whether one side may stay open was settled by the run; the sentence names the risks.
-        allow_one_sided=True, classes=stated.classes, seed=stated.seed, attempt=stated.attempt,
+        allow_one_sided=True,
+        classes=stated.classes,
+        seed=stated.seed,
+        attempt=stated.attempt,
         # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
         uncertified_because=stated.reason if not stated.certified and stated.needed is None else None,
         variant=policy.variant if isinstance(policy, ScrcPolicy) else "I",
-        kept=policy.kept if isinstance(policy, GatePolicy) else "gate", slices=stated.slices_asked,
+        kept=policy.kept if isinstance(policy, GatePolicy) else "gate",
+        slices=stated.slices_asked,
         confidence_score=policy.confidence_score if isinstance(policy, MulticlassPolicy) else "msp",
         thresholds=policy.mode if isinstance(policy, MulticlassPolicy) else "auto",
-        against_argmax=stated.against_argmax, calibration=calibration,
-    )  # fmt: skip
+        against_argmax=stated.against_argmax,
+        calibration=calibration,
+    )
     return dealt(on_views(again, stated.views), stated.dealing)
 
 

@@ -48,8 +48,14 @@ class Choice:
 
 
 def choose(
-    scores: Scores, kind: str, targets: Sequence[Target], xi: float, delta: float, variant: str, boundary: Boundary | None = None
-) -> Choice:  # fmt: skip
+    scores: Scores,
+    kind: str,
+    targets: Sequence[Target],
+    xi: float,
+    delta: float,
+    variant: str,
+    boundary: Boundary | None = None,
+) -> Choice:
     """boundary: of two classes, fixed before `scores` were seen; no image exits on its wrong side (lower floors lose no less)."""
     odds, labels = class_log_odds(scores.logits), scores.known_labels
     g, truth = confidence_of(scores, odds, kind), odds[np.arange(len(labels)), labels]
@@ -111,9 +117,17 @@ def measured(
             alone, least = (errors + 1) / (n + 1), ceil(1 / value - 1e-9) - 1
             bound = value if policy.certified else alone
         bounds[risk] = RiskBound(
-            name=risk, target=value, observed=errors / n if n else None, bound=0.0 if never else bound, n=n, errors=errors,
-            delta=chosen.delta, needed=least, by_construction=never, alone=0.0 if never else alone,
-        )  # fmt: skip
+            name=risk,
+            target=value,
+            observed=errors / n if n else None,
+            bound=0.0 if never else bound,
+            n=n,
+            errors=errors,
+            delta=chosen.delta,
+            needed=least,
+            by_construction=never,
+            alone=0.0 if never else alone,
+        )
     return bounds
 
 
@@ -181,9 +195,14 @@ def statement(
 
 
 def shortfall(
-    bounds: Mapping[str, RiskBound], chosen: Choice, policy: ScrcPolicy, scores: Scores, targets: Sequence[Target],
-    confidence: float, unit: str,
-) -> tuple[str | None, str | None]:  # fmt: skip
+    bounds: Mapping[str, RiskBound],
+    chosen: Choice,
+    policy: ScrcPolicy,
+    scores: Scores,
+    targets: Sequence[Target],
+    confidence: float,
+    unit: str,
+) -> tuple[str | None, str | None]:
     """(reason, needed) with the arithmetic: what cannot be certified and what it takes; (None, None) where nothing is short."""
     reasons, needs = [], []
     n = len(scores)

@@ -65,9 +65,16 @@ def fit_scrc(
     chosen = choose(counted, kind, targets, coverage, 1.0 - confidence, variant, boundary)
     alpha = {target.risk: target.value for target in targets}
     policy = ScrcPolicy(
-        variant, kind, chosen.tau, chosen.floors, names, True, coverage, alpha,
+        variant,
+        kind,
+        chosen.tau,
+        chosen.floors,
+        names,
+        True,
+        coverage,
+        alpha,
         likeliest_in_set=not against_argmax and len(names) > 2,
-    )  # fmt: skip
+    )
     selected, in_set = policy.sets(counted)
     certified = uncertified_because is None and chosen.covers and bool(single_class(selected, in_set).any())
     if not certified:

@@ -50,9 +50,16 @@ class Sample:
 
 
 def shortfall(
-    sample: Sample, at: Floats | None, request: Request, delta: float, unit: str, select: Sample, seed: int,
-    passes: Callable[[int], Callable[[Sample], bool]], again: Callable[[Request], Mapping[str, float] | None],
-) -> tuple[str, str]:  # fmt: skip
+    sample: Sample,
+    at: Floats | None,
+    request: Request,
+    delta: float,
+    unit: str,
+    select: Sample,
+    seed: int,
+    passes: Callable[[int], Callable[[Sample], bool]],
+    again: Callable[[Request], Mapping[str, float] | None],
+) -> tuple[str, str]:
     """(reason, needed) where nothing can be certified. again: as `passing_targets` takes it, on the same sample.
 
     at: float [K], the thresholds that failed; None: val_select suggests none. passes(n): whether a sample of n units

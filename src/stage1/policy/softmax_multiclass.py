@@ -109,9 +109,13 @@ class MulticlassPolicy:
                 f"thresholds: {len(document['thresholds'])} for {len(document['classes'])} classes; run `stage1 calibrate` again"
             )
         return cls(
-            document["confidence_score"], tuple(document["thresholds"]), document["mode"], tuple(document["classes"]),
-            document["certified"], certificate,
-        )  # fmt: skip
+            document["confidence_score"],
+            tuple(document["thresholds"]),
+            document["mode"],
+            tuple(document["classes"]),
+            document["certified"],
+            certificate,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write thresholds.json, whole or not at all (the certificate is a document of its own)."""
@@ -177,32 +181,55 @@ def fit_multiclass(
     if uncertified_because is None and not certified:
         at = None if path is None else path.thresholds[place if tried is None else tried]
         reason, needed = shortfall(
-            sample, at, request, spent, unit, Sample.of(select, confidence_score), seed,
+            sample,
+            at,
+            request,
+            spent,
+            unit,
+            Sample.of(select, confidence_score),
+            seed,
             lambda n: _walker(_path(select, confidence_score, request, n, spent, mode), request, spent),
-            lambda other: _failing(_path(select, confidence_score, other, len(counted), spent, thresholds), sample, other, spent),
-        )  # fmt: skip
+            lambda other: _failing(
+                _path(select, confidence_score, other, len(counted), spent, thresholds), sample, other, spent
+            ),
+        )
     iid_assumed = assume_iid and unit == "image" and clustered(calib)
     never = tuple(name for name, cut in zip(request.classes, cuts, strict=True) if not np.isfinite(cut))
     without_limit = unlimited(request.targets, request.classes, never) if certified else ()
     certificate = Certificate(
         certified=certified,
         statement=(
-            certified_statement(
-                request, overall.value, unit, assume_iid=iid_assumed, attempt=attempt, closed=None
-            )
+            certified_statement(request, overall.value, unit, assume_iid=iid_assumed, attempt=attempt, closed=None)
             + _closed(never)
             + "".join(f" {text}" for text in without_limit)
             if certified
             else refused_statement(request, reason or "")
         ),
-        policy=MulticlassPolicy.name, method=METHODS[mode], confidence=request.confidence, delta=delta, unit=unit,
-        assume_iid=iid_assumed, risks=bounds, coverage=overall, per_class=per_class, classes=tuple(request.classes),
-        n_images=len(calib), n_units=len(counted), calib_digest=calibration_digest(calib), seed=seed, attempt=attempt,
-        target_prior=None, assumptions=assumptions(unit, iid_assumed, request), void_if=VOID_IF, reason=reason, needed=needed,
-        never_answered=never, unlimited=without_limit,
+        policy=MulticlassPolicy.name,
+        method=METHODS[mode],
+        confidence=request.confidence,
+        delta=delta,
+        unit=unit,
+        assume_iid=iid_assumed,
+        risks=bounds,
+        coverage=overall,
+        per_class=per_class,
+        classes=tuple(request.classes),
+        n_images=len(calib),
+        n_units=len(counted),
+        calib_digest=calibration_digest(calib),
+        seed=seed,
+        attempt=attempt,
+        target_prior=None,
+        assumptions=assumptions(unit, iid_assumed, request),
+        void_if=VOID_IF,
+        reason=reason,
+        needed=needed,
+        never_answered=never,
+        unlimited=without_limit,
         against_argmax=request.against_argmax,
         bounds=JOINT,
-    )  # fmt: skip
+    )
     policy = MulticlassPolicy(
         confidence_score, tuple(finite_or_none(float(cut)) for cut in cuts), mode, tuple(request.classes), certified
     )
@@ -263,9 +290,17 @@ def measured(exits: ClassExits, request: Request, delta: float, cuts: Floats, ce
         never = certified and bool(never_wrong(name, request.classes, np.isfinite(cuts)[None, :])[0])
         upper = 0.0 if never else float(binomial_upper(errors, n, delta))
         bounds[name] = RiskBound(
-            name=name, target=target, observed=errors / n if n else None,
-            bound=upper, n=n, errors=errors, delta=delta, needed=minimum_samples(target, delta), by_construction=never, alone=upper,
-        )  # fmt: skip
+            name=name,
+            target=target,
+            observed=errors / n if n else None,
+            bound=upper,
+            n=n,
+            errors=errors,
+            delta=delta,
+            needed=minimum_samples(target, delta),
+            by_construction=never,
+            alone=upper,
+        )
     return bounds
 
 

@@ -63,9 +63,14 @@ class Choice:
 
 
 def choose(
-    score: Floats, labels: Labels, request: Request, select_score: Floats | None, select_labels: Labels | None,
-    *, along_path: bool = False,
-) -> Choice:  # fmt: skip
+    score: Floats,
+    labels: Labels,
+    request: Request,
+    select_score: Floats | None,
+    select_labels: Labels | None,
+    *,
+    along_path: bool = False,
+) -> Choice:
     """Thresholds for `request` from the counted units of val_calib, float [N] and int [N]; select: val_select, for the path.
 
     along_path: use the path also where a closed-form rule exists (claims for slices are tested along it).

@@ -60,9 +60,14 @@ class Blocks:
             done += len(own)
             place += len(last) + 1
         return cls(
-            answer, np.concatenate(rows), np.array(offset), np.array(sizes), np.concatenate(ends).astype(np.int64),
-            np.concatenate(cuts), confidence,
-        )  # fmt: skip
+            answer,
+            np.concatenate(rows),
+            np.array(offset),
+            np.array(sizes),
+            np.concatenate(ends).astype(np.int64),
+            np.concatenate(cuts),
+            confidence,
+        )
 
     @property
     def k(self) -> int:
@@ -160,10 +165,12 @@ def model_of(p: Floats, blocks: Blocks, probabilities: Floats, labels: Labels) -
     missed = answer != labels
     np.add.at(kinds, (answer[missed], labels[missed]), 1.0)
     kinds += 1e-3 * (1 - np.eye(k))
-    level = np.concatenate([
-        np.concatenate([[0.0], wrong[blocks.rows[blocks.ends[start + 1 : start + size + 1] - 1]]])
-        for start, size in zip(blocks.offset.tolist(), blocks.sizes.tolist(), strict=True)
-    ])  # fmt: skip
+    level = np.concatenate(
+        [
+            np.concatenate([[0.0], wrong[blocks.rows[blocks.ends[start + 1 : start + size + 1] - 1]]])
+            for start, size in zip(blocks.offset.tolist(), blocks.sizes.tolist(), strict=True)
+        ]
+    )
     return Model(
         exits=blocks.cumulated(np.ones(n)),
         wrong=blocks.cumulated(wrong),

@@ -63,11 +63,15 @@ def _tables(document: Document) -> list[tuple[list[str], list[list[str]]]]:
     names = [SHOWN[metric][0] for metric in metrics]
     values = (
         [f"value on {document['on']}", "seeds", *names],
-        [[arm["name"], str(arm["seeds"]), *(_with_interval(metric, arm["metrics"][metric]) for metric in metrics)] for arm in arms],
-    )  # fmt: skip
-    spread = (["sd over seeds", *names], [
-        [arm["name"], *(_number(metric, arm["metrics"][metric]["sd"]) for metric in metrics)] for arm in arms
-    ])  # fmt: skip
+        [
+            [arm["name"], str(arm["seeds"]), *(_with_interval(metric, arm["metrics"][metric]) for metric in metrics)]
+            for arm in arms
+        ],
+    )
+    spread = (
+        ["sd over seeds", *names],
+        [[arm["name"], *(_number(metric, arm["metrics"][metric]["sd"]) for metric in metrics)] for arm in arms],
+    )
     tables = [values]
     if any(arm["seeds"] > 1 for arm in arms):
         tables.append(spread)
@@ -114,9 +118,15 @@ def _cost(arm: Document) -> list[str]:
 
     known = [run["certified"] for run in runs if run["certified"] is not None]
     return [
-        arm["name"], shown("parameters", "{:,.0f}"), shown("model_bytes", "{:.1f} MB", 1e6), shown("train_seconds", "{:.1f} s"),
-        shown("seconds", "{:.0f} s"), shown("images_per_second", "{:.0f}"), shown("score_peak_mib", "{:,.0f} MiB"), f"{sum(known)} of {len(known)}" if known else "-",
-    ]  # fmt: skip
+        arm["name"],
+        shown("parameters", "{:,.0f}"),
+        shown("model_bytes", "{:.1f} MB", 1e6),
+        shown("train_seconds", "{:.1f} s"),
+        shown("seconds", "{:.0f} s"),
+        shown("images_per_second", "{:.0f}"),
+        shown("score_peak_mib", "{:,.0f} MiB"),
+        f"{sum(known)} of {len(known)}" if known else "-",
+    ]
 
 
 def _number(metric: str, value: float | None, sign: bool = False) -> str:
@@ -136,10 +146,12 @@ def _with_interval(metric: str, row: Document, sign: bool = False) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width)
-                  for place, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _escaped(text: str) -> str:

@@ -22,9 +22,12 @@ def contact_sheet(document: Mapping[str, Any], thumbnails: Sequence[bytes]) -> s
     jinja2 = load("jinja2", "the contact sheet")
     # Autoescape without exception: file names and class names come from strangers.
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         loader=jinja2.PackageLoader("stage1.report"),
-    )  # fmt: skip
+    )
     environment.filters |= {"pct": percent, "count": whole}
     pictures = ["data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii") for jpeg in thumbnails]
     pairs = [pair for pair in document["estimated"]["pairs"] if pair["count"]]

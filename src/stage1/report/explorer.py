@@ -133,8 +133,14 @@ def explorer(evidence: Evidence | str) -> dict[str, Any] | str:
     risks = [count(evidence, name, target, evidence.deltas[name], lo, hi) for name, target in evidence.targets.items()]
     return {
         "data": {
-            "scores": [_packed(evidence.negatives), _packed(evidence.positives)], "lo": lo, "hi": hi, "certified": evidence.certified,
-            "risks": [{"name": risk.name, "target": risk.target, "delta": risk.delta, "sides": list(RISKS[risk.name])} for risk in risks],
+            "scores": [_packed(evidence.negatives), _packed(evidence.positives)],
+            "lo": lo,
+            "hi": hi,
+            "certified": evidence.certified,
+            "risks": [
+                {"name": risk.name, "target": risk.target, "delta": risk.delta, "sides": list(RISKS[risk.name])}
+                for risk in risks
+            ],
         },
         "counts": [[left, n0 - left - wrong, wrong], [missed, n1 - missed - right, right]],
         "totals": [n0, n1],
@@ -142,7 +148,7 @@ def explorer(evidence: Evidence | str) -> dict[str, Any] | str:
         "risks": risks,
         "left_out": evidence.left_out,
         "strip": _strip(evidence),
-    }  # fmt: skip
+    }
 
 
 @cache

@@ -18,8 +18,8 @@ from stage1.policy.unlimited import unlimited_rates
 from stage1.report.agreement import refuse_disagreement
 from stage1.report.explorer import collect, explorer, script
 from stage1.report.figures import draw_figures
-from stage1.report.figures.shift import draw_shift
 from stage1.report.figures.drawing import Drawing
+from stage1.report.figures.shift import draw_shift
 from stage1.report.figures.views import draw_looked
 from stage1.report.numbers import number, percent, upper_percent, whole, words
 from stage1.scores import Scores
@@ -89,9 +89,18 @@ class Thumb:
 
 
 def write_report(
-    folder: Path, *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, scores: Scores,
-    thumbnails: Sequence[Thumb], run: Document, calibration: Scores | None = None, views: Document | None = None,
-) -> list[Path]:  # fmt: skip
+    folder: Path,
+    *,
+    certificate: Document,
+    evaluation: Document,
+    split: Document | None,
+    policy: Document,
+    scores: Scores,
+    thumbnails: Sequence[Thumb],
+    run: Document,
+    calibration: Scores | None = None,
+    views: Document | None = None,
+) -> list[Path]:
     """Write `folder/report.html` and `folder/figures/*.png`, `*.svg`; each file whole or not at all. Returns their paths, page first.
 
     certificate, evaluation, split, policy: the documents certificate.json, evaluation.json, splits.json (None where the
@@ -145,38 +154,56 @@ def write_report(
 
 
 def render_page(
-    *, certificate: Document, evaluation: Document, split: Document | None, policy: Document, thumbnails: Sequence[Thumb],
-    run: Document, figures: Mapping[str, Drawing], calibration: Scores | None = None, views: Document | None = None,
-) -> str:  # fmt: skip
+    *,
+    certificate: Document,
+    evaluation: Document,
+    split: Document | None,
+    policy: Document,
+    thumbnails: Sequence[Thumb],
+    run: Document,
+    figures: Mapping[str, Drawing],
+    calibration: Scores | None = None,
+    views: Document | None = None,
+) -> str:
     """The page as text; figures: as draw_figures returns them. Other arguments as write_report."""
     template = _template()
     unit = evaluation["unit"]
     checks = risk_checks(certificate, evaluation)
     return template.render(
-        certificate=certificate, evaluation=evaluation, policy=policy, run=run,
+        certificate=certificate,
+        evaluation=evaluation,
+        policy=policy,
+        run=run,
         verdict=judge(certificate, evaluation),
         on_average=on_average(certificate["method"]),
         bounds={name: shown_bound(certificate, name) for name in certificate["risks"]},
         risks=[_risk_card(check, certificate, evaluation) for check in checks],
         coverage={
-            "calibrated": certificate["coverage"], "tested": evaluation["coverage"]["overall"],
+            "calibrated": certificate["coverage"],
+            "tested": evaluation["coverage"]["overall"],
             "range": interval(evaluation["coverage"]["overall"], unit),
-            "check": check_coverage(certificate["coverage"], evaluation["coverage"]["overall"], unit, evaluation["level"]),
+            "check": check_coverage(
+                certificate["coverage"], evaluation["coverage"]["overall"], unit, evaluation["level"]
+            ),
         },
-        unlimited=certificate.get("unlimited", ()), not_limited=_not_limited(certificate, evaluation),
+        unlimited=certificate.get("unlimited", ()),
+        not_limited=_not_limited(certificate, evaluation),
         grouped=unit == "group",
         meanings=METRIC_MEANINGS,
         risk_meanings={name: _meaning(name, evaluation) for name in evaluation["risks"]},
         split=_split_table(split),
-        confusion=_confusion(evaluation), argmax=argmax_lines(evaluation),
+        confusion=_confusion(evaluation),
+        argmax=argmax_lines(evaluation),
         figures={name: _data_uri(drawing.png, "image/png") for name, drawing in figures.items()},
         figure_sizes={name: _png_size(drawing.png) for name, drawing in figures.items()},
         explorer=explorer(collect(certificate, policy, calibration)),
-        explorer_script=script()[0], explorer_hash=script()[1],
+        explorer_script=script()[0],
+        explorer_hash=script()[1],
         thumbnails=[(thumb, _data_uri(thumb.jpeg, "image/jpeg")) for thumb in thumbnails],
         facts=_facts(run),
-        views=views, aggregator_meaning=aggregator_meaning,
-    )  # fmt: skip
+        views=views,
+        aggregator_meaning=aggregator_meaning,
+    )
 
 
 def _undefined() -> tuple[type[Exception], ...]:
@@ -244,9 +271,13 @@ def _risk_card(check: Check, certificate: Document, evaluation: Document) -> dic
 
     bound = shown_bound(certificate, check.name)
     gauge = {
-        "target": place(promised["target"]), "bound": place(promised["target"] if certificate["certified"] and bound is None else promised["bound"]), "calibration": place(promised["observed"]),
-        "low": place(low), "high": place(high), "test": place(observed["observed"]) if observed is not None else None,
-    }  # fmt: skip
+        "target": place(promised["target"]),
+        "bound": place(promised["target"] if certificate["certified"] and bound is None else promised["bound"]),
+        "calibration": place(promised["observed"]),
+        "low": place(low),
+        "high": place(high),
+        "test": place(observed["observed"]) if observed is not None else None,
+    }
     return {
         "check": check,
         "meaning": meaning,
@@ -271,19 +302,29 @@ def _split_table(split: Document | None) -> dict[str, Any] | None:
         cells = [(row["counts"].get(name, 0), groups.get(name)) for name in classes]
         cells = [(count, group if group != count else None) for count, group in cells]
         certify = row.get("can_certify")
-        rows.append({"role": role, "cells": cells, "total": sum(row["counts"].values()), "n_groups": row.get("n_groups"),
-                     "can_certify": words(certify) if certify else ""})  # fmt: skip
+        rows.append(
+            {
+                "role": role,
+                "cells": cells,
+                "total": sum(row["counts"].values()),
+                "n_groups": row.get("n_groups"),
+                "can_certify": words(certify) if certify else "",
+            }
+        )
     facts = {key: value for key, value in split.items() if key not in ("roles", "classes", "schema_version", "leakage")}
     return {
         "classes": classes,
         "rows": rows,
         "certify": any(row["can_certify"] for row in rows),
         # A mapping of thousands of entries is for the machine; here it is a count.
-        "facts": {key.replace("_", " "): f"{len(value):,} entries" if _is_long(value) else words(value)
-                  for key, value in facts.items() if value not in (None, [], {}, "")},
+        "facts": {
+            key.replace("_", " "): f"{len(value):,} entries" if _is_long(value) else words(value)
+            for key, value in facts.items()
+            if value not in (None, [], {}, "")
+        },
         "leakage": split.get("leakage") or None,
         "schema_version": split.get("schema_version"),
-    }  # fmt: skip
+    }
 
 
 def _is_long(value: Any) -> bool:

@@ -218,10 +218,16 @@ def plan_success(
         in_total = _smallest(lambda n, trial=trial: _joint(n, [trial], prior), success)  # type: ignore[misc]
         needs.append(
             SuccessNeed(
-                trial.risk, trial.target, trial.expected, trial.side, counted, in_class, in_total,
+                trial.risk,
+                trial.target,
+                trial.expected,
+                trial.side,
+                counted,
+                in_class,
+                in_total,
                 _joint(in_total, [trial], prior),
             )
-        )  # fmt: skip
+        )
     total = max(need.in_total for need in needs)
     if len(trials) > 1:
         total = _smallest(lambda n: _joint(n, trials, prior), success, total)
@@ -317,7 +323,10 @@ def _mass(n: int, share: float, values: NDArray[np.int64]) -> Floats:
 
     inside = np.clip(values, 0, n)
     log = (
-        special.gammaln(n + 1) - special.gammaln(inside + 1) - special.gammaln(n - inside + 1)
-        + special.xlogy(inside, share) + special.xlog1py(n - inside, -share)
-    )  # fmt: skip
+        special.gammaln(n + 1)
+        - special.gammaln(inside + 1)
+        - special.gammaln(n - inside + 1)
+        + special.xlogy(inside, share)
+        + special.xlog1py(n - inside, -share)
+    )
     return np.where((values >= 0) & (values <= n), np.exp(log), 0.0)

@@ -90,7 +90,7 @@ class RunDir:
         entry = self.state.get(stage)
         return entry is not None and entry["inputs"] == inputs and all(
             _unchanged(self / name, stamp) for name, stamp in entry["outputs"].items()
-        )  # fmt: skip
+        )
 
     def digest_of(self, name: str) -> str:
         """sha256 of a file of this run: from the state where the file is as its stage left it, else read anew."""

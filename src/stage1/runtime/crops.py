@@ -121,9 +121,12 @@ class ViewPolicy:
     def to_json(self) -> dict[str, Any]:
         """The policy as plain JSON values."""
         return {
-            "whole": self.whole, "grid": None if self.grid is None else list(self.grid),
-            "overlap": float(self.overlap), "flips": self.flips, "scales": list(self.scales),
-        }  # fmt: skip
+            "whole": self.whole,
+            "grid": None if self.grid is None else list(self.grid),
+            "overlap": float(self.overlap),
+            "flips": self.flips,
+            "scales": list(self.scales),
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ViewPolicy:
@@ -133,9 +136,12 @@ class ViewPolicy:
             raise DataError(f"views: field {odd[0]!r} is {'missing' if odd[0] in known else 'unknown'}")
         grid = document["grid"]
         return cls(
-            whole=bool(document["whole"]), grid=None if grid is None else tuple(grid), overlap=float(document["overlap"]),
-            flips=bool(document["flips"]), scales=tuple(document["scales"]),
-        )  # fmt: skip
+            whole=bool(document["whole"]),
+            grid=None if grid is None else tuple(grid),
+            overlap=float(document["overlap"]),
+            flips=bool(document["flips"]),
+            scales=tuple(document["scales"]),
+        )
 
 
 WHOLE = ViewPolicy()

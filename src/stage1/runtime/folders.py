@@ -11,22 +11,68 @@ from pathlib import Path
 
 # How the name of an image file ends. Whether it can be read is for `images.decode` to say.
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".jif",
+    ".mpo",
+    ".png",
+    ".apng",
+    ".webp",
+    ".avif",
+    ".gif",
+    ".bmp",
+    ".dib",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
 # Images that are not read here. They are named as such, never passed over: who has them means them.
 UNREAD_SUFFIXES = (
-    ".heic", ".heif", ".hif", ".avifs", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".svg", ".psd", ".tga", ".ico", ".exr", ".hdr", ".pfm",
-    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw",
-)  # fmt: skip
+    ".heic",
+    ".heif",
+    ".hif",
+    ".avifs",
+    ".jxl",
+    ".jp2",
+    ".j2k",
+    ".jpf",
+    ".jpx",
+    ".svg",
+    ".psd",
+    ".tga",
+    ".ico",
+    ".exr",
+    ".hdr",
+    ".pfm",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".orf",
+    ".rw2",
+    ".raf",
+    ".raw",
+)
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 # The brands of the ISO file format that hold pictures.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _BRANDS = (b"avif", b"avis", *HEIF_BRANDS)
 # Written by file managers, archivers and disks, in lower case; nobody means them as images or as classes.
 SYSTEM_FILES = (
-    "thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found",
-)  # fmt: skip
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
 
 
 def named_as_image(name: str) -> bool:

@@ -59,9 +59,17 @@ class ImageError(DataError):
 
 
 REASONS = (
-    "empty", "truncated", "corrupt", "not an image", "too large", "too complex", "animated", "unsupported mode",
-    "unread format", "not a file",
-)  # fmt: skip
+    "empty",
+    "truncated",
+    "corrupt",
+    "not an image",
+    "too large",
+    "too complex",
+    "animated",
+    "unsupported mode",
+    "unread format",
+    "not a file",
+)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -214,9 +222,16 @@ def _unread_format(data: bytes) -> str | None:
             return "AVIF" if "AVIF" not in Image.OPEN or brand == b"avis" else None
         return "HEIC" if brand in HEIF_BRANDS else None
     starts = {
-        b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000",
-        b"8BPS": "PSD", b"v/1\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"Pf\n": "PFM", b"PF\n": "PFM",
-    }  # fmt: skip
+        b"\xff\x0a": "JPEG XL",
+        b"\0\0\0\x0cJXL ": "JPEG XL",
+        b"\0\0\0\x0cjP  ": "JPEG 2000",
+        b"\xff\x4f\xff\x51": "JPEG 2000",
+        b"8BPS": "PSD",
+        b"v/1\x01": "OpenEXR",
+        b"#?RADIANCE": "Radiance HDR",
+        b"Pf\n": "PFM",
+        b"PF\n": "PFM",
+    }
     return next((name for start, name in starts.items() if data.startswith(start)), None)
 
 

@@ -21,9 +21,14 @@ Outputs: TypeAlias = tuple[NDArray[Any], ...]
 
 # How ONNX Runtime, torch and CUDA word a failed allocation; most have no exception class of their own for it.
 _OUT_OF_MEMORY = (
-    "failed to allocate", "bad_alloc", "bad allocation", "out of memory",
-    "cannot allocate", "can't allocate", "alloc_failed",
-)  # fmt: skip
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "cannot allocate",
+    "can't allocate",
+    "alloc_failed",
+)
 
 
 class Runner(Protocol):

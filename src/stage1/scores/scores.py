@@ -28,7 +28,7 @@ from stage1.scores.labels import (
     outside,
     place_labels,
     stored_names,
-)  # fmt: skip
+)
 from stage1.storage.files import atomic_writer, read_json, require_stored, write_bytes, write_text, write_through
 
 ROLES = ("train", "val_select", "val_calib", "val_test")
@@ -138,11 +138,15 @@ class Scores:
             return None if column is None else column[index]
 
         return replace(
-            self, logits=self.logits[index], labels=pick(self.labels), gate=pick(self.gate),
-            groups=pick(self.groups), ids=pick(self.ids),
+            self,
+            logits=self.logits[index],
+            labels=pick(self.labels),
+            gate=pick(self.gate),
+            groups=pick(self.groups),
+            ids=pick(self.ids),
             slices={name: values[index] for name, values in self.slices.items()},
             extra={name: values[index] for name, values in self.extra.items()},
-        )  # fmt: skip
+        )
 
 
 def from_probabilities(probabilities: ArrayLike, *, say: Callable[[str], None] = _silent, **fields: Any) -> Scores:
@@ -255,8 +259,13 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
     path = Path(path)
     role_column = None if roles is None else np.asarray(roles).astype(np.str_)
     columns: dict[str, NDArray[Any]] = {}
-    for name, values in (("id", scores.ids), ("label", scores.labels), ("group", scores.groups),
-                         ("role", role_column), ("gate", scores.gate)):  # fmt: skip
+    for name, values in (
+        ("id", scores.ids),
+        ("label", scores.labels),
+        ("group", scores.groups),
+        ("role", role_column),
+        ("gate", scores.gate),
+    ):
         if values is not None:
             columns[name] = values
     columns |= {f"{_SLICE}{name}": values for name, values in scores.slices.items()}
@@ -335,9 +344,12 @@ def read_scores(
         return {name: where for name, where in found.items() if where is not None}
 
     label, gate, group, name, role = (
-        column("label", "labels", _INDEX), column("gate"), column("group", "groups"), column("id", "ids"),
+        column("label", "labels", _INDEX),
+        column("gate"),
+        column("group", "groups"),
+        column("id", "ids"),
         column("role", "roles", "split"),
-    )  # fmt: skip
+    )
     groups = None if group is None else raw.texts(group)
     fields: dict[str, Any] = {
         "labels": None if label is None else _label_numbers(raw, label, classes, given="label" in names),
@@ -408,11 +420,12 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
         words = list(found_classes(texts))
         shown = ", ".join(words[:4]) + (", .." if len(words) > 4 else "")
         raise DataError(
-            f"{path}: row {unknown[0]}: no label in column {name!r}" if not text else
-            f"{path}: row {unknown[0]}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
-            if all(named_by_digits(word) for word in words) else
-            f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two is positive), or write 0, 1, .."
-        )  # fmt: skip
+            f"{path}: row {unknown[0]}: no label in column {name!r}"
+            if not text
+            else f"{path}: row {unknown[0]}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
+            if all(named_by_digits(word) for word in words)
+            else f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two is positive), or write 0, 1, .."
+        )
     return np.array([found[text] for text in texts], dtype=np.int64)
 
 
@@ -521,13 +534,20 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
         write_bytes(path, stream.getvalue())
         written.append(path)
     path = folder / f"{role}_ids.json"
-    write_text(path, json.dumps({
-        "schema_version": 1, "role": role,
-        "ids": None if scores.ids is None else scores.ids.tolist(),
-        "groups": None if scores.groups is None else scores.groups.tolist(),
-        "slices": {name: values.tolist() for name, values in scores.slices.items()},
-        **({"extra": {name: values.tolist() for name, values in scores.extra.items()}} if scores.extra else {}),
-    }) + "\n")  # fmt: skip
+    write_text(
+        path,
+        json.dumps(
+            {
+                "schema_version": 1,
+                "role": role,
+                "ids": None if scores.ids is None else scores.ids.tolist(),
+                "groups": None if scores.groups is None else scores.groups.tolist(),
+                "slices": {name: values.tolist() for name, values in scores.slices.items()},
+                **({"extra": {name: values.tolist() for name, values in scores.extra.items()}} if scores.extra else {}),
+            }
+        )
+        + "\n",
+    )
     return [*written, path]
 
 
@@ -571,8 +591,15 @@ def read_role(folder: str | os.PathLike[str], role: str) -> Scores:
         raise MissingError(f"{folder / f'{role}_logits.pt'}: no scores of {role}; run `stage1 score {folder}`")
     try:
         keys = read_json(names.read_bytes())
-        return Scores(logits=logits, labels=tensor("labels"), gate=tensor("gate_logits"),
-                      groups=keys["groups"], ids=keys["ids"], slices=keys.get("slices", {}), extra=keys.get("extra", {}))  # fmt: skip
+        return Scores(
+            logits=logits,
+            labels=tensor("labels"),
+            gate=tensor("gate_logits"),
+            groups=keys["groups"],
+            ids=keys["ids"],
+            slices=keys.get("slices", {}),
+            extra=keys.get("extra", {}),
+        )
     except IntegrityError:
         raise
     except Exception as error:  # JSON of any shape and depth, and arrays that do not fit each other

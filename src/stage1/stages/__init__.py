@@ -11,8 +11,9 @@ from stage1.stages.tune import folder_state, pretrain, tune
 from stage1.stages.views import cached_state, choosing_state, cut_state, learning_state
 
 ROLE_FILES = {
-    role: (f"{role}_logits.pt", f"{role}_labels.pt", f"{role}_ids.json") for role in ("val_select", "val_calib", "val_test")
-}  # fmt: skip
+    role: (f"{role}_logits.pt", f"{role}_labels.pt", f"{role}_ids.json")
+    for role in ("val_select", "val_calib", "val_test")
+}
 
 STAGES = (
     Stage("split", ("data", "split"), (), split, source_state),

@@ -91,9 +91,17 @@ def judge(gate: AcceptanceGate, measured: Measured) -> dict[str, Any]:
         passed = counted >= limit if floor else counted <= limit
         reason = f"{end} {counted:.5g}, asked {sign} {limit:g}"
     return {
-        "phase": gate.phase, "metric": gate.metric, "by": gate.by, "at_least": gate.at_least, "at_most": gate.at_most,
-        "limit": limit, "observed": measured.value, "bound": bound, "passed": passed, "reason": reason,
-    }  # fmt: skip
+        "phase": gate.phase,
+        "metric": gate.metric,
+        "by": gate.by,
+        "at_least": gate.at_least,
+        "at_most": gate.at_most,
+        "limit": limit,
+        "observed": measured.value,
+        "bound": bound,
+        "passed": passed,
+        "reason": reason,
+    }
 
 
 def acceptance_lines(document: Mapping[str, Any]) -> list[str]:

@@ -60,9 +60,11 @@ def fit_configured(
         if len(select) == 0:
             raise DataError("val_select: no rows; the gate is fitted and judged on it")
         acceptance = accept_gate(
-            select, cross_fitted_gate(select, select.extra, seed=config.seed), seed=config.seed,
+            select,
+            cross_fitted_gate(select, select.extra, seed=config.seed),
+            seed=config.seed,
             constant_because=no_gate_because(select, select.extra, seed=config.seed),
-        )  # fmt: skip
+        )
         kept = "gate" if acceptance.accepted else "softmax"
         say(f"  gate: {acceptance.reason}")
     gate = config.policy.name == "gate" and kept == "gate"
@@ -72,13 +74,29 @@ def fit_configured(
         # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
         score = _confidence_score(config, select, calib.n_classes, say)
         fitted = fit_policy(
-            config.policy.name, select=select, calib=calib, risks=config.risks_for(calib.n_classes), confidence=config.confidence, coverage=config.coverage,
-            class_coverage=config.class_coverage, target_prior=config.target_prior, assume_iid=config.assume_iid, unit=config.unit, slices=config.data.slices,
-            allow_one_sided=config.allow_one_sided, classes=classes, seed=config.seed, attempt=attempt,
-            uncertified_because=uncertified_because, variant=config.policy.variant, kept="gate" if kept == "gate" else "softmax",
-            confidence_score=score, thresholds=config.policy.thresholds, against_argmax=config.policy.against_argmax,
+            config.policy.name,
+            select=select,
+            calib=calib,
+            risks=config.risks_for(calib.n_classes),
+            confidence=config.confidence,
+            coverage=config.coverage,
+            class_coverage=config.class_coverage,
+            target_prior=config.target_prior,
+            assume_iid=config.assume_iid,
+            unit=config.unit,
+            slices=config.data.slices,
+            allow_one_sided=config.allow_one_sided,
+            classes=classes,
+            seed=config.seed,
+            attempt=attempt,
+            uncertified_because=uncertified_because,
+            variant=config.policy.variant,
+            kept="gate" if kept == "gate" else "softmax",
+            confidence_score=score,
+            thresholds=config.policy.thresholds,
+            against_argmax=config.policy.against_argmax,
             calibration=calibration,
-        )  # fmt: skip
+        )
         return dealt(on_views(fitted, views), dealing)
 
     return fit_calibrated(frozen, fit, select=select, calib=calib)
@@ -99,8 +117,10 @@ def _confidence_score(config: RunConfig, select: Scores | None, n_classes: int, 
     name, table = choose_confidence(select)
     augrc = {row["confidence"]: row["augrc"] for row in table}
     if name != "msp" and not accept_gate(select, confidence(name, select.logits), seed=config.seed).accepted:
-        say(f"  confidence: msp is kept; {name} has less AUGRC on val_select ({1000 * augrc[name]:.3g}e-3 against "
-            f"{1000 * augrc['msp']:.3g}e-3), but not beyond chance")  # fmt: skip
+        say(
+            f"  confidence: msp is kept; {name} has less AUGRC on val_select ({1000 * augrc[name]:.3g}e-3 against "
+            f"{1000 * augrc['msp']:.3g}e-3), but not beyond chance"
+        )
         return "msp"
     say(f"  confidence: {name}, the least AUGRC on val_select ({1000 * augrc[name]:.3g}e-3)")
     return name

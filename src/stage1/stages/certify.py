@@ -52,9 +52,16 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     check_all(config, splits["classes"])  # before the attempt is counted: what is refused was not asked of the images
     attempt = _attempt(run, calib)
     policy = fit_configured(
-        config, select=select, calib=calib, classes=splits["classes"], say=context.progress.say, attempt=attempt,
-        uncertified_because=LEAKAGE if splits["leakage"] else None, views=views_claim(run), dealing=dealing_of(splits),
-    )  # fmt: skip
+        config,
+        select=select,
+        calib=calib,
+        classes=splits["classes"],
+        say=context.progress.say,
+        attempt=attempt,
+        uncertified_because=LEAKAGE if splits["leakage"] else None,
+        views=views_claim(run),
+        dealing=dealing_of(splits),
+    )
     return [*save_policy(run.path, policy), run / "attempts.json"]
 
 
@@ -93,11 +100,17 @@ def _attempt(run: RunDir, calib: Scores) -> int:
     attempts = read_document(path, "attempts")["attempts"] if path.is_file() else []
     config = run.config
     present: dict[str, Any] = {
-        "calib_digest": calibration_digest(calib), "model": digest_file(run / "model.onnx"), "policy": config.policy.name,
-        "risks": config.risks_for(calib.n_classes), "confidence": config.confidence, "assume_iid": config.assume_iid,
-        "coverage": config.coverage, "class_coverage": dict(config.class_coverage), "target_prior": config.target_prior,
+        "calib_digest": calibration_digest(calib),
+        "model": digest_file(run / "model.onnx"),
+        "policy": config.policy.name,
+        "risks": config.risks_for(calib.n_classes),
+        "confidence": config.confidence,
+        "assume_iid": config.assume_iid,
+        "coverage": config.coverage,
+        "class_coverage": dict(config.class_coverage),
+        "target_prior": config.target_prior,
         "against_argmax": config.policy.against_argmax,
-    }  # fmt: skip
+    }
     if config.calibration.map in REORDERING:
         present["calibration"] = config.calibration.map  # thresholds on another score are another target
     if (views := views_claim(run)) is not None:
@@ -118,9 +131,17 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
     scores = read_role(run.path, "val_test")
     policy = load_policy(run.path)
     written, document = write_evaluation(
-        run.path, scores, policy, targets=certified_targets(policy), paths=_shown_paths(table, rows),
-        resamples=config.evaluation.resamples, level=config.evaluation.level, seed=config.seed, shift=shift_of_run(run), looked=read_looked(run, len(scores)),
-    )  # fmt: skip
+        run.path,
+        scores,
+        policy,
+        targets=certified_targets(policy),
+        paths=_shown_paths(table, rows),
+        resamples=config.evaluation.resamples,
+        level=config.evaluation.level,
+        seed=config.seed,
+        shift=shift_of_run(run),
+        looked=read_looked(run, len(scores)),
+    )
     written += report_of_run(run, table, scores, policy, document)
     written += accept(run, document)
     if (judged := read_acceptance(run.path)) is not None:
@@ -157,9 +178,18 @@ def certified_targets(policy: Policy) -> dict[str, float]:
 
 
 def write_evaluation(
-    folder: Path, scores: Scores, policy: Policy, *, targets: dict[str, float], paths: list[str] | None,
-    resamples: int, level: float, seed: int, shift: Shift | None = None, looked: LookedAt | None = None,
-) -> tuple[list[Path], dict[str, Any]]:  # fmt: skip
+    folder: Path,
+    scores: Scores,
+    policy: Policy,
+    *,
+    targets: dict[str, float],
+    paths: list[str] | None,
+    resamples: int,
+    level: float,
+    seed: int,
+    shift: Shift | None = None,
+    looked: LookedAt | None = None,
+) -> tuple[list[Path], dict[str, Any]]:
     """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document.
 
     shift: what is known of a target of another class balance; everything pooled is then restated there too. looked: how the
@@ -170,10 +200,21 @@ def write_evaluation(
 
     decision = policy.decide(scores)
     document = evaluated(
-        decided_on(policy, scores), decision.exit, decision.label, lo=policy.margin_thresholds[0], hi=policy.margin_thresholds[1], classes=policy.classes,
-        targets=targets, policy=policy.name, certified=policy.certified, paths=paths, level=level, resamples=resamples, seed=seed,
+        decided_on(policy, scores),
+        decision.exit,
+        decision.label,
+        lo=policy.margin_thresholds[0],
+        hi=policy.margin_thresholds[1],
+        classes=policy.classes,
+        targets=targets,
+        policy=policy.name,
+        certified=policy.certified,
+        paths=paths,
+        level=level,
+        resamples=resamples,
+        seed=seed,
         calibration=stated_beside(policy, scores),
-    )  # fmt: skip
+    )
     if shift is not None:
         # Each replicate of mlls fits its map anew; more than 500 would say nothing more about two digits.
         document["label_shift"] = label_shift(

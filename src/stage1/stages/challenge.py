@@ -83,10 +83,14 @@ def _filtered(ingest: Ingest, data: DataConfig) -> Ingest:
         for row in np.flatnonzero(~keep).tolist()
     ]
     return replace(
-        ingest, table=replace(table, slices=slices).take(keep), quarantine=[*ingest.quarantine, *out],
-        hashes=ingest.hashes[keep], grays=ingest.grays[keep], pools=ingest.pools[keep],
+        ingest,
+        table=replace(table, slices=slices).take(keep),
+        quarantine=[*ingest.quarantine, *out],
+        hashes=ingest.hashes[keep],
+        grays=ingest.grays[keep],
+        pools=ingest.pools[keep],
         links=tuple((int(place[row]), group) for row, group in ingest.links if keep[row]),
-    )  # fmt: skip
+    )
 
 
 def challenged(result: SplitResult, run: RunDir, context: Context) -> SplitResult:
@@ -119,9 +123,11 @@ def challenged(result: SplitResult, run: RunDir, context: Context) -> SplitResul
     with context.progress.bar("challenges", len(tasks)) as advance:
         # The folder's name holds what the names of the files do not say.
         made = write_challenges(
-            run / "challenge" / f"v{GENERATOR}-seed{wanted.seed}", tasks, seed=wanted.seed,
+            run / "challenge" / f"v{GENERATOR}-seed{wanted.seed}",
+            tasks,
+            seed=wanted.seed,
             progress=lambda done, total: advance(1),
-        )  # fmt: skip
+        )
     changed, quarantine = _with_challenges(table, made, [role for role in ROLES if role in wanted.roles], run)
     counts = {
         role: {
@@ -158,13 +164,16 @@ def _with_challenges(
         table,
         ids=np.array([*table.ids[own].tolist(), *(one.id for one in kept)], dtype=np.str_),
         paths=np.array([*table.paths[own].tolist(), *(str(folder / one.task.name) for one in kept)], dtype=np.str_),
-        labels=table.labels[rows], groups=table.groups[rows], sources=table.sources[rows], timestamps=table.timestamps[rows],
+        labels=table.labels[rows],
+        groups=table.groups[rows],
+        sources=table.sources[rows],
+        timestamps=table.timestamps[rows],
         roles=table.roles[rows],
         slices={
             **{name: values[rows] for name, values in table.slices.items()},
             LEVEL: np.array([*[UNCHANGED] * len(own), *(one.task.level for one in kept)], dtype=np.str_),
         },
-    )  # fmt: skip
+    )
     return changed, quarantine
 
 
@@ -172,9 +181,20 @@ def _with_challenges(
 
 
 def make_challenges(
-    source: str, output: Path, *, level: str, copies: int, seed: int, balance: bool, filter_rows: bool, carry: Sequence[str],
-    classes: list[str] | None, workers: int, progress: Progress, origin: str = "real",
-) -> dict[str, Any]:  # fmt: skip
+    source: str,
+    output: Path,
+    *,
+    level: str,
+    copies: int,
+    seed: int,
+    balance: bool,
+    filter_rows: bool,
+    carry: Sequence[str],
+    classes: list[str] | None,
+    workers: int,
+    progress: Progress,
+    origin: str = "real",
+) -> dict[str, Any]:
     """`stage1 challenge make`: read any source, leave out what is no image, write a folder of challenges and quarantine.csv.
 
     Returns what was written and what was left out, as counts. Raises ConfigError, MissingError, DataError.
@@ -187,9 +207,13 @@ def make_challenges(
         raise ConfigError(f"--origin {origin}: use {' or '.join(get_args(Origin))}")
 
     data = DataConfig(
-        table=source, classes=classes, slices=list(carry), bad_labels="quarantine", max_quarantine=1.0,
+        table=source,
+        classes=classes,
+        slices=list(carry),
+        bad_labels="quarantine",
+        max_quarantine=1.0,
         challenge=ChallengeConfig(filter=filter_rows),
-    )  # fmt: skip
+    )
     progress.say(f"reading {source}")
     try:
         ingest = ingested(data)
@@ -198,19 +222,28 @@ def make_challenges(
     place = Path(os.path.abspath(Path(source).expanduser()))
     with progress.bar("challenges", len(ingest.table) * copies) as advance:
         table = write_folder(
-            output, ingest.table, level=level, copies=copies, seed=seed, balance=balance, origin=cast(Origin, origin),
+            output,
+            ingest.table,
+            level=level,
+            copies=copies,
+            seed=seed,
+            balance=balance,
+            origin=cast(Origin, origin),
             base=place if place.is_dir() else place.parent,
-            workers=workers, progress=lambda done, total: advance(1),
-        )  # fmt: skip
+            workers=workers,
+            progress=lambda done, total: advance(1),
+        )
     write_quarantine(output / "quarantine.csv", ingest.quarantine)
     with open(table, encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     return {
-        "table": str(table), "images": len(rows), "sources": len({row["source_image"] for row in rows}),
+        "table": str(table),
+        "images": len(rows),
+        "sources": len({row["source_image"] for row in rows}),
         "levels": dict(sorted(Counter(row["level"] for row in rows).items())),
         "labels": dict(sorted(Counter(row["label"] for row in rows).items())),
         "left_out": dict(sorted(Counter(item.reason for item in ingest.quarantine).items())),
-    }  # fmt: skip
+    }
 
 
 def made_lines(document: Mapping[str, Any]) -> list[str]:

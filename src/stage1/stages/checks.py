@@ -37,9 +37,14 @@ def check_all(config: RunConfig, classes: Sequence[str]) -> None:
         checked_targets(config.risks_for(len(classes)), classes, coverage, config.confidence, config.policy.variant)
     else:
         Request(
-            config.risks_for(len(classes)), config.confidence, config.coverage, config.class_coverage, config.target_prior, config.allow_one_sided,
+            config.risks_for(len(classes)),
+            config.confidence,
+            config.coverage,
+            config.class_coverage,
+            config.target_prior,
+            config.allow_one_sided,
             tuple(classes),
-        )  # fmt: skip
+        )
     for key, given in (
         ("data.slices", bool(config.data.slices)),
         ("unit=group_mean", config.unit == "group_mean"),

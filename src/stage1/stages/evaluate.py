@@ -69,14 +69,21 @@ def report_of_scores(folder: Path) -> list[Path]:
     test = scores.take(roles == evaluation["role"])
     _check_evaluation(folder, evaluation, policy, test)
     return write_report(
-        folder, certificate=read_document(folder / "certificate.json", "certificate"), evaluation=evaluation,
-        split=_roles_shown(scores, roles.tolist(), policy.classes), policy=policy_shown(policy), scores=decided_on(policy, test), thumbnails=[],
+        folder,
+        certificate=read_document(folder / "certificate.json", "certificate"),
+        evaluation=evaluation,
+        split=_roles_shown(scores, roles.tolist(), policy.classes),
+        policy=policy_shown(policy),
+        scores=decided_on(policy, test),
+        thumbnails=[],
         run={
-            "name": folder.resolve().name, "n_images": len(scores), "Scores": f"{SCORES_FILE}; the model and its images are not here",
+            "name": folder.resolve().name,
+            "n_images": len(scores),
+            "Scores": f"{SCORES_FILE}; the model and its images are not here",
             "recompute": recompute_command(_options(folder)),
         },
         calibration=_counted(scores.take(roles == "val_calib"), policy),
-    )  # fmt: skip
+    )
 
 
 def recompute_command(config: RunConfig) -> str:
@@ -169,11 +176,17 @@ def report_of_run(
         "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name not in ("evaluate", "bundle")},
     }
     return write_report(
-        run.path, certificate=read_document(run / "certificate.json", "certificate"), evaluation=evaluation, split=shown,
-        policy=policy_shown(policy), scores=decided_on(policy, scores), run=facts,
+        run.path,
+        certificate=read_document(run / "certificate.json", "certificate"),
+        evaluation=evaluation,
+        split=shown,
+        policy=policy_shown(policy),
+        scores=decided_on(policy, scores),
+        run=facts,
         thumbnails=_thumbs(table, scores, evaluation["worst"], read_looked(run, len(scores))),
-        calibration=_counted(read_role(run.path, "val_calib"), policy), views=views,
-    )  # fmt: skip
+        calibration=_counted(read_role(run.path, "val_calib"), policy),
+        views=views,
+    )
 
 
 def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], looked: LookedAt | None) -> list[Thumb]:
@@ -191,10 +204,14 @@ def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], loo
             decided = looked.words(row, exits=item["decision"] != "defer")
         made.append(
             Thumb(
-                jpeg=thumbnail(picture, _THUMBNAIL_SIDE, box), caption=Path(item["path"]).name,
-                label=item["label"], decision=item["decision"], probability=item["probability"], decided=decided,
+                jpeg=thumbnail(picture, _THUMBNAIL_SIDE, box),
+                caption=Path(item["path"]).name,
+                label=item["label"],
+                decision=item["decision"],
+                probability=item["probability"],
+                decided=decided,
             )
-        )  # fmt: skip
+        )
     return made
 
 
@@ -206,8 +223,12 @@ def _of_run_again(run: RunDir) -> list[Path]:
     if entry is None:
         raise MissingError(f"{run.path}: `evaluate` has not finished; run `stage1 evaluate {run.path}` first")
     written = report_of_run(
-        run, SampleTable.read(run / "samples.parquet"), read_role(run.path, evaluation["role"]), load_policy(run.path), evaluation
-    )  # fmt: skip
+        run,
+        SampleTable.read(run / "samples.parquet"),
+        read_role(run.path, evaluation["role"]),
+        load_policy(run.path),
+        evaluation,
+    )
     # The new page belongs to the stage that makes it: the next `stage1 run` must not take it for damage and start over.
     outputs = {run.path / name for name in entry["outputs"]} | set(written)
     run.record("evaluate", entry["inputs"], iter(outputs), entry["seconds"], entry.get("peak_mib"))

@@ -23,7 +23,7 @@ from stage1.stages.views import (
     save_looked,
     say_small,
     shipped_views,
-)  # fmt: skip
+)
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_file, write_text
 from stage1.views import VIEWS_FILE
@@ -68,9 +68,16 @@ def extract(run: RunDir, context: Context) -> list[Path]:
             seen = state.done
 
         done = extract_features(
-            table.ids[rows].tolist(), table.items(rows), backbone, onnx, store, config.features,
-            engine=config.features.engine, progress=report, views=config.views.cached,
-        )  # fmt: skip
+            table.ids[rows].tolist(),
+            table.items(rows),
+            backbone,
+            onnx,
+            store,
+            config.features,
+            engine=config.features.engine,
+            progress=report,
+            views=config.views.cached,
+        )
     if done.failed:
         name, error = done.failed[0]
         raise SourceChanged(
@@ -79,13 +86,27 @@ def extract(run: RunDir, context: Context) -> list[Path]:
     views = config.views.cached
     of_views = "" if views is None else f", {views.description} of each"
     context.progress.say(f"  {len(rows)} images{of_views}, engine {done.engine}")
-    write_document(run / "features.json", {
-        "backbone": backbone.name, "pooling": backbone.pooling, "fingerprint": backbone.fingerprint, "licence": backbone.licence,
-        "base_model": backbone.origin.base_model, "weights_sha256": origin(config.backbone).weights_sha256,
-        "weights": Path(backbone.weights).name, "dim": backbone.dim, "preprocessing": backbone.preprocessing.to_json(),
-        "backbone_onnx": digest_file(onnx), "engine": done.engine, "key": done.key.to_json(), "store": config.features.store,
-        "seed": config.seed, **({} if views is None else {"views": views.to_json()}),
-    }, "features")  # fmt: skip
+    write_document(
+        run / "features.json",
+        {
+            "backbone": backbone.name,
+            "pooling": backbone.pooling,
+            "fingerprint": backbone.fingerprint,
+            "licence": backbone.licence,
+            "base_model": backbone.origin.base_model,
+            "weights_sha256": origin(config.backbone).weights_sha256,
+            "weights": Path(backbone.weights).name,
+            "dim": backbone.dim,
+            "preprocessing": backbone.preprocessing.to_json(),
+            "backbone_onnx": digest_file(onnx),
+            "engine": done.engine,
+            "key": done.key.to_json(),
+            "store": config.features.store,
+            "seed": config.seed,
+            **({} if views is None else {"views": views.to_json()}),
+        },
+        "features",
+    )
     return [onnx, run / "features.json"]
 
 
@@ -127,10 +148,21 @@ def train(run: RunDir, context: Context) -> list[Path]:
     views = ViewTraining(learn, config.views.pool) if learn in ("views", "mil") else None
     with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
         result = train_head(
-            features[0], labels[0], features[1], labels[1], config=settings, head=head, n_classes=len(table.classes),
-            seed=seed, folder=run.path, stop=context.stop, fresh=fresh, groups=groups[0], views=views,
+            features[0],
+            labels[0],
+            features[1],
+            labels[1],
+            config=settings,
+            head=head,
+            n_classes=len(table.classes),
+            seed=seed,
+            folder=run.path,
+            stop=context.stop,
+            fresh=fresh,
+            groups=groups[0],
+            views=views,
             progress=lambda row: advance(1, f"val_select nll {row['select_nll']:.4f}"),
-        )  # fmt: skip
+        )
     kind = "EMA" if result.used_ema else "raw"
     context.progress.say(
         f"  best epoch {result.best_epoch} of {result.epochs_run} ({kind} weights): "
@@ -138,17 +170,26 @@ def train(run: RunDir, context: Context) -> list[Path]:
     )
     result, along = better_head(run, result, features[1], labels[1], len(table.classes), context)
     facts: dict[str, Any] = {
-        "best_epoch": result.best_epoch, "best_metric": result.best_metric, "select_by": config.train.select_by,
-        "used_ema": result.used_ema, "epochs_run": result.epochs_run, "metrics": dict(result.metrics), **along,
-    }  # fmt: skip
+        "best_epoch": result.best_epoch,
+        "best_metric": result.best_metric,
+        "select_by": config.train.select_by,
+        "used_ema": result.used_ema,
+        "epochs_run": result.epochs_run,
+        "metrics": dict(result.metrics),
+        **along,
+    }
     if result.gate is not None:
         facts["gate"] = result.gate.to_json()
         collapsed = result.gate.collapsed or ""
         named = "" if collapsed.startswith("not fitted") else "collapsed, "
-        state = f"WARNING {named}{collapsed}" if collapsed else (
-            f"g between {result.gate.low:.3f} and {result.gate.high:.3f} for 95 % of val_select"
-            + ("" if result.gate.auroc is None else f", AUROC of right answers {result.gate.auroc:.3f}")
-        )  # fmt: skip
+        state = (
+            f"WARNING {named}{collapsed}"
+            if collapsed
+            else (
+                f"g between {result.gate.low:.3f} and {result.gate.high:.3f} for 95 % of val_select"
+                + ("" if result.gate.auroc is None else f", AUROC of right answers {result.gate.auroc:.3f}")
+            )
+        )
         context.progress.say(f"  gate: {state}")
     if swept is not None:
         facts["sweep"] = _winner(swept, result.head, features[1], context)
@@ -171,9 +212,15 @@ def _sweep(
     ]
     with context.progress.bar(f"epochs of {len(entrants)} heads", config.train.epochs) as advance:
         found = train_sweep(
-            both[0], both[1], entrants, n_classes=n_classes, groups=select_groups, resamples=config.sweep.resamples,
-            progress=lambda epoch: advance(1, ""), stop=context.stop,
-        )  # fmt: skip
+            both[0],
+            both[1],
+            entrants,
+            n_classes=n_classes,
+            groups=select_groups,
+            resamples=config.sweep.resamples,
+            progress=lambda epoch: advance(1, ""),
+            stop=context.stop,
+        )
     write_sweep(run / SWEEP, found)
     best = found[0].candidate
     width = f", hidden {best.head.hidden}" if best.head.kind == "mlp" else ""
@@ -198,11 +245,17 @@ def _winner(swept: Swept, head: Any, select: NDArray[np.float32], context: Conte
         )
     best = swept.candidate
     return {
-        "learning_rate": best.train.learning_rate, "weight_decay": best.train.weight_decay,
-        "label_smoothing": best.train.label_smoothing, "hidden": best.head.hidden, "seed": best.seed,
-        "augrc": swept.metrics.augrc, "augrc_low": swept.augrc_low, "augrc_high": swept.augrc_high,
-        "largest_difference": difference, "agrees": agrees,
-    }  # fmt: skip
+        "learning_rate": best.train.learning_rate,
+        "weight_decay": best.train.weight_decay,
+        "label_smoothing": best.train.label_smoothing,
+        "hidden": best.head.hidden,
+        "seed": best.seed,
+        "augrc": swept.metrics.augrc,
+        "augrc_low": swept.augrc_low,
+        "augrc_high": swept.augrc_high,
+        "largest_difference": difference,
+        "agrees": agrees,
+    }
 
 
 def trained_head(run: RunDir) -> HeadConfig:
@@ -264,11 +317,19 @@ def export(run: RunDir, context: Context) -> list[Path]:
     if gates is not None and trained_gates is not None:
         difference = max(difference, float(np.abs(gates - trained_gates).max()))
     passed = bool(difference <= config.export.parity_tolerance and (exported.argmax(1) == trained.argmax(1)).all())
-    write_document(run / "parity.json", {
-        "images": len(rows), "tolerance": config.export.parity_tolerance, "largest_difference": difference,
-        "same_class": int((exported.argmax(1) == trained.argmax(1)).sum()), "passed": passed,
-        "model": digest_file(run / "model.onnx"), "weights": digest_file(run / "model_best.pth"),
-    }, "parity")  # fmt: skip
+    write_document(
+        run / "parity.json",
+        {
+            "images": len(rows),
+            "tolerance": config.export.parity_tolerance,
+            "largest_difference": difference,
+            "same_class": int((exported.argmax(1) == trained.argmax(1)).sum()),
+            "passed": passed,
+            "model": digest_file(run / "model.onnx"),
+            "weights": digest_file(run / "model_best.pth"),
+        },
+        "parity",
+    )
     if not passed:
         raise IntegrityError(
             f"{run / 'model.onnx'}: logits differ from the trained model's by up to {difference:.3g} on {len(rows)} images "

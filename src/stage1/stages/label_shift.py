@@ -111,10 +111,17 @@ def label_shift(
     def restated(method: str, prior: FloatArray, estimate: PriorEstimate | None) -> dict[str, Any]:
         replicates = None if estimate is None else estimate.replicates
         intervals = restated_metrics(
-            metrics, confidence=confidence_of(ranked), residuals=wrong, labels=test.known_labels,
-            groups=test.groups if grouped else None, prior=prior, replicates=replicates, n_resamples=resamples,
-            level=level, seed=seed,
-        )  # fmt: skip
+            metrics,
+            confidence=confidence_of(ranked),
+            residuals=wrong,
+            labels=test.known_labels,
+            groups=test.groups if grouped else None,
+            prior=prior,
+            replicates=replicates,
+            n_resamples=resamples,
+            level=level,
+            seed=seed,
+        )
         exact = restated_interval(prior if replicates is None else replicates, counts, level)
         shown = {name: _numbers(interval) for name, interval in intervals.items()}
         for name, ends, events in (("coverage", exact[0], counts.exits), ("error", exact[1], counts.errors)):

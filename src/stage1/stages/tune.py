@@ -62,18 +62,28 @@ def backbone_config(run: RunDir, file: str) -> BackboneConfig:
 
     # Weights that the run made from others stay under the licence of those.
     known = origin(given)
-    return given.model_copy(update={
-        "weights": str(run / file), "random_weights": False, "licence": known.licence, "base_model": known.base_model,
-    })  # fmt: skip
+    return given.model_copy(
+        update={
+            "weights": str(run / file),
+            "random_weights": False,
+            "licence": known.licence,
+            "base_model": known.base_model,
+        }
+    )
 
 
 def tune_settings(config: RunConfig) -> TrainConfig:
     """How the backbone is trained: `train`, with what `images` says instead, and the loss that works on images."""
     images = config.images
-    return config.train.model_copy(update={
-        "epochs": images.epochs, "batch_size": images.batch_size, "learning_rate": images.learning_rate, "objective": "ce",
-        "entropy": 0.0,
-    })  # fmt: skip
+    return config.train.model_copy(
+        update={
+            "epochs": images.epochs,
+            "batch_size": images.batch_size,
+            "learning_rate": images.learning_rate,
+            "objective": "ce",
+            "entropy": 0.0,
+        }
+    )
 
 
 # ---- pretrain ----------------------------------------------------------------------------------------------------
@@ -120,10 +130,16 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
         _remember(path, inputs)
     with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
         result = pretrained(
-            backbone, images, config=settings, seed=config.seed, folder=run.path, stop=context.stop, fresh=fresh,
+            backbone,
+            images,
+            config=settings,
+            seed=config.seed,
+            folder=run.path,
+            stop=context.stop,
+            fresh=fresh,
             started=lambda trained, parameters: context.progress.say(_share_line(trained, parameters)),
             progress=lambda row: advance(1, f"loss {row['loss']:.4f}, rank {row['rank']:.1f}"),
-        )  # fmt: skip
+        )
     first, last = result.rows[0], result.rows[-1]
     vitals = {name: (getattr(result.before, name), float(last[name])) for name in ("rank", "spread")}
     context.progress.say(
@@ -138,12 +154,23 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
             )
     if not last["loss"] < first["loss"] and len(result.rows) > 1:
         context.progress.say("  WARNING the loss did not fall; more pretrain.epochs or another pretrain.learning_rate")
-    write_document(run / "pretrain.json", {
-        "objective": settings.objective, "images": len(images), "loss_first": float(first["loss"]), "loss_last": float(last["loss"]),
-        "rank_before": vitals["rank"][0], "rank_after": vitals["rank"][1], "spread_before": vitals["spread"][0],
-        "spread_after": vitals["spread"][1], "share": result.share, "adapted": len(result.adapted),
-        "fingerprint": result.backbone.fingerprint,
-    }, "pretrain")  # fmt: skip
+    write_document(
+        run / "pretrain.json",
+        {
+            "objective": settings.objective,
+            "images": len(images),
+            "loss_first": float(first["loss"]),
+            "loss_last": float(last["loss"]),
+            "rank_before": vitals["rank"][0],
+            "rank_after": vitals["rank"][1],
+            "spread_before": vitals["spread"][0],
+            "spread_after": vitals["spread"][1],
+            "share": result.share,
+            "adapted": len(result.adapted),
+            "fingerprint": result.backbone.fingerprint,
+        },
+        "pretrain",
+    )
     return [run / _PRETRAINED, run / "pretrain.csv", run / "pretrain.json"]
 
 
@@ -212,11 +239,21 @@ def tune(run: RunDir, context: Context) -> list[Path]:
             _remember(folder / "inputs", inputs)
         with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
             result = train_on_images(
-                backbone, *roles, config=settings, head=ALONG, images=config.images, adapter=config.adapter,
-                n_classes=len(table.classes), seed=config.seed, folder=folder, stop=context.stop, fresh=fresh, section="images",
+                backbone,
+                *roles,
+                config=settings,
+                head=ALONG,
+                images=config.images,
+                adapter=config.adapter,
+                n_classes=len(table.classes),
+                seed=config.seed,
+                folder=folder,
+                stop=context.stop,
+                fresh=fresh,
+                section="images",
                 started=lambda trained, parameters: context.progress.say(_share_line(trained, parameters)),
                 progress=lambda row: advance(1, _tune_note(row)),
-            )  # fmt: skip
+            )
         if not group.first:
             return []
     kind = "EMA" if result.used_ema else "raw"
@@ -229,11 +266,22 @@ def tune(run: RunDir, context: Context) -> list[Path]:
             "  WARNING head.gate: the backbone has seen the labels of train, so a gate fitted there sees too few errors; "
             "accept it only by its gain on val_select"
         )
-    write_document(folder / "tune.json", {
-        "best_epoch": result.best_epoch, "best_metric": result.best_metric, "select_by": settings.select_by,
-        "used_ema": result.used_ema, "epochs_run": result.epochs_run, "metrics": result.metrics, "trainable": result.trainable,
-        "share": result.share, "processes": group.world, "fingerprint": result.backbone.fingerprint,
-    }, "tune")  # fmt: skip
+    write_document(
+        folder / "tune.json",
+        {
+            "best_epoch": result.best_epoch,
+            "best_metric": result.best_metric,
+            "select_by": settings.select_by,
+            "used_ema": result.used_ema,
+            "epochs_run": result.epochs_run,
+            "metrics": result.metrics,
+            "trainable": result.trainable,
+            "share": result.share,
+            "processes": group.world,
+            "fingerprint": result.backbone.fingerprint,
+        },
+        "tune",
+    )
     adapter = sorted((folder / ADAPTER).glob("*"))
     return [run / _TUNED, run / _ALONG, folder / "metrics.csv", folder / "tune.json", *adapter]
 
@@ -259,9 +307,7 @@ def better_head(
         context.progress.say(f"  the head trained along with the backbone is not compared: {reason}")
         return again, {"along": {"ships": "again", "skipped": reason}}
     by, facts = run.config.train.select_by, read_document(run / TUNE_FOLDER / "tune.json", "tune")
-    result, compared = better(
-        again, run / _ALONG, facts, select, labels, by=by, n_classes=n_classes, folder=run.path
-    )  # fmt: skip
+    result, compared = better(again, run / _ALONG, facts, select, labels, by=by, n_classes=n_classes, folder=run.path)
     which = "one trained along" if compared.ships == "along" else "new one"
     scaled = ", at the temperature that is best for each" if by == "nll" else ""
     context.progress.say(

@@ -78,9 +78,12 @@ def choosing_state(run: RunDir) -> str:
     if config.views.policy is None:
         return ""
     facts: dict[str, Any] = {
-        "policy": config.views.policy.digest, "aggregate": config.views.aggregate, "adaptive": config.views.adaptive,
-        "resamples": config.views.resamples, "seed": config.seed,
-    }  # fmt: skip
+        "policy": config.views.policy.digest,
+        "aggregate": config.views.aggregate,
+        "adaptive": config.views.adaptive,
+        "resamples": config.views.resamples,
+        "seed": config.seed,
+    }
     if config.views.adaptive or "learned" in (config.views.names or ("learned",)):
         facts["select"] = "out of fold"  # runs of before have other scores of val_select
     if config.views.adaptive:  # where looking stops depends on what is to be certified
@@ -153,9 +156,14 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
     labels, groups = table.labels[rows], table.groups[rows]
     names = settings.names
     choice = choose_aggregator(
-        outputs.logits, labels, groups, policy, resamples=settings.resamples, seed=config.seed,
+        outputs.logits,
+        labels,
+        groups,
+        policy,
+        resamples=settings.resamples,
+        seed=config.seed,
         **({} if names is None else {"names": names}),
-    )  # fmt: skip
+    )
     say(f"  views: {policy.description}; {choice.reason}")
     spec = predictor.preprocessing
     small = sum(adds_nothing(height, width, spec, policy) for height, width in outputs.sizes.tolist())
@@ -171,9 +179,17 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
         sequence = None
         if settings.adaptive:
             sequence = fit_sequence(
-                logits, truth, groups[part], policy, choice.name, risks=config.risks_for(2), confidence=config.confidence,
-                calibration_units=units, tolerance=settings.tolerance, seed=config.seed,
-            )  # fmt: skip
+                logits,
+                truth,
+                groups[part],
+                policy,
+                choice.name,
+                risks=config.risks_for(2),
+                confidence=config.confidence,
+                calibration_units=units,
+                tolerance=settings.tolerance,
+                seed=config.seed,
+            )
         return FrozenViews(policy, aggregator(choice.name, policy, logits, truth), sequence, comparison)
 
     views = fit(np.arange(len(rows)))
@@ -280,8 +296,11 @@ def save_looked(run: RunDir, looked: Looked | None) -> Iterator[Path]:
     path.unlink(missing_ok=True)
     if looked is not None:
         document = {
-            "role": ROLE, "views": digest_file(run / VIEWS_FILE), "used": looked.used.tolist(), "deciding": looked.deciding.tolist(),
-        }  # fmt: skip
+            "role": ROLE,
+            "views": digest_file(run / VIEWS_FILE),
+            "used": looked.used.tolist(),
+            "deciding": looked.deciding.tolist(),
+        }
         write_document(path, document, "looked")
         yield path
 

@@ -274,9 +274,17 @@ def require_stored(path: str | os.PathLike[str]) -> None:
 
 
 READ_FAILURES = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RecursionError, TypeError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    TypeError,
     ValueError,
-)  # fmt: skip
+)
 """What readers of tar, Parquet and Arrow raise where a file is damaged: beside these they have kinds of their own, which are such."""
 
 

@@ -231,11 +231,17 @@ def _warn_of_the_deadline(frozen: Frozen, deadline_s: float) -> None:
             log.warning(
                 "cascade: stage %r may take %g s for one attempt, deadline_s is %g: an answer that comes later counts as failed, "
                 "and the certificate is of no more failures than were measured",
-                stage["name"], attempt, deadline_s,
-            )  # fmt: skip
+                stage["name"],
+                attempt,
+                deadline_s,
+            )
 
 
 def one_line(error: Exception) -> str:
     """What went wrong: the message where it is ours and says it, else with its kind."""
     text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, (DataError, IntegrityError, Late, CallFailed)) and text else f"{type(error).__name__}: {text}"  # fmt: skip
+    return (
+        text
+        if isinstance(error, (DataError, IntegrityError, Late, CallFailed)) and text
+        else f"{type(error).__name__}: {text}"
+    )

@@ -78,9 +78,14 @@ def require_count(count: int) -> None:
 
 
 def check(
-    detector: Stage1Detector, frames: list[Frame], *, count: int = 200, seed: int = 0, resamples: int = 1000,
+    detector: Stage1Detector,
+    frames: list[Frame],
+    *,
+    count: int = 200,
+    seed: int = 0,
+    resamples: int = 1000,
     advance: Callable[[int], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Play `count` challenges of every level, labels in turn, and say how it went: a plain document.
 
     A failure is an exception or an answer outside [0, 1]; a fallback answer is counted beside them.
@@ -101,14 +106,19 @@ def check(
                 advance(1)
     after = detector.counts
     return {
-        "bundle": detector.bundle, "digest": detector.bundle_digest, "provider": detector.provider, "count": count,
-        "images": len(frames), "cascade": detector.statement, "deadline_ms": 1000 * detector.deadline_s,
+        "bundle": detector.bundle,
+        "digest": detector.bundle_digest,
+        "provider": detector.provider,
+        "count": count,
+        "images": len(frames),
+        "cascade": detector.statement,
+        "deadline_ms": 1000 * detector.deadline_s,
         "failures": sum(reply.error is not None for reply in replies),
         "first_failure": next((reply.error for reply in replies if reply.error is not None), None),
         "answered_by": {name: after[name] - before[name] for name in after},
         "latency": [_latency(level, replies) for level in (*LEVELS, "all")],
         "reward": _reward(replies, resamples, seed),
-    }  # fmt: skip
+    }
 
 
 def _ask(detector: Stage1Detector, level: str, frame: Frame, made: Challenge) -> _Reply:
@@ -137,9 +147,13 @@ def _reward(replies: list[_Reply], resamples: int, seed: int) -> list[dict[str, 
     if len(answers) < len(replies):
         return []  # what an answer is worth that does not come is 0, and no rate says so
     rates = LevelRates(
-        answers, [reply.frame.label for reply in replies], [reply.level for reply in replies],
-        [reply.frame.group for reply in replies], resamples=resamples, seed=seed,
-    )  # fmt: skip
+        answers,
+        [reply.frame.label for reply in replies],
+        [reply.level for reply in replies],
+        [reply.frame.group for reply in replies],
+        resamples=resamples,
+        seed=seed,
+    )
     return [asdict(row) for row in rates.table(0.5)]
 
 
@@ -151,8 +165,9 @@ def check_lines(document: dict[str, Any]) -> list[str]:
         f"{document['count']} challenges of each level, from {document['images']} images, labels in turn",
         f"failures {document['failures']}; answered by {by}",
         *([] if document["cascade"] is None else [f"the whole cascade: {document['cascade']}"]),
-        "", f"{'level':<8}{'n':>6}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'max ms':>9}",
-    ]  # fmt: skip
+        "",
+        f"{'level':<8}{'n':>6}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'max ms':>9}",
+    ]
     for row in document["latency"]:
         figures = "".join(f"{row[name]:>9.1f}" for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms"))
         lines.append(f"{row['level']:<8}{row['n']:>6}{figures}")

@@ -121,8 +121,13 @@ class Stage1Detector:
         return self._counted(Answer(remap(asked, self.stage2_threshold), "stage2", first))
 
     def _of_cascade(
-        self, cascade: DetectorCascade, image: Image.Image, first: Stage1Answer | None, until: float, trouble: str | None
-    ) -> Answer:  # fmt: skip
+        self,
+        cascade: DetectorCascade,
+        image: Image.Image,
+        first: Stage1Answer | None,
+        until: float,
+        trouble: str | None,
+    ) -> Answer:
         settled = cascade.answer(image, first, until, trouble)
         if settled.place < 0:
             return Answer(settled.value, "fallback", first, settled.trouble)

@@ -68,15 +68,26 @@ def freeze(
         bundle = None if stage.bundle is None else {"folder": beside(stage.bundle), "digest": bundles[place].digest}
         function = None if stage.callable is None else {"name": stage.callable, "folder": beside("")}
         http = None if stage.http is None else stage.http.model_dump(mode="json")
-        stages.append({
-            "name": stage.name, "rule": rule.to_document(), "bundle": bundle, "callable": function, "http": http,
-            "calls": stage.calls.model_dump(mode="json"),
-        })  # fmt: skip
+        stages.append(
+            {
+                "name": stage.name,
+                "rule": rule.to_document(),
+                "bundle": bundle,
+                "callable": function,
+                "http": http,
+                "calls": stage.calls.model_dump(mode="json"),
+            }
+        )
     kept = None if certificate is None else {name: certificate[name] for name in ("confidence", "statement")}
     content = {
-        "name": config.name, "classes": config.classes, "default_probability": config.default_probability, "seed": config.seed,
-        "stages_digest": cascade.digest, "certificate": kept, "stages": stages,
-    }  # fmt: skip
+        "name": config.name,
+        "classes": config.classes,
+        "default_probability": config.default_probability,
+        "seed": config.seed,
+        "stages_digest": cascade.digest,
+        "certificate": kept,
+        "stages": stages,
+    }
     document = {**content, "digest": _digest(content)}
     write_document(output, document, "frozen_cascade")
     return document

@@ -60,9 +60,14 @@ def register(registry: Any, name: str = NAME, base: type | None = None) -> type:
 
 
 def miner_command(
-    command: Sequence[str], *, registry: str, name: str = NAME, base: str | None = None, config: str | None = None,
+    command: Sequence[str],
+    *,
+    registry: str,
+    name: str = NAME,
+    base: str | None = None,
+    config: str | None = None,
     also_known: Iterable[str] = (),
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """The command that registers the detector and then runs `command` in the same process.
 
     command: [anything ..] python [options] script.py|-m module [arguments ..]; without a python in it, ours runs it.

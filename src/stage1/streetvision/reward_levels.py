@@ -73,9 +73,16 @@ class LevelRates:
     """
 
     def __init__(
-        self, probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None = None, groups: ArrayLike | None = None,
-        *, exits: ArrayLike | None = None, resamples: int = 1000, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        probability: ArrayLike,
+        labels: ArrayLike,
+        levels: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        *,
+        exits: ArrayLike | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> None:
         stated, truth, names = _checked(probability, labels, levels)
         self._score = _beyond(stated, exits)
         self.levels = np.unique(names).tolist()
@@ -157,9 +164,16 @@ class LevelRates:
         return _rewards(tpr, fpr, prior)
 
     def _row(
-        self, name: str, places: list[int], tpr: FloatArray, fpr: FloatArray, drawn_tpr: FloatArray, drawn_fpr: FloatArray,
-        prior: float, level: float,
-    ) -> LevelReward:  # fmt: skip
+        self,
+        name: str,
+        places: list[int],
+        tpr: FloatArray,
+        fpr: FloatArray,
+        drawn_tpr: FloatArray,
+        drawn_fpr: FloatArray,
+        prior: float,
+        level: float,
+    ) -> LevelReward:
         hit, alarm = float(tpr[places].mean()), float(fpr[places].mean())
         low, high = _percentiles(
             _rewards(drawn_tpr[:, places].mean(axis=1), drawn_fpr[:, places].mean(axis=1), prior), level
@@ -168,12 +182,17 @@ class LevelRates:
         # Rates of 0 or 1 are spread to one side only; there the interval ends at the estimate (Brown, Cai and DasGupta 2001, 4.1.1).
         low, high = min(low, reward), max(high, reward)
         return LevelReward(
-            level=name, positives=int(sum(self._rows[0][place].sum() for place in places)),
-            negatives=int(sum(self._rows[1][place].sum() for place in places)), tpr=hit, fpr=alarm,
+            level=name,
+            positives=int(sum(self._rows[0][place].sum() for place in places)),
+            negatives=int(sum(self._rows[1][place].sum() for place in places)),
+            tpr=hit,
+            fpr=alarm,
             mcc=float(mcc_of_table(prior * hit, (1 - prior) * alarm, prior, 1 - prior)),
-            accuracy=prior * hit + (1 - prior) * (1 - alarm), reward=reward,
-            low=low, high=high,
-        )  # fmt: skip
+            accuracy=prior * hit + (1 - prior) * (1 - alarm),
+            reward=reward,
+            low=low,
+            high=high,
+        )
 
     def _sums(self, masks: list[NDArray[np.bool_]]) -> FloatArray:
         return np.stack([self._weights[:, mask].sum(axis=1, dtype=np.float64) for mask in masks], axis=1)
@@ -183,9 +202,12 @@ class LevelRates:
 
 
 def reward_threshold(
-    probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None = None, prior: float = 0.5,
+    probability: ArrayLike,
+    labels: ArrayLike,
+    levels: ArrayLike | None = None,
+    prior: float = 0.5,
     exits: ArrayLike | None = None,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """The threshold on `probability` for the largest expected reward of the mixture, and that reward by the class model.
 
     Arguments as for LevelRates, of val_select: rows that are not used to check it. See the module for how noise is kept

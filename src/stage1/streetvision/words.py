@@ -11,10 +11,17 @@ PREFIX = "--neuron."
 DETECTOR, CONFIG = "--neuron.image_detector", "--neuron.image_detector_config"
 # Of the miner of natixnetwork/streetvision-subnet v2.0.4.
 KNOWN = (
-    CONFIG, DETECTOR, "--neuron.image_detector_device", "--neuron.video_detector_config", "--neuron.video_detector",
-    "--neuron.video_detector_device", "--neuron.name", "--neuron.epoch_length", "--neuron.events_retention_size",
+    CONFIG,
+    DETECTOR,
+    "--neuron.image_detector_device",
+    "--neuron.video_detector_config",
+    "--neuron.video_detector",
+    "--neuron.video_detector_device",
+    "--neuron.name",
+    "--neuron.epoch_length",
+    "--neuron.events_retention_size",
     "--neuron.dont_save_events",
-)  # fmt: skip
+)
 
 
 def checked_words(

@@ -135,11 +135,17 @@ def fit_gate(
     gate = build_gate(head, dim, slope, offset, sub_seed(seed, "gate"))
     gate.head.standardise(*feature_statistics(train.features))
     plain = TrainConfig(
-        epochs=config.epochs, learning_rate=0.1 * config.learning_rate, weight_decay=config.weight_decay, warmup=config.warmup,
-        clip_norm=config.clip_norm, ema_decay=config.ema_decay, patience=config.patience, checkpoint_every=config.epochs,
+        epochs=config.epochs,
+        learning_rate=0.1 * config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip_norm=config.clip_norm,
+        ema_decay=config.ema_decay,
+        patience=config.patience,
+        checkpoint_every=config.epochs,
         # A batch that holds all images is for the risk objective; a gate is trained as any head.
         batch_size=config.batch_size if config.objective == "ce" else TrainConfig().batch_size,
-    )  # fmt: skip
+    )
     by_margin = _silent(build_gate(head, dim, slope, offset, 0))
     result = Run(train, select, plain, gate_config(head), 2, sub_seed(seed, "gate"), folder, gate).finish(stop)
     known = select_metrics(all_logits([by_margin], select.features)[0], select.labels)

@@ -84,22 +84,48 @@ def _check_views(views: ViewTraining, head: HeadConfig, n_classes: int) -> None:
 
 
 def _with_gate(
-    result: TrainResult, train: LabelledFeatures, select: LabelledFeatures, config: TrainConfig, head: HeadConfig, n_classes: int,
-    seed: int, folder: Path, stop: Callable[[], bool] | None, fresh: bool, groups: NDArray[np.str_] | None,
-) -> tuple[TrainResult, str | None]:  # fmt: skip
+    result: TrainResult,
+    train: LabelledFeatures,
+    select: LabelledFeatures,
+    config: TrainConfig,
+    head: HeadConfig,
+    n_classes: int,
+    seed: int,
+    folder: Path,
+    stop: Callable[[], bool] | None,
+    fresh: bool,
+    groups: NDArray[np.str_] | None,
+) -> tuple[TrainResult, str | None]:
     """The trained classifier with a gate fitted after it, and why that gate is constant, or None; model_best.pth then holds both."""
     place = folder / "gate"
     if fresh:
         shutil.rmtree(place, ignore_errors=True)
     targets = cross_fitted_gate_targets(
-        train.features, train.labels, groups, select_features=select.features, select_labels=select.labels, config=config,
-        head=head, n_classes=n_classes, seed=seed, folder=place, stop=stop,
-    )  # fmt: skip
+        train.features,
+        train.labels,
+        groups,
+        select_features=select.features,
+        select_labels=select.labels,
+        config=config,
+        head=head,
+        n_classes=n_classes,
+        seed=seed,
+        folder=place,
+        stop=stop,
+    )
     answers, _ = all_outputs([result.head], select.features)[0]
     gate = fit_gate(
-        train.features, targets, select.features, answers, answers.argmax(axis=1) == select.labels, config=config, head=head,
-        seed=seed, folder=place / "head", stop=stop,
-    )  # fmt: skip
+        train.features,
+        targets,
+        select.features,
+        answers,
+        answers.argmax(axis=1) == select.labels,
+        config=config,
+        head=head,
+        seed=seed,
+        folder=place / "head",
+        stop=stop,
+    )
     assert isinstance(result.head, (Head, SelectiveHead, Ensemble))
     whole = GatedHead(result.head, gate).eval().requires_grad_(False)
     save_weights(folder / BEST_WEIGHTS, whole.state_dict())

@@ -127,7 +127,12 @@ def better_head(
     save_weights(folder / BEST_WEIGHTS, head.state_dict())
     metrics = {**old.metrics.to_json(), "train_loss": float(facts["metrics"]["train_loss"])}
     shipped = replace(
-        result, head=head, best_epoch=facts["best_epoch"], used_ema=facts["used_ema"], epochs_run=facts["epochs_run"],
-        metrics=metrics, best_metric=metrics[by],
-    )  # fmt: skip
+        result,
+        head=head,
+        best_epoch=facts["best_epoch"],
+        used_ema=facts["used_ema"],
+        epochs_run=facts["epochs_run"],
+        metrics=metrics,
+        best_metric=metrics[by],
+    )
     return shipped, Along("along", old, new)

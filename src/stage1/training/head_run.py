@@ -78,9 +78,14 @@ class Run:
         self.ema = Ema(self.head, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = _adamw(self.head, config)
         self.ledger = Ledger(
-            folder, config, len(train.labels), facts, data, slower="set train.clip_norm",
+            folder,
+            config,
+            len(train.labels),
+            facts,
+            data,
+            slower="set train.clip_norm",
             start_epoch=self.objective.start_epoch,
-        )  # fmt: skip
+        )
         self.random = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in self.head.modules())
         # One buffer for all batches, in torch's aligned memory; rows go into it straight from a memory map too.
         self.buffer = torch.empty(
@@ -132,9 +137,13 @@ class Run:
         self.head.load_state_dict(self.ledger.best_weights, strict=True)
         metrics = {key: float(best[key]) for key in ("nll", "accuracy", "augrc", "train_loss")}
         return TrainResult(
-            head=self.head.eval().requires_grad_(False), best_epoch=best["epoch"], used_ema=best["ema"],
-            best_metric=metrics[self.config.select_by], epochs_run=self.ledger.at.epoch, metrics=metrics,
-        )  # fmt: skip
+            head=self.head.eval().requires_grad_(False),
+            best_epoch=best["epoch"],
+            used_ema=best["ema"],
+            best_metric=metrics[self.config.select_by],
+            epochs_run=self.ledger.at.epoch,
+            metrics=metrics,
+        )
 
     # ---- one epoch ------------------------------------------------------------------------------------------------
 

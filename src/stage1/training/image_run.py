@@ -79,9 +79,13 @@ class ImageRun:
         dim = int(self.head.mean.shape[0])
         decisive = run_facts(config, head, dim=dim, n_classes=n_classes, seed=seed) | {
             "images": {key: value for key, value in images.model_dump(mode="json").items() if key not in _FREE},
-            "adapter": adapter.model_dump(mode="json"), "augment": describe(images.augment), "half": model.half,
-            "preprocessing": spec.to_json(), "backbone": fingerprint, "device": device.type,
-        }  # fmt: skip
+            "adapter": adapter.model_dump(mode="json"),
+            "augment": describe(images.augment),
+            "half": model.half,
+            "preprocessing": spec.to_json(),
+            "backbone": fingerprint,
+            "device": device.type,
+        }
         texts = [
             # Of the bytes too: under the same ids other pictures are other data.
             f"{name} {label} {digest}"
@@ -91,9 +95,16 @@ class ImageRun:
             )
         ]
         self.ledger = Ledger(
-            folder, config, len(train), decisive, digest_bytes("\n".join([str(len(train)), *texts]).encode()),
-            section=section, writes=group.first, slower=f"images.learning_rate_scale ({images.learning_rate_scale:g})", shipped=_head_only,
-        )  # fmt: skip
+            folder,
+            config,
+            len(train),
+            decisive,
+            digest_bytes("\n".join([str(len(train)), *texts]).encode()),
+            section=section,
+            writes=group.first,
+            slower=f"images.learning_rate_scale ({images.learning_rate_scale:g})",
+            shipped=_head_only,
+        )
         micro = math.ceil(config.batch_size / group.world)
         self.passes = Passes(model, self.weights, config.label_smoothing, device, micro, seed, group.rank, less_memory)
         self.loader = Loader(train.items, train.ids, spec, images.augment, seed, images.workers)
@@ -113,9 +124,14 @@ class ImageRun:
         if stored is None:
             self._standardise()
         ledger.begun(
-            stored is not None, threads=self.threads, seed=self.seed, device=str(self.device), **facts(self.group),
-            trainable=sum(p.numel() for p in self.trained), parameters=sum(p.numel() for p in self.model.parameters()),
-        )  # fmt: skip
+            stored is not None,
+            threads=self.threads,
+            seed=self.seed,
+            device=str(self.device),
+            **facts(self.group),
+            trainable=sum(p.numel() for p in self.trained),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+        )
 
     def _standardise(self) -> None:
         """Give the head the statistics of its inputs and the frequencies of the classes."""

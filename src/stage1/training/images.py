@@ -98,9 +98,20 @@ def train_on_images(
         made = build_head(head, backbone.dim, n_classes, sub_seed(seed, "head"))
         model = ImageModel(backbone, made, half_precision(images.precision, device))
         run = ImageRun(
-            labelled, chosen, model, backbone.preprocessing, fingerprint, (config, head, images, adapter), n_classes, seed,
-            folder, device, group, section, less_memory(backbone, adapter, images),
-        )  # fmt: skip
+            labelled,
+            chosen,
+            model,
+            backbone.preprocessing,
+            fingerprint,
+            (config, head, images, adapter),
+            n_classes,
+            seed,
+            folder,
+            device,
+            group,
+            section,
+            less_memory(backbone, adapter, images),
+        )
         trainable, parameters = (sum(p.numel() for p in part) for part in (run.trained, model.parameters()))
         if started is not None and group.first:
             started(trainable, parameters)
@@ -116,10 +127,18 @@ def train_on_images(
         group.wait()  # no process goes on before the files are there
     metrics = {key: float(best[key]) for key in ("nll", "accuracy", "augrc", "train_loss")}
     return ImageTrainResult(
-        backbone=tuned, head=made.eval().requires_grad_(False), best_epoch=best["epoch"], used_ema=best["ema"],
-        best_metric=metrics[config.select_by], epochs_run=run.ledger.at.epoch, metrics=metrics, trainable=trainable, share=share,
-        waiting_share=run.loader.waiting_share, images_at_a_time=run.passes.micro,
-    )  # fmt: skip
+        backbone=tuned,
+        head=made.eval().requires_grad_(False),
+        best_epoch=best["epoch"],
+        used_ema=best["ema"],
+        best_metric=metrics[config.select_by],
+        epochs_run=run.ledger.at.epoch,
+        metrics=metrics,
+        trainable=trainable,
+        share=share,
+        waiting_share=run.loader.waiting_share,
+        images_at_a_time=run.passes.micro,
+    )
 
 
 def _check(config: TrainConfig, head: HeadConfig, n: int, section: str) -> None:

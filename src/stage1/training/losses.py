@@ -61,9 +61,15 @@ def entropy_sum(logits: Tensor, row_weights: Tensor) -> Tensor:
 
 
 def selectivenet_loss(
-    losses: Tensor, gate: Tensor, auxiliary: Tensor, row_weights: Tensor | None = None, *, coverage: float,
-    penalty: float = 32.0, mix: float = 0.5,
-) -> Tensor:  # fmt: skip
+    losses: Tensor,
+    gate: Tensor,
+    auxiliary: Tensor,
+    row_weights: Tensor | None = None,
+    *,
+    coverage: float,
+    penalty: float = 32.0,
+    mix: float = 0.5,
+) -> Tensor:
     """mix (r + penalty max(0, coverage - mean g)^2) + (1 - mix) mean(auxiliary), r = mean(l g) / mean(g); a scalar.
 
     losses: [N] of the classifier, l. gate: [N] in (0, 1), g. auxiliary: [N] losses of the auxiliary head. row_weights: [N], means are
@@ -170,9 +176,15 @@ class Objective:
         return loss
 
     def _selective(
-        self, index: int, member: SelectiveHead, features: Tensor, labels: Tensor, rows: Tensor, epoch: int,
+        self,
+        index: int,
+        member: SelectiveHead,
+        features: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        epoch: int,
         row_weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         parts, options = member.parts(features), self.config.selective
         smoothing = self.config.label_smoothing
         if self.kind == "selectivenet":
@@ -181,9 +193,14 @@ class Objective:
                 for logits in (parts.logits, parts.extra)
             )
             loss = selectivenet_loss(
-                each, torch.sigmoid(parts.gate), beside, row_weights,
-                coverage=options.coverage, penalty=options.penalty, mix=options.mix,
-            )  # fmt: skip
+                each,
+                torch.sigmoid(parts.gate),
+                beside,
+                row_weights,
+                coverage=options.coverage,
+                penalty=options.penalty,
+                mix=options.mix,
+            )
             return parts.logits, row_weights.sum() * loss
         if epoch < self.start_epoch:
             return parts.logits, cross_entropy_sum(parts.logits, labels, self.weights, smoothing)

@@ -35,9 +35,18 @@ from stage1.training.selection import SelectMetrics, select_metrics
 METRICS = "metrics.csv"
 LOG = "log.jsonl"
 COLUMNS = (
-    "epoch", "step", "learning_rate", "train_loss", "select_nll", "select_accuracy", "select_augrc",
-    "ema_nll", "ema_accuracy", "ema_augrc", "best_epoch",
-)  # fmt: skip
+    "epoch",
+    "step",
+    "learning_rate",
+    "train_loss",
+    "select_nll",
+    "select_accuracy",
+    "select_augrc",
+    "ema_nll",
+    "ema_accuracy",
+    "ema_augrc",
+    "best_epoch",
+)
 
 
 def write_metrics(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -205,9 +214,15 @@ class Ledger:
     def begun(self, resumed: bool, **values: Any) -> None:
         """Log the start; values: what is to be told beside the position and the digests."""
         self.log(
-            "resume" if resumed else "start", epoch=self.at.epoch, step=self.done_steps, total_steps=self.total,
-            torch=torch.__version__, **values, config_digest=config_digest(self.facts), data_digest=self.data,
-        )  # fmt: skip
+            "resume" if resumed else "start",
+            epoch=self.at.epoch,
+            step=self.done_steps,
+            total_steps=self.total,
+            torch=torch.__version__,
+            **values,
+            config_digest=config_digest(self.facts),
+            data_digest=self.data,
+        )
 
     def close(self) -> None:
         if self.board is not None:
@@ -304,10 +319,20 @@ class Ledger:
             return
         whole = {**parts, "best": self.best_weights}
         tensors = {f"{part}.{name}": tensor.cpu() for part, state in whole.items() for name, tensor in state.items()}
-        save_checkpoint(self.folder / LAST, tensors, {
-            "run": self.facts, "config_digest": config_digest(self.facts), "data_digest": self.data,
-            "position": self.at.to_json(), "best": self.at.best, "rows": self.at.rows, "torch": torch.__version__, **facts,
-        })  # fmt: skip
+        save_checkpoint(
+            self.folder / LAST,
+            tensors,
+            {
+                "run": self.facts,
+                "config_digest": config_digest(self.facts),
+                "data_digest": self.data,
+                "position": self.at.to_json(),
+                "best": self.at.best,
+                "rows": self.at.rows,
+                "torch": torch.__version__,
+                **facts,
+            },
+        )
         self._write_derived()
 
     def _write_derived(self) -> None:

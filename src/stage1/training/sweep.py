@@ -24,9 +24,21 @@ from stage1.training.sweep_batch import Candidate, SweepBatch
 
 SWEEP = "sweep.csv"
 COLUMNS = (
-    "rank", "learning_rate", "weight_decay", "label_smoothing", "hidden", "seed", "augrc", "augrc_low", "augrc_high", "nll",
-    "accuracy", "best_epoch", "used_ema", "epochs_run",
-)  # fmt: skip
+    "rank",
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "hidden",
+    "seed",
+    "augrc",
+    "augrc_low",
+    "augrc_high",
+    "nll",
+    "accuracy",
+    "best_epoch",
+    "used_ema",
+    "epochs_run",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +74,11 @@ def candidates(sweep: SweepConfig, config: TrainConfig, head: HeadConfig, seed: 
     made = [
         Candidate(
             config.model_copy(update={"learning_rate": rate, "weight_decay": decay, "label_smoothing": smoothing}),
-            head.model_copy(update={"hidden": width}), own,
+            head.model_copy(update={"hidden": width}),
+            own,
         )
         for own, rate, decay, smoothing, width in grid
-    ]  # fmt: skip
+    ]
     return made
 
 
@@ -112,17 +125,35 @@ def write_sweep(path: str | os.PathLike[str], found: Sequence[Swept]) -> None:
     writer.writerow(COLUMNS)
     for rank, item in enumerate(found, 1):
         config, head, metrics = item.candidate.train, item.candidate.head, item.metrics
-        writer.writerow([
-            rank, config.learning_rate, config.weight_decay, config.label_smoothing, head.hidden if head.kind == "mlp" else "",
-            item.candidate.seed, metrics.augrc, item.augrc_low, item.augrc_high, metrics.nll, metrics.accuracy,
-            item.best_epoch, item.used_ema, item.epochs_run,
-        ])  # fmt: skip
+        writer.writerow(
+            [
+                rank,
+                config.learning_rate,
+                config.weight_decay,
+                config.label_smoothing,
+                head.hidden if head.kind == "mlp" else "",
+                item.candidate.seed,
+                metrics.augrc,
+                item.augrc_low,
+                item.augrc_high,
+                metrics.nll,
+                metrics.accuracy,
+                item.best_epoch,
+                item.used_ema,
+                item.epochs_run,
+            ]
+        )
     write_text(path, text.getvalue())
 
 
 def _judged(
-    batch: SweepBatch, index: int, logits: NDArray[np.float32], select: LabelledFeatures, groups: NDArray[np.str_] | None, resamples: int
-) -> Swept:  # fmt: skip
+    batch: SweepBatch,
+    index: int,
+    logits: NDArray[np.float32],
+    select: LabelledFeatures,
+    groups: NDArray[np.str_] | None,
+    resamples: int,
+) -> Swept:
     from stage1.evaluation import bootstrap
 
     values = logits.astype(np.float64)
@@ -130,10 +161,21 @@ def _judged(
     confidence = 1.0 / np.exp(values).sum(axis=1)
     wrong = (values.argmax(axis=1) != select.labels).astype(np.float64)
     interval = bootstrap(
-        {"augrc": "augrc"}, confidence=confidence, residuals=wrong, labels=select.labels, groups=groups, n_resamples=resamples,
+        {"augrc": "augrc"},
+        confidence=confidence,
+        residuals=wrong,
+        labels=select.labels,
+        groups=groups,
+        n_resamples=resamples,
         seed=sub_seed(0, "sweep intervals") % 2**32,
-    )["augrc"]  # fmt: skip
+    )["augrc"]
     return Swept(
-        batch.entrants[index], logits, select_metrics(logits, select.labels), interval.low, interval.high,
-        int(batch.best_epoch[index]), bool(batch.used_ema[index]), int(batch.epochs_run[index]),
-    )  # fmt: skip
+        batch.entrants[index],
+        logits,
+        select_metrics(logits, select.labels),
+        interval.low,
+        interval.high,
+        int(batch.best_epoch[index]),
+        bool(batch.used_ema[index]),
+        int(batch.epochs_run[index]),
+    )

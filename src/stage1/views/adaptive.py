@@ -63,9 +63,13 @@ class Step:
 
     def to_document(self) -> dict[str, Any]:
         return {
-            "aggregator": self.aggregator.to_document(), "slope": self.slope, "shift": self.shift, "low": self.low, "high": self.high,
+            "aggregator": self.aggregator.to_document(),
+            "slope": self.slope,
+            "shift": self.shift,
+            "low": self.low,
+            "high": self.high,
             "hopeless": None if self.hopeless is None else list(self.hopeless),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +140,16 @@ class Sequence:
     def from_document(cls, document: Mapping[str, Any]) -> Sequence:
         """The inverse of `to_document`. Raises DataError."""
         steps = tuple(
-            Step(from_document(row["aggregator"]), float(row["slope"]), float(row["shift"]), row["low"], row["high"],
-                 None if row["hopeless"] is None else (row["hopeless"][0], row["hopeless"][1]))
+            Step(
+                from_document(row["aggregator"]),
+                float(row["slope"]),
+                float(row["shift"]),
+                row["low"],
+                row["high"],
+                None if row["hopeless"] is None else (row["hopeless"][0], row["hopeless"][1]),
+            )
             for row in document["steps"]
-        )  # fmt: skip
+        )
         return cls(tuple(document["order"]), steps, document["expected"])
 
 

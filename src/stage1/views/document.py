@@ -122,10 +122,12 @@ class FrozenViews:
         try:
             sequence = document["sequence"]
             found = cls(
-                ViewPolicy.from_json(document["policy"]), from_document(document["aggregator"]),
-                None if sequence is None else Sequence.from_document(sequence), document["comparison"],
+                ViewPolicy.from_json(document["policy"]),
+                from_document(document["aggregator"]),
+                None if sequence is None else Sequence.from_document(sequence),
+                document["comparison"],
                 document.get("select_folds"),
-            )  # fmt: skip
+            )
         except (ConfigError, DataError) as error:
             raise IntegrityError(f"{path}: {error}; restore it or run `stage1 score` again") from error
         if list(found.policy.names) != document["views"]:

@@ -104,9 +104,15 @@ class Choice:
     def to_document(self) -> dict[str, Any]:
         """Plain values: chosen, reference, reason, n, n_groups, resamples, seed, table."""
         return {
-            "chosen": self.name, "reference": self.reference, "reason": self.reason, "n": self.n, "n_groups": self.n_groups,
-            "resamples": self.resamples, "seed": self.seed, "table": [asdict(row) for row in self.table],
-        }  # fmt: skip
+            "chosen": self.name,
+            "reference": self.reference,
+            "reason": self.reason,
+            "n": self.n,
+            "n_groups": self.n_groups,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "table": [asdict(row) for row in self.table],
+        }
 
 
 def choose_aggregator(
@@ -198,7 +204,9 @@ def _candidate(
 ) -> Candidate:
     difference = low = high = None
     if name != reference_name:
-        row = compare(mapped, reference, names=(name, reference_name), metrics=("augrc",), n_resamples=resamples, seed=seed)["rows"][0]  # fmt: skip
+        row = compare(
+            mapped, reference, names=(name, reference_name), metrics=("augrc",), n_resamples=resamples, seed=seed
+        )["rows"][0]
         difference, low, high = row["difference"], row["low"], row["high"]
     return Candidate(name, _augrc(mapped), _augrc(raw), difference, low, high, _ece(raw), _ece(mapped))
 

@@ -13,34 +13,50 @@ def beit(model: Any, name: str, pooling: str, size: int, weight: Tensor, bias: T
     first = model.blocks[0]
     require(
         name,
-        (pooling in ("pool", "mean") and model.global_pool == "avg", f"pools by {pooling!r}; the stock BEiT by its own mean"),
+        (
+            pooling in ("pool", "mean") and model.global_pool == "avg",
+            f"pools by {pooling!r}; the stock BEiT by its own mean",
+        ),
         (isinstance(model.fc_norm, nn.LayerNorm), "does not normalise after pooling as the stock BEiT does"),
-        (model.pos_embed is None and first.attn.relative_position_bias_table is not None, "has other positions than the stock BEiT"),
-        (type(first.mlp).__name__ == "Mlp" and isinstance(first.mlp.norm, nn.Identity), f"has {type(first.mlp).__name__} blocks"),
+        (
+            model.pos_embed is None and first.attn.relative_position_bias_table is not None,
+            "has other positions than the stock BEiT",
+        ),
+        (
+            type(first.mlp).__name__ == "Mlp" and isinstance(first.mlp.norm, nn.Identity),
+            f"has {type(first.mlp).__name__} blocks",
+        ),
         (first.attn.q_bias is not None and first.gamma_1 is not None, "lacks biases or layer scale of the stock BEiT"),
-    )  # fmt: skip
+    )
     weights = {
         "embeddings.cls_token": model.cls_token,
         **patches(model, "embeddings.patch_embeddings.projection"),
         "pooler.layernorm.weight": model.fc_norm.weight,
         "pooler.layernorm.bias": model.fc_norm.bias,
     }
-    weights |= layers(model, {
-        "proj": "encoder.layer.{i}.attention.output.dense",
-        "norm1": "encoder.layer.{i}.layernorm_before", "norm2": "encoder.layer.{i}.layernorm_after",
-        "fc1": "encoder.layer.{i}.intermediate.dense", "fc2": "encoder.layer.{i}.output.dense",
-    })  # fmt: skip
+    weights |= layers(
+        model,
+        {
+            "proj": "encoder.layer.{i}.attention.output.dense",
+            "norm1": "encoder.layer.{i}.layernorm_before",
+            "norm2": "encoder.layer.{i}.layernorm_after",
+            "fc1": "encoder.layer.{i}.intermediate.dense",
+            "fc2": "encoder.layer.{i}.output.dense",
+        },
+    )
     for index, block in enumerate(model.blocks):
         layer, attention = f"encoder.layer.{index}", block.attn
         query, key, value = attention.qkv.weight.chunk(3)
         weights |= {
-            f"{layer}.attention.attention.query.weight": query, f"{layer}.attention.attention.query.bias": attention.q_bias,
+            f"{layer}.attention.attention.query.weight": query,
+            f"{layer}.attention.attention.query.bias": attention.q_bias,
             f"{layer}.attention.attention.key.weight": key,
-            f"{layer}.attention.attention.value.weight": value, f"{layer}.attention.attention.value.bias": attention.v_bias,
-            f"{layer}.attention.attention.relative_position_bias.relative_position_bias_table":
-                attention.relative_position_bias_table,
-            f"{layer}.lambda_1": block.gamma_1, f"{layer}.lambda_2": block.gamma_2,
-        }  # fmt: skip
+            f"{layer}.attention.attention.value.weight": value,
+            f"{layer}.attention.attention.value.bias": attention.v_bias,
+            f"{layer}.attention.attention.relative_position_bias.relative_position_bias_table": attention.relative_position_bias_table,
+            f"{layer}.lambda_1": block.gamma_1,
+            f"{layer}.lambda_2": block.gamma_2,
+        }
     config = {
         "architectures": ["BeitForImageClassification"], "model_type": "beit", "hidden_size": model.embed_dim,
         "num_hidden_layers": len(model.blocks), "num_attention_heads": first.attn.num_heads,

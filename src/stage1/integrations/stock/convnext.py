@@ -29,12 +29,18 @@ def convnext(model: Any, name: str, pooling: str, size: int, weight: Tensor, bia
     require(
         name,
         (pooling == "pool", f"with pooling {pooling!r}; the stock ConvNeXt V2 pools as the model itself does (pool)"),
-        (all(hasattr(block.mlp, "grn") and getattr(block, "gamma", None) is None for block in blocks), "is a first ConvNeXt; transformers 4.45 is given ConvNeXt V2 only"),
-        (type(model.head.norm).__name__ == "LayerNorm2d" and isinstance(model.norm_pre, nn.Identity), "has another head than the stock ConvNeXt V2"),
+        (
+            all(hasattr(block.mlp, "grn") and getattr(block, "gamma", None) is None for block in blocks),
+            "is a first ConvNeXt; transformers 4.45 is given ConvNeXt V2 only",
+        ),
+        (
+            type(model.head.norm).__name__ == "LayerNorm2d" and isinstance(model.norm_pre, nn.Identity),
+            "has another head than the stock ConvNeXt V2",
+        ),
         (kernels == {(7, 7)} and len(model.stem) == 2, "has another stem or kernel than the stock ConvNeXt V2"),
         (all(is_gelu(block.mlp.act) for block in blocks), "has activations other than GELU"),
         (not isinstance(model.head.pre_logits, nn.Linear | nn.Sequential), "has a hidden layer in its head"),
-    )  # fmt: skip
+    )
     weights: dict[str, Tensor] = {}
     for key, tensor in model.state_dict().items():
         target = key
@@ -46,10 +52,16 @@ def convnext(model: Any, name: str, pooling: str, size: int, weight: Tensor, bia
             tensor = tensor.reshape(1, 1, 1, -1)
         weights[target] = tensor
     config = {
-        "architectures": ["ConvNextV2ForImageClassification"], "model_type": "convnextv2", "num_channels": 3,
-        "patch_size": int(model.stem[0].kernel_size[0]), "num_stages": len(model.stages),
+        "architectures": ["ConvNextV2ForImageClassification"],
+        "model_type": "convnextv2",
+        "num_channels": 3,
+        "patch_size": int(model.stem[0].kernel_size[0]),
+        "num_stages": len(model.stages),
         "hidden_sizes": [stage.blocks[0].conv_dw.in_channels for stage in model.stages],
-        "depths": [len(stage.blocks) for stage in model.stages], "hidden_act": activation(blocks[0].mlp.act),
-        "layer_norm_eps": float(model.head.norm.eps), "image_size": size, "drop_path_rate": 0.0,
-    }  # fmt: skip
+        "depths": [len(stage.blocks) for stage in model.stages],
+        "hidden_act": activation(blocks[0].mlp.act),
+        "layer_norm_eps": float(model.head.norm.eps),
+        "image_size": size,
+        "drop_path_rate": 0.0,
+    }
     return StockModel(config, prefixed("convnextv2", weights), (weight, bias))

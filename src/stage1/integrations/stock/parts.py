@@ -65,11 +65,14 @@ def layers(model: Any, names: dict[str, str]) -> dict[str, Tensor]:
             **{
                 path: (module.weight, module.bias)
                 for path, module in (
-                    ("proj", block.attn.proj), ("norm1", block.norm1), ("norm2", block.norm2),
-                    ("fc1", block.mlp.fc1), ("fc2", block.mlp.fc2),
+                    ("proj", block.attn.proj),
+                    ("norm1", block.norm1),
+                    ("norm2", block.norm2),
+                    ("fc1", block.mlp.fc1),
+                    ("fc2", block.mlp.fc2),
                 )
             },
-        }  # fmt: skip
+        }
         for part, target in names.items():
             weight, bias = parts[part]
             found |= {f"{target.format(i=index)}.weight": weight, f"{target.format(i=index)}.bias": bias}

@@ -37,9 +37,12 @@ def swin(model: Any, name: str, pooling: str, size: int, weight: Tensor, bias: T
             layer = f"encoder.layers.{number}.blocks.{index}"
             weights |= _attention(block.attn, f"{layer}.attention.self")
             for target, module in (
-                ("attention.output.dense", block.attn.proj), ("layernorm_before", block.norm1), ("layernorm_after", block.norm2),
-                ("intermediate.dense", block.mlp.fc1), ("output.dense", block.mlp.fc2),
-            ):  # fmt: skip
+                ("attention.output.dense", block.attn.proj),
+                ("layernorm_before", block.norm1),
+                ("layernorm_after", block.norm2),
+                ("intermediate.dense", block.mlp.fc1),
+                ("output.dense", block.mlp.fc2),
+            ):
                 put(f"{layer}.{target}", module)
     config = {
         "architectures": ["Swinv2ForImageClassification"], "model_type": "swinv2", "image_size": size, "num_channels": 3,
@@ -58,10 +61,13 @@ def swin(model: Any, name: str, pooling: str, size: int, weight: Tensor, bias: T
 def _attention(attention: Any, target: str) -> dict[str, Tensor]:
     query, key, value = attention.qkv.weight.chunk(3)
     return {
-        f"{target}.query.weight": query, f"{target}.query.bias": attention.q_bias, f"{target}.key.weight": key,
-        f"{target}.value.weight": value, f"{target}.value.bias": attention.v_bias,
+        f"{target}.query.weight": query,
+        f"{target}.query.bias": attention.q_bias,
+        f"{target}.key.weight": key,
+        f"{target}.value.weight": value,
+        f"{target}.value.bias": attention.v_bias,
         f"{target}.logit_scale": attention.logit_scale,
         f"{target}.continuous_position_bias_mlp.0.weight": attention.cpb_mlp[0].weight,
         f"{target}.continuous_position_bias_mlp.0.bias": attention.cpb_mlp[0].bias,
         f"{target}.continuous_position_bias_mlp.2.weight": attention.cpb_mlp[2].weight,
-    }  # fmt: skip
+    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from stage1.report.explorer import collect
+from stage1.report.figures.drawing import INK, Document, Drawing, finished, fitting, new_figure, style
 from stage1.report.figures.exit import exits
 from stage1.report.figures.need import units_needed
 from stage1.report.figures.reliability import reliability
 from stage1.report.figures.risk import risk_coverage
 from stage1.report.figures.score import score_histogram
-from stage1.report.figures.drawing import INK, Document, Drawing, finished, fitting, new_figure, style
 from stage1.report.figures.threshold import threshold_plane
 from stage1.report.numbers import percent
 from stage1.scores import Scores

@@ -44,8 +44,10 @@ def arms_drawing(document: Mapping[str, Any]) -> Drawing:
         figure.suptitle(
             f"Difference to {_short(reference)}, {document['level']:.0%} paired intervals on {document['on']}"
             + ("; diamond: confirmed on val_test" if several else ""),
-            fontsize=10, x=0.01, ha="left",
-        )  # fmt: skip
+            fontsize=10,
+            x=0.01,
+            ha="left",
+        )
         return finished(figure)
 
 
@@ -63,8 +65,16 @@ def _draw_row(axis: Any, place: int, row: Mapping[str, Any], name: str, *, diamo
         marker = "D" if diamond else ("o" if better else "s")
     if row["low"] is not None:
         axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
-    axis.plot([row["difference"]], [place], marker=marker, markersize=7, color=colour, linestyle="none",
-              markerfacecolor=colour if filled else "white", markeredgewidth=1.6)  # fmt: skip
+    axis.plot(
+        [row["difference"]],
+        [place],
+        marker=marker,
+        markersize=7,
+        color=colour,
+        linestyle="none",
+        markerfacecolor=colour if filled else "white",
+        markeredgewidth=1.6,
+    )
 
 
 def _finish(axis: Any, metric: str, lines: list[tuple[str, Any, str]]) -> None:

@@ -90,4 +90,13 @@ def _bar(axis: Any, place: float, parts: tuple[int, int, int]) -> None:
     wrong = parts[2] / total
     if 0 < wrong <= 0.09:
         # Beside the bar, where a sliver has no room; np.float64 would print its type.
-        axis.annotate(f"{parts[2]:,}", (1.0, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color=INK, annotation_clip=False)  # fmt: skip
+        axis.annotate(
+            f"{parts[2]:,}",
+            (1.0, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+            annotation_clip=False,
+        )

@@ -68,15 +68,32 @@ def _panel(
     axis.plot(cost, bound, color=colour, linestyle=(0, (5, 2)), linewidth=1.3, label="upper bound, each by itself")
     sure = np.array([row["certified"] for row in ordered])
     if sure.any():
-        axis.plot(cost[sure], observed[sure], marker=marker, markersize=9, linestyle="none", markerfacecolor="none",
-                  markeredgecolor=CERTIFIED, markeredgewidth=1.6, label="passed, in the order of testing")  # fmt: skip
+        axis.plot(
+            cost[sure],
+            observed[sure],
+            marker=marker,
+            markersize=9,
+            linestyle="none",
+            markerfacecolor="none",
+            markeredgecolor=CERTIFIED,
+            markeredgewidth=1.6,
+            label="passed, in the order of testing",
+        )
     here = cost_of(chosen, priced)
     axis.axvline(here, color=INK, linewidth=1.0, linestyle=(0, (1.5, 2)))
     target = chosen["risks"][name]["target"]
     if target is not None:
         axis.axhline(target, color=GREY, linewidth=1.1)
-        axis.annotate(f"limit {percent(target)}", (1.0, target), xycoords=("axes fraction", "data"), xytext=(-3, 3),
-                      textcoords="offset points", ha="right", fontsize=9, color=INK)  # fmt: skip
+        axis.annotate(
+            f"limit {percent(target)}",
+            (1.0, target),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=INK,
+        )
     axis.set_ylim(bottom=0.0)
     axis.yaxis.set_major_formatter(lambda value, _: percent(round(value, 6)))
     of, called = (classes[1], classes[0]) if name == "miss_rate" else (classes[0], classes[1])
@@ -93,9 +110,16 @@ def _chosen_label(axis: Any, chosen: Document, priced: bool) -> None:
     left, right = axis.get_xlim()
     on_the_right = here < (left + right) / 2
     word = "chosen, certified" if chosen["certified"] else "as configured, not certified"
-    axis.annotate(f"{word}: {percent(round(chosen['deferred'], 3))} deferred", (here, 1.0), xycoords=("data", "axes fraction"),
-                  xytext=(4 if on_the_right else -4, -12), textcoords="offset points", ha="left" if on_the_right else "right",
-                  fontsize=9, color=INK)  # fmt: skip
+    axis.annotate(
+        f"{word}: {percent(round(chosen['deferred'], 3))} deferred",
+        (here, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(4 if on_the_right else -4, -12),
+        textcoords="offset points",
+        ha="left" if on_the_right else "right",
+        fontsize=9,
+        color=INK,
+    )
 
 
 def _deferred_axis(axis: Any, rows: list[Any], priced: bool) -> None:

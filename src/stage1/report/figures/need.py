@@ -50,8 +50,17 @@ def units_needed(certificate: Document) -> Drawing:
         for axis, x in ((above, row["errors"]), (below, row["target"])):
             if row["n"]:
                 axis.plot(x, row["n"], zorder=6, linestyle="none", **mark)
-                axis.annotate(f"{row['n']:,} here", (x, row["n"]), xytext=(0, 8), textcoords="offset points", ha="center",
-                              fontsize=9, color=INK, zorder=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8})  # fmt: skip
+                axis.annotate(
+                    f"{row['n']:,} here",
+                    (x, row["n"]),
+                    xytext=(0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                    color=INK,
+                    zorder=7,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
+                )
     for index, delta in enumerate(dict.fromkeys(row["delta"] for row in risks.values())):
         none = [minimum_samples(float(target), delta, 0) for target in targets]
         below.plot(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stage1.errors import DataError
-from stage1.report.figures.need import DASHES, MARKERS
 from stage1.report.figures.drawing import CERTIFIED, CLASS_COLOURS, INK, Drawing, finished, new_figure, style
+from stage1.report.figures.need import DASHES, MARKERS
 from stage1.report.numbers import percent
 
 FIELDS = ("risk", "target", "side", "errors", "counted", "in_class", "in_total")
@@ -76,12 +76,33 @@ def _draw_needs(
         above.plot(errors, [row["in_class"] for row in rows], label=f"{risk} ≤ {percent(target)}: {side}s", **look)
         below.plot(errors, [row["in_total"] for row in rows], label=f"{risk} ≤ {percent(target)}", **look)
         first = rows[0]
-        above.annotate(f"{first['in_class']:,}", (first["errors"], first["in_class"]), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
-        below.annotate(f"{first['in_total']:,}", (first["errors"], first["in_total"]), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+        above.annotate(
+            f"{first['in_class']:,}",
+            (first["errors"], first["in_class"]),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
+        below.annotate(
+            f"{first['in_total']:,}",
+            (first["errors"], first["in_total"]),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
     for side, images in at_hand.items():
         above.axhline(images, color=INK, linewidth=1.1, linestyle=(0, (6, 3)))
-        above.annotate(f"{images:,} {side}s at hand", (1.0, images), xycoords=("axes fraction", "data"), xytext=(-3, 3),
-                       textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+        above.annotate(
+            f"{images:,} {side}s at hand",
+            (1.0, images),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+        )
     if at_hand:
         below.axhline(sum(at_hand.values()), color=INK, linewidth=1.1, linestyle=(0, (6, 3)))
     for axis in (above, below):
@@ -105,8 +126,12 @@ def _draw_chance(axis: Any, success: Mapping[str, Any] | None, pilot: Mapping[st
     wanted = (pilot or success or {})["wanted"]
     marks: list[tuple[int, str]] = []
     if success is not None:
-        axis.plot(*zip(*success["curve"], strict=True), color=CLASS_COLOURS[1], linestyle=DASHES[1],
-                  label=f"exact tail, val_calib alone, true risks {percent(success['expected_share'])} of targets")  # fmt: skip
+        axis.plot(
+            *zip(*success["curve"], strict=True),
+            color=CLASS_COLOURS[1],
+            linestyle=DASHES[1],
+            label=f"exact tail, val_calib alone, true risks {percent(success['expected_share'])} of targets",
+        )
         marks.append((success["in_total"], CLASS_COLOURS[1]))
     if pilot is not None:
         rows = list(pilot["trials"])
@@ -118,13 +143,29 @@ def _draw_chance(axis: Any, success: Mapping[str, Any] | None, pilot: Mapping[st
         )
         middle = [row["success"] for row in rows]
         ends = [[row["success"] - row["low"] for row in rows], [row["high"] - row["success"] for row in rows]]
-        axis.errorbar(n, middle, yerr=ends, color=CLASS_COLOURS[0], marker="o", markersize=5, capsize=3, elinewidth=1.2,
-                      linewidth=1.2, label="pilot: certified, with 95 % interval")  # fmt: skip
+        axis.errorbar(
+            n,
+            middle,
+            yerr=ends,
+            color=CLASS_COLOURS[0],
+            marker="o",
+            markersize=5,
+            capsize=3,
+            elinewidth=1.2,
+            linewidth=1.2,
+            label="pilot: certified, with 95 % interval",
+        )
         if pilot["n"] is not None:
             marks.append((pilot["n"], CLASS_COLOURS[0]))
     axis.axhline(wanted, color=INK, linewidth=1.1, linestyle=(0, (6, 3)))
-    axis.annotate(f"wanted: {percent(wanted)}", (0.0, wanted), xycoords=("axes fraction", "data"), xytext=(3, 3),
-                  textcoords="offset points", fontsize=9)  # fmt: skip
+    axis.annotate(
+        f"wanted: {percent(wanted)}",
+        (0.0, wanted),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 3),
+        textcoords="offset points",
+        fontsize=9,
+    )
     for place, colour in marks:
         axis.plot([place, place], [0.0, wanted], color=colour, linewidth=1.1, linestyle=(0, (1.5, 2)))
         axis.annotate(f"{place:,}", (place, 0.0), xytext=(4, 4), textcoords="offset points", fontsize=9, color=INK)

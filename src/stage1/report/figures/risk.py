@@ -122,8 +122,17 @@ def _risk_panel(axis: Any, name: str, path: tuple[Floats, Floats], certificate: 
         # A bootstrap over groups may leave the observed value just outside.
         value, (low, high) = observed["observed"], interval(observed, evaluation["unit"])
         low, high = min(low or 0.0, value), max(1.0 if high is None else high, value)
-        axis.errorbar(point["coverage"], value, yerr=[[value - low], [high - value]], fmt="D", color=INK, markersize=6,
-                      capsize=4, linewidth=1.5, zorder=5)  # fmt: skip
+        axis.errorbar(
+            point["coverage"],
+            value,
+            yerr=[[value - low], [high - value]],
+            fmt="D",
+            color=INK,
+            markersize=6,
+            capsize=4,
+            linewidth=1.5,
+            zorder=5,
+        )
         marks.append(min(high, 2.6 * bound["target"]))
     _bound_marks(axis, bound, shown_bound(certificate, name), point, _risk_axis(axis, marks))
     axis.set_title(f"{name} as its threshold moves")
@@ -133,8 +142,16 @@ def _bound_marks(axis: Any, bound: Document, joint: float | None, point: Documen
     """The target, and the joint bound at the coverage of the policy, where there is one to show."""
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
     axis.axhline(bound["target"], color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
-    axis.annotate(f"target {percent(bound['target'])}", (1.0, bound["target"]), xytext=(-2, 4), textcoords="offset points", fontsize=10,
-                  ha="right", bbox=white, zorder=6)  # fmt: skip
+    axis.annotate(
+        f"target {percent(bound['target'])}",
+        (1.0, bound["target"]),
+        xytext=(-2, 4),
+        textcoords="offset points",
+        fontsize=10,
+        ha="right",
+        bbox=white,
+        zorder=6,
+    )
     if joint is None or not point["coverage"]:
         return
     x, y = point["coverage"], joint
@@ -148,8 +165,18 @@ def _bound_marks(axis: Any, bound: Document, joint: float | None, point: Documen
     )
     # On the left, where the curve is low, unless there is no room; below the bar where the target lies close above it.
     left = x > 0.45
-    axis.annotate(f"joint bound {upper_percent(y)}", (x - 0.05 if left else x + 0.05, y), xytext=(-5 if left else 5, 9 if bound["target"] - y > 0.22 * top or y < 0.2 * top else -9),
-                  textcoords="offset points", ha="right" if left else "left", va="center", fontsize=10, color=CERTIFIED, bbox=white, zorder=6)  # fmt: skip
+    axis.annotate(
+        f"joint bound {upper_percent(y)}",
+        (x - 0.05 if left else x + 0.05, y),
+        xytext=(-5 if left else 5, 9 if bound["target"] - y > 0.22 * top or y < 0.2 * top else -9),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="center",
+        fontsize=10,
+        color=CERTIFIED,
+        bbox=white,
+        zorder=6,
+    )
 
 
 def _risk_axis(axis: Any, marks: list[float]) -> float:

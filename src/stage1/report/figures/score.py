@@ -86,8 +86,15 @@ def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> D
     for value, text in ((policy["lo"], "lo"), (policy["hi"], "hi")):
         if value is not None:
             left = text == "lo"
-            axes[0].annotate(f"{text} = {value:.3g}", (value, 1.0), xycoords=axes[0].get_xaxis_transform(), xytext=(-3 if left else 3, 2),
-                             textcoords="offset points", ha="right" if left else "left", fontsize=10)  # fmt: skip
+            axes[0].annotate(
+                f"{text} = {value:.3g}",
+                (value, 1.0),
+                xycoords=axes[0].get_xaxis_transform(),
+                xytext=(-3 if left else 3, 2),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                fontsize=10,
+            )
     if not thresholds and not policy["certified"]:
         axes[0].set_title("No thresholds: every image defers", fontsize=10, weight="normal")
     axes[-1].set_xlim(edges[0], edges[-1])
@@ -131,5 +138,13 @@ def _region_counts(
         column = fitting(column)
         text = f"{column}\n{count:,}" if width > 0.017 * len(column) else f"{count:,}"
         if width > 0.06:
-            axis.text((start + end) / 2, 0.04 if mirrored else 0.96, text, ha="center", va="bottom" if mirrored else "top",
-                      transform=axis.get_xaxis_transform(), fontsize=9, linespacing=1.25)  # fmt: skip
+            axis.text(
+                (start + end) / 2,
+                0.04 if mirrored else 0.96,
+                text,
+                ha="center",
+                va="bottom" if mirrored else "top",
+                transform=axis.get_xaxis_transform(),
+                fontsize=9,
+                linespacing=1.25,
+            )

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from stage1.evaluation.restate import ClassCounts
-from stage1.report.figures.need import MARKERS
 from stage1.report.figures.drawing import (
     CLASS_COLOURS,
     GREY,
@@ -19,6 +18,7 @@ from stage1.report.figures.drawing import (
     new_figure,
     style,
 )
+from stage1.report.figures.need import MARKERS
 from stage1.report.numbers import percent
 
 _NAMES = {"mlls": "estimated, mlls", "bbse": "estimated, bbse", "stated": "stated"}
@@ -75,9 +75,21 @@ def _draw(evaluation: Document) -> Drawing:
             x, y = row["prior"][positive], row[name]["value"]
             across = None if row["low"] is None else _ends(x, row["low"][positive], row["high"][positive])
             upwards = None if row[name]["low"] is None else _ends(y, row[name]["low"], row[name]["high"])
-            axis.errorbar(x, y, xerr=across, yerr=upwards, linestyle="none", markersize=11 - 3 * index, markerfacecolor="white",
-                          markeredgewidth=1.8, capsize=3 + 3 * index, elinewidth=1.4, label=_NAMES[row["method"]],
-                          zorder=3 + index, **look)  # fmt: skip
+            axis.errorbar(
+                x,
+                y,
+                xerr=across,
+                yerr=upwards,
+                linestyle="none",
+                markersize=11 - 3 * index,
+                markerfacecolor="white",
+                markeredgewidth=1.8,
+                capsize=3 + 3 * index,
+                elinewidth=1.4,
+                label=_NAMES[row["method"]],
+                zorder=3 + index,
+                **look,
+            )
             highest = max(highest, y, row[name]["high"] or 0.0)
             lowest = min(lowest, y, 1.0 if row[name]["low"] is None else row[name]["low"])
         axis.yaxis.set_major_formatter(lambda value, _: percent(round(value, 6)))
@@ -90,8 +102,16 @@ def _draw(evaluation: Document) -> Drawing:
     top = panels["error"]
     top.set_title("Error among exits, at each class balance")
     panels["coverage"].set_title("Coverage, at each class balance")
-    top.annotate("labelled test", (here, 1.0), xycoords=("data", "axes fraction"), xytext=(4 if here < 0.7 else -4, -3),
-                 textcoords="offset points", ha="left" if here < 0.7 else "right", va="top", fontsize=9)  # fmt: skip
+    top.annotate(
+        "labelled test",
+        (here, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(4 if here < 0.7 else -4, -3),
+        textcoords="offset points",
+        ha="left" if here < 0.7 else "right",
+        va="top",
+        fontsize=9,
+    )
     handles, labels = top.get_legend_handles_labels()
     if handles:
         panels["coverage"].legend(handles, labels, loc="lower left" if here > 0.3 else "lower right")

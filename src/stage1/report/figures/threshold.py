@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.report.explorer import Evidence
-from stage1.report.figures.score import histogram_edges
 from stage1.report.figures.drawing import (
     CERTIFIED,
     CLASS_COLOURS,
@@ -20,6 +19,7 @@ from stage1.report.figures.drawing import (
     fitting,
     new_figure,
 )
+from stage1.report.figures.score import histogram_edges
 from stage1.report.numbers import percent
 from stage1.risk import binomial_pvalue
 
@@ -110,6 +110,15 @@ def _chosen_point(axis: Any, evidence: Evidence, ticks: Floats) -> None:
     # Towards the middle of the panel, where there is room.
     left = (x - ticks[0]) < 0.55 * (ticks[-1] - ticks[0])
     up = (y - ticks[0]) < 0.75 * (ticks[-1] - ticks[0])
-    axis.annotate(f"certified: lo {low}, hi {high}", (x, y), xytext=(9 if left else -9, 9 if up else -9), textcoords="offset points",
-                  ha="left" if left else "right", va="bottom" if up else "top", zorder=7, fontsize=10, weight="bold",
-                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5})  # fmt: skip
+    axis.annotate(
+        f"certified: lo {low}, hi {high}",
+        (x, y),
+        xytext=(9 if left else -9, 9 if up else -9),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="bottom" if up else "top",
+        zorder=7,
+        fontsize=10,
+        weight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
+    )

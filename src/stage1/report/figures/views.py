@@ -60,7 +60,11 @@ def _points(panel: Any, rows: Sequence[Document], field: str, look: Document) ->
     panel.errorbar(x, y, yerr=[below, above], capsize=3, elinewidth=1.2, markersize=7, zorder=4, **look)
 
 
-_PARTS = (("right", "exits rightly", CERTIFIED, ""), ("deferred", "defers", PALE, ""), ("wrong", "exits wrongly", CLASS_COLOURS[1], "////"))  # fmt: skip
+_PARTS = (
+    ("right", "exits rightly", CERTIFIED, ""),
+    ("deferred", "defers", PALE, ""),
+    ("wrong", "exits wrongly", CLASS_COLOURS[1], "////"),
+)
 
 
 def draw_looked(evaluation: Document, views: Document) -> Drawing | None:
@@ -83,12 +87,28 @@ def _draw(evaluation: Document) -> Drawing:
     bottom = np.zeros(len(places))
     for part, label, colour, hatch in _PARTS:
         share = np.array([row[part] for row in section["used"]]) / max(total, 1)
-        axis.bar(places, share, bottom=bottom, color=colour, hatch=hatch, edgecolor="white" if part != "deferred" else GREY,
-                 linewidth=0.6, width=0.78, label=label)  # fmt: skip
+        axis.bar(
+            places,
+            share,
+            bottom=bottom,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white" if part != "deferred" else GREY,
+            linewidth=0.6,
+            width=0.78,
+            label=label,
+        )
         bottom += share
     for place, height in zip(places, bottom, strict=True):
-        axis.annotate(f"{round(height * total):,}", (place, height), xytext=(0, 3), textcoords="offset points", ha="center",
-                      fontsize=9, color=INK)  # fmt: skip
+        axis.annotate(
+            f"{round(height * total):,}",
+            (place, height),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=INK,
+        )
     axis.set_xlim(0.3, section["of"] + 0.7)
     if section["of"] <= 20:
         axis.set_xticks(range(1, section["of"] + 1))

@@ -128,8 +128,15 @@ def heap(rng: Rng, x: float, z: float) -> Thing:
 
 # what catches the eye in any street: the colours of roadwork, on things that are not
 LOUD: list[Colour] = [
-    (240, 96, 22), (226, 78, 24), (206, 44, 34), (238, 120, 24), (214, 100, 50), (244, 168, 32), (240, 196, 40), (40, 96, 170),
-]  # fmt: skip
+    (240, 96, 22),
+    (226, 78, 24),
+    (206, 44, 34),
+    (238, 120, 24),
+    (214, 100, 50),
+    (244, 168, 32),
+    (240, 196, 40),
+    (40, 96, 170),
+]
 LEAVES: list[Colour] = [
     (70, 98, 42),
     (88, 112, 50),

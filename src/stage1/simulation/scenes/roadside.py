@@ -12,9 +12,18 @@ from stage1.simulation.scenes.canvas import Canvas, Colour, Rng, Thing
 from stage1.simulation.scenes.machines import LEAVES, LOUD, pick, vary
 
 _WALLS: list[Colour] = [
-    (188, 172, 148), (168, 92, 68), (148, 104, 80), (204, 198, 188), (120, 116, 116), (176, 140, 100),
-    (140, 146, 152), (196, 152, 110), (98, 78, 68), (214, 190, 150), (170, 164, 150),
-]  # fmt: skip
+    (188, 172, 148),
+    (168, 92, 68),
+    (148, 104, 80),
+    (204, 198, 188),
+    (120, 116, 116),
+    (176, 140, 100),
+    (140, 146, 152),
+    (196, 152, 110),
+    (98, 78, 68),
+    (214, 190, 150),
+    (170, 164, 150),
+]
 
 
 def frontage(rng: Rng, place: str, sign: int, edge: float) -> list[tuple[float, Callable[[Canvas], None]]]:
@@ -35,11 +44,21 @@ def frontage(rng: Rng, place: str, sign: int, edge: float) -> list[tuple[float, 
         floors = int(rng.integers(2, 8) if place == "city" else rng.integers(1, 3))
         shop = place == "city" and rng.random() < 0.55
         paint = partial(
-            _house, x=sign * (edge + back), sign=sign, z=depth, length=length, floors=floors, storey=float(rng.uniform(2.7, 3.5)),
-            wall=pick(rng, _WALLS), glass=float(rng.uniform(0.25, 0.7)), shop=pick(rng, LOUD) if shop else None,
-            awning=pick(rng, LOUD) if shop and rng.random() < 0.5 else None, roof=pick(rng, [(120, 66, 50), (72, 70, 74), (98, 84, 74)]),
-            gable=place != "city", lit=int(rng.integers(1 << 30)),
-        )  # fmt: skip
+            _house,
+            x=sign * (edge + back),
+            sign=sign,
+            z=depth,
+            length=length,
+            floors=floors,
+            storey=float(rng.uniform(2.7, 3.5)),
+            wall=pick(rng, _WALLS),
+            glass=float(rng.uniform(0.25, 0.7)),
+            shop=pick(rng, LOUD) if shop else None,
+            awning=pick(rng, LOUD) if shop and rng.random() < 0.5 else None,
+            roof=pick(rng, [(120, 66, 50), (72, 70, 74), (98, 84, 74)]),
+            gable=place != "city",
+            lit=int(rng.integers(1 << 30)),
+        )
         found.append((depth, paint))
         depth += length + gap
     return found
@@ -66,9 +85,22 @@ def _rail(canvas: Canvas, *, x: float, tall: float) -> None:
 
 
 def _house(
-    canvas: Canvas, *, x: float, sign: int, z: float, length: float, floors: int, storey: float, wall: Colour, glass: float,
-    shop: Colour | None, awning: Colour | None, roof: Colour, gable: bool, lit: int,
-) -> None:  # fmt: skip
+    canvas: Canvas,
+    *,
+    x: float,
+    sign: int,
+    z: float,
+    length: float,
+    floors: int,
+    storey: float,
+    wall: Colour,
+    glass: float,
+    shop: Colour | None,
+    awning: Colour | None,
+    roof: Colour,
+    gable: bool,
+    lit: int,
+) -> None:
     """A building whose wall at `x` runs along the road from z to z + length."""
     view, top = canvas.view, floors * storey + 0.5
     near, far = max(z, view.z + 2.0), z + length

@@ -59,11 +59,19 @@ class Street:
         things = [*trees(rng, place, half, float(walk)), *furniture(rng, half, float(walk))]
         things += [*traffic(rng, lane, lanes, mine, half, parking), *look_alikes(rng, half, float(walk))]
         return cls(
-            place, half, (mine + 0.5) * lane, float(walk), table, (period, period * float(rng.uniform(0.3, 0.55)), 0.0),
-            float(rng.uniform(8, 45)) if place in ("city", "suburb") and rng.random() < 0.3 else -1.0, bend,
+            place,
+            half,
+            (mine + 0.5) * lane,
+            float(walk),
+            table,
+            (period, period * float(rng.uniform(0.3, 0.55)), 0.0),
+            float(rng.uniform(8, 45)) if place in ("city", "suburb") and rng.random() < 0.3 else -1.0,
+            bend,
             (float(rng.uniform(0.02, 0.07)), float(rng.uniform(0.02, 0.08)), float(rng.uniform(0, 400))),
-            skyline, tuple(paint for _, paint in sides), tuple(things),
-        )  # fmt: skip
+            skyline,
+            tuple(paint for _, paint in sides),
+            tuple(things),
+        )
 
 
 _GRASS: list[Colour] = [(86, 104, 52), (110, 112, 60), (128, 116, 76), (72, 92, 48), (142, 124, 84)]

@@ -10,9 +10,20 @@ from stage1.simulation.scenes.canvas import Canvas, Colour, Rng, Thing
 from stage1.simulation.scenes.machines import LOUD, pick
 
 _PAINT: list[Colour] = [
-    (225, 226, 228), (34, 36, 40), (120, 124, 130), (168, 172, 178), (60, 70, 92), (120, 24, 28), (30, 60, 120), (196, 30, 32),
-    (232, 116, 28), (240, 184, 36), (84, 60, 46), (44, 84, 62), (210, 196, 170),
-]  # fmt: skip
+    (225, 226, 228),
+    (34, 36, 40),
+    (120, 124, 130),
+    (168, 172, 178),
+    (60, 70, 92),
+    (120, 24, 28),
+    (30, 60, 120),
+    (196, 30, 32),
+    (232, 116, 28),
+    (240, 184, 36),
+    (84, 60, 46),
+    (44, 84, 62),
+    (210, 196, 170),
+]
 _BODIES = {  # width, length, height of the body's shoulder, height, start and end of the roof as shares of the length
     "car": (1.78, 4.3, 0.88, 1.45, 0.12, 0.62),
     "wagon": (1.8, 4.6, 0.92, 1.52, 0.03, 0.66),
@@ -61,9 +72,16 @@ def traffic(rng: Rng, lane: float, lanes: int, mine: int, half: float, parking: 
 
 
 def car(
-    rng: Rng, x: float, z: float, *, speed: float = 0.0, front: bool = False, parked: bool = False,
-    kinds: tuple[str, ...] = ("car", "wagon", "suv", "van", "truck", "bus"), colour: Colour | None = None,
-) -> Thing:  # fmt: skip
+    rng: Rng,
+    x: float,
+    z: float,
+    *,
+    speed: float = 0.0,
+    front: bool = False,
+    parked: bool = False,
+    kinds: tuple[str, ...] = ("car", "wagon", "suv", "van", "truck", "bus"),
+    colour: Colour | None = None,
+) -> Thing:
     """A vehicle seen from behind, or from the front if it comes towards us."""
     chances = np.array([0.34, 0.2, 0.22, 0.12, 0.08, 0.04])[: len(kinds)]
     kind = str(rng.choice(kinds, p=chances / chances.sum()))

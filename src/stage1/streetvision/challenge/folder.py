@@ -156,10 +156,20 @@ def write_folder(
     folder = Path(folder)
     rows = balanced_rows(table, seed) if balance else np.arange(len(table))
     tasks = tasks_for(table, rows, level, copies, seed)
-    _claim(folder, {
-        "generator": GENERATOR, "level": level, "copies": copies, "seed": seed, "balance": balance, "quality": CLIENT.quality,
-        "size": CLIENT.size, "origin": origin, "images": digest_bytes("\n".join(table.ids[rows].tolist()).encode()),
-    })  # fmt: skip
+    _claim(
+        folder,
+        {
+            "generator": GENERATOR,
+            "level": level,
+            "copies": copies,
+            "seed": seed,
+            "balance": balance,
+            "quality": CLIENT.quality,
+            "size": CLIENT.size,
+            "origin": origin,
+            "images": digest_bytes("\n".join(table.ids[rows].tolist()).encode()),
+        },
+    )
     made = write_challenges(folder / "images", tasks, seed=seed, origin=origin, workers=workers, progress=progress)
     write_text(folder / "labels.csv", _labels(table, made, base))
     return folder / "labels.csv"
@@ -205,10 +215,16 @@ def _labels(table: SampleTable, made: Sequence[Made], base: Path | None) -> str:
     writer.writerow(("image", "label", "group", "level", "source_image", *carried))
     for one in made:
         row = one.row
-        writer.writerow((
-            f"images/{one.task.name}", table.classes[table.labels[row]], table.groups[row], one.task.level,
-            _below(one.task.path, base), *(values[row] for values in carried.values()),
-        ))  # fmt: skip
+        writer.writerow(
+            (
+                f"images/{one.task.name}",
+                table.classes[table.labels[row]],
+                table.groups[row],
+                one.task.level,
+                _below(one.task.path, base),
+                *(values[row] for values in carried.values()),
+            )
+        )
     return buffer.getvalue()
 
 

@@ -145,16 +145,22 @@ class PretrainRun:
                 {"params": [p for p in self.every if p.ndim >= 2], "weight_decay": config.weight_decay},
                 {"params": [p for p in self.every if p.ndim < 2], "weight_decay": 0.0},
             ],
-            lr=config.learning_rate, betas=(0.9, 0.95), fused=True,
-        )  # fmt: skip
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
         self.steps = steps_per_epoch(len(images), config.batch_size, 1)
         self.total = self.steps * config.epochs
         self.warmup = warmup_steps(self.total, config.warmup)
         self.facts = {
             "pretrain": {key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE},
-            "augment": describe(config.augment), "preprocessing": backbone.preprocessing.to_json(), "backbone": fingerprint,
-            "half": half, "device": backbone.device.type, "seed": seed,
-        }  # fmt: skip
+            "augment": describe(config.augment),
+            "preprocessing": backbone.preprocessing.to_json(),
+            "backbone": fingerprint,
+            "half": half,
+            "device": backbone.device.type,
+            "seed": seed,
+        }
         self.data = digest_bytes("\n".join(images.ids).encode())
         self.before = Vitals(0.0, 0.0)
         self.at = Position()
@@ -191,10 +197,17 @@ class PretrainRun:
             path.unlink(missing_ok=True)
             self.before = self._vitals()
         append_event(
-            self.folder / LOG, "pretrain start" if stored is None else "pretrain resume", step=self._done_steps(), total_steps=self.total,
-            images=len(self.images), rank=self.before.rank, spread=self.before.spread, threads=torch.get_num_threads(),
-            trainable=sum(p.numel() for p in self.trained.values()), parameters=sum(p.numel() for p in self.module.parameters()),
-        )  # fmt: skip
+            self.folder / LOG,
+            "pretrain start" if stored is None else "pretrain resume",
+            step=self._done_steps(),
+            total_steps=self.total,
+            images=len(self.images),
+            rank=self.before.rank,
+            spread=self.before.spread,
+            threads=torch.get_num_threads(),
+            trainable=sum(p.numel() for p in self.trained.values()),
+            parameters=sum(p.numel() for p in self.module.parameters()),
+        )
 
     def _train_epoch(self, stop: Callable[[], bool] | None) -> None:
         order, size = epoch_order(len(self.images), self.seed, self.at.epoch), self.config.batch_size
@@ -240,9 +253,14 @@ class PretrainRun:
             self._ended(f"collapsed in epoch {at.epoch + 1}: {what}")
         last = self._done_steps() - 1
         row = {
-            "epoch": at.epoch + 1, "step": last + 1, "learning_rate": self._rate(last), "loss": at.loss_sum / at.weight_sum,
-            "rank": now.rank, "spread": now.spread, **self.objective.watched(),
-        }  # fmt: skip
+            "epoch": at.epoch + 1,
+            "step": last + 1,
+            "learning_rate": self._rate(last),
+            "loss": at.loss_sum / at.weight_sum,
+            "rank": now.rank,
+            "spread": now.spread,
+            **self.objective.watched(),
+        }
         at.epoch, at.step, at.loss_sum, at.weight_sum = at.epoch + 1, 0, 0.0, 0.0
         at.rows.append(row)
         at.done = at.epoch >= self.config.epochs
@@ -280,10 +298,20 @@ class PretrainRun:
         parts["optimizer"] = flatten_optimizer(self.optimizer)
         tensors = {f"{part}.{name}": t.detach().cpu() for part, state in parts.items() for name, t in state.items()}
         at = self.at
-        save_checkpoint(self.folder / CHECKPOINT, tensors, {
-            "run": self.facts, "config_digest": config_digest(self.facts), "data_digest": self.data, "position": at.to_json(),
-            "rows": at.rows, "rank": self.before.rank, "spread": self.before.spread, "torch": torch.__version__,
-        })  # fmt: skip
+        save_checkpoint(
+            self.folder / CHECKPOINT,
+            tensors,
+            {
+                "run": self.facts,
+                "config_digest": config_digest(self.facts),
+                "data_digest": self.data,
+                "position": at.to_json(),
+                "rows": at.rows,
+                "rank": self.before.rank,
+                "spread": self.before.spread,
+                "torch": torch.__version__,
+            },
+        )
         self._write_rows()
 
     def _write_rows(self) -> None:
