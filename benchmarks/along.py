@@ -80,8 +80,9 @@ def main() -> None:
             taken = [takes(heads) for heads in runs]
             chosen = [heads["along" if along else "again"] for heads, along in zip(runs, taken, strict=True)]
             print(
-                f"{data}, by {rule}: along in {sum(taken)} of {len(runs)}; val_test AUGRC {mean(chosen, 'augrc') * 1e3:.2f}e-3, "
-                f"coverage {mean(chosen, 'coverage'):.3f}, redraws {mean(chosen, 'redrawn'):.3f}"
+                f"{data}, by {rule}: along in {sum(taken)} of {len(runs)}; val_test AUGRC"
+                f" {mean(chosen, 'augrc') * 1e3:.2f}e-3, coverage {mean(chosen, 'coverage'):.3f}, redraws"
+                f" {mean(chosen, 'redrawn'):.3f}"
             )
 
 

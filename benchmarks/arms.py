@@ -91,15 +91,18 @@ def main() -> None:
 def put(path: Path, section: str, command: str) -> None:
     """Put a section into the file, in place of one with the same heading."""
     heading, _, body = section.partition("\n")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}"
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()},"
+        f" {datetime.now(UTC):%Y-%m-%d}"
+    )
     what = "\n".join(
         f"- {name}: {arm.what}" + (f" (recipe {', '.join((arm.recipe, *arm.changes))})." if arm.recipe else ".")
         for name, arm in ARMS.items()
     )
     intro = (
-        "# Arms\n\nWritten by `benchmarks/arms.py`, whose docstring says how each number is made. Every arm that was run "
-        f"stands here, null results too.\n\n{what}\n\n"
-        f"Fine-tuned arms train on images for {' or '.join(f'{epochs} epochs ({name})' for name, epochs in EPOCHS.items())}.\n"
+        "# Arms\n\nWritten by `benchmarks/arms.py`, whose docstring says how each number is made. Every arm that was"
+        f" run stands here, null results too.\n\n{what}\n\nFine-tuned arms train on images for"
+        f" {' or '.join(f'{epochs} epochs ({name})' for name, epochs in EPOCHS.items())}.\n"
     )
     sections: dict[str, str] = {}
     if path.is_file():

@@ -70,7 +70,8 @@ def main() -> None:
         for name, (work, items) in tasks.items():
             rates[name].append(per_second(work, items))
     print(
-        f"{platform.processor() or platform.machine()}, one thread, {options.images} scenes of {options.side} px, median of {options.rounds} rounds"
+        f"{platform.processor() or platform.machine()}, one thread, {options.images} scenes of {options.side} px,"
+        f" median of {options.rounds} rounds"
     )
     print(f"{'':<24}{'images/s':>10}{'ms':>8}")
     for name, found in rates.items():

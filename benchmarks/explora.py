@@ -169,7 +169,8 @@ def main() -> None:
         start = "untrained" if options.weights is None else Path(options.weights).name
         print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
         print(
-            f"{options.backbone} ({start}), {options.side} px, {len(scenes.free)} unlabelled frames, objective {options.objective}"
+            f"{options.backbone} ({start}), {options.side} px, {len(scenes.free)} unlabelled frames, objective"
+            f" {options.objective}"
         )
         before = scenes.probe(backbone, options.seed)
         after = scenes.probe(pretrained(backbone, scenes.free, options, folder / options.objective), options.seed)

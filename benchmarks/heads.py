@@ -87,7 +87,8 @@ def main() -> None:
                 logits[name] = run()
                 seconds[name].append(time.process_time() - began)
     print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, scikit-learn {sklearn.__version__}, 1 thread"
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, scikit-learn {sklearn.__version__},"
+        " 1 thread"
     )
     print(f"{options.images} x {options.dim} features, judged on {options.judged}\n")
     print(f"{'':<24}{'CPU s':>9}{'accuracy':>10}{'s.e.':>9}{'NLL':>9}")

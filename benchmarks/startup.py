@@ -38,7 +38,8 @@ def main() -> None:
             "warm stage1 run (smoke)": seconds(run),
         }
     print(
-        f"{platform.machine()}, Python {platform.python_version()}, median of {ROUNDS}; empty interpreter {empty:.3f} s; cold run {cold:.1f} s"
+        f"{platform.machine()}, Python {platform.python_version()}, median of {ROUNDS}; empty interpreter {empty:.3f}"
+        f" s; cold run {cold:.1f} s"
     )
     print(f"{'what':<26}{'seconds':>9}{'x empty':>9}")
     for name, value in rows.items():

@@ -94,7 +94,8 @@ def main() -> None:
     single = statistics.median(seconds)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread")
     print(
-        f"{options.kind} heads, {options.images} x {options.dim} features, {options.epochs} epochs of batches of {config.batch_size}"
+        f"{options.kind} heads, {options.images} x {options.dim} features, {options.epochs} epochs of batches of"
+        f" {config.batch_size}"
     )
     print(f"{'one head (median of ' + str(options.alone) + ')':<44}{single:>9.2f} CPU s")
     print(f"{str(len(found)) + ' heads, batched':<44}{together:>9.2f} CPU s")

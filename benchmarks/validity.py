@@ -169,7 +169,10 @@ def row(cell: Cell, found: dict[str, Any]) -> str:
 
 
 HEADER = (
-    "| scores | policy | target at 95 % | violation [95 % interval] | coverage | certified | plug-in: violation | coverage |",
+    (
+        "| scores | policy | target at 95 % | violation [95 % interval] | coverage | certified | plug-in: violation |"
+        " coverage |"
+    ),
     "|---|---|---|---|---|---|---|---|",
 )
 
@@ -225,14 +228,35 @@ def document(table: list[Cell], lines: list[str], draws: int) -> str:
         [
             "# Is the promise kept?",
             "",
-            f"Each row: {draws:,} draws of val_select and val_calib, with replacement, from real labelled scores that stand for the",
-            "population, so that the true risks of every fitted policy are known. *Violation*: share of the draws whose certificate is",
-            "false, which may not exceed 5 %, with its exact interval. *Coverage*: mean share of the population that exits (0 in a draw",
-            "that certifies nothing). *Plug-in*: the usual practice on the same draws, the riskiest thresholds whose observed risks meet",
-            "the target; for SCRC it is that of thresholds with the same limits among all images (blank: thresholds have no such claim).",
-            "Where a gate shows no gain on val_select the softmax is kept, as in a run. Sizes of the draws stand in the commands.",
+            (
+                f"Each row: {draws:,} draws of val_select and val_calib, with replacement, from real labelled scores"
+                " that stand for the"
+            ),
+            (
+                "population, so that the true risks of every fitted policy are known. *Violation*: share of the draws"
+                " whose certificate is"
+            ),
+            (
+                "false, which may not exceed 5 %, with its exact interval. *Coverage*: mean share of the population"
+                " that exits (0 in a draw"
+            ),
+            (
+                "that certifies nothing). *Plug-in*: the usual practice on the same draws, the riskiest thresholds"
+                " whose observed risks meet"
+            ),
+            (
+                "the target; for SCRC it is that of thresholds with the same limits among all images (blank: thresholds"
+                " have no such claim)."
+            ),
+            (
+                "Where a gate shows no gain on val_select the softmax is kept, as in a run. Sizes of the draws stand in"
+                " the commands."
+            ),
             "",
-            "`python benchmarks/validity.py --draws 1000 --write benchmarks/validity.md --files scores` makes it all; one row by itself:",
+            (
+                "`python benchmarks/validity.py --draws 1000 --write benchmarks/validity.md --files scores` makes it"
+                " all; one row by itself:"
+            ),
             "",
             *lines,
             "",

@@ -100,7 +100,10 @@ def test_the_numpy_half_and_data_never_import_torch(path):
     ["import stage1", "import stage1.cli", "from stage1 import Scores, fit_policy, load_policy, load_bundle, run"],
 )
 def test_light_imports(what):
-    code = f"{what}\nimport sys\nprint([name for name in {sorted(HEAVY | {'matplotlib', 'jinja2'})!r} if name in sys.modules])"
+    code = (
+        f"{what}\nimport sys\nprint([name for name in {sorted(HEAVY | {'matplotlib', 'jinja2'})!r} if name in"
+        " sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

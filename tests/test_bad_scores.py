@@ -94,8 +94,10 @@ ERRORS = {
 def test_what_cannot_be_used_is_named_in_one_line(name, tmp_path):
     columns, words = ERRORS[name]
     path = csv(tmp_path / "bad.csv", **columns)
-    one_line_error(calibrate(path), 2, "bad.csv", *words) if name != "no labels" else one_line_error(
-        calibrate(path), 2, *words
+    (
+        one_line_error(calibrate(path), 2, "bad.csv", *words)
+        if name != "no labels"
+        else one_line_error(calibrate(path), 2, *words)
     )
     assert not (tmp_path / "out").exists()
 

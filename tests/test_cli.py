@@ -146,13 +146,10 @@ def scores_file(tmp_path) -> Path:
 
 def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys\n"
-        "class Block:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'timm', 'sklearn', 'matplotlib'): raise ImportError(name + ' is blocked')\n"
-        "sys.meta_path.insert(0, Block())\n"
-        f"sys.argv = {['stage1', *map(str, arguments)]!r}\n"
-        "from stage1.cli import main\nmain()"
+        "import sys\nclass Block:\n    def find_spec(self, name, path=None, target=None):\n        if"
+        " name.split('.')[0] in ('torch', 'timm', 'sklearn', 'matplotlib'): raise ImportError(name + ' is"
+        f" blocked')\nsys.meta_path.insert(0, Block())\nsys.argv = {['stage1', *map(str, arguments)]!r}\nfrom"
+        " stage1.cli import main\nmain()"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 

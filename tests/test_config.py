@@ -246,7 +246,8 @@ def test_class_names_are_the_text_that_was_written(tmp_path, written, names):
 def test_words_stay_words_only_where_words_are_meant(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
-        "name: 1.0\nassume_iid: yes\nseed: 3\nclass_coverage: {true: .5, 01: .4}\ndata: {table: null, near_duplicates: no, role_tables: {train: 7}}\n"
+        "name: 1.0\nassume_iid: yes\nseed: 3\nclass_coverage: {true: .5, 01: .4}\ndata: {table: null, near_duplicates:"
+        " no, role_tables: {train: 7}}\n"
     )
     config, _ = load_config(path)
     assert (config.name, config.assume_iid, config.seed, config.data.table) == ("1.0", True, 3, None)

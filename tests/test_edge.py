@@ -54,7 +54,10 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
 
 def test_too_little_memory_is_never_a_package_that_is_not_installed(tmp_path):
     pytest.importorskip("torch", reason="the extra train is not installed")
-    code = "from stage1.cli.edge import guarded; from stage1.extras import load; import sys; sys.exit(guarded(lambda: load('torch', 'x')))"
+    code = (
+        "from stage1.cli.edge import guarded; from stage1.extras import load; import sys; sys.exit(guarded(lambda:"
+        " load('torch', 'x')))"
+    )
     result = shell(f'ulimit -v 700000; {sys.executable} -c "{code}"', tmp_path, OMP_NUM_THREADS="1")
     assert result.returncode == 1, result.stderr
     assert "not installed" not in result.stderr

@@ -93,8 +93,9 @@ def measure(
         seen = [observed(run) for run in entered["val_test"][name]]
         held[name] = {risk: float(np.mean([one[risk] for one in seen])) for risk in seen[0]}
         print(
-            f"  {data.name} {name}: {sum(run.seconds for run in runs[name]) / seeds:.1f} s, certified {certified[name]} of {seeds}, "
-            f"coverage on val_test {np.mean([run.exit.mean() for run in entered['val_test'][name] if run.exit is not None]):.3f}",
+            f"  {data.name} {name}: {sum(run.seconds for run in runs[name]) / seeds:.1f} s, certified {certified[name]}"
+            f" of {seeds}, coverage on val_test"
+            f" {np.mean([run.exit.mean() for run in entered['val_test'][name] if run.exit is not None]):.3f}",
             flush=True,
         )
     return Table(

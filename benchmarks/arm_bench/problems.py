@@ -125,7 +125,8 @@ def _features(
             )
             if done.failed or done.key != key:
                 raise SystemExit(
-                    f"{run.path}: features of {role} cannot be made as those of train were; start over with another --work"
+                    f"{run.path}: features of {role} cannot be made as those of train were; start over with another"
+                    " --work"
                 )
         found[role] = store.read(ids, key)
     return found

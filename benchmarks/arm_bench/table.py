@@ -29,10 +29,14 @@ def markdown(table: Table, seeds: int) -> str:
     lines = [
         f"## {data.name}, {seeds} seed{'s' * (seeds > 1)}",
         "",
-        f"Input {data.size} px. {counts}. Target {target}, each seed's certificate at 95 %, {unit}. Differences are to {REFERENCE}, with 95 % intervals.",
+        (
+            f"Input {data.size} px. {counts}. Target {target}, each seed's certificate at 95 %, {unit}. Differences are"
+            f" to {REFERENCE}, with 95 % intervals."
+        ),
         "",
-        "| arm | trained parameters | CPU s | AUGRC val_select, e-3 | AUGRC val_test, e-3 | difference | certified | coverage (sd of seeds) | difference "
-        "| exit error | fnr, false exits on val_test |" + (extra if redraws else ""),
+        "| arm | trained parameters | CPU s | AUGRC val_select, e-3 | AUGRC val_test, e-3 | difference | certified |"
+        " coverage (sd of seeds) | difference | exit error | fnr, false exits on val_test |"
+        + (extra if redraws else ""),
         "|---" * (13 if redraws else 11) + "|",
     ]
     on_select = {arm["name"]: arm["metrics"] for arm in table.select["arms"]}

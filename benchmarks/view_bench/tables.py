@@ -62,7 +62,10 @@ def table(name: str, found: Measured, counts: Mapping[str, tuple[int, int]]) -> 
 
 def _command() -> str:
     words = " ".join(["python", "benchmarks/views.py", *_public(sys.argv[1:])])
-    return f"`{words}`; {platform.machine()}, {cores()} cores, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}."
+    return (
+        f"`{words}`; {platform.machine()}, {cores()} cores, Python {platform.python_version()},"
+        f" {datetime.now(UTC):%Y-%m-%d}."
+    )
 
 
 def _public(arguments: Sequence[str]) -> list[str]:
@@ -128,14 +131,16 @@ def _sentences(found: Measured) -> list[str]:
     said = [f"Least AUGRC on val_select: {chosen.name}, ridge {chosen.ridge:g} (bold)."]
     if found.chosen:
         said.append(
-            f"On val_select its AUGRC differs from {reference.name} by {_difference(found.select, chosen.key, 'augrc', 1000, 2)} e-3."
+            f"On val_select its AUGRC differs from {reference.name} by"
+            f" {_difference(found.select, chosen.key, 'augrc', 1000, 2)} e-3."
         )
         gain = next(
             one for one in found.test["differences"] if one["arm"] == chosen.key and one["metric"] == "coverage"
         )
         word = "excludes" if gain["low"] is not None and gain["low"] > 0 else "does not exclude"
         said.append(
-            f"Its certified coverage on val_test is {_difference(found.test, chosen.key, 'coverage', 1, 3)} against the single view: the interval {word} zero above."
+            f"Its certified coverage on val_test is {_difference(found.test, chosen.key, 'coverage', 1, 3)} against the"
+            f" single view: the interval {word} zero above."
         )
     lines = [" ".join(said)]
     for place, row in enumerate(found.rows):
@@ -143,16 +148,18 @@ def _sentences(found: Measured) -> list[str]:
             continue
         redrawn = found.redrawn[:, place] - found.redrawn[:, found.chosen]
         lines.append(
-            f"Adaptive, tolerance {row.tolerance:g}: {row.views:.2f} of {len(row.frozen.sequence.order)} views; against all of them "
-            f"{_difference(found.against_chosen, row.key, 'coverage', 1, 3)} coverage"
+            f"Adaptive, tolerance {row.tolerance:g}: {row.views:.2f} of {len(row.frozen.sequence.order)} views; against"
+            f" all of them {_difference(found.against_chosen, row.key, 'coverage', 1, 3)} coverage"
             + (f", over redraws {_redrawn(redrawn)}." if len(redrawn) else ".")
         )
     if found.times is not None:
         t = found.times
         lines.append(
-            f"Ten views of a {t.pixels[0]} x {t.pixels[1]} px image from one decode {t.ten:.1f} ms, from ten decodes {t.separate:.1f} ms "
-            f"(ratio {t.separate / t.ten:.2f}); decoding and cutting alone {t.ten_without_model:.1f} and {t.separate_without_model:.1f} ms "
-            f"(ratio {t.separate_without_model / t.ten_without_model:.2f}); one decode {t.decode:.1f} ms. CPU time of one core."
+            f"Ten views of a {t.pixels[0]} x {t.pixels[1]} px image from one decode {t.ten:.1f} ms, from ten decodes"
+            f" {t.separate:.1f} ms (ratio {t.separate / t.ten:.2f}); decoding and cutting alone"
+            f" {t.ten_without_model:.1f} and {t.separate_without_model:.1f} ms (ratio"
+            f" {t.separate_without_model / t.ten_without_model:.2f}); one decode {t.decode:.1f} ms. CPU time of one"
+            " core."
         )
     return lines
 
@@ -192,8 +199,11 @@ def iid_table(name: str, lines: Sequence[SplitRow], risks: Mapping[str, float], 
             "",
             _command(),
             "",
-            f"Means over {splits} random deals of the images ({100 * training:.0f}/10/33/{100 * (1 - training - 0.1 - 1 / 3):.0f}), standard errors over deals. Target {target} at 95 %, images counted "
-            "as independent, which these are by the deal.",
+            (
+                f"Means over {splits} random deals of the images"
+                f" ({100 * training:.0f}/10/33/{100 * (1 - training - 0.1 - 1 / 3):.0f}), standard errors over deals."
+                f" Target {target} at 95 %, images counted as independent, which these are by the deal."
+            ),
             "",
             "| " + " | ".join(columns) + " |",
             "|---" * len(columns) + "|",

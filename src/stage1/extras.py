@@ -42,7 +42,8 @@ def require(modules: Iterable[str], what: str) -> None:
     if missing := [name for name in modules if not is_there(name)]:
         extras = ",".join(dict.fromkeys(EXTRAS[name][0] for name in missing))
         raise MissingError(
-            f"{what}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; pip install 'stage1-pro[{extras}]'"
+            f"{what}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; pip install"
+            f" 'stage1-pro[{extras}]'"
         )
 
 

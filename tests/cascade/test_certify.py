@@ -183,9 +183,15 @@ def test_a_certificate_says_all_of_it():
     assert failed["failed"] == failed["timeout"] + failed["invalid"]
     assert failed["failed"] / failed["asked"] == pytest.approx(0.15, abs=0.04)
     for words in (
-        "With confidence 95 %, by the whole cascade, which answers every image, at most 5 % of all roadwork images are answered 'none'",
+        (
+            "With confidence 95 %, by the whole cascade, which answers every image, at most 5 % of all roadwork images"
+            " are answered 'none'"
+        ),
         "at most 5 % of all none images are answered 'roadwork'",
-        f"Delta 0.05 was spent on configurations tested one after the other in an order fixed on val_select, up to the first that fails ({certificate.tested} passed",
+        (
+            "Delta 0.05 was spent on configurations tested one after the other in an order fixed on val_select, up to"
+            f" the first that fails ({certificate.tested} passed"
+        ),
         "own certificate of 'first' (delta 0.05): delta 0.05 + 0.05, so all hold together with confidence 90 %",
         f"{failed['timeout']} timeout",
     ):

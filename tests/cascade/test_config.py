@@ -118,10 +118,16 @@ def test_a_bad_file_is_one_line(tmp_path, document, words):
 
 
 def test_what_a_mapping_takes_over_may_be_set_anew(tmp_path):
-    text = "base: &base {name: x, callable: 'a:b'}\nclasses: [a, b]\nstages: [{<<: *base, exit: {above: 0.9}}, {<<: *base, name: y}]\n"
+    text = (
+        "base: &base {name: x, callable: 'a:b'}\nclasses: [a, b]\nstages: [{<<: *base, exit: {above: 0.9}}, {<<: *base,"
+        " name: y}]\n"
+    )
     with pytest.raises(ConfigError, match="base: unknown key"):
         load_cascade(write(tmp_path, text))
-    inline = "classes: [a, b]\nstages: [&first {name: x, callable: 'a:b', exit: {above: 0.9}}, {<<: *first, name: y, exit: always}]\n"
+    inline = (
+        "classes: [a, b]\nstages: [&first {name: x, callable: 'a:b', exit: {above: 0.9}}, {<<: *first, name: y, exit:"
+        " always}]\n"
+    )
     assert [stage.name for stage in load_cascade(write(tmp_path, inline)).stages] == ["x", "y"]
 
 

@@ -121,7 +121,7 @@ def test_waiting_between_attempts_is_told_from_waiting_for_the_budget():
     clock = Clock()
     stage = guard(clock, per_minute=1, retries=1, backoff_s=2.0, backoff_max_s=2.0)
     called = stage.call(Script("timeout", 0.5), "image")
-    (pause, budget) = clock.slept
+    pause, budget = clock.slept
     assert (called.outcome, called.attempts) == ("answered", 2)
     assert 0 < pause <= 2.0
     assert called.milliseconds == pytest.approx(1000 * pause, abs=1e-3)

@@ -210,10 +210,9 @@ def test_numbers_of_numpy_are_numbers(folder):
 @pytest.mark.parametrize("calls", [{"per_minute": 1}, {"retries": 10, "backoff_s": 60.0, "backoff_max_s": 60.0}, {}])
 def test_ctrl_c_waits_for_no_budget_no_retry_and_no_call(tmp_path, calls):
     (tmp_path / "stages_of_ctrl_c.py").write_text(
-        "import time\n"
-        "def half(data):\n    return 0.5\n"
-        "def slow(data):\n    print('asked', flush=True)\n    time.sleep(60 if data == b'hang' else 0)\n    return 'no number'\n"
-        "def quick(data):\n    print('asked', flush=True)\n    return 0.75\n"
+        "import time\ndef half(data):\n    return 0.5\ndef slow(data):\n    print('asked', flush=True)\n   "
+        " time.sleep(60 if data == b'hang' else 0)\n    return 'no number'\ndef quick(data):\n    print('asked',"
+        " flush=True)\n    return 0.75\n"
     )
     second = {
         "name": "second",

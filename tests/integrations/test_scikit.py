@@ -189,7 +189,10 @@ def test_too_many_columns_or_classes_are_named():
 
 
 def test_without_scikit_learn_the_way_out_is_named():
-    code = "import sys\nsys.modules['sklearn'] = None\nimport stage1\ntry:\n    stage1.Stage1Policy\nexcept stage1.errors.MissingError as error:\n    print(error)"
+    code = (
+        "import sys\nsys.modules['sklearn'] = None\nimport stage1\ntry:\n    stage1.Stage1Policy\nexcept"
+        " stage1.errors.MissingError as error:\n    print(error)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code.replace("import stage1\n", "import stage1, stage1.errors\n")],
         capture_output=True,

@@ -145,7 +145,7 @@ def test_group_means_and_slices_keep_it_too():
             "softmax", select=select, calib=calib, risks={"fnr": 0.08, "fpr": 0.08}, unit=unit, slices=slices
         )
         assert policy.certified
-        (b, _) = policy.certificate.boundary
+        b, _ = policy.certificate.boundary
         assert policy.lo <= b <= policy.hi
 
 

@@ -52,14 +52,16 @@ def test_the_certificate_says_what_was_done(dealing, words, tmp_path):
 def test_what_was_dealt_by_size_is_not_certified():
     config = RunConfig.model_validate({"risks": {"fnr": 0.1, "false_exit_rate": 0.1}})
     made = {
-        dealing: fit_configured(
-            config,
-            select=videos(200, 1),
-            calib=videos(),
-            classes=("none", "roadwork"),
-            say=lambda text: None,
-            dealing=dealing,
-        ).certificate
+        dealing: (
+            fit_configured(
+                config,
+                select=videos(200, 1),
+                calib=videos(),
+                classes=("none", "roadwork"),
+                say=lambda text: None,
+                dealing=dealing,
+            ).certificate
+        )
         for dealing in ("stratified-random", BY_SIZE)
     }
     assert made["stratified-random"].certified

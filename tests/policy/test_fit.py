@@ -151,8 +151,9 @@ def test_too_few_negatives_says_how_many():
         policy.certificate.reason
         == "60 none images cannot certify false_exit_rate <= 0.05 at 95 % (72 needed with 0 errors)."
     )
-    assert policy.certificate.needed == (
-        "12 more labelled none images in val_calib, or risks.false_exit_rate=0.06, the least that 60 can certify."
+    assert (
+        policy.certificate.needed
+        == "12 more labelled none images in val_calib, or risks.false_exit_rate=0.06, the least that 60 can certify."
     )
     assert not policy.decide(separable(5, 5)).exit.any()
     assert fit_policy("softmax", calib=separable(72, 500), risks=BOTH).certified

@@ -103,7 +103,8 @@ def test_promise_holds_in_1000_draws(population, risks, mode):
         population, NAMES, risks, mode, sizes=(300, 2000), draws=draws, seed=6
     )
     print(
-        f"{risks} {mode}: violation {violation:.4f}, plug-in {plugged:.4f}, coverage {coverage:.4f}, certified {certified:.3f}"
+        f"{risks} {mode}: violation {violation:.4f}, plug-in {plugged:.4f}, coverage {coverage:.4f}, certified"
+        f" {certified:.3f}"
     )
     assert violation <= DELTA + 3 * standard_error(draws)
     assert plugged > DELTA + 3 * standard_error(draws)
@@ -153,7 +154,8 @@ def test_power_and_promise_on_cifar10_in_50_draws(cifar10, risks):
             cifar10, CIFAR, risks, mode, sizes=(1500, 8500), draws=50, seed=3, delta=0.05
         )
         print(
-            f"{risks} {mode}: violation {violation:.3f}, plug-in {plugged:.3f}, coverage {coverage:.4f}, certified {certified:.2f}"
+            f"{risks} {mode}: violation {violation:.3f}, plug-in {plugged:.3f}, coverage {coverage:.4f}, certified"
+            f" {certified:.2f}"
         )
         assert violation <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 50)
 

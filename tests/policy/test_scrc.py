@@ -463,7 +463,8 @@ def inductive(population: Scores, draws: int, n: int, seed: int) -> tuple[float,
 def test_variant_i_keeps_its_promise_with_power_and_the_plug_in_does_not(population, draws, n):
     violation, coverage, exits, plugged = inductive(population, draws, n, seed=21)
     print(
-        f"n={n}, {draws} draws: violation {violation:.4f}, selected {coverage:.3f}, exits {exits:.3f}, plug-in {plugged:.3f}"
+        f"n={n}, {draws} draws: violation {violation:.4f}, selected {coverage:.3f}, exits {exits:.3f}, plug-in"
+        f" {plugged:.3f}"
     )
     assert violation <= 0.1 + 3 * sqrt(0.09 / draws)
     assert coverage > 0.7

@@ -109,7 +109,8 @@ def coco(draws: int, coco_scores: Path) -> None:
         coco_scores, draws, {"fnr": 0.02, "false_exit_rate": 0.02}, seed=3
     )
     print(
-        f"COCO person, {draws} draws: violation {violation:.4f}, plug-in {plugged:.4f}, coverage {coverage:.4f}, certified {certified:.3f}"
+        f"COCO person, {draws} draws: violation {violation:.4f}, plug-in {plugged:.4f}, coverage {coverage:.4f},"
+        f" certified {certified:.3f}"
     )
     assert violation <= DELTA + 3 * standard_error(DELTA, draws)
     assert plugged > 0.5

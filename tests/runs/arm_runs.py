@@ -29,8 +29,14 @@ def table(seed: int = 0, sizes: dict[str, int] | None = None) -> SampleTable:
     ids = np.array([hashlib.sha256(f"{seed}/{row}".encode()).hexdigest() for row in range(n)])
     blank = np.full(n, "")
     return SampleTable(
-        ids=ids, paths=np.array([f"/photos/{row}.jpg" for row in range(n)]), labels=np.repeat(rng.integers(0, 2, n // 2), 2),
-        groups=np.array([f"g{row // 2:05d}" for row in range(n)]), sources=blank, timestamps=blank, roles=roles, classes=CLASSES,
+        ids=ids,
+        paths=np.array([f"/photos/{row}.jpg" for row in range(n)]),
+        labels=np.repeat(rng.integers(0, 2, n // 2), 2),
+        groups=np.array([f"g{row // 2:05d}" for row in range(n)]),
+        sources=blank,
+        timestamps=blank,
+        roles=roles,
+        classes=CLASSES,
     )
 
 
@@ -58,7 +64,10 @@ def make_run(
     for role in ("val_select", "val_calib", "val_test"):
         rows = samples.rows(role)
         scores[role] = Scores(
-            np.stack([-margin[rows], margin[rows]], axis=1), labels=samples.labels[rows], groups=samples.groups[rows], ids=samples.ids[rows]
+            np.stack([-margin[rows], margin[rows]], axis=1),
+            labels=samples.labels[rows],
+            groups=samples.groups[rows],
+            ids=samples.ids[rows],
         )
         write_role(folder, role, scores[role])
     policy = fit_configured(

@@ -46,7 +46,11 @@ def stage1(
     """The command line as a user has it, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "stage1.cli", *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, **(environment or {})}, **options,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **(environment or {})},
+        **options,
     )
 
 

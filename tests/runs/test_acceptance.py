@@ -86,7 +86,14 @@ def accepted(root, name, gates, *options):
     )
     run, policy = RunDir(root / name, config), load_policy(root / name)
     _, evaluation = write_evaluation(
-        root / name, read_role(root / name, "val_test"), policy, targets={}, paths=None, resamples=100, level=0.95, seed=0
+        root / name,
+        read_role(root / name, "val_test"),
+        policy,
+        targets={},
+        paths=None,
+        resamples=100,
+        level=0.95,
+        seed=0,
     )
     written = accept(run, evaluation)
     return (read_document(written[0], "acceptance") if written else None), run

@@ -186,8 +186,16 @@ def test_what_is_written_and_printed(document, tmp_path):
 
 def test_the_command_groups_by_arm(runs, tmp_path):
     result = stage1(
-        "compare", "--arm", f"frozen={runs / 'frozen0'},{runs / 'frozen1'}", "--arm", f"tuned={runs / 'lora0'},{runs / 'lora1'}",
-        "--resamples", "50", "--output", tmp_path / "out", "--json",
+        "compare",
+        "--arm",
+        f"frozen={runs / 'frozen0'},{runs / 'frozen1'}",
+        "--arm",
+        f"tuned={runs / 'lora0'},{runs / 'lora1'}",
+        "--resamples",
+        "50",
+        "--output",
+        tmp_path / "out",
+        "--json",
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)

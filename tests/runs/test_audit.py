@@ -77,8 +77,11 @@ def test_groups_weigh_alike_where_the_unit_is_the_group():
 def test_draws_keep_groups_whole_with_slices_and_signals():
     n = 60
     population = Scores(
-        logits=np.random.default_rng(0).normal(size=(n, 2)), labels=np.arange(n) % 2, groups=np.repeat(np.arange(20), 3).astype(str),
-        slices={"city": np.array(["x", "y"] * 30)}, extra={"spread": np.arange(n) / n},
+        logits=np.random.default_rng(0).normal(size=(n, 2)),
+        labels=np.arange(n) % 2,
+        groups=np.repeat(np.arange(20), 3).astype(str),
+        slices={"city": np.array(["x", "y"] * 30)},
+        extra={"spread": np.arange(n) / n},
     )
     drawn = _draw(population, 30, np.random.default_rng(1), "s")
     assert len(drawn) == 30
@@ -90,8 +93,11 @@ def test_draws_keep_groups_whole_with_slices_and_signals():
 def test_three_classes_keep_the_promise_and_the_plug_in_does_not():
     population = draw(np.random.default_rng(3), 5000)
     found = audit(
-        population, config("risks={error: 0.04, wrong.dog: 0.08}", "confidence=0.9", "data.classes=[cat, dog, owl]"),
-        draws=20, sizes=Sizes(300, 2000), seed=1,
+        population,
+        config("risks={error: 0.04, wrong.dog: 0.08}", "confidence=0.9", "data.classes=[cat, dog, owl]"),
+        draws=20,
+        sizes=Sizes(300, 2000),
+        seed=1,
     )
     assert found["kept"]
     assert found["certified"] > 0.9
@@ -103,8 +109,11 @@ def test_three_classes_keep_the_promise_and_the_plug_in_does_not():
 def test_scrc_of_three_classes_is_held_against_its_selected_images():
     population = draw(np.random.default_rng(3), 4000)
     found = audit(
-        population, config("policy.name=scrc", "coverage=0.6", "risks={miss_rate: 0.1}", "data.classes=[cat, dog, owl]"),
-        draws=8, sizes=Sizes(100, 2000), seed=1,
+        population,
+        config("policy.name=scrc", "coverage=0.6", "risks={miss_rate: 0.1}", "data.classes=[cat, dog, owl]"),
+        draws=8,
+        sizes=Sizes(100, 2000),
+        seed=1,
     )
     assert found["certified"] == 1.0
     assert found["kept"]

@@ -47,7 +47,10 @@ def small(tmp_path_factory) -> Path:
 def test_named_roles_become_challenges_and_the_others_stay(small, tmp_path):
     plain, _ = after_split(small, tmp_path / "plain")
     made, folder = after_split(
-        small, tmp_path / "made", "data.challenge.roles={train: mixture, val_calib: L2}", "data.challenge.copies={train: 2}",
+        small,
+        tmp_path / "made",
+        "data.challenge.roles={train: mixture, val_calib: L2}",
+        "data.challenge.copies={train: 2}",
         "data.slices=[level]",
     )
     levels = made.slices["level"]
@@ -177,8 +180,14 @@ def streetview(photos, tmp_path_factory):
 
     return run(
         recipe="baseline",
-        overrides=[*SETTINGS, f"data.table={photos}", MIXTURE, "data.challenge.copies={train: 2}", "data.slices=[level]",
-                   "risks={miss_rate: 0.6, false_exit_rate: 0.6}"],
+        overrides=[
+            *SETTINGS,
+            f"data.table={photos}",
+            MIXTURE,
+            "data.challenge.copies={train: 2}",
+            "data.slices=[level]",
+            "risks={miss_rate: 0.6, false_exit_rate: 0.6}",
+        ],
         output=tmp_path_factory.mktemp("runs") / "streetview",
     )
 

@@ -29,10 +29,18 @@ def config(*overrides):
     [
         (["views.grid=2x2", "views.adaptive=true", ERROR], THREE, "views.adaptive: is for two classes, there are 3"),
         (["views.grid=2x2", "views.aggregate=[mean, max]", ERROR], THREE, "views.aggregate: max is for two classes"),
-        (["views.grid=2x2", "views.train=mil", "views.pool=lse:1", ERROR], THREE, "views.pool: lse:1 is for two classes"),
+        (
+            ["views.grid=2x2", "views.train=mil", "views.pool=lse:1", ERROR],
+            THREE,
+            "views.pool: lse:1 is for two classes",
+        ),
         (["views.grid=2x2", "views.train=views", "views.pool=topk:2", ERROR], THREE, "views.pool: topk:2"),
         (["policy.name=gate", ERROR], THREE, "policy gate: is for two classes, there are 3"),
-        (["policy.name=scrc", "risks={miss_rate: 0.3}"], TWO, "risks: miss_rate does not fit the scrc policy; give miss_rate and"),
+        (
+            ["policy.name=scrc", "risks={miss_rate: 0.3}"],
+            TWO,
+            "risks: miss_rate does not fit the scrc policy; give miss_rate and",
+        ),
         (["policy.name=scrc", "risks={miss_rate: 0.3, false_exit_rate: 0.3}"], THREE, "does not fit the scrc policy"),
         (["policy.name=scrc", "risks={miss_rate.cat: 0.3}"], THREE, "does not fit the scrc policy"),
         (["risks={fnr: 0.3, false_exit_rate: 0.3}"], THREE, "risk 'fnr' is for two classes"),

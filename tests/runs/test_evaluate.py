@@ -30,7 +30,9 @@ def write_file(folder: Path, n: int = 3000, groups: bool = False) -> Path:
     write_scores(
         folder / "mine.csv",
         Scores(
-            logits=np.stack([np.zeros(n), margin], axis=1), labels=labels, ids=np.array([f"{i:05d}.jpg" for i in range(n)]),
+            logits=np.stack([np.zeros(n), margin], axis=1),
+            labels=labels,
+            ids=np.array([f"{i:05d}.jpg" for i in range(n)]),
             groups=np.array([f"camera {i // 3}" for i in range(n)]) if groups else None,
         ),
     )

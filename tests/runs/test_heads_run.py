@@ -112,8 +112,17 @@ def test_a_sweep_writes_its_table_and_its_winner_is_the_same_alone(photos, featu
     assert int(rows[0]["hidden"]) == facts["hidden"]
     # Another grid is another training; everything after it follows.
     again = run(
-        recipe="sweep", output=tmp_path / "run", allow_change=True,
-        overrides=[*SETTINGS, f"data.table={photos}", f"features.store={features_store}", *SMALLER["sweep"], *options, "sweep.hidden=[6]"],
+        recipe="sweep",
+        output=tmp_path / "run",
+        allow_change=True,
+        overrides=[
+            *SETTINGS,
+            f"data.table={photos}",
+            f"features.store={features_store}",
+            *SMALLER["sweep"],
+            *options,
+            "sweep.hidden=[6]",
+        ],
     )
     assert "train" in again.done
     assert read_document(result.folder / "train.json", "train")["sweep"]["hidden"] == 6

@@ -58,11 +58,24 @@ def audited(tmp_path_factory):
         lambda items, cuts: iter([(np.arange(n), features, [])]),
         shard_size=n,
     )
-    write_document(run / "features.json", {
-        "backbone": "embedded", "pooling": "pool", "fingerprint": "0" * 64, "licence": "x", "weights": "x", "dim": 3, "preprocessing": {},
-        "backbone_onnx": "0" * 64, "engine": "onnx", "store": None, "seed": 0,
-        "key": {name: getattr(KEY, name) for name in ("preprocessing", "backbone", "pooling", "dtype", "engine")},
-    }, "features")
+    write_document(
+        run / "features.json",
+        {
+            "backbone": "embedded",
+            "pooling": "pool",
+            "fingerprint": "0" * 64,
+            "licence": "x",
+            "weights": "x",
+            "dim": 3,
+            "preprocessing": {},
+            "backbone_onnx": "0" * 64,
+            "engine": "onnx",
+            "store": None,
+            "seed": 0,
+            "key": {name: getattr(KEY, name) for name in ("preprocessing", "backbone", "pooling", "dtype", "engine")},
+        },
+        "features",
+    )
     document = audit_labels(run, top=30)
     return run, document, set(table.ids[wrong].tolist()), photos
 
@@ -267,8 +280,14 @@ def test_every_picture_shows_in_a_browser(audited, tmp_path):
 def test_labels_that_a_spreadsheet_wrote_anew_are_the_same_labels(tmp_path):
     texts = np.array(["x", "y"])
     table = SampleTable(
-        ids=texts, paths=texts, labels=np.array([0, 1]), groups=texts, sources=texts, timestamps=texts,
-        roles=np.array(["train", "train"]), classes=("true", "false"),
+        ids=texts,
+        paths=texts,
+        labels=np.array([0, 1]),
+        groups=texts,
+        sources=texts,
+        timestamps=texts,
+        roles=np.array(["train", "train"]),
+        classes=("true", "false"),
     )
     file = tmp_path / "labels.csv"
     file.write_text("id,label,new_label\nx,TRUE,FALSE\ny,FALSE,\n")

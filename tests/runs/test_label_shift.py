@@ -58,8 +58,13 @@ def desk(tmp_path_factory):
 def document(desk):
     folder, _, _ = desk
     return evaluate_scores(
-        folder / "runs/mine/scores.parquet", folder / "runs/mine", folder / "runs/mine",
-        config=CONFIG.model_copy(update={"target_prior": 0.8}), values="logits", columns={}, target=folder / "target.parquet",
+        folder / "runs/mine/scores.parquet",
+        folder / "runs/mine",
+        folder / "runs/mine",
+        config=CONFIG.model_copy(update={"target_prior": 0.8}),
+        values="logits",
+        columns={},
+        target=folder / "target.parquet",
     )
 
 
@@ -98,8 +103,17 @@ def test_at_its_own_balance_nothing_moves(desk, document):
 
     decision = policy.decide(test)
     plain = evaluate(
-        test, decision.exit, decision.label, lo=None, hi=None, classes=policy.classes, targets={}, policy="softmax",
-        certified=True, resamples=10, calibration=None,
+        test,
+        decision.exit,
+        decision.label,
+        lo=None,
+        hi=None,
+        classes=policy.classes,
+        targets={},
+        policy="softmax",
+        certified=True,
+        resamples=10,
+        calibration=None,
     )
     (row,) = section["estimates"]
     assert row["coverage"]["value"] == pytest.approx(plain["coverage"]["overall"]["value"])
@@ -136,7 +150,11 @@ def test_groups_and_three_classes():
         return Scores(logits=3.5 * np.eye(3)[labels] + rng.normal(size=(n, 3)), labels=labels)
 
     policy = fit_policy(
-        "softmax", select=three(600, [0.3, 0.3, 0.4]), calib=three(2000, [0.3, 0.3, 0.4]), risks={"error": 0.1}, classes=("a", "b", "c"),
+        "softmax",
+        select=three(600, [0.3, 0.3, 0.4]),
+        calib=three(2000, [0.3, 0.3, 0.4]),
+        risks={"error": 0.1},
+        classes=("a", "b", "c"),
     )
     test, target = three(1500, [0.3, 0.3, 0.4]), three(1500, [0.7, 0.2, 0.1])
     section = label_shift(
@@ -194,7 +212,9 @@ def test_which_labelled_rows_are_the_source(desk, document, tmp_path):
     assert found["label_shift"]["source"]["role"] == "val_test"
     assert found["label_shift"]["source"]["n"] == 500
     # without a target: no section, as in older documents
-    found = evaluate_scores(tmp_path / "fresh.parquet", tmp_path / "bare", tmp_path / "out", config=CONFIG, values="logits", columns={})
+    found = evaluate_scores(
+        tmp_path / "fresh.parquet", tmp_path / "bare", tmp_path / "out", config=CONFIG, values="logits", columns={}
+    )
     assert "label_shift" not in found
     assert "label_shift" not in read_document(tmp_path / "out/evaluation.json", "evaluation")
 
@@ -217,15 +237,37 @@ def test_the_command_on_scores(desk):
     folder, _, target = desk
     np.savez(folder / "there.npz", prob=target.probabilities[:, 1])
     result = stage1(
-        "evaluate", "--scores", "runs/mine/scores.parquet", "--policy", "runs/mine", "--target", "there.npz", "--target-values",
-        "probabilities", "--target-columns", "scores=prob", "evaluation.resamples=30", "target_prior=0.5", cwd=folder,
+        "evaluate",
+        "--scores",
+        "runs/mine/scores.parquet",
+        "--policy",
+        "runs/mine",
+        "--target",
+        "there.npz",
+        "--target-values",
+        "probabilities",
+        "--target-columns",
+        "scores=prob",
+        "evaluation.resamples=30",
+        "target_prior=0.5",
+        cwd=folder,
     )
     assert result.returncode == 0, result.stderr
     for words in ("mlls", "bbse", "stated", "P(up)", "unchanged at every balance"):
         assert words in result.stdout
     one_line_error(
-        stage1("evaluate", "--scores", "runs/mine/scores.parquet", "--policy", "runs/mine", "--target", "no.npz", cwd=folder),
-        3, "no.npz",
+        stage1(
+            "evaluate",
+            "--scores",
+            "runs/mine/scores.parquet",
+            "--policy",
+            "runs/mine",
+            "--target",
+            "no.npz",
+            cwd=folder,
+        ),
+        3,
+        "no.npz",
     )
     from stage1.stages.evaluate import rewrite_report
 

@@ -53,8 +53,11 @@ def configured(kind="auto", risks=RISKS, **values):
 
 def fitted(kind="auto", said=None, select=None, calib=None, **values):
     return fit_configured(
-        configured(kind, **values), select=sample(1500, 1) if select is None else select,
-        calib=sample(4000, 2) if calib is None else calib, classes=CLASSES, say=(said if said is not None else []).append,
+        configured(kind, **values),
+        select=sample(1500, 1) if select is None else select,
+        calib=sample(4000, 2) if calib is None else calib,
+        classes=CLASSES,
+        say=(said if said is not None else []).append,
     )
 
 
@@ -237,7 +240,8 @@ def bundled(policy, folder, calib, select, evaluation=None):
     save_policy(run, policy)
     made = parts.Parts(run, calib, parts.tiny_model())
     return write_bundle(
-        folder / "bundle", **(made.arguments() | {"selection": select, "map_file": run / "calibration.json", "evaluation": evaluation})
+        folder / "bundle",
+        **(made.arguments() | {"selection": select, "map_file": run / "calibration.json", "evaluation": evaluation}),
     )
 
 
@@ -285,7 +289,10 @@ def test_verify_finds_a_map_that_was_not_made_on_val_select(tmp_path):
     policy = fit_calibrated(cheat, fit, select=select, calib=calib)
     folder = bundled(policy, tmp_path, calib, select)
     assert verify_bundle(folder).ok
-    assert any("calibration.json: was fitted on other images" in line for line in verify_bundle(folder, recompute=True).problems)
+    assert any(
+        "calibration.json: was fitted on other images" in line
+        for line in verify_bundle(folder, recompute=True).problems
+    )
 
 
 def test_a_map_without_its_manifest_entry_is_found(tmp_path):
@@ -412,7 +419,10 @@ def test_softmax_policy_of_three_classes_from_the_config(kind, score, tmp_path):
     if kind == "auto":
         plain = fit_configured(
             config.model_copy(update={"calibration": CalibrationConfig(map="none")}),
-            select=select, calib=calib, classes=["a", "b", "c"], say=[].append,
+            select=select,
+            calib=calib,
+            classes=["a", "b", "c"],
+            say=[].append,
         )
         np.testing.assert_array_equal(decision.exit, plain.decide(fresh).exit)
     _, document = write_evaluation(tmp_path, fresh, policy, targets={}, paths=None, resamples=20, level=0.95, seed=0)
@@ -455,14 +465,25 @@ def test_scores_of_any_model_end_to_end(kind, tmp_path):
     said: list[str] = []
     config = configured(kind, data={"classes": list(CLASSES)})
     policy = calibrate_scores(
-        tmp_path / "mine.parquet", tmp_path / "out", config=config, values="logits", columns={}, shares="0.2,0.5,0.3", say=said.append,
+        tmp_path / "mine.parquet",
+        tmp_path / "out",
+        config=config,
+        values="logits",
+        columns={},
+        shares="0.2,0.5,0.3",
+        say=said.append,
     )
     assert isinstance(policy, CalibratedPolicy)
     assert len(said) == 1
     kept, roles = read_scores(tmp_path / "out" / "scores.parquet")
     np.testing.assert_array_equal(kept.logits, sample(6000, 8).logits)  # the file stays raw
     document = evaluate_scores(
-        tmp_path / "out" / "scores.parquet", tmp_path / "out", tmp_path / "out", config=config, values="logits", columns={}
+        tmp_path / "out" / "scores.parquet",
+        tmp_path / "out",
+        tmp_path / "out",
+        config=config,
+        values="logits",
+        columns={},
     )
     assert document["n"] == (roles == "val_test").sum()
     assert document["calibration"]["nll"]["change"]["high"] < 0

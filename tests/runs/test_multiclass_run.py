@@ -181,7 +181,10 @@ def test_what_is_for_two_classes_is_refused_in_one_line(made, overrides, words):
     config, _ = load_config(recipe="baseline", overrides=[*SETTINGS, *overrides], environment={})
     with pytest.raises(ConfigError) as error:
         fit_configured(
-            config, select=read_role(made[0], "val_select"), calib=read_role(made[0], "val_calib"), classes=CLASSES,
+            config,
+            select=read_role(made[0], "val_select"),
+            calib=read_role(made[0], "val_calib"),
+            classes=CLASSES,
             say=lambda text: None,
         )
     assert "\n" not in str(error.value)
@@ -218,8 +221,15 @@ def test_a_default_run_on_four_classes_certifies_the_error(four, tmp_path):
     pytest.importorskip("timm", reason="the extra train is not installed")
     folder = tmp_path / "run"
     result = stage1(
-        "run", "--recipe", "baseline", f"data.table={four}", "backbone.input_size=64", "train.epochs=25",
-        "evaluation.resamples=20", "--output", folder,
+        "run",
+        "--recipe",
+        "baseline",
+        f"data.table={four}",
+        "backbone.input_size=64",
+        "train.epochs=25",
+        "evaluation.resamples=20",
+        "--output",
+        folder,
     )
     assert result.returncode == 0, result.stderr
     assert "target: error <= 0.05 (the default for 4 classes" in result.stderr + result.stdout

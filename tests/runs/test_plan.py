@@ -38,8 +38,15 @@ PATH = "risks={fnr: 0.08, fpr: 0.08}"
 # ---- the real method ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides", [(WALK,), (PATH,), ("risks={error: 0.05}", "coverage=0.5", "target_prior=0.3"),
-                                       ("risks={miss_rate: 0.02}", "allow_one_sided=true")])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (WALK,),
+        (PATH,),
+        ("risks={error: 0.05}", "coverage=0.5", "target_prior=0.3"),
+        ("risks={miss_rate: 0.02}", "allow_one_sided=true"),
+    ],
+)
 def test_the_quick_fit_is_the_real_one(overrides):
     chosen = config(*overrides, "calibration.map=none")
     population = scores(1500)
@@ -160,7 +167,15 @@ def test_the_command_prints_and_draws(tmp_path):
     write_scores(tmp_path / "pilot.parquet", scores(400, apart=5.0))
     (tmp_path / "out").mkdir()
     result = stage1(
-        "plan", "risks={error: 0.1, fnr: 0.1}", "--scores", "pilot.parquet", "--draws", "20", "--figure", "out/plan.svg", "-q",
+        "plan",
+        "risks={error: 0.1, fnr: 0.1}",
+        "--scores",
+        "pilot.parquet",
+        "--draws",
+        "20",
+        "--figure",
+        "out/plan.svg",
+        "-q",
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
@@ -183,8 +198,14 @@ def test_the_figure_has_a_panel_for_the_chance():
     options = {"confidence": 0.95, "success": document["success"], "pilot": document["pilot"]}
     drawing = plan_drawing(document["needs"], **options)
     assert drawing == plan_drawing(document["needs"], **options)  # the same bytes
-    height = {name: int.from_bytes(png[20:24], "big") for name, png in
-              (("both", drawing.png), ("needs", plan_drawing(document["needs"]).png), ("pilot", plan_drawing([], pilot=document["pilot"]).png))}
+    height = {
+        name: int.from_bytes(png[20:24], "big")
+        for name, png in (
+            ("both", drawing.png),
+            ("needs", plan_drawing(document["needs"]).png),
+            ("pilot", plan_drawing([], pilot=document["pilot"]).png),
+        )
+    }
     assert height["both"] > height["needs"] > height["pilot"]
     with pytest.raises(DataError, match="or a pilot"):
         plan_drawing([])

@@ -169,10 +169,17 @@ def test_three_classes_and_a_sweep(tmp_path):
         rows.append(f"{index}.png,{name}")
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     result = run(
-        recipe="baseline", output=tmp_path / "run",
+        recipe="baseline",
+        output=tmp_path / "run",
         overrides=[
-            *(one for one in SETTINGS if not one.startswith("risks")), f"data.table={tmp_path / 'labels.csv'}", "risks={error: 0.4}",
-            "views.grid=2x2", "views.train=pooled", "sweep.enabled=true", "sweep.seeds=1", "sweep.weight_decays=[0.01]",
+            *(one for one in SETTINGS if not one.startswith("risks")),
+            f"data.table={tmp_path / 'labels.csv'}",
+            "risks={error: 0.4}",
+            "views.grid=2x2",
+            "views.train=pooled",
+            "sweep.enabled=true",
+            "sweep.seeds=1",
+            "sweep.weight_decays=[0.01]",
             "sweep.label_smoothings=[0.0]",
         ],
     )

@@ -38,7 +38,12 @@ def core_only(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[
     """The command line where no extra is installed."""
     code = CORE_ONLY.format(blocked=sorted(EXTRAS))
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ}
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env={**os.environ},
     )
 
 

@@ -58,8 +58,8 @@ def test_a_second_run_skips_everything_and_imports_no_torch(finished, photos):
     again = run(recipe="baseline", overrides=[*SETTINGS, f"data.table={photos}"], output=finished.folder)
     assert again.done == ()
     code = (
-        f"from stage1 import run\nrun(recipe='baseline', overrides={[*SETTINGS, f'data.table={photos}']!r}, output={str(finished.folder)!r})\n"
-        "import sys\nprint('torch' in sys.modules)"
+        f"from stage1 import run\nrun(recipe='baseline', overrides={[*SETTINGS, f'data.table={photos}']!r},"
+        f" output={str(finished.folder)!r})\nimport sys\nprint('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

@@ -417,8 +417,18 @@ def test_pretraining_and_tuning_in_one_run(photos, tmp_path):
 
 def command(photos, folder: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "stage1.cli", "run", "--recipe", "lora", *TINY, "images.epochs=6", f"data.table={photos}",
-        "--output", str(folder), *more,
+        sys.executable,
+        "-m",
+        "stage1.cli",
+        "run",
+        "--recipe",
+        "lora",
+        *TINY,
+        "images.epochs=6",
+        f"data.table={photos}",
+        "--output",
+        str(folder),
+        *more,
     ]
 
 

@@ -41,7 +41,13 @@ def test_one_word_and_one_colour_everywhere(tmp_path, case):
     given = ["--values", "logits", "--columns", "scores=s_none,s_roadwork", "-o", folder]
     first = last_line("calibrate", "--scores", scores, *given, "data.classes=[none,roadwork]", *options)
     second = last_line(
-        "evaluate", "--scores", folder / "scores.parquet", "--values", "logits", "--policy", folder,
+        "evaluate",
+        "--scores",
+        folder / "scores.parquet",
+        "--values",
+        "logits",
+        "--policy",
+        folder,
         "evaluation.resamples=20",
     )
     for line in (first, second):

@@ -241,7 +241,11 @@ def test_a_choice_for_whole_images_ships_what_a_run_without_views_ships(signs, s
 @pytest.mark.slow
 def test_head_on_every_view_goes_through(signs, store, tmp_path):
     result = go(
-        signs, store, tmp_path / "run", "views.train=views", "views.aggregate=[whole, mean, max]",
+        signs,
+        store,
+        tmp_path / "run",
+        "views.train=views",
+        "views.aggregate=[whole, mean, max]",
         "risks={miss_rate: 0.45, false_exit_rate: 0.45}",
     )
     answers_as_scored(result)

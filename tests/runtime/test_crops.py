@@ -166,8 +166,9 @@ def test_tiles_add_nothing_to_images_that_the_model_sees_whole():
     # The centre square of a wide image leaves pixels out that a tile shows.
     assert not adds_nothing(3, 16, crop, grid)
     assert adds_nothing(9, 9, crop, grid)
-    assert small_line(3, 7, 224) == (
-        "note: 3 of 7 images no larger than the model's input (224 px): tiles and crops add nothing there"
+    assert (
+        small_line(3, 7, 224)
+        == "note: 3 of 7 images no larger than the model's input (224 px): tiles and crops add nothing there"
     )
 
 

@@ -180,8 +180,9 @@ def test_the_size_is_checked_before_a_pixel_is_read():
     lazy = Image.open(io.BytesIO(stream.getvalue()[:-40]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert refused(lambda: picture_pixels(lazy, max_pixels=300)) == (
-            "too large: 22 x 14 px, more than max_pixels=300; shrink it"
+        assert (
+            refused(lambda: picture_pixels(lazy, max_pixels=300))
+            == "too large: 22 x 14 px, more than max_pixels=300; shrink it"
         )
 
 

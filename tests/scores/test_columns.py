@@ -31,9 +31,11 @@ def in_every_format(folder: Path, columns: dict[str, list]) -> list[Path]:
             csv.writer(stream, delimiter=separator).writerows([list(columns), *zip(*columns.values(), strict=True)])
     pq.write_table(table, paths[2])
     arrays = {
-        name: np.array(["" if cell is None else cell for cell in cells])
-        if any(isinstance(cell, str) for cell in cells)
-        else np.array([np.nan if cell is None else cell for cell in cells])
+        name: (
+            np.array(["" if cell is None else cell for cell in cells])
+            if any(isinstance(cell, str) for cell in cells)
+            else np.array([np.nan if cell is None else cell for cell in cells])
+        )
         for name, cells in columns.items()
     }
     np.savez(paths[3], **arrays)

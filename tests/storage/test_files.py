@@ -220,7 +220,10 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
 @pytest.mark.parametrize("to", ["file", "pipe"])
 def test_standard_output_by_its_name(tmp_path, to):
     """Not by /dev/stdout: as root, on code that is wrong, this test would replace the machine's own."""
-    code = "from stage1.storage.files import write_bytes\nimport sys\nprint('before', flush=True)\nwrite_bytes('/proc/self/fd/1', b'in\\n')\nprint('after')"
+    code = (
+        "from stage1.storage.files import write_bytes\nimport sys\nprint('before',"
+        " flush=True)\nwrite_bytes('/proc/self/fd/1', b'in\\n')\nprint('after')"
+    )
     if to == "pipe":
         said = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True

@@ -14,8 +14,12 @@ from stage1.streetvision.card import ModelCard, check_hotkey, read_card, ss58, u
 
 # The well-known development keys of substrate chains: public key and address as their documents print them.
 KNOWN = {
-    "d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d": "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY",
-    "8eaf04151687736326c9fea17e25fc5287613693c912909cb226aa4794f26a48": "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty",
+    "d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d": (
+        "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
+    ),
+    "8eaf04151687736326c9fea17e25fc5287613693c912909cb226aa4794f26a48": (
+        "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty"
+    ),
 }
 HOTKEY = KNOWN["d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d"]
 

@@ -76,9 +76,10 @@ def detected(tmp_path, bundle, paths, scores, threshold):
         with Image.open(path) as picture:
             answers.append(detector(picture))
     assert detector.counts["fallback"] == 0
-    return LevelRates(answers, scores.labels, scores.slices["level"], scores.groups, resamples=100).table(
-        0.5
-    ), detector.counts
+    return (
+        LevelRates(answers, scores.labels, scores.slices["level"], scores.groups, resamples=100).table(0.5),
+        detector.counts,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -126,9 +126,7 @@ def test_where_nothing_is_wrong_the_gate_is_constant_and_named(tmp_path: Path) -
     result = train_head(x, y, x, y, config=QUICK, head=HeadConfig(gate="linear"), n_classes=2, seed=0, folder=tmp_path)
     assert result.gate is not None
     assert result.gate.collapsed is not None
-    assert result.gate.collapsed == (
-        "not fitted: 0 wrong answers on images held out of train, a gate needs at least 10"
-    )
+    assert result.gate.collapsed == "not fitted: 0 wrong answers on images held out of train, a gate needs at least 10"
     gate = all_outputs([result.head], x)[0][1]
     assert gate is not None
     assert gate == pytest.approx(np.log(301), abs=1e-3)

@@ -343,8 +343,9 @@ def test_a_model_without_a_grouping_of_its_layers_trains_by_the_advice_of_no_err
 
 def test_what_takes_less_memory_is_only_what_the_model_can_take():
     vit, none = tiny(), AdapterConfig()
-    assert less_memory(vit, none, ImageTrainConfig(unfreeze="all")) == (
-        "set images.grad_checkpointing=true or set images.unfreeze=last or lower backbone.input_size (32)"
+    assert (
+        less_memory(vit, none, ImageTrainConfig(unfreeze="all"))
+        == "set images.grad_checkpointing=true or set images.unfreeze=last or lower backbone.input_size (32)"
     )
     settings = ImageTrainConfig(unfreeze="last", blocks=2, grad_checkpointing=True)
     assert less_memory(vit, none, settings) == "lower images.blocks (2) or lower backbone.input_size (32)"

@@ -280,8 +280,8 @@ def test_where_nothing_stops_early_one_sentence_says_so(draw_small, ten, setting
     plan = fit_sequence(logits, labels, None, ten, "topk:3", risks={"error": 0.02}, **settings)
     used = plan.run(margins(logits))[1]
     assert len(set(used.tolist())) == 1
-    assert plan.expected["none_early"] == (
-        f"no image stops early, each is looked at with {used[0]} of 10 views: {reason}"
+    assert (
+        plan.expected["none_early"] == f"no image stops early, each is looked at with {used[0]} of 10 views: {reason}"
     )
     views = FrozenViews(ten, Pool("topk:3"), plan)
     assert Sequence.from_document(views.to_document()["sequence"]) == plan

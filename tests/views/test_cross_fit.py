@@ -76,8 +76,9 @@ def test_too_few_or_unfit_is_said():
     refits, why = cross_fitted(labels, None, lambda rows: pytest.fail("nothing is fitted"), seed=0)
     assert (refits, why) == ((), "class 1 has 9 images in val_select, folds need 10")
     groups = np.array([f"g{index % 4}" for index in range(49)])
-    assert cross_fitted(np.arange(49) % 2, groups, lambda rows: pytest.fail("nothing is fitted"), seed=0)[1] == (
-        "class 0 has 2 groups in val_select, folds need 10"
+    assert (
+        cross_fitted(np.arange(49) % 2, groups, lambda rows: pytest.fail("nothing is fitted"), seed=0)[1]
+        == "class 0 has 2 groups in val_select, folds need 10"
     )
 
     def fails(rows):

@@ -88,8 +88,10 @@ def _summary(manifest: Mapping[str, Any], certificate: Certificate, views: Mappi
         "(`defer`).\n\n"
         + _bullets(
             {
-                "classes": classes
-                + (f", positive: `{_line(manifest['positive_class'])}`" if manifest["positive_class"] else ""),
+                "classes": (
+                    classes
+                    + (f", positive: `{_line(manifest['positive_class'])}`" if manifest["positive_class"] else "")
+                ),
                 "backbone": f"{_line(backbone['name'])} (licence: {_line(backbone['licence'])}, texts in `LICENSES/`)",
                 **_weights(backbone),
                 "policy": f"{manifest['policy']} (`{manifest['policy_file']}`)",
@@ -155,13 +157,17 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
     }[certificate.unit]
     counted = "groups" if certificate.unit == "group" else "images"
     facts = {
-        "confidence": "none: the promise is on average over calibration sets (in expectation)"
-        if on_average(certificate.method)
-        else f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together",
+        "confidence": (
+            "none: the promise is on average over calibration sets (in expectation)"
+            if on_average(certificate.method)
+            else f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together"
+        ),
         "method": certificate.method,
         "unit": f"{certificate.n_units} {units}, of {certificate.n_images} calibration images",
-        "exits": f"{coverage.exits} of {coverage.n} calibration {counted} ({_percent(coverage.value)}); "
-        + ", ".join(f"{_line(name)} {item.exits} of {item.n}" for name, item in certificate.per_class.items()),
+        "exits": (
+            f"{coverage.exits} of {coverage.n} calibration {counted} ({_percent(coverage.value)}); "
+            + ", ".join(f"{_line(name)} {item.exits} of {item.n}" for name, item in certificate.per_class.items())
+        ),
         "calibration ids": f"sha256 `{certificate.calib_digest}`",
     }
     parts = [
@@ -169,8 +175,10 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         _table(
             ["risk", "target", "observed", "joint upper bound", "errors", "n", "delta", "n needed with 0 errors"], rows
         ),
-        "The promise is the column target. Joint upper bounds hold together, with the confidence below, and say where "
-        "the data show more than the target; a dash: they do not.",
+        (
+            "The promise is the column target. Joint upper bounds hold together, with the confidence below, and say"
+            " where the data show more than the target; a dash: they do not."
+        ),
         _bullets(facts),
     ]
     if certificate.slices:
@@ -200,8 +208,10 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
     parts += [
         "It rests on these assumptions:\n\n" + _list(certificate.assumptions),
         "It is void if:\n\n" + _list(certificate.void_if),
-        "The guarantee is about the images that the model will see as a whole, and its confidence is over the draw of the "
-        "calibration images; it says nothing about a single image.",
+        (
+            "The guarantee is about the images that the model will see as a whole, and its confidence is over the draw"
+            " of the calibration images; it says nothing about a single image."
+        ),
     ]
     return "\n\n".join(parts)
 
@@ -209,8 +219,8 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
 def _intended_use(manifest: Mapping[str, Any], certificate: Certificate) -> str:
     kinds = " or ".join(f"`{_line(name)}`" for name in manifest["classes"])
     return (
-        f"Telling {kinds} in images of the kind described under Data, as the first stage of a cascade: images that exit "
-        "are answered here, images that defer belong to the next stage or to a person."
+        f"Telling {kinds} in images of the kind described under Data, as the first stage of a cascade: images that exit"
+        " are answered here, images that defer belong to the next stage or to a person."
         + (
             ""
             if certificate.certified
@@ -240,10 +250,10 @@ def _data(data: Mapping[str, Any]) -> str:
         else:
             parts.append(f"{_line(name)}:\n\n" + _bullets({str(key): _line(value) for key, value in mapping.items()}))
     parts.append(
-        "`calibration.parquet` holds, for every calibration image, the sha256 of its file, its group, its label and its "
-        "logits, and no picture. Group names are kept as they were given, because they decide which image of a group is "
-        "counted: if they say something private (a person, a plate, a place), give neutral names to the groups before you "
-        "publish a bundle."
+        "`calibration.parquet` holds, for every calibration image, the sha256 of its file, its group, its label and its"
+        " logits, and no picture. Group names are kept as they were given, because they decide which image of a group"
+        " is counted: if they say something private (a person, a plate, a place), give neutral names to the groups"
+        " before you publish a bundle."
     )
     return "\n\n".join(parts)
 
@@ -328,19 +338,22 @@ def _beside_argmax(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _how_to_verify() -> str:
     return (
-        "```\nstage1 verify .               # every byte is as it was written, the documents agree\n"
-        "stage1 verify . --recompute   # and certificate, map and this card follow from the scores in it\n```\n\n"
-        "It takes on trust those scores and labels, the evaluation on val_test, what is said of data and licences, and who made the "
-        "bundle: there is no signature. "
-        "The identity of this bundle is the field `digest` of `bundle.json`; `verify` prints it. Compare it with the digest "
-        "that the maker of the bundle published: a folder that was rewritten as a whole verifies too, under another digest."
+        "```\nstage1 verify .               # every byte is as it was written, the documents agree\nstage1 verify ."
+        " --recompute   # and certificate, map and this card follow from the scores in it\n```\n\nIt takes on trust"
+        " those scores and labels, the evaluation on val_test, what is said of data and licences, and who made the"
+        " bundle: there is no signature. The identity of this bundle is the field `digest` of `bundle.json`; `verify`"
+        " prints it. Compare it with the digest that the maker of the bundle published: a folder that was rewritten as"
+        " a whole verifies too, under another digest."
     )
 
 
 def _limits(manifest: Mapping[str, Any], certificate: Certificate) -> str:
     limits = [
         "The labels of the calibration images are taken as the truth; the guarantee is about agreement with them.",
-        "Images from another kind of source than the calibration images are outside the guarantee; nothing detects them.",
+        (
+            "Images from another kind of source than the calibration images are outside the guarantee; nothing detects"
+            " them."
+        ),
         "A broken or unreadable image is reported and never answered.",
         "A quantised, fused or otherwise re-exported model is another model and needs its own certificate.",
     ]
@@ -367,8 +380,8 @@ def _of_all_classes(certificate: Certificate) -> list[str]:
     if set(certificate.risks) != {"error"}:
         return []
     return [
-        "`error` is the share of wrong answers over all classes together, at the class balance that the guarantee states: among the "
-        "images of one class, a rare one above all, the share may be larger."
+        "`error` is the share of wrong answers over all classes together, at the class balance that the guarantee"
+        " states: among the images of one class, a rare one above all, the share may be larger."
     ]
 
 

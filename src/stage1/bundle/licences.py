@@ -27,7 +27,9 @@ _LINKS = {
     "dinov3-license": _DINOV3,
     "cc-by-nc-4.0": "https://creativecommons.org/licenses/by-nc/4.0/legalcode",
     "gemma": "https://ai.google.dev/gemma/terms",
-    "nvidia-open-model-license": "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/",
+    "nvidia-open-model-license": (
+        "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/"
+    ),
 }
 _NOT_COMMERCIAL = ("cc-by-nc-4.0", "apple-amlr", "fair-noncommercial-research-license", "seer-license")
 _DINOV3_TEXT = f"""{{weights}} are DINO Materials under the DINOv3 License of Meta Platforms, Inc.: {_DINOV3}
@@ -59,8 +61,9 @@ def licence_text(name: str, licence: str, weights_sha256: str | None) -> str:
     key = _key(licence)
     if key == "unknown":
         return (
-            f"{weights}: the licence is unknown.\n\nThey came from a file of which nothing was stated. Find out under which licence they "
-            "are before you publish or sell anything made with them, and state it with backbone.licence and backbone.base_model.\n"
+            f"{weights}: the licence is unknown.\n\nThey came from a file of which nothing was stated. Find out under"
+            " which licence they are before you publish or sell anything made with them, and state it with"
+            " backbone.licence and backbone.base_model.\n"
         )
     if key == "dinov3-license":
         return _DINOV3_TEXT.format(weights=weights)

@@ -153,18 +153,18 @@ def _earlier_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         return
     if certificate.bounds is None:
         yield (
-            f"{CERTIFICATE}: the bounds in it are each of one risk alone, read off after the thresholds were chosen (an earlier "
-            f"version wrote it); what it promises are the targets"
+            f"{CERTIFICATE}: the bounds in it are each of one risk alone, read off after the thresholds were chosen (an"
+            " earlier version wrote it); what it promises are the targets"
         )
     if certificate.dealing is not None or groups is None:
         return
     sizes = np.unique(groups, return_counts=True)[1]
     if len(np.unique(sizes)) > 1:
         yield (
-            f"{CERTIFICATE}: does not say how groups came to val_calib. Earlier versions dealt them by size under "
-            f"split.method=balanced: large groups are then in val_calib too often, and the guarantee can be false far more "
-            f"often than {certificate.delta:.4g}. Where splits.json of the run says balanced, split anew (another "
-            f"split.seed) and certify again"
+            f"{CERTIFICATE}: does not say how groups came to val_calib. Earlier versions dealt them by size under"
+            " split.method=balanced: large groups are then in val_calib too often, and the guarantee can be false far"
+            f" more often than {certificate.delta:.4g}. Where splits.json of the run says balanced, split anew (another"
+            " split.seed) and certify again"
         )
 
 

@@ -118,13 +118,17 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
     untold = f"texts not compared: stage1-pro {theirs} wrote this bundle, this is {ours}"
     if not accept_other_version:
         problems.append(
-            f"{untold}; verify with that version, or compare the numbers alone with {OTHER_VERSION} and believe no sentence of it"
+            f"{untold}; verify with that version, or compare the numbers alone with {OTHER_VERSION} and believe no"
+            " sentence of it"
         )
         return Recomputed(tuple(problems))
     return Recomputed(
         tuple(problems),
         (
-            f"{untold}. Believe no sentence of {CERTIFICATE} and {CARD}; what follows from the data is: {again.certificate.statement}",
+            (
+                f"{untold}. Believe no sentence of {CERTIFICATE} and {CARD}; what follows from the data is:"
+                f" {again.certificate.statement}"
+            ),
         ),
     )
 
@@ -154,17 +158,25 @@ def _map_problems(policy: Policy, selection: Scores | None, seed: int) -> Iterat
     frozen = policy.frozen
     if selection is None or selection.labels is None:
         if frozen.map.n:
-            yield f"{CALIBRATION_FILE}: no labelled {SELECTION}, so its map cannot be made again; do not rely on its probabilities"
+            yield (
+                f"{CALIBRATION_FILE}: no labelled {SELECTION}, so its map cannot be made again; do not rely on its"
+                " probabilities"
+            )
         return
     if selection.ids is not None:
         fitted_on = frozen.map.fitted_on
         if fitted_on is not None and fitted_on != digest_ids(selection.ids.tolist()):
-            yield f"{CALIBRATION_FILE}: was fitted on other images than those of {SELECTION}; do not rely on this bundle"
+            yield (
+                f"{CALIBRATION_FILE}: was fitted on other images than those of {SELECTION}; do not rely on this bundle"
+            )
             return
     try:
         again = made_again(frozen, selection, seed)
     except Stage1Error as error:
-        yield f"{CALIBRATION_FILE}: its map cannot be made again from {SELECTION} ({error}); do not rely on its probabilities"
+        yield (
+            f"{CALIBRATION_FILE}: its map cannot be made again from {SELECTION} ({error}); do not rely on its"
+            " probabilities"
+        )
         return
     for line in _differences(frozen.to_document(), again.to_document(), True, relative=_MAP_RELATIVE):
         yield f"{CALIBRATION_FILE}: {line}"

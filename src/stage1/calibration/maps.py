@@ -189,7 +189,7 @@ def refuse_separable(log_probabilities: FloatArray, labels: NDArray[np.int64], n
     if (log_probabilities[rows, labels] > others.max(axis=1)).all():
         raise DataError(
             f"{name}: no row of {len(labels)} is wrong after the map, so its slope has no finite best value; use platt "
-            f"(two classes) or more rows"
+            "(two classes) or more rows"
         )
 
 

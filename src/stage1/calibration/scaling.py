@@ -138,7 +138,7 @@ def _best_slope(logits: FloatArray, labels: NDArray[np.int64]) -> float:
     if (own == 0.0).all():
         raise DataError(
             f"temperature: no row of {len(labels)} is wrong, so its slope has no finite best value; use platt (two "
-            f"classes) or more rows"
+            "classes) or more rows"
         )
 
     def derivative(slope: float) -> float:

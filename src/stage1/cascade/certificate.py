@@ -163,8 +163,9 @@ def _delta(config: CascadeConfig, stages: tuple[StageClaim, ...]) -> float:
     spent = sum(claim.delta for claim in stages if claim.certified) if config.joint else 0.0
     if spent >= delta - 1e-12:
         raise ConfigError(
-            f"joint: the stages' own certificates spend delta {spent:.4g} of {delta:.4g}; certify them at a higher confidence, "
-            "lower `confidence` here, or set joint: false (both then hold together at less than `confidence`)"
+            f"joint: the stages' own certificates spend delta {spent:.4g} of {delta:.4g}; certify them at a higher"
+            " confidence, lower `confidence` here, or set joint: false (both then hold together at less than"
+            " `confidence`)"
         )
     return delta - spent
 
@@ -190,8 +191,9 @@ def _check_asked(recorded: Recorded, rules: tuple[Rule, ...] | None, config: Cas
     if missing.any():
         row, place = (int(index) for index in np.argwhere(missing)[0])
         raise DataError(
-            f"{recorded.images[row]}: stage {config.stages[place].name!r} was not asked ({int(missing.any(axis=1).sum())} images); "
-            "answers for a certificate come from `stage1 cascade evaluate`, which asks every stage"
+            f"{recorded.images[row]}: stage {config.stages[place].name!r} was not asked"
+            f" ({int(missing.any(axis=1).sum())} images); answers for a certificate come from `stage1 cascade"
+            " evaluate`, which asks every stage"
         )
 
 
@@ -212,8 +214,10 @@ def _shortfall(
     """Why nothing is certified, and what it takes; (None, None) where all holds."""
     if outages:
         return (
-            f"{outages} labelled images were not asked for because a stage was left alone (breaker_open, over_budget). Outages come "
-            "in runs, so that images are not independent.",
+            (
+                f"{outages} labelled images were not asked for because a stage was left alone (breaker_open,"
+                " over_budget). Outages come in runs, so that images are not independent."
+            ),
             "run the same command again: it asks these images anew",
         )
     if empty := [name for name, risk in risks.items() if risk.n == 0]:
@@ -230,7 +234,10 @@ def _shortfall(
                     f"{risk.needed} {what} of that class with no error",
                 )
             return (
-                f"{name}: {risk.errors} of {risk.n} wrong, upper bound {risk.bound:.4g} above the limit {risk.target:g}.",
+                (
+                    f"{name}: {risk.errors} of {risk.n} wrong, upper bound {risk.bound:.4g} above the limit"
+                    f" {risk.target:g}."
+                ),
                 "more labelled images, a better last stage, or a larger limit",
             )
     return None, None
@@ -238,7 +245,10 @@ def _shortfall(
 
 VOID_IF = (
     "a stage is changed: another bundle, model, prompt, endpoint, threshold, timeout or number of retries",
-    "calls fail more often than where it was measured, or an outage lasts: the answers are then those of the stage before",
+    (
+        "calls fail more often than where it was measured, or an outage lasts: the answers are then those of the stage"
+        " before"
+    ),
     "the images come from another kind of source (camera, place, season, compression) than the calibration images",
     "the calibration images are used again to try other configurations until one passes",
 )
@@ -285,7 +295,10 @@ def statement(certificate: CascadeCertificate, config: CascadeConfig) -> str:
         )
     sentence += _own_claims(certificate, config) + _failure_words(certificate)
     if certificate.attempt > 1:
-        sentence += f" This is attempt {certificate.attempt} on the same calibration images: the confidence is that of one configuration fixed in advance, not of the best of several."
+        sentence += (
+            f" This is attempt {certificate.attempt} on the same calibration images: the confidence is that of one"
+            " configuration fixed in advance, not of the best of several."
+        )
     return sentence
 
 
@@ -296,8 +309,8 @@ def _spent(certificate: CascadeCertificate, config: CascadeConfig) -> str:
     each = "all risks of a configuration are tested together, so each has the whole of it"
     if config.auto_exits:
         return (
-            f"Delta {certificate.delta:.4g} was spent on configurations tested one after the other in an order fixed on val_select, "
-            f"up to the first that fails ({certificate.tested} passed, the last of them is meant); {each}."
+            f"Delta {certificate.delta:.4g} was spent on configurations tested one after the other in an order fixed on"
+            f" val_select, up to the first that fails ({certificate.tested} passed, the last of them is meant); {each}."
         )
     return f"Delta {certificate.delta:.4g} was spent on one configuration tested once; {each}."
 
@@ -308,7 +321,10 @@ def _own_claims(certificate: CascadeCertificate, config: CascadeConfig) -> str:
         return ""
     spent = certificate.delta + sum(claim.delta for claim in kept)
     names = ", ".join(f"'{claim.stage}' (delta {claim.delta:.4g})" for claim in kept)
-    together = f"delta {certificate.delta:.4g} + {spent - certificate.delta:.4g}, so all hold together with confidence {percent(1 - spent)}"
+    together = (
+        f"delta {certificate.delta:.4g} + {spent - certificate.delta:.4g}, so all hold together with confidence"
+        f" {percent(1 - spent)}"
+    )
     return f" Beside it stands the own certificate of {names}: {together}."
 
 
@@ -329,9 +345,15 @@ def assumptions(config: CascadeConfig, unit: str, iid: bool) -> tuple[str, ...]:
     what = "images" if unit == "image" else "groups"
     listed = [
         f"The calibration {what} are an independent random sample of those that the cascade will see, class by class.",
-        "No calibration image was used for training a stage, for choosing a threshold or a prompt, or for choosing the limits.",
+        (
+            "No calibration image was used for training a stage, for choosing a threshold or a prompt, or for choosing"
+            " the limits."
+        ),
         "The labels of the calibration images are right.",
-        "Calls fail as often, and as much by chance, as where it was measured; outages (breaker open, budget spent) are not covered.",
+        (
+            "Calls fail as often, and as much by chance, as where it was measured; outages (breaker open, budget spent)"
+            " are not covered."
+        ),
         "The share of each class may differ: miss_rate and false_exit_rate are per class.",
     ]
     if iid:

@@ -70,7 +70,8 @@ class Recorded:
 @dataclass(frozen=True, slots=True)
 class Final:
     """The answers of the whole. positive: bool [N], the second class; probability: float [N]; stage: int [N], who answered, -1
-    the default; fallback: bool [N], a stage that did not exit had to answer, as those after it failed; asked: bool [N, S]."""
+    the default; fallback: bool [N], a stage that did not exit had to answer, as those after it failed; asked: bool [N, S].
+    """
 
     positive: Bools
     probability: Floats

@@ -176,7 +176,8 @@ def _opened(stage: StageConfig, config: CascadeConfig, base: Path) -> Stage:
         bundle = load_bundle(base / stage.bundle)
         if list(bundle.classes) != config.classes:
             raise ConfigError(
-                f"stage {stage.name!r}: its bundle has classes {', '.join(bundle.classes)}, the cascade {', '.join(config.classes)}"
+                f"stage {stage.name!r}: its bundle has classes {', '.join(bundle.classes)}, the cascade"
+                f" {', '.join(config.classes)}"
             )
         return BundleStage(stage.name, bundle)
     guard = Guard(stage.calls, stage.name, config.seed)

@@ -132,7 +132,10 @@ def compare(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Run directories (two or more, on one split), or two score files; of files, data.classes=[..] names the classes.",
+            help=(
+                "Run directories (two or more, on one split), or two score files; of files, data.classes=[..] names the"
+                " classes."
+            ),
             metavar="RUN RUN..|FILE FILE",
         ),
     ] = None,
@@ -230,5 +233,6 @@ def audit(
     show(found, as_json, audit_lines)
     if not found["kept"]:
         raise Stage1Error(
-            f"the promise is broken in {found['violation']:.3f} of the draws, more than {found['delta']:g}; please report this"
+            f"the promise is broken in {found['violation']:.3f} of the draws, more than {found['delta']:g}; please"
+            " report this"
         )

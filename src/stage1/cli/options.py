@@ -45,7 +45,9 @@ Values = Annotated[
     str | None,
     typer.Option(
         "--values",
-        help="What the score columns hold: logits or probabilities. Needed unless they are called logit_0.. or prob_0..",
+        help=(
+            "What the score columns hold: logits or probabilities. Needed unless they are called logit_0.. or prob_0.."
+        ),
     ),
 ]
 Columns = Annotated[

@@ -23,8 +23,9 @@ def dry_run_lines(document: dict[str, Any]) -> list[str]:
     return [
         document["run"],
         *(
-            f"{row['stage']:<10} {'skip' if row['skip'] else 'run ':<5} inputs {(row['inputs_digest'] or 'not known yet')[:16]:<16} "
-            f"config: {', '.join(row['config']) or '-'}  reads: {', '.join(row['reads']) or 'sources'}"
+            f"{row['stage']:<10} {'skip' if row['skip'] else 'run ':<5} inputs"
+            f" {(row['inputs_digest'] or 'not known yet')[:16]:<16} config: {', '.join(row['config']) or '-'}  reads:"
+            f" {', '.join(row['reads']) or 'sources'}"
             for row in document["stages"]
         ),
     ]
@@ -157,8 +158,16 @@ def comparison_lines(document: dict[str, Any]) -> list[str]:
 def audit_lines(found: dict[str, Any]) -> list[str]:
     low, high = found["violation_low"], found["violation_high"]
     return [
-        f"{found['policy']}, {', '.join(f'{name} <= {target:g}' for name, target in found['risks'].items())} at {found['confidence']:g}, "
-        f"{found['draws']} draws of {found['n_select']} + {found['n_calib']}",
-        f"certified   violation {found['violation']:.4f} [{low:.4f}, {high:.4f}]  coverage {found['coverage']:.4f}  (certified in {found['certified']:.3f})",
-        f"plug-in     violation {found['plug_in_violation']:.4f}                    coverage {found['plug_in_coverage']:.4f}",
+        (
+            f"{found['policy']}, {', '.join(f'{name} <= {target:g}' for name, target in found['risks'].items())} at"
+            f" {found['confidence']:g}, {found['draws']} draws of {found['n_select']} + {found['n_calib']}"
+        ),
+        (
+            f"certified   violation {found['violation']:.4f} [{low:.4f}, {high:.4f}]  coverage {found['coverage']:.4f} "
+            f" (certified in {found['certified']:.3f})"
+        ),
+        (
+            f"plug-in     violation {found['plug_in_violation']:.4f}                    coverage"
+            f" {found['plug_in_coverage']:.4f}"
+        ),
     ]

@@ -53,7 +53,8 @@ def _stage(
         stored = stored_config(run)
         if stored is None:
             raise ConfigError(
-                f"{run}: not a run directory; `stage1 run --output {run}` or `stage1 split {run} --recipe NAME` starts one"
+                f"{run}: not a run directory; `stage1 run --output {run}` or `stage1 split {run} --recipe NAME`"
+                " starts one"
             )
         config, _ = load_config(values=stored.model_dump(mode="json"), overrides=overrides, environment={})
     if name == "tune" and is_follower():
@@ -282,8 +283,11 @@ def evaluate(
         Path | None,
         typer.Option(
             "--target",
-            help="Unlabelled scores of the same model where the classes have other shares: estimate the shares, restate everything. "
-            "In a run they stay as target_scores.parquet.",
+            help=(
+                "Unlabelled scores of the same model where the classes have other shares: estimate the shares, restate"
+                " everything. "
+                "In a run they stay as target_scores.parquet."
+            ),
         ),
     ] = None,
     target_values: Annotated[

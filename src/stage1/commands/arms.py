@@ -53,7 +53,8 @@ def compare_runs(
     )
     if len(grouped) < 2:
         raise ConfigError(
-            f"{', '.join(map(str, given))}: one arm only (its runs differ in nothing but the seed); give a second arm to compare with"
+            f"{', '.join(map(str, given))}: one arm only (its runs differ in nothing but the seed); give a second arm"
+            " to compare with"
         )
     everyone = [entrant for entrants in grouped.values() for entrant in entrants]
     refuse_other_splits(everyone)
@@ -142,8 +143,8 @@ def _grouped(named: dict[str, list[Entrant]], rest: Sequence[Entrant]) -> dict[s
         for entrant in entrants:
             if (twin := by_seed.setdefault(entrant.config.seed, entrant)) is not entrant:
                 raise ConfigError(
-                    f"{twin.path} and {entrant.path}: both are seed {entrant.config.seed} of the arm {name!r}; another run of an arm "
-                    "needs another seed (seed=1), another arm another config or --arm"
+                    f"{twin.path} and {entrant.path}: both are seed {entrant.config.seed} of the arm {name!r}; another"
+                    " run of an arm needs another seed (seed=1), another arm another config or --arm"
                 )
     return found
 
@@ -158,7 +159,8 @@ def _notes(grouped: Mapping[str, Sequence[Entrant]], on: str, by: str) -> list[s
     notes = []
     if few := [f"{name} ({len(entrants)})" for name, entrants in grouped.items() if len(entrants) < ENOUGH_SEEDS]:
         notes.append(
-            f"Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. An interval holds the spread from seed to seed only as far as these seeds show it."
+            f"Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. An interval holds the spread from seed to seed only as"
+            " far as these seeds show it."
         )
     for name, entrants in grouped.items():
         apart = sorted({key for entrant in entrants[1:] for key in _apart(entrants[0], entrant) if key != "name"})
@@ -174,17 +176,20 @@ def _notes(grouped: Mapping[str, Sequence[Entrant]], on: str, by: str) -> list[s
     elif len(targets) > 1:
         other = next(entrant.path.name for entrant in everyone if entrant.target != everyone[0].target)
         notes.append(
-            f"coverage and exit_error are left out: {other} was certified for another target than {everyone[0].path.name}."
+            f"coverage and exit_error are left out: {other} was certified for another target than"
+            f" {everyone[0].path.name}."
         )
     if stale := [entrant.path.resolve().name for entrant in everyone if _stale(entrant)]:
         more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
         notes.append(
-            f"Not up to date with their config or this version: {', '.join(stale[:3])}{more}; `stage1 run` would redo what is."
+            f"Not up to date with their config or this version: {', '.join(stale[:3])}{more}; `stage1 run` would redo"
+            " what is."
         )
     if by in POLICY_METRICS:
         notes.append(
-            f"Chosen by {by}, which looks at val_calib through the thresholds: certifying the best of {len(grouped)} arms so is "
-            f"{len(grouped)} attempts. For one certificate ask each at delta / {len(grouped)}, or choose by augrc."
+            f"Chosen by {by}, which looks at val_calib through the thresholds: certifying the best of {len(grouped)}"
+            f" arms so is {len(grouped)} attempts. For one certificate ask each at delta / {len(grouped)}, or choose by"
+            " augrc."
         )
     if on == "val_test":
         notes.append("Compared on val_test itself: nothing untouched is left to confirm a choice made here.")

@@ -64,7 +64,8 @@ def audit(
         )
     if config.policy.name == "scrc" and config.policy.variant == "T":
         raise ConfigError(
-            "policy.variant=T: SCRC-T promises a mean over draws, which no single draw can break; audit policy.variant=I"
+            "policy.variant=T: SCRC-T promises a mean over draws, which no single draw can break; audit"
+            " policy.variant=I"
         )
     _ = population.known_labels
     classes = class_names(population, config)

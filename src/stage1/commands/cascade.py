@@ -299,12 +299,14 @@ def evaluation_lines(document: dict[str, Any]) -> list[str]:
         )
     if (test := document["test"]) is not None:
         lines.append(
-            f"on val_test: {test['misses']} of {test['positives']} missed, {test['false_exits']} of {test['negatives']} raised falsely"
+            f"on val_test: {test['misses']} of {test['positives']} missed, {test['false_exits']} of {test['negatives']}"
+            " raised falsely"
             + (f"; CONTRADICTS {', '.join(test['contradicted'])}" if test["contradicted"] else "; no contradiction")
         )
     chosen = document["chosen"]
     lines.append(
-        f"{chosen['deferred']:.1%} deferred, {1000 * chosen['money']:.4g} {document['currency']} for 1,000 images, {chosen['milliseconds']:.4g} ms an image"
+        f"{chosen['deferred']:.1%} deferred, {1000 * chosen['money']:.4g} {document['currency']} for 1,000 images,"
+        f" {chosen['milliseconds']:.4g} ms an image"
     )
     for cost in document["costs"]:
         median = "-" if cost["median_milliseconds"] is None else f"{cost['median_milliseconds']:.4g}"

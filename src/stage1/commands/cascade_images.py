@@ -64,8 +64,8 @@ def roled_images(cascade: Cascade, source: Path) -> Roled:
     chosen_on = (roles == "val_calib") & in_select
     if chosen_on.any():
         raise DataError(
-            f"{source}: {table.paths[int(chosen_on.argmax())]} ({int(chosen_on.sum())} in all) is in val_calib, and a bundle was chosen on it; "
-            "give images that no stage has seen"
+            f"{source}: {table.paths[int(chosen_on.argmax())]} ({int(chosen_on.sum())} in all) is in val_calib, and a"
+            " bundle was chosen on it; give images that no stage has seen"
         )
     # A policy of its own was certified on these images: its thresholds are a function of their labels.
     fitted = (roles == "val_calib") & np.isin(ids, sorted(frozen))
@@ -75,8 +75,8 @@ def roled_images(cascade: Cascade, source: Path) -> Roled:
         raise ConfigError(
             f"{source}: no image is left for val_calib"
             + (
-                f": {int(fitted.sum())} are those that the first stage's own thresholds were chosen on. Set exit: auto (thresholds "
-                "ordered on val_select), or give labelled images that it has not seen"
+                f": {int(fitted.sum())} are those that the first stage's own thresholds were chosen on. Set exit: auto"
+                " (thresholds ordered on val_select), or give labelled images that it has not seen"
                 if fitted.any()
                 else "; give labelled images with that role"
             )

@@ -75,8 +75,9 @@ def plan_lines(document: dict[str, Any]) -> list[str]:
         lines.append("the confidence is of the share; attempts and milliseconds of an image are means as measured")
     if document["options"]:
         lines.append(
-            "configurations of the frontier that fit by the same bound, those that defer most (tested from few deferred to many, "
-            f"up to the first that does not fit: the whole list holds at {document['confidence']:.4g} confidence):"
+            "configurations of the frontier that fit by the same bound, those that defer most (tested from few"
+            " deferred to many, up to the first that does not fit: the whole list holds at"
+            f" {document['confidence']:.4g} confidence):"
         )
     lines += [_option_line(option) for option in document["options"]]
     return lines if document["options_note"] is None else [*lines, document["options_note"]]
@@ -85,8 +86,9 @@ def plan_lines(document: dict[str, Any]) -> list[str]:
 def _option_line(option: Mapping[str, Any]) -> str:
     most = ", ".join(f"'{name}' at most {value:.4g} a minute" for name, value in option["upper_per_minute"].items())
     return (
-        f"  {option['deferred']:.1%} deferred ({_bands(option['rules'])}): {most}; miss_rate {_rate(option['miss_rate'])}, "
-        f"false_exit_rate {_rate(option['false_exit_rate'])}{', certified' if option['certified'] else ''}"
+        f"  {option['deferred']:.1%} deferred ({_bands(option['rules'])}): {most}; miss_rate"
+        f" {_rate(option['miss_rate'])}, false_exit_rate"
+        f" {_rate(option['false_exit_rate'])}{', certified' if option['certified'] else ''}"
     )
 
 
@@ -97,16 +99,19 @@ def _rate(value: float | None) -> str:
 def _stage_lines(row: Mapping[str, Any]) -> list[str]:
     defer, name = row["defer"], f"'{row['stage']}'"
     gets = (
-        f"{name} gets {defer['observed']:.1%} of them, at most {defer['upper']:.1%} at {1 - defer['delta']:.4g} confidence "
-        f"({defer['method']}, {defer['n']} units): {row['expected_per_minute']:.4g} a minute, at most {row['upper_per_minute']:.4g}"
+        f"{name} gets {defer['observed']:.1%} of them, at most {defer['upper']:.1%} at {1 - defer['delta']:.4g}"
+        f" confidence ({defer['method']}, {defer['n']} units): {row['expected_per_minute']:.4g} a minute, at most"
+        f" {row['upper_per_minute']:.4g}"
     )
     if row["capacity_per_minute"] is None:
         return [gets, f"  its capacity is unknown: {row['limit']}"]
     verdict = {True: "FITS", False: "DOES NOT FIT", None: "MAY NOT FIT"}[row["fits"]]
     lines = [
         gets,
-        f"  it takes {row['capacity_per_minute']:.4g} a minute ({row['limit']}): {verdict}; in {row['busy_minutes']:.1%} of the "
-        "minutes more arrive than that",
+        (
+            f"  it takes {row['capacity_per_minute']:.4g} a minute ({row['limit']}): {verdict}; in"
+            f" {row['busy_minutes']:.1%} of the minutes more arrive than that"
+        ),
     ]
     if row["rate_that_fits"] is not None:
         lines.append(

@@ -143,7 +143,10 @@ def level_lines(document: Mapping[str, Any]) -> list[str]:
         return f"{found['value']:.3f}{ends}"
 
     lines = [
-        f"at {100 * document['prior']:g} % positives; accuracy and mcc of the answers (exits keep their side, the rest by P > {DEFAULT})",
+        (
+            f"at {100 * document['prior']:g} % positives; accuracy and mcc of the answers (exits keep their side, the"
+            f" rest by P > {DEFAULT})"
+        ),
         f"{'level':<10}{'n':>6}  " + "".join(f"{name:<23}" for name in SHOWN),
     ]
     for row in document["levels"]:

@@ -72,7 +72,10 @@ def hf_lines(facts: dict[str, Any], target: Path) -> list[str]:
     parity, client = facts["parity"], facts["client_processor"]
     lines = [
         f"{target}: {facts['architecture']}, labels {', '.join(facts['labels'])}",
-        f"logits within {parity['largest_difference']:.2g} of model.onnx on {parity['images']} images (allowed {parity['tolerance']:g})",
+        (
+            f"logits within {parity['largest_difference']:.2g} of model.onnx on {parity['images']} images (allowed"
+            f" {parity['tolerance']:g})"
+        ),
     ]
     if client is not None and client["largest_difference"] > parity["tolerance"]:
         lines.append(
@@ -140,7 +143,8 @@ def _check_views(run: RunDir) -> None:
     open_yet = not scored and views.train != "pooled"
     way_out = "ship its ONNX bundle with the detector of stage1.streetvision instead"
     raise ConfigError(
-        f"{run.path}: this run looks at {views.policy.description} of an image, a stock folder at the whole image alone; {way_out}"
+        f"{run.path}: this run looks at {views.policy.description} of an image, a stock folder at the whole image"
+        f" alone; {way_out}"
         + (f" (whether it ships the whole image alone is open until `stage1 score {run.path}`)" if open_yet else "")
     )
 

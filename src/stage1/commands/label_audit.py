@@ -127,7 +127,8 @@ def apply_labels(run: Path, file: Path, output: Path | None = None) -> dict[str,
         raise ConfigError(f"--output {target}: with --apply, the name of a .csv file to write")
     if target.resolve() in (file.resolve(), _source(config)):
         raise ConfigError(
-            f"--output {target}: would overwrite what the labels came from; nothing is changed in place, give another name"
+            f"--output {target}: would overwrite what the labels came from; nothing is changed in place, give another"
+            " name"
         )
     header = ["image", "label", "group", "source", "timestamp", "role", *table.slices]
     columns: list[Sequence[str]] = [
@@ -162,20 +163,32 @@ def audit_lines(document: Mapping[str, Any], folder: Path) -> list[str]:
         if pair["count"]
     )
     return [
-        f"{document['n']} labels of {' and '.join(document['roles'])} in {document['n_groups']} groups; the probe agrees with {document['accuracy']:.1%}",
-        f"about {document['estimated']['total']} may be wrong{f' ({pairs})' if pairs else ''}: an estimate, not a bound",
+        (
+            f"{document['n']} labels of {' and '.join(document['roles'])} in {document['n_groups']} groups; the probe"
+            f" agrees with {document['accuracy']:.1%}"
+        ),
+        (
+            f"about {document['estimated']['total']} may be wrong{f' ({pairs})' if pairs else ''}: an estimate, not a"
+            " bound"
+        ),
         *(
             f"{place:>4}  {item['label']} -> {item['suggested']}?  {item['path']}  {item['reason']}"
             for place, item in enumerate(document["suspects"][:5], 1)
         ),
         *(["      ..."] if len(document["suspects"]) > 5 else []),
-        f"look: {folder / 'contact_sheet.html'}   fill in new_label: {folder / 'labels.csv'}   then: --apply {folder / 'labels.csv'}",
+        (
+            f"look: {folder / 'contact_sheet.html'}   fill in new_label: {folder / 'labels.csv'}   then: --apply"
+            f" {folder / 'labels.csv'}"
+        ),
     ]
 
 
 def applied_lines(found: Mapping[str, Any]) -> list[str]:
     return [
-        f"{found['changed']} labels changed, {found['confirmed']} confirmed, {found['open']} left open, of {found['n']} images",
+        (
+            f"{found['changed']} labels changed, {found['confirmed']} confirmed, {found['open']} left open, of"
+            f" {found['n']} images"
+        ),
         f"table  {found['table']}",
         f"next   {found['next']}",
     ]
@@ -240,7 +253,8 @@ def _picture(table: SampleTable, row: int) -> bytes:
         return thumbnail(table.read_bytes(row), _THUMBNAIL_SIDE)
     except OSError as error:
         raise SourceChanged(
-            f"{table.paths[row]}: could be read at the split and cannot now ({error.strerror or error}); restore it, or run `stage1 split` again"
+            f"{table.paths[row]}: could be read at the split and cannot now ({error.strerror or error}); restore it, or"
+            " run `stage1 split` again"
         ) from error
 
 
@@ -253,7 +267,8 @@ def _keep_new_labels(path: Path) -> None:
     filled = sum(bool((row.get("new_label") or "").strip()) for _, row in _rows(path))
     if filled:
         raise ConfigError(
-            f"{path}: holds {filled} new labels that would be lost; use them with --apply {path}, or give another --output"
+            f"{path}: holds {filled} new labels that would be lost; use them with --apply {path}, or give another"
+            " --output"
         )
 
 
@@ -305,12 +320,13 @@ def _new_labels(file: Path, table: SampleTable) -> tuple[dict[str, int], int]:
         for row in places[name]:
             if table.roles[row] not in AUDITED:
                 raise DataError(
-                    f"{where}: this image is in {table.roles[row]}, whose labels no model may pick for a second look; correct such labels "
-                    "in the source, all or a random sample of them, and split anew"
+                    f"{where}: this image is in {table.roles[row]}, whose labels no model may pick for a second look;"
+                    " correct such labels in the source, all or a random sample of them, and split anew"
                 )
             if normal_form(table.classes[table.labels[row]]) != normal_form(old):
                 raise DataError(
-                    f"{where}: label was {old!r}, in this run it is {table.classes[table.labels[row]]!r}; audit the run again"
+                    f"{where}: label was {old!r}, in this run it is {table.classes[table.labels[row]]!r}; audit the run"
+                    " again"
                 )
         if wanted.setdefault(name, classes[new]) != classes[new]:
             raise DataError(f"{where}: image {name[:16]} has two different new labels; keep one")

@@ -156,7 +156,8 @@ class _Source:
             return cls(pilot, members, None, share)
         if pilot.n_classes != 2 or grouped:
             raise ConfigError(
-                f"--prior {prior:g}: a pilot of {'groups' if grouped else f'{pilot.n_classes} classes'} is drawn at its own balance; leave it out"
+                f"--prior {prior:g}: a pilot of {'groups' if grouped else f'{pilot.n_classes} classes'} is drawn at its"
+                " own balance; leave it out"
             )
         if not 0 < prior < 1:
             raise ConfigError(f"--prior {prior:g}: must lie strictly between 0 and 1")

@@ -121,22 +121,30 @@ def plan_lines(document: Mapping[str, Any]) -> list[str]:
     if document["needs"]:
         rates = "{:g} of negatives, {:g} of positives".format(*document["exit_rates"])
         lines += [
-            f"confidence {document['confidence']:g} jointly, prior {document['prior']:g}, exits: {rates}; n of independent units of val_calib",
+            (
+                f"confidence {document['confidence']:g} jointly, prior {document['prior']:g}, exits: {rates}; n of"
+                " independent units of val_calib"
+            ),
             f"{'risk':<17}{'target':>7}{'errors':>8}{'counted':>9}  {'class':<9}{'in class':>9}{'in total':>9}",
         ]
         lines += [
-            f"{need['risk']:<17}{need['target']:>7g}{need['errors']:>8}{need['counted']:>9}  {need['side']:<9}{need['in_class']:>9}{need['in_total']:>9}"
+            f"{need['risk']:<17}{need['target']:>7g}{need['errors']:>8}{need['counted']:>9} "
+            f" {need['side']:<9}{need['in_class']:>9}{need['in_total']:>9}"
             for need in document["needs"]
         ]
     if document["success"] is not None:
         found = document["success"]
         lines += [
             "",
-            f"to be certified with probability {found['wanted']:g}, if each true risk is {found['expected_share']:g} of its target:",
+            (
+                f"to be certified with probability {found['wanted']:g}, if each true risk is"
+                f" {found['expected_share']:g} of its target:"
+            ),
             f"{'risk':<17}{'target':>7}{'true':>8}{'counted':>9}  {'class':<9}{'in class':>9}{'in total':>9}",
         ]
         lines += [
-            f"{need['risk']:<17}{need['target']:>7g}{need['expected']:>8.4g}{need['counted']:>9}  {need['side']:<9}{need['in_class']:>9}{need['in_total']:>9}"
+            f"{need['risk']:<17}{need['target']:>7g}{need['expected']:>8.4g}{need['counted']:>9} "
+            f" {need['side']:<9}{need['in_class']:>9}{need['in_total']:>9}"
             for need in found["needs"]
         ]
         negatives, positives = found["per_class"]
@@ -151,7 +159,10 @@ def _pilot_lines(pilot: Mapping[str, Any]) -> list[str]:
     unit = f"{pilot['unit']}s"
     lines = [
         "",
-        f"from the pilot, by the real method, {pilot['prior']:.3g} positive; labelled {unit} of val_select + val_calib:",
+        (
+            f"from the pilot, by the real method, {pilot['prior']:.3g} positive; labelled {unit} of val_select +"
+            " val_calib:"
+        ),
         f"{'n':>9}{'select':>9}{'calib':>9}{'draws':>7}{'certified':>11}  {'95 % interval':<18}{'coverage':>9}",
     ]
     lines += [
@@ -162,12 +173,14 @@ def _pilot_lines(pilot: Mapping[str, Any]) -> list[str]:
     if pilot["n"] is None:
         most = pilot["trials"][-1]["n"]
         lines.append(
-            f"not certified with probability {pilot['wanted']:g} by any number up to {most}; larger targets or better scores are needed"
+            f"not certified with probability {pilot['wanted']:g} by any number up to {most}; larger targets or better"
+            " scores are needed"
         )
         return lines
     below = "" if pilot["below"] is None else f", too few at {pilot['below']}"
     above = "" if pilot["above"] is None else f", surely enough at {pilot['above']}"
     lines.append(
-        f"label {pilot['n']} {unit} to be certified with probability {pilot['wanted']:g} (Monte Carlo error{below}{above})"
+        f"label {pilot['n']} {unit} to be certified with probability {pilot['wanted']:g} (Monte Carlo"
+        f" error{below}{above})"
     )
     return lines

@@ -132,13 +132,14 @@ def reward_lines(document: dict[str, Any]) -> list[str]:
     """The document as tables for people."""
     groups = "" if document["groups"] is None else f", {document['groups']} groups"
     lines = [
-        f"{document['role']} of {document['source']}{groups}; labels at P(class 1) = {document['prior']:g}; {document['scale']}"
+        f"{document['role']} of {document['source']}{groups}; labels at P(class 1) = {document['prior']:g};"
+        f" {document['scale']}"
     ]
     rows, exits = document["rows"], document["exits"]
     if exits is not None:
         lines.append(
-            f"{exits} of {rows} rows exit: they keep their side whatever the threshold, as in the detector; it decides the "
-            f"other {rows - exits} (no stage 2 is asked)"
+            f"{exits} of {rows} rows exit: they keep their side whatever the threshold, as in the detector; it decides"
+            f" the other {rows - exits} (no stage 2 is asked)"
         )
     which = "answers" if exits is None else "of the rows that do not exit, answers"
     for table in document["tables"]:
@@ -156,8 +157,10 @@ def reward_lines(document: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"threshold {document['decision_threshold']:.4f} fitted on {document['fitted']['rows']} rows of val_select; on "
-        f"{document['role']} it brings {gain['value']:+.4f}{interval}: {gain['verdict']}",
+        (
+            f"threshold {document['decision_threshold']:.4f} fitted on {document['fitted']['rows']} rows of val_select;"
+            f" on {document['role']} it brings {gain['value']:+.4f}{interval}: {gain['verdict']}"
+        ),
         f"for the detector's config:  decision_threshold: {document['decision_threshold']:.6g}",
     ]
 

@@ -129,13 +129,13 @@ def refuse_used_rows(scores: Scores, policy_folder: Path, where: str) -> None:
         again = [name for name in scores.ids.tolist() if name in used]
         if again:
             raise DataError(
-                f"{where}: {len(again)} of {len(scores)} rows (the first is id {again[0]!r}) were used to make the policy in "
-                f"{policy_folder}; evaluate on rows that it has not seen, such as those of role val_test"
+                f"{where}: {len(again)} of {len(scores)} rows (the first is id {again[0]!r}) were used to make the"
+                f" policy in {policy_folder}; evaluate on rows that it has not seen, such as those of role val_test"
             )
     elif seen is not None and np.array_equal(scores.logits, seen):
         raise DataError(
-            f"{where}: these are the {len(seen)} rows that the policy in {policy_folder} was made on; evaluate on others, or "
-            f"on {policy_folder / SCORES_FILE}, whose roles say which are left for the test"
+            f"{where}: these are the {len(seen)} rows that the policy in {policy_folder} was made on; evaluate on"
+            f" others, or on {policy_folder / SCORES_FILE}, whose roles say which are left for the test"
         )
 
 

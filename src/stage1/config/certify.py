@@ -110,7 +110,8 @@ class AcceptanceGate(Section):
         upward = self.metric == "certificate.coverage"
         if head == "certificate" and self.by == "bound" and (self.at_most if upward else self.at_least) is not None:
             raise ValueError(
-                f"gate {self.metric}: its bound is a {'lower' if upward else 'upper'} one; give {'at_least' if upward else 'at_most'}"
+                f"gate {self.metric}: its bound is a {'lower' if upward else 'upper'} one; give"
+                f" {'at_least' if upward else 'at_most'}"
             )
         return self
 

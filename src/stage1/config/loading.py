@@ -205,7 +205,8 @@ def _one_source(values: dict[str, Any], origin: dict[str, str], own: str) -> Non
         place = [_LAYERS.index(found.partition(" ")[0]) for found in (given, made)]
         if place[0] == place[1] > 0:
             raise ConfigError(
-                f"data.{keys[0]}={data[keys[0]]} with data.source=roadscenes ({given}): generated scenes have no table; leave one out"
+                f"data.{keys[0]}={data[keys[0]]} with data.source=roadscenes ({given}): generated scenes have no table;"
+                " leave one out"
             )
         if place[0] < place[1]:
             for key in keys:

@@ -88,7 +88,8 @@ class RunConfig(Section):
         if self.views.adaptive and head.gated:
             what = f"head.gate={head.gate}" if head.gate != "auto" else f"head.kind={head.kind}"
             raise ValueError(
-                f"views.adaptive with {what}; it is for heads without a gate, set views.adaptive=false or head.gate=none"
+                f"views.adaptive with {what}; it is for heads without a gate, set views.adaptive=false or"
+                " head.gate=none"
             )
         if learn in ("whole", "pooled"):  # one row of features for each image
             return self
@@ -112,8 +113,8 @@ class RunConfig(Section):
         of_each = all(name.startswith("miss_rate.") for name in risks)
         if not of_each and set(risks) not in ({"miss_rate"}, {"miss_rate", "false_exit_rate"}):
             raise ValueError(
-                f"policy.name=scrc with risks {' + '.join(risks)}; give miss_rate and false_exit_rate (with more than two "
-                "classes miss_rate, or miss_rate.<class> for each)"
+                f"policy.name=scrc with risks {' + '.join(risks)}; give miss_rate and false_exit_rate (with more than"
+                " two classes miss_rate, or miss_rate.<class> for each)"
             )
         for key, given in (
             ("class_coverage", bool(self.class_coverage)),

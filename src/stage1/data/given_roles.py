@@ -67,7 +67,8 @@ def pools_of(names: Iterable[str], mapping: Mapping[str, str], where: str, what:
     if not mapping:
         if wrong := [name for name in found if _as_ours(name) not in ROLES]:
             raise DataError(
-                f"{where}: {what} {wrong[0]!r} is no role of a run ({', '.join(ROLES)}); say which it is: {suggested(found)}{otherwise}"
+                f"{where}: {what} {wrong[0]!r} is no role of a run ({', '.join(ROLES)}); say which it is:"
+                f" {suggested(found)}{otherwise}"
             )
         return {"": "", **{name: _as_ours(name) for name in found}}
     given = {**{role: role for role in ROLES}, **{key.lower(): pool for key, pool in mapping.items()}, **mapping}
@@ -98,11 +99,13 @@ def suggested(names: Sequence[str]) -> str:
     else:
         shares = dict.fromkeys(there or ROLE_WORDS, "+".join(ROLES))
     pools = {
-        name: _as_ours(name)
-        if _as_ours(name) in ROLES[1:]
-        else shares[kind or "train"]
-        if kind or not there
-        else LEFT_OUT
+        name: (
+            _as_ours(name)
+            if _as_ours(name) in ROLES[1:]
+            else shares[kind or "train"]
+            if kind or not there
+            else LEFT_OUT
+        )
         for name, kind in kinds.items()
     }
     return "data.roles={" + ", ".join(f"{quoted(name)}: {pool}" for name, pool in pools.items()) + "}"
@@ -139,14 +142,15 @@ def folder_roles(
     as_classes = f"data.classes=[{', '.join(map(quoted, below))}]"
     if not any(below.values()):
         raise DataError(
-            f"{where}: the folders {', '.join(below)} are named as roles and hold no class folders; give a table with labels, or, "
-            f"if they are the classes, {as_classes}"
+            f"{where}: the folders {', '.join(below)} are named as roles and hold no class folders; give a table with"
+            f" labels, or, if they are the classes, {as_classes}"
         )
     otherwise = f"; or, if these are the classes, {as_classes}"
     pools = pools_of(list(below), mapping, where, "folder", otherwise)
     if absent := [role for role in ROLES if not any(role in pool.split("+") for pool in pools.values())]:
         raise DataError(
-            f"{where}: the folders {', '.join(below)} leave {absent[0]} without images; {suggested(list(below))}{otherwise}"
+            f"{where}: the folders {', '.join(below)} leave {absent[0]} without images;"
+            f" {suggested(list(below))}{otherwise}"
         )
     depth = _wrapped(paths)
     labels = [parts[1 + depth[parts[0]]] if len(parts) > 2 + depth[parts[0]] else "" for parts in paths]

@@ -165,7 +165,7 @@ def _classes(config: DataConfig, listings: Sequence[Listing]) -> tuple[str, ...]
     if empty := sorted({name for listing in listings for name in listing.empty} - set(texts)):
         raise DataError(
             f"{listings[0].where}: no file in the class folder {empty[0]!r}; fill it, remove it, or name the classes: "
-            f"data.classes=[...]"
+            "data.classes=[...]"
         )
     return found_classes(texts, as_they_stand=all(listing.named for listing in listings))
 
@@ -190,7 +190,7 @@ def _rows(listing: Listing, classes: tuple[str, ...], bad_labels: str, quarantin
             if bad_labels == "error":
                 raise DataError(
                     f"{listing.where}: {listing.numbers[at]}: {what}; correct it, name it in data.classes, "
-                    f"or set data.bad_labels=quarantine"
+                    "or set data.bad_labels=quarantine"
                 )
             quarantine.append(Quarantined(path or listing.numbers[at], "bad label", f"{listing.numbers[at]}: {what}"))
             continue
@@ -217,7 +217,7 @@ def _require_whole_roles(rows: Sequence[_Row], listings: Sequence[Listing]) -> N
     if without and len(without) < len(rows):
         raise DataError(
             f"{listings[0].where}: {len(without)} of {len(rows)} rows have no role ({without[0].path}); "
-            f"give every row one, or drop the column"
+            "give every row one, or drop the column"
         )
 
 

@@ -249,7 +249,7 @@ def _check_given(table: SampleTable, given: Texts, pairs: Pairs, config: SplitCo
         )
         raise DataError(
             f"given roles share images: {len(found)} pairs: {listed}{'; ...' if len(found) > 10 else ''}. Move or drop "
-            f"one of each, or set split.allow_leakage=true, which leaves the run uncertified"
+            "one of each, or set split.allow_leakage=true, which leaves the run uncertified"
         )
     return len(found)
 
@@ -314,8 +314,8 @@ def _assigned(
     needed = int((fractions > 0).sum())
     if len(names) < needed:
         raise DataError(
-            f"{len(names)} group(s) for {needed} roles: a group stays in one role; add groups, give a finer group column, "
-            f"or set a fraction to 0"
+            f"{len(names)} group(s) for {needed} roles: a group stays in one role; add groups, give a finer group"
+            " column, or set a fraction to 0"
         )
     known = {name: previous[name] for name in names.tolist() if name in previous} if previous else {}
     redraws = 0
@@ -347,9 +347,9 @@ def _balanced(
     if found is None:
         holders = (content > 0).sum(axis=0)
         raise DataError(
-            f"split: {len(names)} groups, the rarest class in {int(holders[holders > 0].min())} of them: no fair deal gives each of "
-            f"{sum(share > 0 for share in config.fractions.model_dump().values())} roles every class; add groups of that class, "
-            f"set a fraction of split.fractions to 0, or give the roles in the table"
+            f"split: {len(names)} groups, the rarest class in {int(holders[holders > 0].min())} of them: no fair deal"
+            f" gives each of {sum(share > 0 for share in config.fractions.model_dump().values())} roles every class;"
+            " add groups of that class, set a fraction of split.fractions to 0, or give the roles in the table"
         )
     roles = [""] * len(names)
     for unit, role in zip(new, found.roles, strict=True):

@@ -215,9 +215,11 @@ def restated_metrics(
         weights *= len(labels) / weights.sum()
         accepted = ranking.accept(weights[None, :])
         return {
-            name: float(STATISTICS[metric](accepted)[0])
-            if isinstance(metric, str)
-            else float(metric(confidence, wrong, weights))
+            name: (
+                float(STATISTICS[metric](accepted)[0])
+                if isinstance(metric, str)
+                else float(metric(confidence, wrong, weights))
+            )
             for name, metric in metrics.items()
         }
 

@@ -222,8 +222,8 @@ def _upside_down(seen: Seen) -> list[str]:
         # Near .5 the score may also order nothing; far below it, it orders the classes well, the wrong way round.
         cause = "the most likely cause is" if seen.auroc < 0.4 else "the scores order nothing, or the cause is"
         reasons.append(
-            f"on {seen.role} the score ranks the classes upside down (AUROC {seen.auroc:.3f}, below 0.5): {cause} reversed score "
-            "columns or class names (check the order of `--columns scores=` and of `data.classes`)"
+            f"on {seen.role} the score ranks the classes upside down (AUROC {seen.auroc:.3f}, below 0.5): {cause}"
+            " reversed score columns or class names (check the order of `--columns scores=` and of `data.classes`)"
         )
     if 2 * seen.wrong > seen.exits:
         reasons.append(f"{seen.wrong} of {seen.exits} answers on {seen.role} are wrong")
@@ -234,8 +234,8 @@ def _upside_down(seen: Seen) -> list[str]:
         if reached < most / n:
             order = "" if len(seen.of_class) == 2 else "; are the score columns in the order of `data.classes`?"
             reasons.append(
-                f"on {seen.role} the model is right for {100 * seen.accuracy:.3g} % of the images, always answering '{name}' for "
-                f"{100 * most / n:.3g} %{order}"
+                f"on {seen.role} the model is right for {100 * seen.accuracy:.3g} % of the images, always answering"
+                f" '{name}' for {100 * most / n:.3g} %{order}"
             )
     return reasons
 
@@ -255,7 +255,8 @@ def _limits_of(certificate: Document, evaluation: Document | None) -> list[str]:
         reasons.append(f"only {share['exits']} of {share['n']} {where} exit (under {100 * LOW_COVERAGE:g} %)")
     if certificate["attempt"] > 1:
         reasons.append(
-            f"this is attempt {certificate['attempt']} on the same calibration images, and the confidence is that of a single one"
+            f"this is attempt {certificate['attempt']} on the same calibration images, and the confidence is that of a"
+            " single one"
         )
     if certificate["assume_iid"]:
         reasons.append("images of one group were counted as if they were independent (assume_iid)")

@@ -271,8 +271,8 @@ class Bundle:
         """Raises ConfigError unless these are the views that the bundle is certified for."""
         if wanted.digest != self.views.digest:
             raise ConfigError(
-                f"--views {wanted.text}: this bundle is certified for {self.views.description} and for no others; leave --views "
-                f"out (or give {self.views.text}), or certify these views in a run of their own"
+                f"--views {wanted.text}: this bundle is certified for {self.views.description} and for no others; leave"
+                f" --views out (or give {self.views.text}), or certify these views in a run of their own"
             )
 
     @property

@@ -141,7 +141,8 @@ def linear_head(head: nn.Module) -> tuple[Tensor, Tensor]:
         return torch.stack(weights).mean(dim=0), torch.stack(biases).mean(dim=0)
     if not isinstance(head, Head) or len(head.layers) != 1:
         raise ConfigError(
-            f"head: a stock classifier ends in one linear layer, this head has more; train with head.kind=linear, or {WAY_OUT}"
+            "head: a stock classifier ends in one linear layer, this head has more; train with head.kind=linear, or"
+            f" {WAY_OUT}"
         )
     layer = head.layers[0]
     assert isinstance(layer, nn.Linear)
@@ -207,8 +208,8 @@ def parity(
     same = int((made.argmax(1) == wanted.argmax(1)).sum()) if made.shape == wanted.shape else 0
     if not gap <= TOLERANCE:
         raise IntegrityError(
-            f"{where}: logits differ from the exported model's by up to {gap:.3g} on {len(images)} images (allowed: {TOLERANCE:g}); "
-            f"it was not written: {WAY_OUT}"
+            f"{where}: logits differ from the exported model's by up to {gap:.3g} on {len(images)} images (allowed:"
+            f" {TOLERANCE:g}); it was not written: {WAY_OUT}"
         )
     return {"images": len(images), "tolerance": TOLERANCE, "largest_difference": gap, "same_class": same}
 

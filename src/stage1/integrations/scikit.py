@@ -121,7 +121,8 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
             # The words that scikit-learn's own checks look for.
             kind = "one class" if len(self.classes_) < 2 else "multiclass"
             raise DataError(
-                f"Only binary classification is supported. The type of the target is {kind}: y has {len(self.classes_)} class(es), two are needed"
+                f"Only binary classification is supported. The type of the target is {kind}: y has {len(self.classes_)}"
+                " class(es), two are needed"
             )
         self._deferred()
         labels = np.searchsorted(self._sorted, y)
@@ -133,7 +134,8 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
             self.estimator_ = clone(self.estimator).fit(rows[train], np.asarray(y)[train])
             if list(self.estimator_.classes_) != list(self._sorted):
                 raise DataError(
-                    f"estimator: saw {len(self.estimator_.classes_)} of 2 class(es) among {int(train.sum())} rows of train; raise shares[0] or give roles"
+                    f"estimator: saw {len(self.estimator_.classes_)} of 2 class(es) among {int(train.sum())} rows of"
+                    " train; raise shares[0] or give roles"
                 )
         scores = self._scores(rows, labels=labels, groups=split.groups, ids=split.ids)
         select, calib = (scores.take(self.roles_ == role) for role in ("val_select", "val_calib"))
@@ -250,7 +252,8 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
             X, values = (raw if order[1] == 1 else -raw).reshape(-1, 1), "logits"
         if X.shape[1] not in (1, 2):
             raise DataError(
-                f"scores: {X.shape[1]} columns for 2 classes; give [N] or [N, 2], or features together with an estimator"
+                f"scores: {X.shape[1]} columns for 2 classes; give [N] or [N, 2], or features together with an"
+                " estimator"
             )
         given = X[:, 0] if X.shape[1] == 1 else X
         if values not in ("logits", "probabilities"):

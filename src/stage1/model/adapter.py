@@ -347,8 +347,8 @@ def load_adapter(backbone: Backbone, folder: str | os.PathLike[str]) -> Adapted:
     base = state_digest(backbone.module.state_dict())
     if about["base"] != base:
         raise IntegrityError(
-            f"{path}: made for backbone {about['backbone']!r} with weights {about['base'][:12]}, this is {backbone.name!r} "
-            f"with {base[:12]}; load the backbone that it was trained on"
+            f"{path}: made for backbone {about['backbone']!r} with weights {about['base'][:12]}, this is"
+            f" {backbone.name!r} with {base[:12]}; load the backbone that it was trained on"
         )
     adapted = adapt(backbone, AdapterConfig(**about["config"]), seed=0)
     put_state(adapted, tensors, str(path))

@@ -164,7 +164,8 @@ def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, *outpu
     except Exception as error:  # exporter errors of any kind: the model cannot be expressed
         why = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{type(getattr(module, 'model', module)).__name__} cannot be exported to ONNX ({why}); use another backbone"
+            f"{type(getattr(module, 'model', module)).__name__} cannot be exported to ONNX ({why}); use another"
+            " backbone"
         ) from error
     assert program is not None  # dynamo=True always returns one
     proto = program.model_proto
@@ -231,6 +232,6 @@ def _check(
             gap = float(np.abs(made - expected).max()) if made.shape == expected.shape else float("inf")
             if not gap <= _TOLERANCE * scale:
                 raise IntegrityError(
-                    f"{where}: at batch {count} the export differs from torch by {gap:.2g} (allowed {_TOLERANCE * scale:.2g}); "
-                    "it was not written"
+                    f"{where}: at batch {count} the export differs from torch by {gap:.2g} (allowed"
+                    f" {_TOLERANCE * scale:.2g}); it was not written"
                 )

@@ -37,8 +37,8 @@ class Boundary:
     def sentence(self) -> str:
         """For the assumptions of a certificate: what was fixed, and on what."""
         return (
-            f"No image exits against its probability: the limits of both thresholds are even odds by {self.origin}, fixed "
-            "before the calibration images were looked at."
+            f"No image exits against its probability: the limits of both thresholds are even odds by {self.origin},"
+            " fixed before the calibration images were looked at."
         )
 
 

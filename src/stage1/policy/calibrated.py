@@ -137,8 +137,11 @@ def fit_calibrated(
             calib_digest=calibration_digest(calib),
             assumptions=(
                 *certificate.assumptions,
-                f"The thresholds lie on the score after the {frozen.map.name} map of {CALIBRATION_FILE}. It was fitted on "
-                "val_select, which shares no image with the calibration images, and frozen before these were looked at.",
+                (
+                    f"The thresholds lie on the score after the {frozen.map.name} map of {CALIBRATION_FILE}. It was"
+                    " fitted on val_select, which shares no image with the calibration images, and frozen before these"
+                    " were looked at."
+                ),
             ),
             void_if=(*certificate.void_if, f"{CALIBRATION_FILE} (sha256 {frozen.digest}) is changed"),
         )
@@ -161,6 +164,6 @@ def with_map(policy: Policy, document: Mapping[str, Any], folder: Path) -> Polic
     if found.score != score or (score == "mapped" and found.digest != document.get("calibration")):
         raise IntegrityError(
             f"{path}: is not the map that the thresholds beside it were certified with ({score} score); run "
-            f"`stage1 calibrate` again"
+            "`stage1 calibrate` again"
         )
     return CalibratedPolicy(policy, found)

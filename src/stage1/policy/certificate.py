@@ -282,15 +282,18 @@ def certified_statement(
     if unit == "group":
         sentence += " An image here is a random image of a random group (one image of each group was counted)."
     if unit == "group_mean":
-        sentence += " An image here is a random image of a random group (all images were counted, each group with the same weight)."
+        sentence += (
+            " An image here is a random image of a random group (all images were counted, each group with the same"
+            " weight)."
+        )
     if assume_iid:
         sentence += (
             " This holds only if images are independent of each other although they come in groups (assume_iid)."
         )
     if attempt > 1:
         sentence += (
-            f" This is attempt {attempt} on the same calibration images: the confidence is that of one target fixed in advance, "
-            "not of the best of several."
+            f" This is attempt {attempt} on the same calibration images: the confidence is that of one target fixed in"
+            " advance, not of the best of several."
         )
     return sentence
 
@@ -317,11 +320,20 @@ def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...
         )
         class_balance = f"The share of each class is that of the calibration data: {named} with it."
     else:
-        class_balance = f"The share of {request.classes[1]} is {percent(request.target_prior)}: error and coverage are stated for it."
+        class_balance = (
+            f"The share of {request.classes[1]} is {percent(request.target_prior)}: error and coverage are stated"
+            " for it."
+        )
     drawn = {
-        "image": "The calibration images are an independent random sample of the images that the bundle will see, class by class.",
+        "image": (
+            "The calibration images are an independent random sample of the images that the bundle will see, class by"
+            " class."
+        ),
         "group_mean": "The calibration groups are an independent random sample of the groups that the bundle will see.",
-        "group": "The calibration groups are an independent random sample of the groups that the bundle will see, class by class.",
+        "group": (
+            "The calibration groups are an independent random sample of the groups that the bundle will see, class by"
+            " class."
+        ),
     }[unit]
     listed = [
         drawn,
@@ -334,7 +346,8 @@ def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...
     if assume_iid:
         listed.insert(
             1,
-            "assume_iid: images of the same group are treated as if they were independent. If they are not, the bound is too small.",
+            "assume_iid: images of the same group are treated as if they were independent. If they are not, the bound"
+            " is too small.",
         )
     return tuple(listed)
 

@@ -275,9 +275,9 @@ def _slice_claims(
     def inside(claim: Claim, rows: NDArray[np.bool_]) -> Claim:
         def within(labels: Any, negative: Any, positive: Any) -> Any:
             wrong, tried = claim.rows(labels, negative, positive)
-            return wrong & rows[:, None], np.broadcast_to(
-                rows[:, None], wrong.shape
-            ) if tried is None else tried & rows[:, None]
+            return wrong & rows[:, None], (
+                np.broadcast_to(rows[:, None], wrong.shape) if tried is None else tried & rows[:, None]
+            )
 
         return Claim(claim.target, within)
 

@@ -20,14 +20,14 @@ from stage1.policy.base import Policy
 
 BY_SIZE = "by-size"
 BY_SIZE_REASON = (
-    "Some groups of val_calib were dealt by size (split.method=balanced of an earlier version): large groups are in it too "
-    "often, so it is no random sample. Deal anew with another seed: run again with split.seed=1 --allow-change."
+    "Some groups of val_calib were dealt by size (split.method=balanced of an earlier version): large groups are in it"
+    " too often, so it is no random sample. Deal anew with another seed: run again with split.seed=1 --allow-change."
 )
 
 _STRATIFIED = (
-    "The groups of the data are an independent random sample of the groups that the bundle will see. The calibration groups were "
-    "drawn from them at random within strata of label mix and size, {}: a stratified sample, whose counts vary less than "
-    "those of an independent one."
+    "The groups of the data are an independent random sample of the groups that the bundle will see. The calibration"
+    " groups were drawn from them at random within strata of label mix and size, {}: a stratified sample, whose counts"
+    " vary less than those of an independent one."
 )
 _DRAWN = {
     "stratified-random": _STRATIFIED.format("every group with the same chance"),

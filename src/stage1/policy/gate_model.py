@@ -366,4 +366,7 @@ def _no_spread(raw: Floats, source: str) -> str | None:
     share = float(counts.max()) / len(raw)
     if share < _TIED and np.ptp(raw) > 1e-9 * max(1.0, float(np.abs(raw).max())):
         return None
-    return f"the second score ({source}) has collapsed: {100 * share:.4g} % of val_select are at {values[counts.argmax()]:.4g}"
+    return (
+        f"the second score ({source}) has collapsed: {100 * share:.4g} % of val_select are at"
+        f" {values[counts.argmax()]:.4g}"
+    )

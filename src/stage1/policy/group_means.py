@@ -125,7 +125,8 @@ def choose_by_means(frames: Frames, request: Request, path: Path | None) -> Choi
     """Thresholds along the path; with floors also from its riskiest end, delta / 2 each (ALGORITHMS 2.5)."""
     if request.target_prior is not None and (request.coverage is not None or "error" in request.risks):
         raise ConfigError(
-            "unit: group_mean cannot restate error or coverage at target_prior; use unit=group (one image of each group)"
+            "unit: group_mean cannot restate error or coverage at target_prior; use unit=group (one image of each"
+            " group)"
         )
     if path is None:
         raise ConfigError(

@@ -110,7 +110,8 @@ def fit_policy(
             )
         if class_coverage or target_prior is not None:
             raise ConfigError(
-                "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and gate"
+                "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and"
+                " gate"
             )
         policy: Policy = fit_scrc(
             select=select,
@@ -339,8 +340,10 @@ def _named(certificate: Certificate, views: ViewsClaim) -> Certificate:
         statement=f"{certificate.statement} Every image is judged on {views.description}.",
         assumptions=(
             *certificate.assumptions,
-            "The views, how they are aggregated and when looking stops were fixed on val_select, which shares no image with the "
-            "calibration images.",
+            (
+                "The views, how they are aggregated and when looking stops were fixed on val_select, which shares no"
+                " image with the calibration images."
+            ),
         ),
         void_if=(
             *certificate.void_if,

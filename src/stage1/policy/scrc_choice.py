@@ -134,12 +134,19 @@ def measured(
 def meaning(variant: str) -> tuple[str, ...]:
     """What the numbers count, beside the assumptions that every certificate has."""
     return (
-        "The risks are counted among selected images, those whose confidence passes, not among images that exit: they do not "
-        "bound fnr or fpr. They do bound the share of all images of the class.",
+        (
+            "The risks are counted among selected images, those whose confidence passes, not among images that exit:"
+            " they do not bound fnr or fpr. They do bound the share of all images of the class."
+        ),
         {
-            "I": "The bound is PAC: over calibration sets, coverage and all risks hold jointly with the stated confidence.",
-            "T": "The bound is in expectation, over calibration set and new image together. It is not PAC: this calibration "
-            "set may be an unlucky one, and the stated confidence is not used.",
+            "I": (
+                "The bound is PAC: over calibration sets, coverage and all risks hold jointly with the stated"
+                " confidence."
+            ),
+            "T": (
+                "The bound is in expectation, over calibration set and new image together. It is not PAC: this"
+                " calibration set may be an unlucky one, and the stated confidence is not used."
+            ),
         }[variant],
         "The share of selected images, unlike the risks, changes with the share of each class.",
     )
@@ -154,7 +161,10 @@ def claimed(policy: ScrcPolicy, targets: Sequence[Target], confidence: float) ->
     promise = (
         f"with confidence {percent(confidence)} over calibration sets"
         if policy.variant == "I"
-        else "on average over calibration sets and images (in expectation, not with a confidence for this calibration set)"
+        else (
+            "on average over calibration sets and images (in expectation, not with a confidence for this calibration"
+            " set)"
+        )
     )
     return f"{promise}: {', and '.join(claims)}"
 
@@ -166,8 +176,10 @@ def statement(
     shares = [percent(floor(1000 * float(mask.mean())) / 1000) for mask in (selected, exits)]
     sentences = [
         f"{claims[0].upper()}{claims[1:]}.",
-        f"The denominator is the selected images, not those that exit: {shares[0]} of the calibration {unit}s are selected, "
-        f"{shares[1]} exit.",
+        (
+            f"The denominator is the selected images, not those that exit: {shares[0]} of the calibration {unit}s are"
+            f" selected, {shares[1]} exit."
+        ),
     ]
     closed = [f"'{name}'" for name in policy.never_answered]
     if closed:
@@ -177,7 +189,7 @@ def statement(
         rule = [f"as '{policy.classes[0]}' below {lo:.4g}"] if lo is not None else []
         rule += [f"as '{policy.classes[1]}' above {hi:.4g}"] if hi is not None else []
         sentences.append(
-            f"With two classes and the model's own confidence, selection and set are cuts of one score: images exit "
+            "With two classes and the model's own confidence, selection and set are cuts of one score: images exit "
             f"{', '.join(rule)} (difference of the logits), as by the softmax policy."
         )
     if unit == "group":
@@ -188,8 +200,8 @@ def statement(
         )
     if attempt > 1:
         sentences.append(
-            f"This is attempt {attempt} on the same calibration images: the promise is that of one target fixed in advance, "
-            "not of the best of several."
+            f"This is attempt {attempt} on the same calibration images: the promise is that of one target fixed in"
+            " advance, not of the best of several."
         )
     return " ".join(sentences)
 
@@ -208,8 +220,8 @@ def shortfall(
     n = len(scores)
     if not chosen.covers:
         reasons.append(
-            f"{chosen.ties} of {n} calibration {unit}s tie at the confidence that coverage {policy.xi:g} cuts, and {chosen.above} "
-            f"lie above it ({chosen.rank} needed)."
+            f"{chosen.ties} of {n} calibration {unit}s tie at the confidence that coverage {policy.xi:g} cuts, and"
+            f" {chosen.above} lie above it ({chosen.rank} needed)."
         )
         outside = [f"below {chosen.above / n:.3g}"] if chosen.above else []
         outside += [f"above {(chosen.above + chosen.ties) / n:.3g}"] if chosen.above + chosen.ties < n else []
@@ -221,21 +233,22 @@ def shortfall(
         if not chosen.covers or bound.n >= bound.needed:
             continue
         reasons.append(
-            f"{bound.n} selected of {members} {units} cannot certify {target.risk} <= {target.value:g}{at} ({bound.needed} "
-            "selected needed with 0 errors)."
+            f"{bound.n} selected of {members} {units} cannot certify {target.risk} <= {target.value:g}{at}"
+            f" ({bound.needed} selected needed with 0 errors)."
         )
         if bound.n == 0:
             needs.append(f"{bound.needed} selected {units} in val_calib, or a larger coverage (none is selected now)")
             continue
         nearest = 1 - chosen.delta ** (1 / bound.n) if policy.variant == "I" else 1 / (bound.n + 1)
         needs.append(
-            f"about {ceil(bound.needed * members / bound.n)} {units} in val_calib at this share of selected "
-            f"({percent(round(bound.n / members, 3))}), a larger coverage, or risks.{target.risk} >= {ceil(1e4 * nearest) / 1e4:.4g}"
+            f"about {ceil(bound.needed * members / bound.n)} {units} in val_calib at this share of selected"
+            f" ({percent(round(bound.n / members, 3))}), a larger coverage, or risks.{target.risk} >="
+            f" {ceil(1e4 * nearest) / 1e4:.4g}"
         )
     if not policy.certified and not reasons:
         reasons.append(
-            f"No selected calibration {unit} has a set of one class at the floors that the target allows: the scores are tied or "
-            "do not separate the classes."
+            f"No selected calibration {unit} has a set of one class at the floors that the target allows: the scores"
+            " are tied or do not separate the classes."
         )
         needs.append("scores that separate the classes, or larger targets")
     return (" ".join(reasons), "; ".join(needs) + ".") if reasons else (None, None)

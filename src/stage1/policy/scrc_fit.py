@@ -21,7 +21,10 @@ from stage1.scores import Scores
 
 METHODS = {
     "I": "SCRC-I, PAC: order statistics of the confidence and of each class among the selected images, exact binomial",
-    "T": "SCRC-T, in expectation: conformal risk control of each class among the selected images, floor((m + 1) alpha) - 1 losses allowed",
+    "T": (
+        "SCRC-T, in expectation: conformal risk control of each class among the selected images, floor((m + 1) alpha) -"
+        " 1 losses allowed"
+    ),
 }
 
 

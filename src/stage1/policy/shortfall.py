@@ -54,7 +54,10 @@ def shortfall(
     else:
         reason, need = _too_few(bounds, sample, request, certified, unit)
         if reason is None and not certified:
-            reason = f"No calibration {unit} exits at the thresholds that the target allows: the scores are tied or do not separate the classes."
+            reason = (
+                f"No calibration {unit} exits at the thresholds that the target allows: the scores are tied or do not"
+                " separate the classes."
+            )
             need = "scores that separate the classes, or larger targets"
     if reason is None or need is None:
         return None, None
@@ -123,8 +126,9 @@ def _too_few(
                 f"{exits} of {members} {units} exit as '{class_name}'; {goal} takes {bound.needed} with 0 errors."
             )
             needs.append(
-                f"about {ceil(bound.needed / share)} {units} in val_calib at this exit share ({percent(round(share, 3))}), "
-                f"better scores, or risks.{name}={rounded_up(float(binomial_upper(0, exits, bound.delta))):g}"
+                f"about {ceil(bound.needed / share)} {units} in val_calib at this exit share"
+                f" ({percent(round(share, 3))}), better scores, or"
+                f" risks.{name}={rounded_up(float(binomial_upper(0, exits, bound.delta))):g}"
                 if share
                 else f"scores that put {units} beyond the threshold, or larger targets"
             )
@@ -198,7 +202,10 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str, ag
         asked += [f"class_coverage.{name} >= {floor:g}" for name, floor in request.class_coverage.items()]
         seen = int(exits.exits[0]) / max(len(score), 1)
         return (
-            f"The risks hold up to a coverage of {percent(round(seen, 3))}; {' and '.join(asked)} is not reached with confidence {percent(request.confidence)}.",
+            (
+                f"The risks hold up to a coverage of {percent(round(seen, 3))}; {' and '.join(asked)} is not reached"
+                f" with confidence {percent(request.confidence)}."
+            ),
             "better scores, larger risks, or a lower floor",
         )
     more = "groups" if unit == "group_mean" else f"{unit}s"
@@ -239,6 +246,7 @@ def simulated_need(
         def draw(size: int) -> Thresholds:
             rows = rng.integers(0, len(labels), size)
             return fit(select_score[rows], labels[rows]).thresholds
+
     else:
         names, inverse = np.unique(select.groups, return_inverse=True)
         members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
@@ -248,6 +256,7 @@ def simulated_need(
             def draw(size: int) -> Thresholds:
                 rows = np.array([rng.choice(members[pick]) for pick in rng.integers(0, len(names), size)])
                 return fit(select_score[rows], labels[rows]).thresholds
+
         else:
             path = path_from(request, 8 * size, select_score, labels)
 

@@ -68,8 +68,8 @@ def shortfall(
     if at is None:
         least = max(minimum_samples(target, delta) for target in request.targets.values())
         reason = (
-            f"On val_select no thresholds are found under which {' and '.join(request.targets)} could be certified with {len(sample)} "
-            f"calibration {unit}s ({least} counted {unit}s are needed with 0 errors)."
+            f"On val_select no thresholds are found under which {' and '.join(request.targets)} could be certified with"
+            f" {len(sample)} calibration {unit}s ({least} counted {unit}s are needed with 0 errors)."
         )
         need = f"more calibration {unit}s, better scores, or larger targets"
     else:
@@ -117,8 +117,10 @@ def _failed(sample: Sample, at: Floats, request: Request, delta: float, unit: st
         )
     seen = float(exits.exits[0]) / max(len(sample), 1)
     return (
-        f"The risks hold up to a coverage of {percent(round(seen, 3))}; {' and '.join(asked)} is not reached with confidence "
-        f"{percent(request.confidence)}.",
+        (
+            f"The risks hold up to a coverage of {percent(round(seen, 3))}; {' and '.join(asked)} is not reached with"
+            f" confidence {percent(request.confidence)}."
+        ),
         "better scores, larger risks, or a lower floor",
     )
 

@@ -68,7 +68,8 @@ def slice_rows(scores: Scores, attributes: Sequence[str]) -> list[tuple[str, str
         found += [(attribute, str(value), column == value) for value in np.unique(column)]
     if len(found) > MOST_SLICES:
         raise ConfigError(
-            f"slices: {', '.join(attributes)} have {len(found)} values; at most {MOST_SLICES} (each pays its share of delta)"
+            f"slices: {', '.join(attributes)} have {len(found)} values; at most {MOST_SLICES} (each pays its share of"
+            " delta)"
         )
     return found
 

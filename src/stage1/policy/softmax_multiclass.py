@@ -52,7 +52,9 @@ Floats = NDArray[np.float64]
 
 METHODS = {
     "one": "fixed sequence along the calibrated path of one threshold, exact binomial, union null",
-    "per_class": "fixed sequence along the calibrated path of a threshold for each answered class, exact binomial, union null",
+    "per_class": (
+        "fixed sequence along the calibrated path of a threshold for each answered class, exact binomial, union null"
+    ),
 }
 
 
@@ -106,7 +108,8 @@ class MulticlassPolicy:
         """The inverse of to_document (whose shape the schema has checked). Raises IntegrityError where lengths disagree."""
         if len(document["thresholds"]) != len(document["classes"]):
             raise IntegrityError(
-                f"thresholds: {len(document['thresholds'])} for {len(document['classes'])} classes; run `stage1 calibrate` again"
+                f"thresholds: {len(document['thresholds'])} for {len(document['classes'])} classes; run `stage1"
+                " calibrate` again"
             )
         return cls(
             document["confidence_score"],
@@ -153,8 +156,8 @@ def fit_multiclass(
     counted = calib.take(one_per_group(calib, seed)) if unit == "group" else calib
     if select is None or select.labels is None or len(select) < MINIMUM_ROWS:
         raise ConfigError(
-            f"select: {0 if select is None or select.labels is None else len(select)} labelled scores of val_select; more than "
-            f"two classes need at least {MINIMUM_ROWS} to order the thresholds"
+            f"select: {0 if select is None or select.labels is None else len(select)} labelled scores of val_select;"
+            f" more than two classes need at least {MINIMUM_ROWS} to order the thresholds"
         )
     sample = Sample.of(counted, confidence_score)
     delta = 1.0 - request.confidence

@@ -58,8 +58,8 @@ class Request:
             _check_rate(f"class_coverage.{name}", floor)
         if self.target_prior is not None and len(self.classes) > 2:
             raise ConfigError(
-                f"target_prior: {self.target_prior:g} is a share of positives, and there are {len(self.classes)} classes; leave it "
-                "out (fnr.<class> and miss_rate.<class> hold at every class balance)"
+                f"target_prior: {self.target_prior:g} is a share of positives, and there are {len(self.classes)}"
+                " classes; leave it out (fnr.<class> and miss_rate.<class> hold at every class balance)"
             )
         if self.one_sided and not self.allow_one_sided:
             raise ConfigError(f"risks: {' + '.join(self.risks)} {self._way_out}, or set allow_one_sided=true")
@@ -166,7 +166,8 @@ def _check_name(name: str, classes: Sequence[str]) -> None:
             raise ConfigError(f"risk {name!r} is for more than two classes; with two, risks are {', '.join(RISKS)}")
         near = difflib.get_close_matches(of, classes, n=1, cutoff=0.5)
         raise ConfigError(
-            f"risk {name!r}: no class {of!r}{f'; did you mean {kind}.{near[0]}?' if near else ''}; classes are {', '.join(classes)}"
+            f"risk {name!r}: no class {of!r}{f'; did you mean {kind}.{near[0]}?' if near else ''}; classes are"
+            f" {', '.join(classes)}"
         )
     shown = RISKS if len(classes) == 2 else ("error", *(f"{kind}.<class>" for kind in CLASS_RISKS))
     raise ConfigError(f"risk {name!r} is unknown; risks are {', '.join(shown)}")

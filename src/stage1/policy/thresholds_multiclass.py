@@ -123,7 +123,8 @@ def _with_classes(logits: Floats, answer: Labels, right: Labels) -> Floats:
 @dataclass(frozen=True, slots=True)
 class Model:
     """One map over the blocks. exits, wrong: flat, cumulated rows and modelled wrong answers; level: flat, P(wrong) of the
-    last block at each place, never falling as confidence falls. kinds: [K, K], true class of the wrong answers of each class."""
+    last block at each place, never falling as confidence falls. kinds: [K, K], true class of the wrong answers of each class.
+    """
 
     exits: Floats
     wrong: Floats

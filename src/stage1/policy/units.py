@@ -30,8 +30,8 @@ def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
         return "image"
     if unit == "image" and not assume_iid:
         raise ConfigError(
-            "unit: image: several images share a group, so they are not independent; use unit=group, or assume_iid=true "
-            "(the certificate will say so)"
+            "unit: image: several images share a group, so they are not independent; use unit=group, or assume_iid=true"
+            " (the certificate will say so)"
         )
     if unit == "group_mean":
         return unit

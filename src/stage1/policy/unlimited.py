@@ -26,8 +26,10 @@ def unlimited(risks: Collection[str], classes: Sequence[str], never_answered: Co
     if len(classes) == 2:
         index = 0 if SIDES[rates[0]][0] == "negative" else 1
         return (
-            f"Wrong answers to {images(classes[index])} have no limit: any number of them may exit as '{classes[1 - index]}'; "
-            f"{nothing}",
+            (
+                f"Wrong answers to {images(classes[index])} have no limit: any number of them may exit as"
+                f" '{classes[1 - index]}'; {nothing}"
+            ),
         )
     names = _listed([name.partition(".")[2] for name in rates])
     if rates[0].startswith("wrong."):

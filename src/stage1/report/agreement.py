@@ -25,5 +25,6 @@ def refuse_disagreement(certificate: Document, evaluation: Document, policy: Doc
         if any(value != values[0] for value in values[1:]):
             shown = " and ".join(repr(value) for value in values)
             raise IntegrityError(
-                f"report: `{field}` is {shown} in certificate, evaluation, policy or scores; run `stage1 evaluate` again"
+                f"report: `{field}` is {shown} in certificate, evaluation, policy or scores; run `stage1 evaluate`"
+                " again"
             )

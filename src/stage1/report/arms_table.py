@@ -52,8 +52,8 @@ def _headline(document: Document) -> str:
         else "; certified for " + ", ".join(f"{name} <= {value:g}" for name, value in target.items())
     )
     return (
-        f"{len(document['arms'])} arms on {document['on']}: {counted}; {document['level']:.0%} intervals of {document['resamples']} "
-        f"paired draws{at}; splits equal by digest."
+        f"{len(document['arms'])} arms on {document['on']}: {counted}; {document['level']:.0%} intervals of"
+        f" {document['resamples']} paired draws{at}; splits equal by digest."
     )
 
 

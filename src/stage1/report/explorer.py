@@ -87,7 +87,10 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
     risks = certificate["risks"]
     shown = [name for name in risks if name in RISKS and (not certified or _gives_back(evidence, name, risks[name]))]
     if not shown:
-        return f"The bounds of this certificate ({certificate['method']}) are not those of wrong answers counted at two thresholds."
+        return (
+            f"The bounds of this certificate ({certificate['method']}) are not those of wrong answers counted at two"
+            " thresholds."
+        )
     return replace(
         evidence,
         targets={name: risks[name]["target"] for name in shown},

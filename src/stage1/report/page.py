@@ -139,8 +139,9 @@ def write_report(
             raise
         # The schemas ask for what every version writes; the page for what this one does.
         raise IntegrityError(
-            f"{folder}: its documents lack what the page shows ({words_of(error)}); another version wrote them: run `stage1 evaluate` "
-            "again, with --force for a run directory, or `stage1 calibrate` where it is the certificate"
+            f"{folder}: its documents lack what the page shows ({words_of(error)}); another version wrote them: run"
+            " `stage1 evaluate` again, with --force for a run directory, or `stage1 calibrate` where it is the"
+            " certificate"
         ) from error
     folder = Path(folder)
     written = [folder / "report.html"]

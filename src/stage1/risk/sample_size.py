@@ -81,7 +81,8 @@ def plan(
     for name, target in risks.items():
         if name not in SIDES:
             raise ConfigError(
-                f"risk {name!r}: has no closed form; use {', '.join(SIDES)}, or pilot scores (stage1 plan --scores FILE)"
+                f"risk {name!r}: has no closed form; use {', '.join(SIDES)}, or pilot scores (stage1 plan --scores"
+                " FILE)"
             )
         side, only_exits = SIDES[name]
         rate = exit_rates[1 if side == "positive" else 0] if only_exits else 1.0
@@ -207,7 +208,8 @@ def plan_success(
     for trial in trials:
         if trial.expected >= trial.target:
             raise ConfigError(
-                f"expected {trial.risk}: {trial.expected:g} is not below its target {trial.target:g}; no number of units certifies that"
+                f"expected {trial.risk}: {trial.expected:g} is not below its target {trial.target:g}; no number of"
+                " units certifies that"
             )
     needs = []
     for trial in trials:
@@ -281,7 +283,8 @@ def _always(trial: _Trial, success: float) -> int:
         high *= 2
         if high > _MOST:
             raise ConfigError(
-                f"expected {trial.risk}: {trial.expected:g} is too near to its target {trial.target:g}; {_MOST:,} units are not enough"
+                f"expected {trial.risk}: {trial.expected:g} is too near to its target {trial.target:g}; {_MOST:,} units"
+                " are not enough"
             )
 
 

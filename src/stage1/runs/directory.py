@@ -88,8 +88,10 @@ class RunDir:
     def is_current(self, stage: str, inputs: str) -> bool:
         """True where `stage` ran on these inputs and its outputs are as it left them."""
         entry = self.state.get(stage)
-        return entry is not None and entry["inputs"] == inputs and all(
-            _unchanged(self / name, stamp) for name, stamp in entry["outputs"].items()
+        return (
+            entry is not None
+            and entry["inputs"] == inputs
+            and all(_unchanged(self / name, stamp) for name, stamp in entry["outputs"].items())
         )
 
     def digest_of(self, name: str) -> str:

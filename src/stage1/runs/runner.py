@@ -184,7 +184,8 @@ def execute(run: RunDir, progress: Progress, *, force: bool = False, ignore_acce
     if not certificate.certified:
         leftover = " bundle/ is of an earlier state of this run." if (run / "bundle").exists() else ""
         raise NotCertifiable(
-            f"{certificate.reason} Needed: {certificate.needed or 'see the reason.'} Report: {run / 'report.html'}.{leftover}"
+            f"{certificate.reason} Needed: {certificate.needed or 'see the reason.'} Report:"
+            f" {run / 'report.html'}.{leftover}"
         )
     return RunResult(run.path, certificate, run / "bundle", tuple(done), tuple(skipped), time.monotonic() - began)
 
@@ -209,7 +210,8 @@ def execute_one(
     for stage in STAGES[:position]:
         if stage.wanted(run.config) and not run.is_current(stage.name, stage.inputs(run)):
             raise ConfigError(
-                f"{run.path}: stage {stage.name!r} is not done or out of date; run `stage1 {stage.name} {run.path}` (or `stage1 run`) first"
+                f"{run.path}: stage {stage.name!r} is not done or out of date; run `stage1 {stage.name} {run.path}` (or"
+                " `stage1 run`) first"
             )
     if name == "bundle":
         _require_accepted(run, progress, ignore_acceptance)

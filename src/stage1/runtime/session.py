@@ -83,7 +83,8 @@ class Engine:
         if not fits or (len(inputs[0].shape) == 5 and not isinstance(inputs[0].shape[1], int)):
             found = ", ".join(f"{item.name} {item.type}{item.shape}" for item in inputs) or "none"
             raise IntegrityError(
-                f"{where}: one float32 image input [N, 3, S, S] (or [N, views, 3, S, S]) expected, not {found}; export it anew"
+                f"{where}: one float32 image input [N, 3, S, S] (or [N, views, 3, S, S]) expected, not {found}; export"
+                " it anew"
             )
         self._input = inputs[0]
         self.output_names: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
@@ -133,7 +134,7 @@ class Engine:
                 raise
             raise Stage1Error(
                 f"model: no answer for {len(batch)} image(s) after {seconds:g} s ({self._deadline_s:g} s for each); "
-                f"it may never end. Give it more with --deadline (deadline_s)"
+                "it may never end. Give it more with --deadline (deadline_s)"
             ) from error
         finally:
             timer.cancel()

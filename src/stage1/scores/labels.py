@@ -127,8 +127,8 @@ def _refuse_two_meanings(placed: Mapping[str, int], numbers: Mapping[str, str], 
                 else ""
             )
             raise DataError(
-                f"label {text!r} with the classes {', '.join(classes)}: as a position it is {classes[place]!r}, as a word {meant[0]!r}; "
-                f"write the names as labels{turned}"
+                f"label {text!r} with the classes {', '.join(classes)}: as a position it is {classes[place]!r}, as a"
+                f" word {meant[0]!r}; write the names as labels{turned}"
             )
 
 
@@ -147,7 +147,10 @@ def outside(text: str, classes: Sequence[str]) -> str:
         return "no label"
     shown = ", ".join(classes)
     if _WHOLE.fullmatch(normal_form(text)) and not any(named_by_digits(name) for name in classes):
-        return f"label {text!r} is outside the classes {shown} (positions are 0..{len(classes) - 1}, in a column without names)"
+        return (
+            f"label {text!r} is outside the classes {shown} (positions are 0..{len(classes) - 1}, in a column without"
+            " names)"
+        )
     return f"label {text!r} is outside the classes {shown}"
 
 

@@ -179,7 +179,8 @@ def from_probabilities(probabilities: ArrayLike, *, say: Callable[[str], None] =
         off = outside.any(axis=1) | (gap > _SUM_EXACT)
     if count := int(off.sum()):
         say(
-            f"{count} of {len(off)} rows of probabilities are off by rounding: clipped to [0, 1] and taken as shares of their sum"
+            f"{count} of {len(off)} rows of probabilities are off by rounding: clipped to [0, 1] and taken as shares of"
+            " their sum"
         )
     return Scores(logits=np.log(np.maximum(values, _LOG_FLOOR)), **fields)
 
@@ -362,8 +363,8 @@ def read_scores(
     roles = None if role is None else np.array(_filled(raw, role), dtype=np.str_)
     if roles is not None and (bad := sorted(set(roles.tolist()) - set(ROLES))):
         raise DataError(
-            f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}: write these, or rename the column to have the roles "
-            "dealt by hash (calibrate --shares)"
+            f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}: write these, or rename the column to"
+            " have the roles dealt by hash (calibrate --shares)"
         )
     if groups is not None and (blank := sum(map(is_blank, groups))):
         say(f"{path}: {blank} of {len(groups)} rows have a blank group; each is a group of its own")
@@ -422,9 +423,14 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
         raise DataError(
             f"{path}: row {unknown[0]}: no label in column {name!r}"
             if not text
-            else f"{path}: row {unknown[0]}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
-            if all(named_by_digits(word) for word in words)
-            else f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two is positive), or write 0, 1, .."
+            else (
+                f"{path}: row {unknown[0]}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
+                if all(named_by_digits(word) for word in words)
+                else (
+                    f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two"
+                    " is positive), or write 0, 1, .."
+                )
+            )
         )
     return np.array([found[text] for text in texts], dtype=np.int64)
 
@@ -452,7 +458,7 @@ def _score_matrix(
             looked = " or ".join(f"{kind!r}, {_STEMS[kind]}_0, {_STEMS[kind]}_1 .." for kind in kinds)
             raise DataError(
                 f"{raw.path}: no {' or '.join(kinds)} found (looked for {looked}); it has {_listed(raw)}. "
-                f"Name the column with --columns scores=NAME and say --values logits|probabilities"
+                "Name the column with --columns scores=NAME and say --values logits|probabilities"
             )
         parts = next(iter(found.values()))
     matrix = raw.numbers(parts[0]) if len(parts) == 1 else np.stack([raw.numbers(part) for part in parts], axis=1)
@@ -460,8 +466,8 @@ def _score_matrix(
     if kind is None:
         shown = ", ".join(parts[:4]) + (", .." if len(parts) > 4 else "")
         raise DataError(
-            f"{raw.path}: logits or probabilities? Their column ({shown}) does not tell, and it is never guessed; say --values logits or --values probabilities: "
-            f"{appearance(matrix)}"
+            f"{raw.path}: logits or probabilities? Their column ({shown}) does not tell, and it is never guessed; say"
+            f" --values logits or --values probabilities: {appearance(matrix)}"
         )
     return kind, matrix
 
@@ -477,7 +483,8 @@ def _standard_columns(raw: ColumnFile, kind: Values) -> list[str]:
         raise DataError(f"{raw.path}: column {odd[0][:80]!r}: number the classes {stem}0, {stem}1, .. in plain digits")
     if len(numbered) >= 2 and (gap := set(range(max(numbered) + 1)) - set(numbered)):
         raise DataError(
-            f"{raw.path}: no column '{_STEMS[kind]}_{min(gap)}', but '{numbered[max(numbered)]}'; one per class is needed"
+            f"{raw.path}: no column '{_STEMS[kind]}_{min(gap)}', but '{numbered[max(numbered)]}'; one per class is"
+            " needed"
         )
     return [numbered[index] for index in sorted(numbered)] if len(numbered) >= 2 or 1 in numbered else []
 

@@ -120,8 +120,9 @@ def require_accepted(run: RunDir, *, ignore: bool) -> list[str]:
     others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     leftover = " bundle/ is of an earlier state of this run." if (run / "bundle").exists() else ""
     raise Stage1Error(
-        f"acceptance gate {_named(failed[0])} failed: {failed[0]['reason']}{others}; improve the model, change acceptance.gates, or go on "
-        f"with {IGNORE} (the bundle then says so). All gates: {run / ACCEPTANCE_FILE}.{leftover}"
+        f"acceptance gate {_named(failed[0])} failed: {failed[0]['reason']}{others}; improve the model, change"
+        f" acceptance.gates, or go on with {IGNORE} (the bundle then says so). All gates:"
+        f" {run / ACCEPTANCE_FILE}.{leftover}"
     )
 
 

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from stage1.data.table import SampleTable
     from stage1.runs.runner import Context
 
-LEAKAGE = "The split allowed the same or near-identical images in two roles (split.allow_leakage), so no calibration image counts as unseen."
+LEAKAGE = (
+    "The split allowed the same or near-identical images in two roles (split.allow_leakage), so no calibration image"
+    " counts as unseen."
+)
 _THUMBNAIL_SIDE = 240
 
 

@@ -71,8 +71,8 @@ def _filtered(ingest: Ingest, data: DataConfig) -> Ingest:
     keep = agreeing(table.labels, table.slices[DESCRIPTION])
     if len(np.unique(table.labels[keep])) < 2:
         raise DataError(
-            f"{DESCRIPTION}: after the client's filter no image of one class is left ({int(keep.sum())} of {len(table)} rows agree); "
-            "look at the column, or leave the filter out"
+            f"{DESCRIPTION}: after the client's filter no image of one class is left ({int(keep.sum())} of {len(table)}"
+            " rows agree); look at the column, or leave the filter out"
         )
     slices = {name: values for name, values in table.slices.items() if name != DESCRIPTION or name in data.slices}
     place = np.cumsum(keep) - 1
@@ -107,7 +107,8 @@ def challenged(result: SplitResult, run: RunDir, context: Context) -> SplitResul
     if run.config.pretrain.folder is not None:
         # Its check for leaks compares pixels, and a challenge does not look like the frame that it was made of.
         raise ConfigError(
-            "pretrain.folder and data.challenge.roles exclude each other: leaks could not be found; use pretrain.train_images"
+            "pretrain.folder and data.challenge.roles exclude each other: leaks could not be found; use"
+            " pretrain.train_images"
         )
     table = result.table
     if LEVEL in table.slices:

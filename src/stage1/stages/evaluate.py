@@ -42,7 +42,8 @@ def rewrite_report(folder: Path) -> list[Path]:
             return _of_run_again(run)
     if not (folder / SCORES_FILE).is_file():
         raise MissingError(
-            f"{folder}: neither a run directory nor a folder of `stage1 calibrate --scores` (no {CONFIG_FILE}, no {SCORES_FILE})"
+            f"{folder}: neither a run directory nor a folder of `stage1 calibrate --scores` (no {CONFIG_FILE}, no"
+            f" {SCORES_FILE})"
         )
     with locked(folder):
         return report_of_scores(folder)
@@ -60,7 +61,8 @@ def report_of_scores(folder: Path) -> list[Path]:
         raise IntegrityError(f"{folder / SCORES_FILE}: has no roles; run `stage1 calibrate --scores` again")
     if not (folder / "evaluation.json").is_file():
         raise MissingError(
-            f"{folder / 'evaluation.json'}: no such file; run `stage1 evaluate --scores {folder / SCORES_FILE} --policy {folder}` first"
+            f"{folder / 'evaluation.json'}: no such file; run `stage1 evaluate --scores {folder / SCORES_FILE} --policy"
+            f" {folder}` first"
         )
     policy = load_policy(folder)
     if policy.certificate is None:
@@ -119,8 +121,9 @@ def _check_evaluation(folder: Path, evaluation: dict[str, Any], policy: Policy, 
     stated = evaluation["coverage"]["overall"]
     if (len(test), exits) != (evaluation["n"], stated["exits"]):
         raise IntegrityError(
-            f"{folder / 'evaluation.json'}: is of {evaluation['n']} rows with {stated['exits']} exits, {SCORES_FILE} has {len(test)} "
-            f"with {exits}; run `stage1 evaluate --scores {folder / SCORES_FILE} --policy {folder}` again"
+            f"{folder / 'evaluation.json'}: is of {evaluation['n']} rows with {stated['exits']} exits, {SCORES_FILE}"
+            f" has {len(test)} with {exits}; run `stage1 evaluate --scores {folder / SCORES_FILE} --policy {folder}`"
+            " again"
         )
 
 
@@ -168,7 +171,10 @@ def report_of_run(
     config = run.config
     facts = {
         "name": config.name,
-        "model": f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind} head",
+        "model": (
+            f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind}"
+            " head"
+        ),
         "n_images": len(table),
         "source": Path(config.data.table or "").name or config.data.source,  # where it lies is nobody's business
         **({"views": views["description"]} if views is not None and views["ships"] else {}),

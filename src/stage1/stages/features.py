@@ -225,9 +225,9 @@ def _sweep(
     best = found[0].candidate
     width = f", hidden {best.head.hidden}" if best.head.kind == "mlp" else ""
     context.progress.say(
-        f"  best of {len(found)} heads: learning_rate {best.train.learning_rate:g}, weight_decay {best.train.weight_decay:g}, "
-        f"label_smoothing {best.train.label_smoothing:g}{width}, seed {best.seed}: AUGRC {found[0].metrics.augrc:.5f} "
-        f"({found[0].augrc_low:.5f} to {found[0].augrc_high:.5f}) on val_select"
+        f"  best of {len(found)} heads: learning_rate {best.train.learning_rate:g}, weight_decay"
+        f" {best.train.weight_decay:g}, label_smoothing {best.train.label_smoothing:g}{width}, seed {best.seed}: AUGRC"
+        f" {found[0].metrics.augrc:.5f} ({found[0].augrc_low:.5f} to {found[0].augrc_high:.5f}) on val_select"
     )
     return found[0]
 
@@ -332,11 +332,12 @@ def export(run: RunDir, context: Context) -> list[Path]:
     )
     if not passed:
         raise IntegrityError(
-            f"{run / 'model.onnx'}: logits differ from the trained model's by up to {difference:.3g} on {len(rows)} images "
-            f"(allowed: {config.export.parity_tolerance:g}); see parity.json"
+            f"{run / 'model.onnx'}: logits differ from the trained model's by up to {difference:.3g} on {len(rows)}"
+            f" images (allowed: {config.export.parity_tolerance:g}); see parity.json"
         )
     context.progress.say(
-        f"  parity: largest difference {difference:.2g} on {len(rows)} images (allowed {config.export.parity_tolerance:g})"
+        f"  parity: largest difference {difference:.2g} on {len(rows)} images (allowed"
+        f" {config.export.parity_tolerance:g})"
     )
     return [run / "model.onnx", run / "parity.json"]
 

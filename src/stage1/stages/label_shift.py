@@ -36,8 +36,8 @@ from stage1.storage.files import digest_file
 
 TARGET_FILE = "target_scores.parquet"
 NOT_TESTABLE = (
-    "Label shift is an assumption: that scores within a class are as they were, and only the shares of the classes differ. "
-    "Nothing here can test it; a few labelled rows of the target can."
+    "Label shift is an assumption: that scores within a class are as they were, and only the shares of the classes"
+    " differ. Nothing here can test it; a few labelled rows of the target can."
 )
 
 
@@ -94,8 +94,9 @@ def label_shift(
             agree = estimates["mlls"].agrees_with(estimates["bbse"])
             if not agree:
                 notes.append(
-                    "mlls and bbse disagree beyond their intervals: the calibration map is off (then bbse is the better), or "
-                    "scores within a class have changed (then neither holds). Label some rows of the target."
+                    "mlls and bbse disagree beyond their intervals: the calibration map is off (then bbse is the"
+                    " better), or scores within a class have changed (then neither holds). Label some rows of the"
+                    " target."
                 )
     if shift.prior is not None:
         found.append(("stated", checked_shares(shift.prior, "target_prior", k), None))

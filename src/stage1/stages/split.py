@@ -186,6 +186,7 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
         else:
             exits = " if all of them exit" if only_exits else ""
             lines[name] = (
-                f"{units} certify <= {target:g} with up to {max_errors(n, target, delta)} errors{exits} ({needed} needed with 0)"
+                f"{units} certify <= {target:g} with up to {max_errors(n, target, delta)} errors{exits} ({needed}"
+                " needed with 0)"
             )
     return lines

@@ -149,8 +149,8 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
     for name, (before, after) in vitals.items():
         if after < _WORRYING * before:
             context.progress.say(
-                f"  WARNING {name} of the features fell to {after / before:.0%}: near collapse; compare with a run without "
-                "pretraining, lower pretrain.learning_rate or use the other pretrain.objective"
+                f"  WARNING {name} of the features fell to {after / before:.0%}: near collapse; compare with a run"
+                " without pretraining, lower pretrain.learning_rate or use the other pretrain.objective"
             )
     if not last["loss"] < first["loss"] and len(result.rows) > 1:
         context.progress.say("  WARNING the loss did not fall; more pretrain.epochs or another pretrain.learning_rate")
@@ -263,8 +263,8 @@ def tune(run: RunDir, context: Context) -> list[Path]:
     )
     if config.head.gate in ("linear", "mlp"):
         context.progress.say(
-            "  WARNING head.gate: the backbone has seen the labels of train, so a gate fitted there sees too few errors; "
-            "accept it only by its gain on val_select"
+            "  WARNING head.gate: the backbone has seen the labels of train, so a gate fitted there sees too few"
+            " errors; accept it only by its gain on val_select"
         )
     write_document(
         folder / "tune.json",
@@ -311,8 +311,8 @@ def better_head(
     which = "one trained along" if compared.ships == "along" else "new one"
     scaled = ", at the temperature that is best for each" if by == "nll" else ""
     context.progress.say(
-        f"  {by} on val_select{scaled}: this head {compared.again.value(by):.5f}, the one trained along with the backbone "
-        f"{compared.along.value(by):.5f}; the {which} ships"
+        f"  {by} on val_select{scaled}: this head {compared.again.value(by):.5f}, the one trained along with the"
+        f" backbone {compared.along.value(by):.5f}; the {which} ships"
     )
     return result, {"along": compared.to_json()}
 

@@ -223,7 +223,8 @@ def require_all(
     if failures:
         place, error = failures[0]
         raise SourceChanged(
-            f"{table.paths[rows[place]]}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
+            f"{table.paths[rows[place]]}: could be read at the split and cannot now ({error}); restore it, or run"
+            " `stage1 split` again"
         )
     assert (answered == np.arange(len(rows))).all(), "scores out of order"
 

@@ -75,8 +75,8 @@ class Built:
         except Stage1Error as error:
             stop(error)
         say(
-            f"the miner built our detector {name!r}: bundle {detector.bundle}, digest {detector.bundle_digest[:12]}, on "
-            f"{detector.provider}, configuration {detector.config_name}"
+            f"the miner built our detector {name!r}: bundle {detector.bundle}, digest {detector.bundle_digest[:12]}, on"
+            f" {detector.provider}, configuration {detector.config_name}"
         )
 
     def _another(self, name: str, construct: Callable[[], None], detector: Any) -> None:
@@ -86,8 +86,9 @@ class Built:
             kind = type(detector)
             stop(
                 ConfigError(
-                    f"the miner builds its own detector {name!r} ({kind.__module__}.{kind.__qualname__}), not ours; write "
-                    f"{DETECTOR} {self.name} {CONFIG} FILE behind the miner's script, or in miner.env IMAGE_DETECTOR={self.name}"
+                    f"the miner builds its own detector {name!r} ({kind.__module__}.{kind.__qualname__}), not ours;"
+                    f" write {DETECTOR} {self.name} {CONFIG} FILE behind the miner's script, or in miner.env"
+                    f" IMAGE_DETECTOR={self.name}"
                 )
             )
         construct()

@@ -168,8 +168,8 @@ def _require_first(frozen: Frozen, first: Classifier) -> None:
     named = frozen.stages[0]["bundle"]["digest"]
     if named != first.digest:
         raise ConfigError(
-            f"cascade: {frozen.path}: its first stage {frozen.stages[0]['name']!r} is bundle {named[:12]}, this detector's is "
-            f"{first.digest[:12]}; give that bundle, or make the file anew from a cascade with this one"
+            f"cascade: {frozen.path}: its first stage {frozen.stages[0]['name']!r} is bundle {named[:12]}, this"
+            f" detector's is {first.digest[:12]}; give that bundle, or make the file anew from a cascade with this one"
         )
 
 
@@ -229,8 +229,8 @@ def _warn_of_the_deadline(frozen: Frozen, deadline_s: float) -> None:
         attempt = calls["timeout_s"] if http is None else http["connect_timeout_s"] + http["read_timeout_s"]
         if attempt > deadline_s:
             log.warning(
-                "cascade: stage %r may take %g s for one attempt, deadline_s is %g: an answer that comes later counts as failed, "
-                "and the certificate is of no more failures than were measured",
+                "cascade: stage %r may take %g s for one attempt, deadline_s is %g: an answer that comes later counts"
+                " as failed, and the certificate is of no more failures than were measured",
                 stage["name"],
                 attempt,
                 deadline_s,

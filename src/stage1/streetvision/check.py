@@ -174,6 +174,7 @@ def check_lines(document: dict[str, Any]) -> list[str]:
     lines += ["", f"{'level':<8}{'TPR':>7}{'FPR':>7}{'MCC':>7}  expected reward at balanced labels"]
     for row in document["reward"]:
         lines.append(
-            f"{row['level']:<8}{row['tpr']:>7.3f}{row['fpr']:>7.3f}{row['mcc']:>7.3f}  {row['reward']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+            f"{row['level']:<8}{row['tpr']:>7.3f}{row['fpr']:>7.3f}{row['mcc']:>7.3f}  {row['reward']:.3f}"
+            f" [{row['low']:.3f}, {row['high']:.3f}]"
         )
     return lines

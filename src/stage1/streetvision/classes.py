@@ -25,8 +25,8 @@ def require_order(classes: Sequence[str], where: str) -> None:
     """Raises ConfigError where the names of two classes say that class 0 is roadwork, or class 1 none: the client would get 1 - P."""
     if len(classes) == 2 and (reads_as(classes[0]) == 1 or reads_as(classes[1]) == 0):
         raise ConfigError(
-            f"{where}: its class 0 is {classes[0]}, class 1 {classes[1]}; the client asks for P(roadwork), let roadwork be class 1: "
-            f"data.classes=[{classes[1]},{classes[0]}] in a new run"
+            f"{where}: its class 0 is {classes[0]}, class 1 {classes[1]}; the client asks for P(roadwork), let roadwork"
+            f" be class 1: data.classes=[{classes[1]},{classes[0]}] in a new run"
         )
 
 
@@ -40,8 +40,8 @@ def client_labels(classes: Sequence[str], where: str, positive: str | None = Non
     if positive is None:
         if reads_as(classes[0]) is None and reads_as(classes[1]) is None:
             raise ConfigError(
-                f"{where}: neither {classes[0]!r} nor {classes[1]!r} says which is roadwork; --positive {classes[1]} says that it is "
-                "that one, --keep-names keeps the names"
+                f"{where}: neither {classes[0]!r} nor {classes[1]!r} says which is roadwork; --positive {classes[1]}"
+                " says that it is that one, --keep-names keeps the names"
             )
     elif positive not in classes:
         raise ConfigError(f"--positive {positive}: is no class of {where}; these are {', '.join(classes)}")

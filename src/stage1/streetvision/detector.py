@@ -151,7 +151,8 @@ class Stage1Detector:
     @property
     def counts(self) -> dict[str, int]:
         """How many answers came from "exit", "stage2", "stage1" and "fallback"; in how many of them stage 2 failed; and for how
-        many images the further views of the bundle could add nothing, since the model saw every pixel of them anyway."""
+        many images the further views of the bundle could add nothing, since the model saw every pixel of them anyway.
+        """
         with self._counting:
             return {name: self._counts[name] for name in _COUNTED}
 

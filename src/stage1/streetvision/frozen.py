@@ -106,8 +106,8 @@ def read_frozen(path: Path) -> Frozen:
         raise ConfigError(f"cascade: {path} is not a file of {_MAKE}; give one")
     if document.get("schema_version") != _SCHEMA_VERSION:
         raise IntegrityError(
-            f"cascade: {path}: schema_version {document.get('schema_version')} is not one this stage1 reads ({_SCHEMA_VERSION}); "
-            "upgrade stage1-pro"
+            f"cascade: {path}: schema_version {document.get('schema_version')} is not one this stage1 reads"
+            f" ({_SCHEMA_VERSION}); upgrade stage1-pro"
         )
     content = {name: value for name, value in document.items() if name not in ("schema_version", "digest")}
     if document["digest"] != _digest(content):

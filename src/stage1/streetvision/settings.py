@@ -158,7 +158,8 @@ def _require(name: str, value: Any, low: float, high: float, *, closed: bool) ->
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not (low <= value <= high if closed else low < value < high):
         raise ConfigError(
-            f"{name}: {value!r}; a number in {'[' if closed else '('}{low:g}, {high:g}{']' if closed else ')'} is needed"
+            f"{name}: {value!r}; a number in {'[' if closed else '('}{low:g}, {high:g}{']' if closed else ')'} is"
+            " needed"
         )
 
 

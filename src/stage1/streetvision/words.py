@@ -50,8 +50,8 @@ def checked_words(
         )
     if CONFIG in found and (found[CONFIG] or "None").lower() == "none":
         raise ConfigError(
-            f"miner command: {CONFIG} names nothing, and the miner then loads no detector; give the file, or in miner.env "
-            "IMAGE_DETECTOR_CONFIG=FILE"
+            f"miner command: {CONFIG} names nothing, and the miner then loads no detector; give the file, or in"
+            " miner.env IMAGE_DETECTOR_CONFIG=FILE"
         )
     if config is None:
         return list(words)

@@ -54,7 +54,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         ) from error
     if facts.get("format") != _FORMAT:
         raise IntegrityError(
-            f"{path}: checkpoint format {facts.get('format')}, this version reads {_FORMAT}; remove the file to train from the start"
+            f"{path}: checkpoint format {facts.get('format')}, this version reads {_FORMAT}; remove the file to train"
+            " from the start"
         )
     return tensors, facts
 

@@ -106,7 +106,7 @@ def _feasible(n: int, alpha: float, which: str, level: str) -> int:
     if rank < 1:
         needed = math.ceil(1.0 / alpha - 1.0 - 1e-9)
         raise DataError(
-            f"train.risk.{level}: {n} {which} in the calibrating half of a batch cannot hold {alpha:g} ({needed} needed); "
-            "raise train.batch_size or the level, or add images"
+            f"train.risk.{level}: {n} {which} in the calibrating half of a batch cannot hold {alpha:g} ({needed}"
+            " needed); raise train.batch_size or the level, or add images"
         )
     return rank

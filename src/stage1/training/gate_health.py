@@ -52,7 +52,10 @@ def gate_health(gate_logits: NDArray[np.floating[Any]], right: NDArray[np.bool_]
     elif sure >= _SHARE and accuracy < _SURE:
         collapsed = f"all in: g > {_SURE:g} for {sure:.1%} of the images, of which {accuracy:.1%} are answered rightly"
     elif doubtful >= _SHARE and accuracy > 1 - _SURE:
-        collapsed = f"all out: g < {1 - _SURE:.2g} for {doubtful:.1%} of the images, of which {accuracy:.1%} are answered rightly"
+        collapsed = (
+            f"all out: g < {1 - _SURE:.2g} for {doubtful:.1%} of the images, of which {accuracy:.1%} are answered"
+            " rightly"
+        )
     return GateHealth(
         collapsed, float((g > 0.5).mean()), float(_sigmoid(low)), float(_sigmoid(high)), _auroc(raw, right)
     )

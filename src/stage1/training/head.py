@@ -78,7 +78,8 @@ def train_head(
 def _check_views(views: ViewTraining, head: HeadConfig, n_classes: int) -> None:
     if head.selective or head.gate in ("linear", "mlp"):
         raise ConfigError(
-            f"views.train={views.learn} with head.kind={head.kind}, head.gate={head.gate}; it is for linear and mlp heads without a gate"
+            f"views.train={views.learn} with head.kind={head.kind}, head.gate={head.gate}; it is for linear and mlp"
+            " heads without a gate"
         )
     views.check_classes(n_classes)
 

@@ -90,7 +90,10 @@ def why_not_compared(config: RunConfig) -> str | None:
     if config.sweep.enabled:
         return "sweep.enabled=true chooses among its own heads"
     if head.kind != "linear" or head.members > 1 or head.gate in ("linear", "mlp"):
-        return f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}; it is one linear head without a gate"
+        return (
+            f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}; it is one linear head without"
+            " a gate"
+        )
     if train.objective != "ce" or train.entropy > 0:
         return f"train.objective={train.objective}, train.entropy={train.entropy:g}; it was trained with cross-entropy"
     if config.views.train != "whole":

@@ -81,8 +81,8 @@ def prepare(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig
     if adapter.kind != "none":
         if images.unfreeze != "none":
             raise ConfigError(
-                f"adapter.kind={adapter.kind} with images.unfreeze={images.unfreeze}: an adapter leaves the backbone frozen; "
-                "set one of them to none"
+                f"adapter.kind={adapter.kind} with images.unfreeze={images.unfreeze}: an adapter leaves the backbone"
+                " frozen; set one of them to none"
             )
         adapted = adapt(backbone, adapter, seed)
     elif images.unfreeze == "all":

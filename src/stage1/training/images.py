@@ -144,13 +144,13 @@ def train_on_images(
 def _check(config: TrainConfig, head: HeadConfig, n: int, section: str) -> None:
     if head.kind not in ("linear", "mlp") or head.members > 1 or head.gate not in ("auto", "none"):
         raise ConfigError(
-            f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}: on images one linear or mlp head is "
-            "trained; train this one on the features of the tuned backbone afterwards"
+            f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}: on images one linear or mlp"
+            " head is trained; train this one on the features of the tuned backbone afterwards"
         )
     if config.objective != "ce" or config.entropy > 0:
         raise ConfigError(
-            f"train.objective={config.objective}, train.entropy={config.entropy:g}: on images the loss is cross-entropy; train "
-            "the head again on the features of the tuned backbone with this objective"
+            f"train.objective={config.objective}, train.entropy={config.entropy:g}: on images the loss is"
+            " cross-entropy; train the head again on the features of the tuned backbone with this objective"
         )
     step = config.batch_size * config.accumulate
     if n < step:

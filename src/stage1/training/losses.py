@@ -220,14 +220,16 @@ def _check(config: TrainConfig, head: HeadConfig, n_classes: int) -> None:
             raise ConfigError(f"train.objective: risk with {n_classes} classes; it is for two")
         if config.accumulate > 1:
             raise ConfigError(
-                f"train.accumulate: {config.accumulate} with train.objective=risk; a threshold is of one batch, raise train.batch_size"
+                f"train.accumulate: {config.accumulate} with train.objective=risk; a threshold is of one batch, raise"
+                " train.batch_size"
             )
     if head.kind == "deepgamblers" and not config.selective.reward < n_classes:
         raise ConfigError(
-            f"train.selective.reward: {config.selective.reward:g} with {n_classes} classes; abstaining would never pay, "
-            f"choose between 1 and {n_classes}"
+            f"train.selective.reward: {config.selective.reward:g} with {n_classes} classes; abstaining would never pay,"
+            f" choose between 1 and {n_classes}"
         )
     if head.kind in ("deepgamblers", "sat") and config.label_smoothing > 0:
         raise ConfigError(
-            f"train.label_smoothing: {config.label_smoothing:g} with head.kind={head.kind}; its loss has no smoothed form, set 0"
+            f"train.label_smoothing: {config.label_smoothing:g} with head.kind={head.kind}; its loss has no smoothed"
+            " form, set 0"
         )

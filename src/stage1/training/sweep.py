@@ -64,7 +64,10 @@ def candidates(sweep: SweepConfig, config: TrainConfig, head: HeadConfig, seed: 
     Raises ConfigError for a kind of head or an objective that a sweep does not know.
     """
     if head.selective or head.members > 1 or config.objective != "ce" or config.entropy > 0:
-        what = f"head.kind={head.kind}, head.members={head.members}, train.objective={config.objective}, train.entropy={config.entropy:g}"
+        what = (
+            f"head.kind={head.kind}, head.members={head.members}, train.objective={config.objective},"
+            f" train.entropy={config.entropy:g}"
+        )
         raise ConfigError(f"sweep.enabled: with {what}; a sweep is for one linear or mlp head and plain cross-entropy")
     if config.accumulate > 1:
         raise ConfigError(f"sweep.enabled: with train.accumulate={config.accumulate}; set train.accumulate=1")

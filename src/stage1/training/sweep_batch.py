@@ -243,8 +243,9 @@ class SweepBatch:
         bad = torch.nonzero(~(torch.isfinite(norms) & torch.isfinite(losses)).flatten())[:, 0].tolist()
         worst = self.entrants[bad[0]].train
         raise Stage1Error(
-            f"sweep: {len(bad)} of {len(self.entrants)} candidates have no finite loss at step {step + 1}, first learning_rate "
-            f"{worst.learning_rate:g}, weight_decay {worst.weight_decay:g}; take it out of sweep.learning_rates or set train.clip_norm"
+            f"sweep: {len(bad)} of {len(self.entrants)} candidates have no finite loss at step {step + 1}, first"
+            f" learning_rate {worst.learning_rate:g}, weight_decay {worst.weight_decay:g}; take it out of"
+            " sweep.learning_rates or set train.clip_norm"
         )
 
 

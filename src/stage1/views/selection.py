@@ -225,15 +225,22 @@ def _chosen(table: Sequence[Candidate], wanted: Sequence[str], reference: str) -
     base = next(row for row in table if row.name == reference)
     shown = [row for row in table if row.high is not None and row.high < 0]
     if not shown:
-        return reference, (
-            f"{reference}: no other aggregator has an AUGRC below its {1000 * base.augrc:.2f}e-3 on val_select with an "
-            "interval of the difference that excludes zero"
+        return (
+            reference,
+            (
+                f"{reference}: no other aggregator has an AUGRC below its {1000 * base.augrc:.2f}e-3 on val_select with"
+                " an interval of the difference that excludes zero"
+            ),
         )
     best = min(shown, key=lambda row: row.augrc)
     assert best.difference is not None
     assert best.low is not None
     assert best.high is not None
-    return best.name, (
-        f"{best.name}: AUGRC on val_select {1000 * best.augrc:.2f}e-3, {reference} {1000 * base.augrc:.2f}e-3 (difference "
-        f"{1000 * best.difference:+.2f}e-3, 95 % interval {1000 * best.low:+.2f} to {1000 * best.high:+.2f})"
+    return (
+        best.name,
+        (
+            f"{best.name}: AUGRC on val_select {1000 * best.augrc:.2f}e-3, {reference} {1000 * base.augrc:.2f}e-3"
+            f" (difference {1000 * best.difference:+.2f}e-3, 95 % interval {1000 * best.low:+.2f} to"
+            f" {1000 * best.high:+.2f})"
+        ),
     )

@@ -53,7 +53,9 @@ def beit(model: Any, name: str, pooling: str, size: int, weight: Tensor, bias: T
             f"{layer}.attention.attention.key.weight": key,
             f"{layer}.attention.attention.value.weight": value,
             f"{layer}.attention.attention.value.bias": attention.v_bias,
-            f"{layer}.attention.attention.relative_position_bias.relative_position_bias_table": attention.relative_position_bias_table,
+            f"{layer}.attention.attention.relative_position_bias.relative_position_bias_table": (
+                attention.relative_position_bias_table
+            ),
             f"{layer}.lambda_1": block.gamma_1,
             f"{layer}.lambda_2": block.gamma_2,
         }

@@ -103,8 +103,8 @@ def _check_vit(backbone: Backbone) -> None:
         model, "patch_embed"
     ):
         raise ConfigError(
-            f"pretrain: {backbone.name} is no plain ViT (a ConvNet?): it has no patches that can be kept from it and no queries "
-            "and values to adapt; use a ViT, or images.unfreeze=last on labelled images"
+            f"pretrain: {backbone.name} is no plain ViT (a ConvNet?): it has no patches that can be kept from it and no"
+            " queries and values to adapt; use a ViT, or images.unfreeze=last on labelled images"
         )
     proj = getattr(model.patch_embed, "proj", None)
     if not isinstance(proj, nn.Conv2d) or proj.kernel_size != proj.stride or proj.padding not in (0, (0, 0)):

@@ -114,6 +114,7 @@ def refuse_overlap(unlabelled: Prints, protected: Prints, distance: int) -> None
     if found:
         row, other, how = found[0]
         raise DataError(
-            f"pretrain.folder: {len(found)} of {len(unlabelled)} images overlap {' and '.join(PROTECTED)} (leakage through "
-            f"pretraining), e.g. {unlabelled.names[row]} and {protected.names[other]} ({how}); take them out of the folder"
+            f"pretrain.folder: {len(found)} of {len(unlabelled)} images overlap {' and '.join(PROTECTED)} (leakage"
+            f" through pretraining), e.g. {unlabelled.names[row]} and {protected.names[other]} ({how}); take them out"
+            " of the folder"
         )

@@ -88,7 +88,8 @@ def pretrain(
     folder = Path(folder)
     if len(images) < config.batch_size:
         raise DataError(
-            f"pretrain: {len(images)} images, fewer than one batch of {config.batch_size}; lower pretrain.batch_size or add images"
+            f"pretrain: {len(images)} images, fewer than one batch of {config.batch_size}; lower pretrain.batch_size or"
+            " add images"
         )
     device = chosen_device(config.device)
     fingerprint = backbone.fingerprint
@@ -219,8 +220,8 @@ class PretrainRun:
                 self._checkpoint()
                 append_event(self.folder / LOG, "pretrain stopped", step=self._done_steps())
                 raise Checkpointed(
-                    f"{self.folder / CHECKPOINT}: stopped on request in epoch {self.at.epoch + 1} of {self.config.epochs}; "
-                    "run the same command to go on"
+                    f"{self.folder / CHECKPOINT}: stopped on request in epoch {self.at.epoch + 1} of"
+                    f" {self.config.epochs}; run the same command to go on"
                 )
             self._step(len(rows), [next(view) for view in views])
         for view in views:
