@@ -1,15 +1,19 @@
-"""The head trained along with a tuned backbone against the one trained again on its features: which is better, and which does val_select pick?
+"""The head trained along with a tuned backbone against the one trained again on its features: which is better, and
+which does val_select pick?
 
     python benchmarks/along.py --work runs/arms [--keep runs/along] [--redraws 12]
 
-Of every fine-tuned run that benchmarks/arms.py has kept under --work. The head trained again is the best one of the run's last checkpoint,
-the other one stands under tune/. Both are applied to features of val_select, val_calib and val_test by the run's own backbone; the logits of
-the one that shipped must be the run's scores. About a minute a run; logits stay under --keep.
+Of every fine-tuned run that benchmarks/arms.py has kept under --work. The head trained again is the best one of the
+run's last checkpoint, the other one stands under tune/. Both are applied to features of val_select, val_calib and
+val_test by the run's own backbone; the logits of the one that shipped must be the run's scores. About a minute a run;
+logits stay under --keep.
 
-Printed, again / along: on val_select the NLL, the NLL at the temperature that is best for the head (`scaled_nll` of train.json), accuracy and
-AUGRC; on val_test AUGRC, and coverage of the softmax policy that val_calib certifies for the target of the data set. redraws: that coverage
-as the mean over other cuts of val_calib and val_test, as in arms.py; none where images count as independent.
-Then for each metric, and for always the one or the other: how often it takes the head trained along, and what that gives.
+Printed, again / along: on val_select the NLL, the NLL at the temperature that is best for the head (`scaled_nll` of
+train.json), accuracy and AUGRC; on val_test AUGRC, and coverage of the softmax policy that val_calib certifies for the
+target of the data set. redraws: that coverage as the mean over other cuts of val_calib and val_test, as in arms.py;
+none where images count as independent.
+Then for each metric, and for always the one or the other: how often it takes the head trained along, and what that
+gives.
 """
 
 from __future__ import annotations
@@ -48,7 +52,9 @@ SAME = 1e-3  # of a logit, between the kept scores and the head on features made
 
 @dataclass(frozen=True)
 class Head:
-    """What one head gives: on val_select, AUGRC and certified coverage on val_test, and the mean of the latter over redraws."""
+    """What one head gives: on val_select, AUGRC and certified coverage on val_test, and the mean of the latter over
+    redraws.
+    """
 
     select: Judged
     augrc: float

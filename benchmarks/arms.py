@@ -3,23 +3,27 @@
     python benchmarks/arms.py [--data demo|potholes ...] [--only linear mlp ...] [--seeds 3] [--table LABELS.csv]
         [--demo-run runs/demo] [--work runs/arms] [--redraws 12] [--write]
 
-An arm is a recipe of the package (ARMS says which, with what changed) on features of the embedded CNN, from --seeds training seeds on
-one split. The CNN is frozen and its features are made once, but for the arms that fine-tune it (named with --only; minutes each): there
-every seed is a run of that recipe from split to scores, with EPOCHS (arm_bench/problems.py) on images. Per run: what learns is trained
-on train, its epoch chosen on val_select; thresholds are fitted and certified on val_calib by `fit_policy` for the target of the data
-set; both are judged on val_test, where every arm is compared with `linear` by a paired bootstrap of whole groups (evaluation/arms.py).
+An arm is a recipe of the package (ARMS says which, with what changed) on features of the embedded CNN, from --seeds
+training seeds on one split. The CNN is frozen and its features are made once, but for the arms that fine-tune it (named
+with --only; minutes each): there every seed is a run of that recipe from split to scores, with EPOCHS
+(arm_bench/problems.py) on images. Per run: what learns is trained on train, its epoch chosen on val_select; thresholds
+are fitted and certified on val_calib by `fit_policy` for the target of the data set; both are judged on val_test, where
+every arm is compared with `linear` by a paired bootstrap of whole groups (evaluation/arms.py).
 A run that certifies nothing has coverage 0. The arm of least AUGRC on val_select is named before val_test is looked at.
 
 demo: the scenes, split and features of --demo-run where that run directory is there, else generated (recipe demo).
-potholes: --table, with columns image, label, group; split `balanced` as recipe baseline does. 448 px instead of 224: the median pothole is
-0.4 % of the pixels, 14 px of side at 224 and 28 at 448.
+potholes: --table, with columns image, label, group; split `balanced` as recipe baseline does. 448 px instead of 224:
+the median pothole is 0.4 % of the pixels, 14 px of side at 224 and 28 at 448.
 
-That bootstrap leaves the thresholds as val_calib made them. --redraws says what another val_calib would have made of the difference: val_calib and val_test
-are pooled and cut again, whole groups, into parts of the same size, and thresholds are fitted and judged on these. Such draws overlap: their
-2.5 % and 97.5 % points describe, they are no confidence interval.
+That bootstrap leaves the thresholds as val_calib made them. --redraws says what another val_calib would have made of
+the difference: val_calib and val_test are pooled and cut again, whole groups, into parts of the same size, and
+thresholds are fitted and judged on these. Such draws overlap: their 2.5 % and 97.5 % points describe, they are no
+confidence interval.
 
-Seconds are of the process's CPU time, one thread: the sweep's 64 heads, and tuning with the new features of train and val_select, included.
-A finished run is kept under --work and not done again; one that tunes stops at SIGTERM with a checkpoint and goes on from there.
+Seconds are of the process's CPU time, one thread: the sweep's 64 heads, and tuning with the new features of train and
+val_select, included.
+A finished run is kept under --work and not done again; one that tunes stops at SIGTERM with a checkpoint and goes on
+from there.
 --write puts each table into benchmarks/arms.md, in place of one with the same heading.
 """
 

@@ -1,10 +1,12 @@
-"""What certifying costs: each rule over all thresholds of 1,000,000 scores, MAPIE's controller beside it, and the command line.
+"""What certifying costs: each rule over all thresholds of 1,000,000 scores, MAPIE's controller beside it, and the
+command line.
 
     python benchmarks/certify.py
 
-Each row of the tables is the work of one process, so that its peak memory is its own; the peak counts from what the process
-held before (scores included), and an interpreter that only imports numpy is in the same table. MAPIE is given 100,000 labels and 100
-pairs of thresholds, as its controller holds one prediction for each label and pair; ours has the same labels and no grid.
+Each row of the tables is the work of one process, so that its peak memory is its own; the peak counts from what the
+process held before (scores included), and an interpreter that only imports numpy is in the same table. MAPIE is given
+100,000 labels and 100 pairs of thresholds, as its controller holds one prediction for each label and pair; ours has the
+same labels and no grid.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ RULES = {
 
 
 def scores_of(rows: int, seed: int, gate: bool = False) -> Any:
-    """Scores of ALGORITHMS 2.4's design: Beta(3.5, 1) against Beta(1, 3.5), 30 % positives; a gate that knows something."""
+    """Scores of ALGORITHMS 2.4's design: Beta(3.5, 1) against Beta(1, 3.5), 30 % positives; a gate that knows
+    something.
+    """
     import numpy as np
     from scipy import special
 

@@ -2,8 +2,9 @@
 
     python benchmarks/challenge.py [--images 100] [--side 768] [--rounds 5]
 
-The frames are generated street scenes as JPEG files in memory. A call is what `challenge make` does for an image: decode, distort,
-encode. One thread, CPU time: what else the machine does counts little. The rounds go through the levels in turns; medians are printed.
+The frames are generated street scenes as JPEG files in memory. A call is what `challenge make` does for an image:
+decode, distort, encode. One thread, CPU time: what else the machine does counts little. The rounds go through the
+levels in turns; medians are printed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/detector.py [--bundle BUNDLE] [--calls 300] [--rounds 5]
 
-End to end: a 224 px JPEG as the client hands it over (a PIL image, read lazily) to a float, with decoding, preprocessing, policy,
-calibration map, counting and the thread that keeps the deadline. The bare session: the same tensor, ready, through the same model
-with the same options. Without --bundle a small run makes one at 224 px on the embedded backbone.
+End to end: a 224 px JPEG as the client hands it over (a PIL image, read lazily) to a float, with decoding,
+preprocessing, policy, calibration map, counting and the thread that keeps the deadline. The bare session: the same
+tensor, ready, through the same model with the same options. Without --bundle a small run makes one at 224 px on the
+embedded backbone.
 """
 
 from __future__ import annotations

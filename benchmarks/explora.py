@@ -3,10 +3,11 @@
     python benchmarks/explora.py [--images 600] [--side 64] [--epochs 2] [--objective masked|dino] [--backbone NAME]
         [--weights FILE] [--labelled 600] [--seed 0] [--resamples 1000] [--work FOLDER]
 
-About --images frames without their labels for pretraining; about --labelled frames of other videos for the probe, a third each
-to train, to choose the epoch, and to judge. Without --weights the ViT starts untrained: then the table says what
-self-supervision alone gives, not what it adds to a good checkpoint. Printed: loss, rank and spread after each epoch beside those
-before the first; and the probe before and after on the judging frames, paired, with 95 % intervals by a bootstrap over videos.
+About --images frames without their labels for pretraining; about --labelled frames of other videos for the probe, a
+third each to train, to choose the epoch, and to judge. Without --weights the ViT starts untrained: then the table says
+what self-supervision alone gives, not what it adds to a good checkpoint. Printed: loss, rank and spread after each
+epoch beside those before the first; and the probe before and after on the judging frames, paired, with 95 % intervals
+by a bootstrap over videos.
 
 --work keeps scenes and checkpoint: stopped by SIGTERM, the same command goes on from the last step.
 """

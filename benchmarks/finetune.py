@@ -1,11 +1,13 @@
 """Training on images: LoRA against full fine-tuning, and whether training ever waits for its images.
 
-    python benchmarks/finetune.py [--backbone vit_small_patch16_224] [--side 224] [--batch 16] [--steps 6] [--scenes 60] [--workers 0]
+    python benchmarks/finetune.py [--backbone vit_small_patch16_224] [--side 224] [--batch 16] [--steps 6] [--scenes 60]
+    [--workers 0]
 
-Both parts go through `train_on_images`, as the stage `tune` does. Steps: an untrained ViT on noise, full fine-tuning (images.unfreeze=all)
-and LoRA of all linear layers (rank 8), each in a process of its own: median time from step to step without the first two, and by how
-much the process's peak memory rose over what it held when training began. Waiting: the embedded CNN, last three stages, on --scenes
-generated videos of 320 px with the augmentation of the recipe: share of the training time in which no image was ready.
+Both parts go through `train_on_images`, as the stage `tune` does. Steps: an untrained ViT on noise, full fine-tuning
+(images.unfreeze=all) and LoRA of all linear layers (rank 8), each in a process of its own: median time from step to
+step without the first two, and by how much the process's peak memory rose over what it held when training began.
+Waiting: the embedded CNN, last three stages, on --scenes generated videos of 320 px with the augmentation of the
+recipe: share of the training time in which no image was ready.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def noise(n: int, side: int, seed: int) -> tuple[list[str], list[bytes], np.ndar
 
 
 def steps(kind: str, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds for a step, MiB of peak memory above the start, trained parameters. Peaks only rise: one kind to a process."""
+    """Seconds for a step, MiB of peak memory above the start, trained parameters. Peaks only rise: one kind to a
+    process.
+    """
     images, adapter = KINDS[kind]
     backbone = load_backbone(
         BackboneConfig(name=options.backbone, random_weights=True, input_size=options.side, pooling="mean"), 0

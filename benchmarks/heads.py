@@ -2,10 +2,11 @@
 
     python benchmarks/heads.py [--images 100000] [--dim 1280] [--epochs 20] [--judged 20000] [--rounds 1]
 
-Features of unequal scale, labels of which about 80 % can be told (as in sweep.py). Both standardise, both use one thread, and both are
-timed in turns, data in memory: `train_head` as the stage `train` calls it (it validates each epoch, averages weights and writes
-checkpoints), and StandardScaler with LogisticRegression at its defaults (L-BFGS, C = 1) until it says it has converged. Printed: seconds,
-accuracy and NLL on features that neither has seen, with the standard error of the accuracy.
+Features of unequal scale, labels of which about 80 % can be told (as in sweep.py). Both standardise, both use one
+thread, and both are timed in turns, data in memory: `train_head` as the stage `train` calls it (it validates each
+epoch, averages weights and writes checkpoints), and StandardScaler with LogisticRegression at its defaults (L-BFGS, C =
+1) until it says it has converged. Printed: seconds, accuracy and NLL on features that neither has seen, with the
+standard error of the accuracy.
 """
 
 from __future__ import annotations

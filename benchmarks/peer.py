@@ -1,7 +1,8 @@
 """MAPIE's BinaryClassificationController as an exit rule: a pair of thresholds is its parameter, an abstention its NaN.
 
-Both ratios are its multi-risk control (p = max), with its exact binary p-values; among the pairs that pass it takes the one that
-abstains least. What differs from ours is a grid fixed beforehand and a correction for its size, or an order learnt on its points.
+Both ratios are its multi-risk control (p = max), with its exact binary p-values; among the pairs that pass it takes the
+one that abstains least. What differs from ours is a grid fixed beforehand and a correction for its size, or an order
+learnt on its points.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ FWER = ("bonferroni", "bonferroni_holm", "split_fixed_sequence")
 
 
 def grids(score: Floats, labels: NDArray[np.int64]) -> dict[str, Floats]:
-    """Grids to let it choose from, by name: quantiles of all scores (q), or of the scores on either side of even odds (s).
+    """Grids to let it choose from, by name: quantiles of all scores (q), or of the scores on either side of even odds
+    (s).
 
-    Even odds are those of a logistic fit on these labels; "s" has lo below and hi above, a square of pairs that may make sense.
+    Even odds are those of a logistic fit on these labels; "s" has lo below and hi above, a square of pairs that may
+    make sense.
     """
     odds = fit_logistic(score[:, None], labels)(score[:, None])
     found = {f"q{side}": quantile_pairs(score, side) for side in (12, 22, 32)}
@@ -41,7 +44,8 @@ def quantile_pairs(score: Floats, side: int) -> Floats:
 def _levels(levels: Floats, score: Floats) -> Floats:
     """Levels that tie are one, and those beyond which no score lies are left out.
 
-    A class without exits has no p-value there (NaN), and one NaN stops the controller's Holm procedure before its first rejection.
+    A class without exits has no p-value there (NaN), and one NaN stops the controller's Holm procedure before its first
+    rejection.
     """
     levels = np.unique(levels)
     return levels[(levels > score.min()) & (levels < score.max())]

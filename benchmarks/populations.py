@@ -1,4 +1,5 @@
-"""The scores that benchmarks/power.py and benchmarks/validity.py take as populations: Gaussian, and real ones of published models.
+"""The scores that benchmarks/power.py and benchmarks/validity.py take as populations: Gaussian, and real ones of
+published models.
 
 The real ones lie in ../shared/data/scores beside the checkout: COCO person (TResNet-XL) and CIFAR-10 (WideResNet-16-4).
 """

@@ -1,14 +1,17 @@
-"""Certified coverage at both ratios (fnr and fpr), 95 %: how much of the images a certificate lets exit, and what it costs.
+"""Certified coverage at both ratios (fnr and fpr), 95 %: how much of the images a certificate lets exit, and what it
+costs.
 
     python benchmarks/power.py [--draws 120] [--peer-draws 20] [--seed 8]
 
-Gaussian scores (separation 2.5, 30 % positives, 10 % of the labels for selection), and, where ../shared/data is beside the
-checkout, real scores of published models as the population (15 % for selection), drawn with replacement: the true risk and
-coverage of every fitted policy are then known. "no confidence": the same path, thresholds whose observed risks meet the targets.
+Gaussian scores (separation 2.5, 30 % positives, 10 % of the labels for selection), and, where ../shared/data is beside
+the checkout, real scores of published models as the population (15 % for selection), drawn with replacement: the true
+risk and coverage of every fitted policy are then known. "no confidence": the same path, thresholds whose observed risks
+meet the targets.
 
-MAPIE's controller on the first --peer-draws of the same draws: Bonferroni and Holm test on all labels, split fixed sequence learns its
-order on ours for selection; grids of 12, 22 and 32 quantiles a side (q) and of 10 and 19 on either side of even odds (s), the best for
-each method shown (chosen on the result, in its favour). "ours" in that table is on the same draws.
+MAPIE's controller on the first --peer-draws of the same draws: Bonferroni and Holm test on all labels, split fixed
+sequence learns its order on ours for selection; grids of 12, 22 and 32 quantiles a side (q) and of 10 and 19 on either
+side of even odds (s), the best for each method shown (chosen on the result, in its favour). "ours" in that table is on
+the same draws.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Show 5: what the client would pay per level, before and after training for its images, before and after the threshold moves.
+"""Show 5: what the client would pay per level, before and after training for its images, before and after the threshold
+moves.
 
-Two runs on the same images, with challenges in val_select and val_test (recipe streetview): a head trained on clean images, one
-trained on challenges. Raw scores, without a policy: no image exits, the threshold decides all (the reward of the detector, whose exits
-keep their side, is that of `stage1 streetvision reward RUN`). The threshold of each is fitted on val_select, all rewards are of val_test, differences are
-paired. Without runs it says so and ends.
+Two runs on the same images, with challenges in val_select and val_test (recipe streetview): a head trained on clean
+images, one trained on challenges. Raw scores, without a policy: no image exits, the threshold decides all (the reward
+of the detector, whose exits keep their side, is that of `stage1 streetvision reward RUN`). The threshold of each is
+fitted on val_select, all rewards are of val_test, differences are paired. Without runs it says so and ends.
 
     python benchmarks/reward.py runs/clean runs/challenge
 """

@@ -1,4 +1,6 @@
-"""Start-up: `import stage1`, `stage1 --help` and a warm `stage1 run`, each against an empty interpreter in the same run."""
+"""Start-up: `import stage1`, `stage1 --help` and a warm `stage1 run`, each against an empty interpreter in the same
+run.
+"""
 
 from __future__ import annotations
 

@@ -2,10 +2,12 @@
 
     python benchmarks/sweep.py [--images 20000] [--dim 1280] [--epochs 10] [--alone 6] [--kind linear|mlp] [--hidden 64]
 
-The sweep and single heads are timed in turns within one run, in CPU seconds of one thread: --alone of the 64, spread over the grid, are
-trained by `train_head`, without checkpoints between; their median stands for one head. Printed: both times, the ratio sweep / one head,
-the speed-up over 64 heads one after the other, and by how much the logits on val_select of heads trained both ways differ. And a floor:
-the time of nothing but the first layer's matrix products of these steps (forward, and gradient of the weights), for all heads at once.
+The sweep and single heads are timed in turns within one run, in CPU seconds of one thread: --alone of the 64, spread
+over the grid, are trained by `train_head`, without checkpoints between; their median stands for one head. Printed: both
+times, the ratio sweep / one head, the speed-up over 64 heads one after the other, and by how much the logits on
+val_select of heads trained both ways differ. And a floor:
+the time of nothing but the first layer's matrix products of these steps (forward, and gradient of the weights), for all
+heads at once.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def problem(n: int, dim: int, seed: int) -> LabelledFeatures:
 
 
 def products(heads: int, hidden: int, dim: int, rows: int, steps: int) -> float:
-    """CPU seconds of the first layer's matrix products in `steps` steps of `rows` images: no order of work can do without them."""
+    """CPU seconds of the first layer's matrix products in `steps` steps of `rows` images: no order of work can do
+    without them.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, batch, back = (
         torch.randn(*shape, generator=generator)

@@ -1,10 +1,13 @@
-"""Potholes dealt at random: a fine-tuned backbone that sees the whole photo at 448 px, against views through frozen features on the same deals.
+"""Potholes dealt at random: a fine-tuned backbone that sees the whole photo at 448 px, against views through frozen
+features on the same deals.
 
-    python benchmarks/tuned.py --table POTHOLES/labels.csv --cache runs/views --output runs/tuned [--first-split 200] [--splits 5] [--training 0.5]
+    python benchmarks/tuned.py --table POTHOLES/labels.csv --cache runs/views --output runs/tuned [--first-split 200]
+    [--splits 5] [--training 0.5]
 
-Each deal is that of benchmarks/views.py --data potholes-iid with the same seed. The fine-tuned arm is `stage1 run --recipe finetune` (last three stages of
-the embedded network) on the four parts as role tables, as a user would run it; its coverage on val_test is read from evaluation.json. The
-other rows are those of views.py. Differences are paired by deal; standard errors over deals. A finished deal is not run again.
+Each deal is that of benchmarks/views.py --data potholes-iid with the same seed. The fine-tuned arm is `stage1 run
+--recipe finetune` (last three stages of the embedded network) on the four parts as role tables, as a user would run it;
+its coverage on val_test is read from evaluation.json. The other rows are those of views.py. Differences are paired by
+deal; standard errors over deals. A finished deal is not run again.
 """
 
 from __future__ import annotations

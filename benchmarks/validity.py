@@ -1,10 +1,12 @@
 """Is the promise kept? `stage1 audit` on real scores for each policy, population and target, as one table.
 
-    python benchmarks/validity.py [--draws 1000] [--jobs 2] [--only 'cat / dog'] [--write benchmarks/validity.md] [--files FOLDER]
+    python benchmarks/validity.py [--draws 1000] [--jobs 2] [--only 'cat / dog'] [--write benchmarks/validity.md]
+    [--files FOLDER]
 
-Every cell is one `stage1 audit` (the same function, the same seed, the score file of --files): val_select and val_calib are
-drawn with replacement from labelled scores, the policy is fitted, and each claim is compared with the truth, which is then
-known. A cell fails where the exact 95 % interval of its violation rate lies above delta; then the script exits 1.
+Every cell is one `stage1 audit` (the same function, the same seed, the score file of --files): val_select and val_calib
+are drawn with replacement from labelled scores, the policy is fitted, and each claim is compared with the truth, which
+is then known. A cell fails where the exact 95 % interval of its violation rate lies above delta; then the script exits
+1.
 """
 
 from __future__ import annotations
@@ -157,7 +159,8 @@ def run(cell: Cell, draws: int, folder: Path) -> tuple[dict[str, Any], float]:
 
 def row(cell: Cell, found: dict[str, Any]) -> str:
     low, high = found["violation_low"], found["violation_high"]
-    # SCRC's claim is about selected images of one of many classes; thresholds found without any confidence have no such claim.
+    # SCRC's claim is about selected images of one of many classes; thresholds found without any confidence have no such
+    # claim.
     sweep = (found["plug_in_violation"], found["plug_in_coverage"]) if found["plug_in_coverage"] else (None, None)
     shown = [f"{value:.3f}" if value is not None else "" for value in sweep]
     risks = cell.risks if cell.risks.count(",") < 3 else f"{cell.risks.partition(',')[0]}, .. of each class"

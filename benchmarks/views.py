@@ -3,16 +3,20 @@
     python benchmarks/views.py --data scenes --table SCENES/labels.csv --cache runs/views [--redraws 40] [--write]
     python benchmarks/views.py --data potholes potholes-iid --table POTHOLES/labels.csv --cache runs/views [--write]
 
-Views: the whole image and 3 x 3 tiles with 12 % overlap, features of the embedded backbone, made once (view_bench/features.py). Heads are linear
-(view_bench/heads.py). Everything is chosen on val_select: each row's ridge by the NLL out of fold, the chosen row by AUGRC, the sequence of the
-adaptive rows. Then thresholds are fitted and certified on val_calib by `fit_policy`, and all is measured on val_test.
-AUGRC is of the score after the calibration map of val_select. Intervals are 95 %, groups resampled whole, differences paired; --redraws cuts
-val_calib + val_test anew into parts of the same size, whole groups: what another calibration set would have made of the coverage (their
-2.5 % and 97.5 % points describe, they are no confidence interval).
+Views: the whole image and 3 x 3 tiles with 12 % overlap, features of the embedded backbone, made once
+(view_bench/features.py). Heads are linear (view_bench/heads.py). Everything is chosen on val_select: each row's ridge
+by the NLL out of fold, the chosen row by AUGRC, the sequence of the adaptive rows. Then thresholds are fitted and
+certified on val_calib by `fit_policy`, and all is measured on val_test.
+AUGRC is of the score after the calibration map of val_select. Intervals are 95 %, groups resampled whole, differences
+paired; --redraws cuts val_calib + val_test anew into parts of the same size, whole groups: what another calibration set
+would have made of the coverage (their 2.5 % and 97.5 % points describe, they are no confidence interval).
 
-scenes: split by hash 40/10/35/15. potholes: split `balanced`, 6 to 8 road segments a role, images counted as independent (nominal).
-potholes-iid: images dealt at random, 40/10/33/17 (--training moves the first share), --splits times; means over the splits.
---write puts each table into benchmarks/views.md in place of one with the same heading; --figure FILE.png draws the cost curve.
+scenes: split by hash 40/10/35/15. potholes: split `balanced`, 6 to 8 road segments a role, images counted as
+independent (nominal).
+potholes-iid: images dealt at random, 40/10/33/17 (--training moves the first share), --splits times; means over the
+splits.
+--write puts each table into benchmarks/views.md in place of one with the same heading; --figure FILE.png draws the cost
+curve.
 """
 
 from __future__ import annotations
@@ -137,7 +141,9 @@ def nll(scores: Scores) -> float:
 
 
 def probes(data: Problem) -> list[Row]:
-    """What orientation came from: one linear probe on pooled features, of the tiles alone and of whole, largest and mean."""
+    """What orientation came from: one linear probe on pooled features, of the tiles alone and of whole, largest and
+    mean.
+    """
     whole, tiles = data.features[:, :1], data.features[:, 1:]
     mean = tiles.mean(axis=1, keepdims=True)
     known = {

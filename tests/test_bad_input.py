@@ -1,4 +1,6 @@
-"""Bad input through the command line: one line that names the thing and the way out, the exit code, nothing half-written."""
+"""Bad input through the command line: one line that names the thing and the way out, the exit code, nothing
+half-written.
+"""
 
 from __future__ import annotations
 

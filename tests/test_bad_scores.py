@@ -44,7 +44,9 @@ def csv(path: Path, **columns: object) -> Path:
 
 
 def stage1(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The program's own `main` in this process (a new one takes a second each time); what a user sees, and the exit code."""
+    """The program's own `main` in this process (a new one takes a second each time); what a user sees, and the exit
+    code.
+    """
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv, sys.argv = sys.argv, ["stage1", *map(str, arguments)]
     try:

@@ -30,7 +30,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """The lines after `$ ` in the console blocks of a page, each with the lines of output that the page shows below it."""
+    """The lines after `$ ` in the console blocks of a page, each with the lines of output that the page shows below
+    it.
+    """
     found: list[tuple[str, list[str]]] = []
     for block in blocks(page, "console"):
         for line in block.splitlines():
@@ -47,7 +49,9 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @contextmanager
 def second_stage(folder: Path) -> Iterator[None]:
-    """cascade.yaml and second.py as the page has them, for this run and a free port; its server runs while this is open."""
+    """cascade.yaml and second.py as the page has them, for this run and a free port; its server runs while this is
+    open.
+    """
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port = str(probe.getsockname()[1])
     (server,), (example,) = blocks(CASCADE, "python"), blocks(CASCADE, "yaml")

@@ -1,4 +1,6 @@
-"""Artifacts that version 0.1.0 wrote (tests/fixtures/0.1.0, made by its own command line) still open, answer and verify."""
+"""Artifacts that version 0.1.0 wrote (tests/fixtures/0.1.0, made by its own command line) still open, answer and
+verify.
+"""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@
     python tools/golden.py check tools/golden.json     # after: run everything, name what differs (exit 1)
     python tools/golden.py check tools/golden.json --only scores
 
-Digests hold on one kind of machine with one set of library versions (float sums differ elsewhere), so both are recorded, and
-`check` refuses (exit 3) where they differ. What may change from run to run is left out: seconds, rates, memory, dates, paths.
+Digests hold on one kind of machine with one set of library versions (float sums differ elsewhere), so both are
+recorded, and `check` refuses (exit 3) where they differ. What may change from run to run is left out: seconds, rates,
+memory, dates, paths.
 Every scenario goes through the command line, as a user would; a file that appears or disappears is a difference.
 """
 
@@ -178,7 +179,9 @@ def views(folder: Path) -> None:
 
 
 def cascade(folder: Path) -> None:
-    """Two bundles as one classifier, certified as a whole; photos answered; the detector on ten challenges with the first."""
+    """Two bundles as one classifier, certified as a whole; photos answered; the detector on ten challenges with the
+    first.
+    """
     stage1("run", "--recipe", "smoke", "--output", folder / "first", "features.engine=onnx", codes=(0, 4))
     stage1(
         "run",

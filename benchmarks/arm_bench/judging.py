@@ -34,7 +34,9 @@ def fitted(data: Problem, select: Scores, calib: Scores, kept: str) -> Policy:
 
 
 def keeps(select: Scores) -> str:
-    """What the gate policy is to use: "gate" where it gains on val_select beyond chance, else "softmax"; "" without a gate."""
+    """What the gate policy is to use: "gate" where it gains on val_select beyond chance, else "softmax"; "" without
+    a gate.
+    """
     if select.gate is None:
         return ""
     return "gate" if accept_gate(select, cross_fitted_gate(select, select.extra)).accepted else "softmax"
@@ -112,7 +114,9 @@ def measure(
 
 
 def observed(run: ArmRun) -> dict[str, float]:
-    """fnr (wrong among positives that exit) and false_exit_rate (negatives that exit as positive) of one run; NaN without any."""
+    """fnr (wrong among positives that exit) and false_exit_rate (negatives that exit as positive) of one run; NaN
+    without any.
+    """
     assert run.exit is not None
     assert run.label is not None
     positive = run.scores.known_labels == 1

@@ -24,7 +24,9 @@ from stage1.storage.documents import read_document
 
 @dataclass(frozen=True)
 class Problem:
-    """One data set with its target. overrides: what gives a run directory of any recipe the same images, size and split."""
+    """One data set with its target. overrides: what gives a run directory of any recipe the same images, size and
+    split.
+    """
 
     name: str
     risks: Mapping[str, float]

@@ -153,11 +153,13 @@ def _keep(place: Path, outputs: Mapping[str, NDArray[Any]], seconds: float, para
     write_text(place / "done.json", json.dumps(facts))
 
 
-# ---- a backbone that learns too: the stages of a run -------------------------------------------------------------------
+# ---- a backbone that learns too: the stages of a run -----------------------------------------------------------------
 
 
 def _tune(data: Problem, config: RunConfig, seed: int, place: Path) -> None:
-    """Every stage up to the scores, in a run directory; SIGTERM stops it with a checkpoint, and the same call goes on."""
+    """Every stage up to the scores, in a run directory; SIGTERM stops it with a checkpoint, and the same call goes
+    on.
+    """
     spent = place / "cpu_seconds"
     place.mkdir(parents=True, exist_ok=True)
     with opened(place / "run", config) as run:

@@ -1,4 +1,5 @@
-"""Features of every view of every image, once: one decode, all views through the embedded backbone's shipped engine, kept as one array.
+"""Features of every view of every image, once: one decode, all views through the embedded backbone's shipped engine,
+kept as one array.
 
 Used by benchmarks/views.py. A half-made array is gone on with; each image's row is written whole, and marked only then.
 """
@@ -46,7 +47,8 @@ class ViewFeatures:
 def view_features(
     table_file: Path, policy: ViewPolicy, cache: Path, changes: Sequence[str], *, seconds: float = 1e9
 ) -> ViewFeatures:
-    """Split the images as the package does (recipe baseline with `changes`), and make or read the features of all views.
+    """Split the images as the package does (recipe baseline with `changes`), and make or read the features of all
+    views.
 
     seconds: stop after about so long, with SystemExit; the next call goes on.
     """

@@ -1,6 +1,8 @@
-"""Linear heads on the features of views, by L-BFGS to the optimum: on the whole view, on every view, or through the pool (MIL).
+"""Linear heads on the features of views, by L-BFGS to the optimum: on the whole view, on every view, or through the
+pool (MIL).
 
-No training noise: what differs between the rows of benchmarks/views.py is what they are said to differ in. The ridge is chosen on val_select.
+No training noise: what differs between the rows of benchmarks/views.py is what they are said to differ in. The ridge is
+chosen on val_select.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class LinearHead:
 def train(
     features: Features, labels: NDArray[np.int64], how: str, ridge: float, start: LinearHead | None = None
 ) -> LinearHead:
-    """features: float32 [N, V, D], the first view the whole one; `how` in TRAINED. ridge: of the slopes of standardised features.
+    """features: float32 [N, V, D], the first view the whole one; `how` in TRAINED. ridge: of the slopes of standardised
+    features.
 
     Log-sum-exp of positives is not convex: it starts from `start`.
     """

@@ -1,4 +1,5 @@
-"""Heads of the package, by its own trainer: on the whole view, and on pooled features of all views (`views.train=pooled`).
+"""Heads of the package, by its own trainer: on the whole view, and on pooled features of all views
+(`views.train=pooled`).
 
 Unlike the linear heads beside them they are trained as a run trains them: AdamW, epoch and EMA chosen on val_select.
 """

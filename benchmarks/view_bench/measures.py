@@ -1,4 +1,6 @@
-"""What benchmarks/views.py measures of each way of using views: certified coverage, AUGRC, calibration error, with intervals."""
+"""What benchmarks/views.py measures of each way of using views: certified coverage, AUGRC, calibration error, with
+intervals.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _BINS = 15
 
 @dataclass(frozen=True)
 class Row:
-    """One way of using views. unseen: val_select with everything fitted on other folds; the others as they would ship."""
+    """One way of using views. unseen: val_select with everything fitted on other folds; the others as they would
+    ship.
+    """
 
     how: str
     pool: str
@@ -130,7 +134,9 @@ def _mapped(row: Row) -> Scores:
 
 
 def _ece(scores: Scores) -> tuple[float, float, float]:
-    """ECE with a percentile interval, groups resampled whole. Replicates are biased upwards: low may lie above the value."""
+    """ECE with a percentile interval, groups resampled whole. Replicates are biased upwards: low may lie above the
+    value.
+    """
     calibration = Calibration(scores.probabilities, scores.known_labels)
     plan = resampling.units(len(scores), scores.known_labels, scores.groups)
     drawn = [

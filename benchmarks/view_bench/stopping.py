@@ -1,11 +1,14 @@
-"""The rule of adaptive views on train images alone: what it saves and what it costs, before any other image is looked at.
+"""The rule of adaptive views on train images alone: what it saves and what it costs, before any other image is looked
+at.
 
-    cd benchmarks && python -m view_bench.stopping --table SCENES/labels.csv --cache ../runs/views [--draws 16] [--pools topk:3 ...]
+    cd benchmarks && python -m view_bench.stopping --table SCENES/labels.csv --cache ../runs/views [--draws 16] [--pools
+    topk:3 ...]
 
-Log-odds of the views of each train image come from a head (trained through log-sum-exp) that has not seen its fold. They are cut, whole
-groups, into as many groups as val_select has and fresh images, --draws times; the sequence is fitted on the first. On the fresh images
-a certificate stands on as many groups as val_calib has, drawn from them with replacement, --certificates times, for the stopped score and for
-the pool of all views alike; coverage is of all fresh images. Draws share images: the spread over them describes, it is no standard error.
+Log-odds of the views of each train image come from a head (trained through log-sum-exp) that has not seen its fold.
+They are cut, whole groups, into as many groups as val_select has and fresh images, --draws times; the sequence is
+fitted on the first. On the fresh images a certificate stands on as many groups as val_calib has, drawn from them with
+replacement, --certificates times, for the stopped score and for the pool of all views alike; coverage is of all fresh
+images. Draws share images: the spread over them describes, it is no standard error.
 """
 
 from __future__ import annotations

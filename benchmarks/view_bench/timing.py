@@ -1,4 +1,6 @@
-"""Milliseconds of views on one core: one decode and one view, one decode and ten, ten decodes; and adaptive, view by view."""
+"""Milliseconds of views on one core: one decode and one view, one decode and ten, ten decodes; and adaptive, view
+by view.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ IMAGES = 60
 
 @dataclass(frozen=True)
 class Timing:
-    """Means per image in milliseconds, each way on the same images in turn. pixels: the median image's height and width."""
+    """Means per image in milliseconds, each way on the same images in turn. pixels: the median image's height and
+    width.
+    """
 
     single: float
     ten: float

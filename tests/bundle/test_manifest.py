@@ -312,7 +312,9 @@ def test_verify_and_recompute_write_nothing(bundle):
 
 
 def test_a_certificate_that_may_rest_on_groups_dealt_by_size_gets_a_note(make_parts, tmp_path):
-    """Groups of several sizes and no word of how they were dealt: as earlier versions wrote it under split.method=balanced."""
+    """Groups of several sizes and no word of how they were dealt: as earlier versions wrote it under
+    split.method=balanced.
+    """
 
     def notes(name: str, dealing: str | None, **made) -> tuple[str, ...]:
         parts = make_parts(risks={"fnr": 0.05, "false_exit_rate": 0.05}, **made)

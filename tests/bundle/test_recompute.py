@@ -105,7 +105,9 @@ def test_a_refusal_cannot_be_turned_into_a_certificate(make_parts, tmp_path, res
 
 
 def test_another_version_does_not_vouch_for_a_sentence(bundle, reseal, edit):
-    """Any stage1_version but ours skipped the texts: a forged sentence was "ok". Now it takes a flag, and our own sentence is said."""
+    """Any stage1_version but ours skipped the texts: a forged sentence was "ok". Now it takes a flag, and our own
+    sentence is said.
+    """
     true = Certificate.load(bundle / "certificate.json").statement
     edit(bundle / "certificate.json", lambda d: d.update(statement="Everything is certain."))
     reseal(bundle, card=True, stage1_version="0.0.1")
@@ -218,8 +220,8 @@ def test_every_leaf_of_the_certificate_follows_from_the_data(make_parts, tmp_pat
     folder = make_parts(**({"n": 600} | CASES[case] | ({"n": 60} if case == "too few" else {}))).write(
         tmp_path / "bundle"
     )
-    # Parts of the question that have no bearing on this answer: the seed draws one image of each group, the prior weighs `error`
-    # and coverage floors, and a refusal does not say which attempt it was.
+    # Parts of the question that have no bearing on this answer: the seed draws one image of each group, the prior
+    # weighs `error` and coverage floors, and a refusal does not say which attempt it was.
     idle = {"target_prior", "seed", *(["attempt"] if case == "too few" else [])} - (
         {"seed"} if case == "groups" else set()
     )

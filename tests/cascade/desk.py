@@ -1,4 +1,6 @@
-"""A desk for the command line: small images that carry what two callable stages say of them, a table, a cascade file."""
+"""A desk for the command line: small images that carry what two callable stages say of them, a table, a cascade
+file.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def write_desk(folder: Path, n: int, *, seed: int = 0, test: bool = True) -> Pat
 
 
 def write_stages(path: Path, limit: float, *, exit: object = "auto", **second: object) -> Path:
-    """A cascade file of the two callables, from a module of this folder's own; second: further keys of the second stage."""
+    """A cascade file of the two callables, from a module of this folder's own; second: further keys of the second
+    stage.
+    """
     name = f"desk_{abs(hash(str(path.parent.resolve())))}"
     (path.parent / f"{name}.py").write_text(_MODULE)
     document = {

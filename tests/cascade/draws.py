@@ -37,8 +37,8 @@ def draw(
     agreement: float = 0.0,
     second: float = SECOND,
 ) -> Labelled:
-    """n images, half of each class. failing: share of calls to the second stage without an answer. per_group: images of a group,
-    which share their class and, by `agreement` in [0, 1], their noise."""
+    """n images, half of each class. failing: share of calls to the second stage without an answer. per_group: images of
+    a group, which share their class and, by `agreement` in [0, 1], their noise."""
     groups = np.arange(n) // per_group
     labels = rng.integers(0, 2, groups.max() + 1)[groups]
     sign = 2.0 * labels - 1.0

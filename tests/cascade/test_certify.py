@@ -1,4 +1,6 @@
-"""The certificate of the whole: oracles, properties, and simulations of validity and power, with controls that must fail."""
+"""The certificate of the whole: oracles, properties, and simulations of validity and power, with controls that must
+fail.
+"""
 
 from __future__ import annotations
 
@@ -295,7 +297,9 @@ def test_attempts_are_told():
 def violations(
     draws: int, seed: int, n: int = 700, n_select: int = 250, **options: float
 ) -> tuple[float, float, float]:
-    """(share of draws in which a certified configuration breaks a limit, share certified, mean share deferred if so)."""
+    """(share of draws in which a certified configuration breaks a limit, share certified, mean share deferred if
+    so).
+    """
     rng = np.random.default_rng(seed)
     broken, certified, deferred = 0, 0, []
     for _ in range(draws):
@@ -308,7 +312,9 @@ def violations(
 
 
 def plug_in(draws: int, seed: int, n: int = 700) -> float:
-    """The usual mistake: the last stage's threshold is set on the calibration images, to where the observed risk keeps the limit."""
+    """The usual mistake: the last stage's threshold is set on the calibration images, to where the observed risk
+    keeps the limit.
+    """
     rng, broken = np.random.default_rng(seed), 0
     first = Rule("thresholds", 0.05, 0.95)
     for _ in range(draws):

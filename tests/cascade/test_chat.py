@@ -1,4 +1,6 @@
-"""The chat format against a real server: what it may say, each with its outcome, and a whole cascade that ends in it."""
+"""The chat format against a real server: what it may say, each with its outcome, and a whole cascade that ends in
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Everything before the first byte is sent has one deadline: a resolver that hangs, addresses that swallow, a handshake that drips."""
+"""Everything before the first byte is sent has one deadline: a resolver that hangs, addresses that swallow, a
+handshake that drips.
+"""
 
 from __future__ import annotations
 

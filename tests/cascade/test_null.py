@@ -1,4 +1,6 @@
-"""Null simulations: where every configuration breaks its limit a little, something is certified in at most delta of draws."""
+"""Null simulations: where every configuration breaks its limit a little, something is certified in at most delta of
+draws.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The plan does not contradict itself: options are judged by the bound of the verdict, and the list holds as a whole."""
+"""The plan does not contradict itself: options are judged by the bound of the verdict, and the list holds as a
+whole.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,9 @@ def test_nothing_behind_the_first_that_does_not_fit_is_listed(monkeypatch):
 
 @pytest.mark.parametrize("step", [0.0, 0.004], ids=["alike", "close"])
 def test_the_whole_list_is_right_but_for_delta(monkeypatch, step):
-    """21 nested configurations; those that truly overflow a little are listed in at most delta of draws, all of them at once."""
+    """21 nested configurations; those that truly overflow a little are listed in at most delta of draws, all of
+    them at once.
+    """
     monkeypatch.setattr("stage1.commands.cascade_plan._OPTIONS", 99)
     rng, draws, n, capacity = np.random.default_rng(0), 1500, 300, 0.3
     # From most deferred to least; the last few fit where the steps are not 0.

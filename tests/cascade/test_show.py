@@ -1,4 +1,6 @@
-"""The whole by the command line: a bundle, a real HTTP server with faults, a certificate that is true, a record that goes on."""
+"""The whole by the command line: a bundle, a real HTTP server with faults, a certificate that is true, a record
+that goes on.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ IMAGES = 1200
 
 
 def write_images(folder: Path, n: int = IMAGES, seed: int = 0) -> Path:
-    """n images of one colour: red against blue is what the bundle sees (it defers much), green tells the class better."""
+    """n images of one colour: red against blue is what the bundle sees (it defers much), green tells the class
+    better.
+    """
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     rows = ["image,label,role"]
@@ -62,7 +66,9 @@ def _text(index: int) -> PngInfo:
 
 
 def faulty(handler, body: bytes) -> None:
-    """10 % of the images hang, 5 % come back as garbage; which ones follows from their bytes, so that retries do not help."""
+    """10 % of the images hang, 5 % come back as garbage; which ones follows from their bytes, so that retries do
+    not help.
+    """
     share = int.from_bytes(hashlib.sha256(body).digest()[:8]) / 2**64
     if share < 0.10:
         handler.server.released.wait(5)

@@ -1,4 +1,6 @@
-"""Three stages: thresholds of the middle one found on val_select too, the promise kept, and a plan that looks at every stage."""
+"""Three stages: thresholds of the middle one found on val_select too, the promise kept, and a plan that looks at
+every stage.
+"""
 
 from __future__ import annotations
 
@@ -214,7 +216,9 @@ def test_an_evaluation_counts_what_reaches_each_stage(three, tmp_path, monkeypat
 
 
 def test_the_bound_holds_for_the_configuration_that_was_chosen_on_the_same_images():
-    """Of 21 nested configurations, the one that looks best on the very images: 21 bounds at once hold, one alone does not."""
+    """Of 21 nested configurations, the one that looks best on the very images: 21 bounds at once hold, one alone
+    does not.
+    """
     rng, draws, n, true = np.random.default_rng(5), 600, 150, 0.3
     broken = {1: 0, 21: 0}
     for _ in range(draws):

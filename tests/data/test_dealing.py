@@ -95,7 +95,9 @@ def test_quotas_follow_the_fractions_in_every_class_and_band() -> None:
 
 
 def test_few_groups_are_shared_out_better_than_by_hash() -> None:
-    """28 segments of 20 to 120 frames, as of a road: shares of both classes lie nearer to the fractions than under hash."""
+    """28 segments of 20 to 120 frames, as of a road: shares of both classes lie nearer to the fractions than under
+    hash.
+    """
     rng = np.random.default_rng(3)
     sizes = rng.integers(20, 120, 28)
     groups = np.repeat([f"segment {number}" for number in range(28)], sizes)
@@ -148,7 +150,8 @@ def test_any_set_of_roles_may_be_dealt_to() -> None:
 def simulate(n: int, draws: int, how: str, shifts: dict[int, float], target: float, seed: int) -> tuple[float, float]:
     """(violation rate, mean size of a group of val_test less that of all): videos of some sizes, short ones harder.
 
-    shifts: size -> distance of the mean score from 0; each size is equally likely. how: a method of SplitConfig, or "by size".
+    shifts: size -> distance of the mean score from 0; each size is equally likely. how: a method of SplitConfig, or "by
+    size".
     """
     rng = np.random.default_rng(seed)
     sizes, names = np.array(list(shifts)), np.array([f"video {number}" for number in range(n)])

@@ -1,4 +1,6 @@
-"""Roles that the data bring (folders, columns, splits): read, mapped by data.roles, or refused with the line to write."""
+"""Roles that the data bring (folders, columns, splits): read, mapped by data.roles, or refused with the line to
+write.
+"""
 
 from __future__ import annotations
 

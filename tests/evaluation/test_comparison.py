@@ -386,7 +386,9 @@ def test_the_shares_of_seeds_have_the_variance_of_a_mean(k):
 
 
 def _false_alarms(seeds, pretend_one, trials=120):
-    """Share of trials in which the interval excludes 0 although both arms are trained alike: models differ by their seed only."""
+    """Share of trials in which the interval excludes 0 although both arms are trained alike: models differ by their
+    seed only.
+    """
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 2, 300)
     shared = 1.6 * (2 * labels - 1) + rng.normal(size=300)
@@ -407,7 +409,9 @@ def _false_alarms(seeds, pretend_one, trials=120):
 
 
 def test_the_spread_from_seed_to_seed_is_in_the_interval():
-    """5 seeds: false alarms near 5 % (a percentile of few seeds is a little short); a single model for each arm: most of the time."""
+    """5 seeds: false alarms near 5 % (a percentile of few seeds is a little short); a single model for each arm:
+    most of the time.
+    """
     assert _false_alarms(5, pretend_one=False) <= 0.18
     assert _false_alarms(1, pretend_one=True) >= 0.4
 

@@ -10,7 +10,9 @@ from stage1.evaluation.label_errors import RIDGES, _dealt, _nearest, find_label_
 
 
 def planted(n=1200, d=32, k=2, noise=0.05, seed=0, distance=1.6):
-    """Classes of equal covariance whose means lie `distance` along random directions; groups of two; some labels flipped."""
+    """Classes of equal covariance whose means lie `distance` along random directions; groups of two; some labels
+    flipped.
+    """
     rng = np.random.default_rng(seed)
     truth = np.repeat(rng.integers(0, k, n // 2), 2)
     means = distance * np.linalg.qr(rng.normal(size=(d, k)))[0].T

@@ -1,4 +1,6 @@
-"""The store: nothing computed twice, nothing mixed up, nothing half-written, whoever dies or writes at the same time."""
+"""The store: nothing computed twice, nothing mixed up, nothing half-written, whoever dies or writes at the same
+time.
+"""
 
 from __future__ import annotations
 

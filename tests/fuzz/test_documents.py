@@ -1,7 +1,7 @@
 """Small fuzzers: 200 mutations of each kind of document that a stranger may hand in; every refusal is an error of ours.
 
-A mutation overwrites, drops, doubles or inserts bytes, or puts a hostile piece (deep nesting, huge numbers, NaN, aliases, NUL)
-somewhere. What is read must be read, or refused by a Stage1Error of one line, in bounded time and memory.
+A mutation overwrites, drops, doubles or inserts bytes, or puts a hostile piece (deep nesting, huge numbers, NaN,
+aliases, NUL) somewhere. What is read must be read, or refused by a Stage1Error of one line, in bounded time and memory.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def survives(read: Callable[[bytes], object], data: bytes, *, seed: int, most: int = MUTATIONS) -> None:
-    """`read` of mutations of `data`: an answer or a Stage1Error of one line, soon, in bounded memory; some of each are seen."""
+    """`read` of mutations of `data`: an answer or a Stage1Error of one line, soon, in bounded memory; some of each
+    are seen.
+    """
     read(data)
     rng = np.random.default_rng(seed)
     refused = 0

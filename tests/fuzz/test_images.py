@@ -1,4 +1,6 @@
-"""200 damaged files of each kind of image: each is an image or one line of a known reason, in bounded time and memory."""
+"""200 damaged files of each kind of image: each is an image or one line of a known reason, in bounded time and
+memory.
+"""
 
 from __future__ import annotations
 

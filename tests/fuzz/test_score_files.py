@@ -1,4 +1,6 @@
-"""Damaged score files of every kind: scores, or one line that names the file. Never another exception, a stall or gigabytes."""
+"""Damaged score files of every kind: scores, or one line that names the file. Never another exception, a stall or
+gigabytes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Views through the model of colours: aggregated as the frozen policy says, adaptively the same, broken ones by themselves."""
+"""Views through the model of colours: aggregated as the frozen policy says, adaptively the same, broken ones by
+themselves.
+"""
 
 from __future__ import annotations
 

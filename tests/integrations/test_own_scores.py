@@ -1,4 +1,6 @@
-"""The Python blocks of docs/BRING_YOUR_OWN_SCORES.md run, section by section, where the library of the section is installed."""
+"""The Python blocks of docs/BRING_YOUR_OWN_SCORES.md run, section by section, where the library of the section is
+installed.
+"""
 
 from __future__ import annotations
 

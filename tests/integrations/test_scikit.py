@@ -1,4 +1,6 @@
-"""Stage1Policy: scikit-learn's own estimator checks, the same answers as fit_policy, and deferral that cannot be missed."""
+"""Stage1Policy: scikit-learn's own estimator checks, the same answers as fit_policy, and deferral that cannot be
+missed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ EASY = {"fnr": 0.05, "false_exit_rate": 0.05}
 
 
 class FirstColumn(Stage1Policy):
-    """Stage1Policy on scores, as scikit-learn's checks can drive it: they give any number of columns, a score has one."""
+    """Stage1Policy on scores, as scikit-learn's checks can drive it: they give any number of columns, a score has
+    one.
+    """
 
     def _scores(self, X, **fields):
         return super()._scores(X[:, :1], **fields)

@@ -78,7 +78,8 @@ def test_twin_gives_the_same_logits(case, tmp_path):
         logits = twin.eval()(images).logits
     assert (wanted[0] - wanted[1]).abs().max() > 0.05  # the images differ to the model
     np.testing.assert_allclose(logits.numpy(), wanted.numpy(), atol=1e-5)
-    # The control: one bias of the last block that were another would show (not a constant, the last norm takes that off).
+    # The control: one bias of the last block that were another would show (not a constant, the last norm takes that
+    # off).
     last = next(
         key for key in reversed(stock.weights) if key.endswith(("fc2.bias", "output.dense.bias", "pwconv2.bias"))
     )

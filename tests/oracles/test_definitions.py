@@ -1,4 +1,6 @@
-"""Other libraries as oracles where definitions agree, and where they do not, by how much: the lines of docs/DEFINITIONS.md."""
+"""Other libraries as oracles where definitions agree, and where they do not, by how much: the lines of
+docs/DEFINITIONS.md.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def test_the_prediction_set_of_crepes_is_conformal_risk_control(n, alpha):
 
 
 def test_a_conformal_quantile_holds_on_average_and_ours_with_confidence():
-    """Why the walks do not use it: at the quantile that MAPIE and crepes take, the share lost exceeds alpha half of the time."""
+    """Why the walks do not use it: at the quantile that MAPIE and crepes take, the share lost exceeds alpha half of
+    the time.
+    """
     n, alpha, draws = 400, 0.05, 4000
     losses = np.sort(np.random.default_rng(0).random((draws, n)), axis=1)  # true share below t is t
     conformal = int(np.floor(alpha * (n + 1)))

@@ -1,4 +1,6 @@
-"""Draws where a second signal helps: some images are hard, the margin does not say which, another column nearly does."""
+"""Draws where a second signal helps: some images are hard, the margin does not say which, another column nearly
+does.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "scores" / "cifar10_wider
 
 
 def overconfident(rng: np.random.Generator, n: int, shift: float = 0.0) -> Scores:
-    """Classes that hardly overlap (AUROC about .9995), logits three times too large, as of a model trained to the end."""
+    """Classes that hardly overlap (AUROC about .9995), logits three times too large, as of a model trained to the
+    end.
+    """
     labels = rng.integers(0, 2, n)
     margin = 3.0 * rng.normal(4.65 * (labels - 0.5), 1.0) + shift
     return Scores(logits=np.stack([np.zeros(n), margin], axis=1), labels=labels)
@@ -163,7 +165,9 @@ def test_scrc_of_two_classes_keeps_it(coverage, shift):
 
 
 def test_scrc_of_more_classes_answers_with_the_likeliest_class_only():
-    """A gate as confidence selects images whatever their softmax: sets of unequal floors then leave out the likeliest class."""
+    """A gate as confidence selects images whatever their softmax: sets of unequal floors then leave out the
+    likeliest class.
+    """
     rng = np.random.default_rng(6)
     labels = rng.integers(0, 3, 3000)
     logits = rng.normal(size=(3000, 3)) + 2.0 * np.eye(3)[labels]
@@ -241,7 +245,8 @@ def test_the_limit_only_moves_thresholds_outwards(seed, b):
 
 
 def violations(draws: int, seed: int, b: float, *, chosen_late: bool = False) -> dict[str, float]:
-    """Share of draws in which the true risk of thresholds with a limit lies above its target; b far from even odds on purpose.
+    """Share of draws in which the true risk of thresholds with a limit lies above its target; b far from even odds on
+    purpose.
 
     chosen_late: the control, where the limit is looked up on the calibration labels and is taken for the thresholds.
     """

@@ -1,4 +1,6 @@
-"""Gate policy: equal to softmax where the gate is the margin, better where a second signal helps, and true to its promise."""
+"""Gate policy: equal to softmax where the gate is the margin, better where a second signal helps, and true to its
+promise.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ RISKS = {"miss_rate": 0.05, "false_exit_rate": 0.05}
 
 
 def clustered(rng, groups, correlation, size=10, prefix="c", mixed=False):
-    """Latent normal scores; images of a group share a part of variance `correlation`. mixed: both classes in each group."""
+    """Latent normal scores; images of a group share a part of variance `correlation`. mixed: both classes in each
+    group.
+    """
     labels = (rng.random((groups, size)) < 0.5) if mixed else np.repeat(rng.random((groups, 1)) < 0.5, size, axis=1)
     shared = np.sqrt(correlation) * rng.normal(size=(groups, 1))
     score = (labels - 0.5) * SEPARATION + shared + np.sqrt(1 - correlation) * rng.normal(size=(groups, size))
@@ -83,7 +85,9 @@ def test_group_means_certify_more_where_images_hardly_agree():
 @pytest.mark.slow
 @pytest.mark.parametrize("risks, mixed", [(RISKS, False), (RISKS, True), ({"fnr": 0.05, "fpr": 0.05}, False)])
 def test_show_two_through_fit_policy(risks, mixed):
-    """300 groups of 10 frames, val_select 60 groups: violations and coverage of every way to count, and of the choice."""
+    """300 groups of 10 frames, val_select 60 groups: violations and coverage of every way to count, and of the
+    choice.
+    """
     draws = 150
     lines = []
     for correlation in (0.05, 0.3, 0.6, 0.95):

@@ -1,4 +1,6 @@
-"""Printed bounds hold together: in at most delta of the draws some true risk lies above its bound; alone they do not."""
+"""Printed bounds hold together: in at most delta of the draws some true risk lies above its bound; alone they do
+not.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,9 @@ def test_bounds_of_earlier_certificates_are_those_of_each_risk_alone():
 
 
 def test_at_fixed_thresholds_the_joint_bound_fails_in_delta_of_the_draws_at_most():
-    """The proof in numbers, eight risks at a fixed pair: each bound alone at delta lies below a true risk far more often."""
+    """The proof in numbers, eight risks at a fixed pair: each bound alone at delta lies below a true risk far more
+    often.
+    """
     rng, draws, n = np.random.default_rng(0), 20_000, 400
     target = np.array([0.02, 0.02, 0.05, 0.05, 0.05, 0.1, 0.1, 0.1])
     for true in (target, 0.8 * target, target * np.linspace(0.2, 1.0, 8)):

@@ -1,8 +1,9 @@
-"""At 10, 50 and 90 % positives: what is certified of one class holds, `error` holds where it is stated for, and only there.
+"""At 10, 50 and 90 % positives: what is certified of one class holds, `error` holds where it is stated for, and only
+there.
 
-Each draw takes val_select and val_calib at the population's own balance and fits the real policy. The truth at a balance
-follows from the rates within each class of the whole population, weighed: exact, no sample. The control is an `error`
-certified at the balance of val_calib and used at another one.
+Each draw takes val_select and val_calib at the population's own balance and fits the real policy. The truth at a
+balance follows from the rates within each class of the whole population, weighed: exact, no sample. The control is an
+`error` certified at the balance of val_calib and used at another one.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def check_error(population, draws, level):
 
 
 def check_intervals(population, draws, n_resamples, methods=("bbse", "mlls")):
-    """The interval of the prior covers at its level; the map's kind is chosen on val_select, the map fitted on the source."""
+    """The interval of the prior covers at its level; the map's kind is chosen on val_select, the map fitted on the
+    source.
+    """
     own = float(population.labels.mean())
     rates = {}
     for prior in PRIORS:
@@ -199,6 +202,7 @@ def test_error_at_a_stated_balance_in_full(population):
 def test_intervals_of_the_prior_in_full(population):
     rates = check_intervals(population, 60, 80)
     for (method, prior), rate in rates.items():
-        # mlls rests on the map, and on real scores no map is quite right: .91 of 100 at 90 % positives of COCO, measured
+        # mlls rests on the map, and on real scores no map is quite right: .91 of 100 at 90 % positives of COCO,
+        # measured
         least = 0.95 if method == "bbse" or len(population) == 60_000 else 0.9
         assert within(rate, 60, least), (method, prior, rate)

@@ -1,4 +1,6 @@
-"""Does the promise hold for K > 2? Populations whose true risk is known exactly, with power, and a control that must fail."""
+"""Does the promise hold for K > 2? Populations whose true risk is known exactly, with power, and a control that
+must fail.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ MORE: list[ROW] = [
 
 
 def simulate(population: Scores, classes, risks, mode, *, sizes, draws, seed, delta=DELTA):
-    """(violation, mean coverage, violation of the plug-in sweep, share certified); the truth is that of the population."""
+    """(violation, mean coverage, violation of the plug-in sweep, share certified); the truth is that of the
+    population.
+    """
     rng = np.random.default_rng(seed)
     request = Request(risks, 1 - delta, classes=classes)
 

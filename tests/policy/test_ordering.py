@@ -163,7 +163,9 @@ def test_steps_shrink_as_more_errors_are_expected():
 
 
 def saturated(rng, n) -> Scores:
-    """Negatives close together, positives far apart, a third of all at one end: maps of scores and of ranks disagree."""
+    """Negatives close together, positives far apart, a third of all at one end: maps of scores and of ranks
+    disagree.
+    """
     labels = (rng.random(n) < 0.5).astype(np.int64)
     z = rng.normal(size=n) + 4.0 * (labels - 0.5)
     margin = np.where(z > 2.3, 700.0, np.where(z > 0, 6.0 * z, 0.5 * z))

@@ -118,7 +118,8 @@ def test_variant_t_decides_as_if_each_image_were_ranked_with_the_calibration_ima
     )
     decision = policy.decide(fresh)
     np.testing.assert_array_equal(policy.sets(fresh)[0], selected)
-    # Never riskier than image by image; equal but for the one calibration image at tau, and the closed gap of empty sets.
+    # Never riskier than image by image; equal but for the one calibration image at tau, and the closed gap of empty
+    # sets.
     exits_0, exits_1 = decision.exit & (decision.label == 0), decision.exit & (decision.label == 1)
     assert not (exits_0 & ~(fresh.margin < lo)).any()
     assert not (exits_1 & ~(fresh.margin > hi)).any()
@@ -429,12 +430,16 @@ def test_groups_count_once_each():
 
 @pytest.fixture(scope="module")
 def population() -> Scores:
-    """4,000 rows that are the population itself: samples are drawn with replacement, so with ties, and risks are exact."""
+    """4,000 rows that are the population itself: samples are drawn with replacement, so with ties, and risks are
+    exact.
+    """
     return binary(np.random.default_rng(100), 4000, gate=True)
 
 
 def inductive(population: Scores, draws: int, n: int, seed: int) -> tuple[float, float, float, float]:
-    """(joint violation, mean coverage, mean exits, joint violation of the plug-in): xi = .7, both risks .05, delta .1."""
+    """(joint violation, mean coverage, mean exits, joint violation of the plug-in): xi = .7, both risks .05, delta
+    .1.
+    """
     rng = np.random.default_rng(seed)
     broken, plugged, coverage, exits = 0, 0, [], []
 

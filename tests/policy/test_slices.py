@@ -128,7 +128,9 @@ def test_bad_slices_are_named():
 
 
 def test_slices_are_tested_along_one_path_only():
-    """A second path, tested where the first fails, would be chosen by calibration labels: slices would have to pay for it."""
+    """A second path, tested where the first fails, would be chosen by calibration labels: slices would have to pay
+    for it.
+    """
     rng = np.random.default_rng(6)
     request = Request({"fnr": 0.02, "fpr": 0.02})
     hedged = 0

@@ -71,7 +71,9 @@ def test_the_other_targets_keep_their_promise(targets):
 
 
 def coco_draws(path: Path, draws: int, targets: dict[str, float], seed: int):
-    """The real scores are the population: draw val_select and val_calib with replacement, the true risk is known exactly."""
+    """The real scores are the population: draw val_select and val_calib with replacement, the true risk is known
+    exactly.
+    """
     population, _ = read_scores(path, values="probabilities", columns={"scores": "prob"})
     margin, labels = population.margin, population.known_labels
     delta = shared_delta(1 - DELTA, 2)
@@ -91,7 +93,8 @@ def coco_draws(path: Path, draws: int, targets: dict[str, float], seed: int):
         rows = rng.integers(0, len(population), 3000)
         calib = Scores(logits=population.logits[rows[500:]], labels=labels[rows[500:]])
         select = population.take(rows[:500])
-        # No threshold passes the even odds that val_select alone fixed; a map of 500 saturated scores can place them far out.
+        # No threshold passes the even odds that val_select alone fixed; a map of 500 saturated scores can place them
+        # far out.
         limits = boundary_of_scores(select, None)
         chosen = choose_thresholds(calib.margin, calib.known_labels, targets, delta, limits)
         policy = fit_policy("softmax", select=select, calib=calib, risks=targets, confidence=1 - DELTA)

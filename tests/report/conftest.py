@@ -60,9 +60,11 @@ def build(
     seed: int = 3,
     **fit: Any,
 ) -> Sample:
-    """A run whose calibration and test images come from the same simulated population, certified and evaluated in earnest.
+    """A run whose calibration and test images come from the same simulated population, certified and evaluated in
+    earnest.
 
-    groups: images per group of both sets; None = no groups. leaked: the reason why nothing may be certified. fit: of fit_policy.
+    groups: images per group of both sets; None = no groups. leaked: the reason why nothing may be certified. fit: of
+    fit_policy.
     """
     targets = targets or {"fnr": 0.02, "false_exit_rate": 0.05}
     calib, test = (draw(n, positives, seed + i, groups) for i, n in enumerate((n_calib, n_test)))

@@ -24,7 +24,8 @@ from .browser import CHROMIUM, chromium
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the explorer is not run")
 
-# Runs in a copy of the page whose content security policy is taken out: moves, waits for the page, notes every number that it shows.
+# Runs in a copy of the page whose content security policy is taken out: moves, waits for the page, notes every number
+# that it shows.
 DRIVER = """
 const noted = [];
 const note = (move) => {

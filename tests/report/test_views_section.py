@@ -1,4 +1,6 @@
-"""The page of a run with views says what views.json and evaluation.json say of them; that of a run without says nothing."""
+"""The page of a run with views says what views.json and evaluation.json say of them; that of a run without says
+nothing.
+"""
 
 from __future__ import annotations
 

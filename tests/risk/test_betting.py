@@ -41,7 +41,8 @@ def test_pvalue_equals_the_plain_loop(x, level):
 
 
 def test_first_steps_by_hand():
-    # level .1: mean .05, variance .025, stake .05 / (.025 + .0025) = 1.81818 > .9 / .9 = 1; factor 1 + .1 twice, then 1 - .9
+    # level .1: mean .05, variance .025, stake .05 / (.025 + .0025) = 1.81818 > .9 / .9 = 1; factor 1 + .1 twice, then 1
+    # - .9
     assert betting_pvalue([0.0], 0.1) == approx(1 / 1.1)
     assert betting_pvalue([0.0, 0.0], 0.1) == approx(1 / 1.21)
     assert betting_pvalue([0.0, 0.0, 1.0], 0.1) == approx(1 / 1.21)  # the largest wealth counts

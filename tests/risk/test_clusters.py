@@ -1,4 +1,6 @@
-"""Group-level claims: X_g by hand, validity on clustered data with the frame-level test as control, power, the choice."""
+"""Group-level claims: X_g by hand, validity on clustered data with the frame-level test as control, power, the
+choice.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How many units it takes: worked counts, and the probability of success against a simulation of the tests themselves."""
+"""How many units it takes: worked counts, and the probability of success against a simulation of the tests
+themselves.
+"""
 
 from __future__ import annotations
 

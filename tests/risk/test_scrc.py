@@ -1,4 +1,6 @@
-"""SCRC: oracles of ALGORITHMS 1.3 and 1.5, exact validity by simulation, and the published rules as controls that must fail."""
+"""SCRC: oracles of ALGORITHMS 1.3 and 1.5, exact validity by simulation, and the published rules as controls that
+must fail.
+"""
 
 from __future__ import annotations
 
@@ -214,7 +216,9 @@ def lost(at: float, tau: float) -> float:
 def transductive_risk(
     draws: int, n: int, coverage: float, alpha: float, allowed, seed: int
 ) -> tuple[float, float, float]:
-    """(E[loss given selected], its standard error, P(selected)) over calibration sets and test sample, test integrated out."""
+    """(E[loss given selected], its standard error, P(selected)) over calibration sets and test sample, test
+    integrated out.
+    """
     rng = np.random.default_rng(seed)
     losses, shares = np.empty(draws), np.empty(draws)
     for index in range(draws):

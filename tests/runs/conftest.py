@@ -26,7 +26,9 @@ SETTINGS = (
 
 
 def write_photos(folder: Path, n: int = 240, side: int = 48, seed: int = 0) -> Path:
-    """n JPEGs and labels.csv (image, label): 'day' is brighter than 'night', with noise that makes some of them hard."""
+    """n JPEGs and labels.csv (image, label): 'day' is brighter than 'night', with noise that makes some of them
+    hard.
+    """
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     rows = ["image,label"]

@@ -1,4 +1,6 @@
-"""compare of run directories: grouping, refusals, the choice on val_select, the confirmation on val_test, and what is written."""
+"""compare of run directories: grouping, refusals, the choice on val_select, the confirmation on val_test, and what
+is written.
+"""
 
 from __future__ import annotations
 

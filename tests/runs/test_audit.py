@@ -65,7 +65,8 @@ def test_error_is_that_at_the_stated_prior():
 
 
 def test_groups_weigh_alike_where_the_unit_is_the_group():
-    # One group of 9 with errors, one of 1 without: of a random image of a random group half are wrong, of all images .9.
+    # One group of 9 with errors, one of 1 without: of a random image of a random group half are wrong, of all images
+    # .9.
     logits = np.array([[0.0, 1.0]] * 10)
     population = Scores(logits=logits, labels=np.array([0] * 9 + [1]), groups=np.array(["a"] * 9 + ["b"]))
     weights = _group_weights(population)

@@ -1,4 +1,6 @@
-"""A first command that is refused leaves nothing that binds the next one; a stage that meets other images than the split's."""
+"""A first command that is refused leaves nothing that binds the next one; a stage that meets other images than the
+split's.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from stage1.scores import Scores
 
 
 def _scores(n: int, wrong: int, seed: int) -> Scores:
-    """A sure classifier with `wrong` wrong answers, and a gate logit that is different for each image and knows them."""
+    """A sure classifier with `wrong` wrong answers, and a gate logit that is different for each image and knows
+    them.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2
     margin = np.where(labels == 1, 1.0, -1.0) * rng.uniform(2, 6, n)

@@ -1,4 +1,6 @@
-"""Heads with gates, ensembles, sweeps and risk training: from images through the exported model to a bundle that answers."""
+"""Heads with gates, ensembles, sweeps and risk training: from images through the exported model to a bundle that
+answers.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,8 @@ def answers_as_scored(result):
 
 
 def test_gate_logits_reach_the_bundle_and_decide_in_predict(tmp_path, monkeypatch):
-    """SelectiveNet's own gate: export -> scores -> gate policy -> bundle -> predict. The gate is accepted by decree here: what
-    flows is tested, not whether so small a gate is worth it."""
+    """SelectiveNet's own gate: export -> scores -> gate policy -> bundle -> predict. The gate is accepted by decree
+    here: what flows is tested, not whether so small a gate is worth it."""
     from stage1.evaluation import score_selection as gate_gain
 
     judged = gate_gain.accept_gate

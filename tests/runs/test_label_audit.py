@@ -28,7 +28,9 @@ SETTINGS = ("backbone.name=embedded", "split.method=balanced", "data.near_duplic
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """A run whose features are three numbers of each photo, with 5 % of the labels of train and val_select planted wrong."""
+    """A run whose features are three numbers of each photo, with 5 % of the labels of train and val_select planted
+    wrong.
+    """
     folder = tmp_path_factory.mktemp("audited")
     photos = write_photos(folder / "photos", n=400, seed=3)
     config, _ = load_config(overrides=[f"data.table={photos}", *SETTINGS], environment={})

@@ -1,4 +1,6 @@
-"""`stage1 evaluate --target`: what is estimated, restated, kept and said; on score files, groups, three classes and a run."""
+"""`stage1 evaluate --target`: what is estimated, restated, kept and said; on score files, groups, three classes and
+a run.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def restated(document, method):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """mine.parquet at 30 % positives, runs/mine calibrated on it, target.parquet at 80 % (labels in a file of their own)."""
+    """mine.parquet at 30 % positives, runs/mine calibrated on it, target.parquet at 80 % (labels in a file of their
+    own).
+    """
     folder = tmp_path_factory.mktemp("shift")
     write_scores(folder / "mine.parquet", draw(6000, 0.3, 0))
     target = draw(2500, 0.8, 1)

@@ -1,4 +1,6 @@
-"""looked.json: which view of each image decided, kept at the scoring, counted at the evaluation, refused where it is of others."""
+"""looked.json: which view of each image decided, kept at the scoring, counted at the evaluation, refused where it
+is of others.
+"""
 
 from __future__ import annotations
 

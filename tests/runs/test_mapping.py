@@ -1,4 +1,6 @@
-"""Calibration maps in runs: the same decisions and probabilities in memory, in a folder and in a bundle; what is certified."""
+"""Calibration maps in runs: the same decisions and probabilities in memory, in a folder and in a bundle; what is
+certified.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,9 @@ def test_the_quick_fit_is_the_real_one(overrides):
 
 @pytest.mark.parametrize("overrides, n", [(WALK, 230), (PATH, 260)])
 def test_the_pilot_promises_what_an_audit_finds(overrides, n):
-    """Other draws, the policies of `calibrate` whole: the same share certified, the same coverage, within Monte Carlo error."""
+    """Other draws, the policies of `calibrate` whole: the same share certified, the same coverage, within Monte
+    Carlo error.
+    """
     population, chosen, draws = scores(1200), config(overrides), 50
     (trial,) = pilot_plan(population, chosen, sizes=[n], draws=200, seed=3).trials
     assert 0.1 < trial.success < 0.97

@@ -1,4 +1,6 @@
-"""pretrain and tune inside a run: the backbone that they make is the one that is extracted, exported, certified and shipped."""
+"""pretrain and tune inside a run: the backbone that they make is the one that is extracted, exported, certified and
+shipped.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The verdict through the command line: one word and one colour on the last lines of calibrate and evaluate, on page and card."""
+"""The verdict through the command line: one word and one colour on the last lines of calibrate and evaluate, on
+page and card.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Views from images to a bundle that answers: chosen on val_select, certified, shipped, refused where others are asked for."""
+"""Views from images to a bundle that answers: chosen on val_select, certified, shipped, refused where others are
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -210,7 +212,9 @@ def test_what_learned_from_val_select_is_judged_there_by_fits_on_other_folds(mil
 
 
 def scored_by_others(result):
-    """val_select's scores are not those of what ships, which was fitted on them, and the map is fitted on them as they are."""
+    """val_select's scores are not those of what ships, which was fitted on them, and the map is fitted on them as
+    they are.
+    """
     views, stored = FrozenViews.load(result.folder / "views.json"), read_role(result.folder, "val_select")
     assert views.select_folds == 10
     shipped, table = files_of(result, "val_select")

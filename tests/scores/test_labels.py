@@ -22,7 +22,8 @@ from stage1.errors import DataError
 from stage1.scores import Scores, read_scores, write_scores
 from stage1.scores.labels import found_classes, label_text, named_by_digits, normal_form, place_labels, stored_names
 
-# What stands in the label column, by type; the first two rows, repeated. A CSV holds the text that a program writes for each.
+# What stands in the label column, by type; the first two rows, repeated. A CSV holds the text that a program writes for
+# each.
 COLUMNS: dict[str, tuple[Any, Any]] = {
     "bool": (True, False),
     "int": (1, 0),

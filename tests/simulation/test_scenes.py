@@ -1,4 +1,6 @@
-"""The embedded task: reproducible, resumable, and neither trivial (colour alone fails) nor unfair (nothing but the site tells)."""
+"""The embedded task: reproducible, resumable, and neither trivial (colour alone fails) nor unfair (nothing but the
+site tells).
+"""
 
 from __future__ import annotations
 

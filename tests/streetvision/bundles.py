@@ -1,4 +1,6 @@
-"""Bundles of every kind that a detector serves, each in milliseconds: a model made by hand, scores from a known population."""
+"""Bundles of every kind that a detector serves, each in milliseconds: a model made by hand, scores from a known
+population.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ def view_model(
 ) -> bytes:
     """A model of all views at once: red minus blue of the first view and the largest of it over the others, half each.
 
-    without_view is not what a head would say, only something of each view that has to arrive: the score less this share of what
-    the view says. drop: an output that is left out.
+    without_view is not what a head would say, only something of each view that has to arrive: the score less this share
+    of what the view says. drop: an output that is left out.
     """
     onnx = pytest.importorskip("onnx")
     make, floats = onnx.helper, onnx.TensorProto.FLOAT
@@ -101,7 +103,9 @@ def view_model(
 
 
 def population(n: int, seed: int, *, gate: bool, spread: bool = False) -> Scores:
-    """Two classes that overlap; the gate and the spread of the views, where there are any, know a little of which answers are right."""
+    """Two classes that overlap; the gate and the spread of the views, where there are any, know a little of which
+    answers are right.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     margin = rng.normal(np.where(labels == 1, 1.8, -1.8), 1.0)
@@ -123,7 +127,9 @@ def make_bundle(
     views: FrozenViews | None = None,
     **fit: Any,
 ) -> Path:
-    """A bundle below `folder` with this policy and, where named, this calibration map. spread: of views, for the gate policy."""
+    """A bundle below `folder` with this policy and, where named, this calibration map. spread: of views, for the
+    gate policy.
+    """
     if policy == "softmax" and map_name is None and views is None:
         return make_parts(folder / "run", **fit).write(folder / "bundle")
     run = folder / "run"

@@ -1,8 +1,8 @@
 """A second implementation of the client's four levels, from the facts about it in STREETVISION.md: nothing of stage1.
 
 By other means than stage1/data/corruptions.py: scipy's rotation, interpolation and blur in exact arithmetic, torch's
-resizing (which is the client's), JPEG by a DCT of its own. `earlier=True` is the generator as it was before version 2: noise in
-RGB, everything rounded, resampling cut off twice; a control that must be told apart.
+resizing (which is the client's), JPEG by a DCT of its own. `earlier=True` is the generator as it was before version 2:
+noise in RGB, everything rounded, resampling cut off twice; a control that must be told apart.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def random_square(rgb, area, rng):
 
 
 def resized(rgb, side=SIDE):
-    """To float in [0, 1], bilinear with antialiasing in float, times 255, down to the whole number: with torch, as the client."""
+    """To float in [0, 1], bilinear with antialiasing in float, times 255, down to the whole number: with torch, as
+    the client.
+    """
     torch = pytest.importorskip("torch", reason="the client resizes with torch")
     unit = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float() / 255
     small = torch.nn.functional.interpolate(unit, (side, side), mode="bilinear", antialias=True, align_corners=False)
@@ -136,7 +138,9 @@ def noised(rgb, variance, rng, earlier=False):
 
 
 def downed(rgb, factor, end=None):
-    """Down and up by linear interpolation at the centres of pixels, nothing averaged in between; each step ends in bytes."""
+    """Down and up by linear interpolation at the centres of pixels, nothing averaged in between; each step ends in
+    bytes.
+    """
     if factor == 1:
         return rgb
     return sampled(sampled(rgb, SIDE // factor, end), SIDE, end)
@@ -188,7 +192,9 @@ ZIGZAG = sorted(((r, c) for r in range(8) for c in range(8)), key=lambda at: (su
 
 
 def read_header(data):
-    """(quantisation tables in natural order, [(horizontal, vertical) sampling of each component], (height, width)) of a JPEG."""
+    """(quantisation tables in natural order, [(horizontal, vertical) sampling of each component], (height, width))
+    of a JPEG.
+    """
     found, sampling, size, at = {}, [], None, 2
     while data[at] == 0xFF and data[at + 1] != 0xDA:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")

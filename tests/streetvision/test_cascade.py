@@ -1,4 +1,6 @@
-"""A cascade inside the detector: the answers of `stage1 cascade run`, under the client's deadline, without our packages."""
+"""A cascade inside the detector: the answers of `stage1 cascade run`, under the client's deadline, without our
+packages.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def http(url: str, **keys: object) -> dict:
 def detector_of(
     folder: Path, bundle: Path, *later: dict, exit: object = BAND, keys: dict | None = None, **top: object
 ) -> Stage1Detector:
-    """A detector around `bundle` with the later stages of a cascade file that is written, frozen and named beside it."""
+    """A detector around `bundle` with the later stages of a cascade file that is written, frozen and named beside
+    it.
+    """
     first = {"name": "first", "bundle": os.path.relpath(bundle, folder), "exit": exit}
     path = folder / "cascade.yaml"
     path.write_text(yaml.safe_dump({"classes": ["none", "roadwork"], "stages": [first, *later], **top}))

@@ -41,7 +41,9 @@ KS = 1e-3  # p below which two samples are said to differ; the seeds are fixed, 
 
 
 def frame(height: int = 240, width: int = 320, seed: int = 7) -> np.ndarray:
-    """A street in little: smooth colour, fine texture, an orange sign; bright enough that only corners of rotation are black."""
+    """A street in little: smooth colour, fine texture, an orange sign; bright enough that only corners of rotation
+    are black.
+    """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     rgb = np.stack([110 + 90 * x / width, 100 + 70 * y / height, 150 - 60 * x / width], axis=2)
@@ -155,7 +157,8 @@ def pairs(level: int, n: int, **options) -> list[tuple[np.ndarray, np.ndarray]]:
     """n images of ours and of the second implementation, each pair from the same draws."""
     made = []
     for i in range(n):
-        # Brighter, darker, warmer ones: what differs between images is not to be mistaken for what differs between the two.
+        # Brighter, darker, warmer ones: what differs between images is not to be mistaken for what differs between the
+        # two.
         tone = np.random.default_rng(10_000 + i).uniform(0.6, 1.05, 3)
         rgb = np.clip(frame(*((240, 320), (320, 240), (300, 300))[i % 3], seed=i) * tone, 0, 255).astype(np.uint8)
         theirs = oracle.drawn(rgb, level, np.random.default_rng(i), **options)
@@ -171,7 +174,9 @@ def test_equal_pixels_on_the_same_draws(level, share):
 
 
 def features(pixels: np.ndarray) -> list[float]:
-    """Light, noise and colour of an image as numbers: what a generator that cuts or rounds, or adds other noise, would move."""
+    """Light, noise and colour of an image as numbers: what a generator that cuts or rounds, or adds other noise,
+    would move.
+    """
     values = pixels.astype(float)
     fine = np.stack([ndimage.laplace(values[..., c]) for c in range(3)])[:, 8:-8, 8:-8].reshape(3, -1)
     centred = fine - np.median(fine, axis=1, keepdims=True)
@@ -190,7 +195,9 @@ def features(pixels: np.ndarray) -> list[float]:
 
 
 def two_sample_auc(level: int, n: int, **options) -> float:
-    """AUC of telling ours from the second implementation after JPEG, by features: cross-fitted, both of a pair in one fold."""
+    """AUC of telling ours from the second implementation after JPEG, by features: cross-fitted, both of a pair in
+    one fold.
+    """
     made = pairs(level, n, **options)
     both = np.array([features(compressed(one)) for pair in made for one in pair])
     whose, pair = np.tile([0, 1], n), np.repeat(np.arange(n), 2)
@@ -290,7 +297,9 @@ def test_resampling_reads_at_pixel_centres_without_antialiasing(factor, patch):
 
 
 def test_resampling_and_blur_are_opencvs():
-    """Sums of a row of bytes that OpenCV 5.0 gave (cv2.resize, linear, 224 -> 74 -> 224; cv2.GaussianBlur, 7 and 9, a sixth)."""
+    """Sums of a row of bytes that OpenCV 5.0 gave (cv2.resize, linear, 224 -> 74 -> 224; cv2.GaussianBlur, 7 and 9,
+    a sixth).
+    """
     patch = (np.arange(224 * 224 * 3, dtype=np.int64) * 7919 % 256).astype(np.uint8).reshape(224, 224, 3)
     for made, (total, of_squares) in zip(
         (resampled(patch, 3), resampled(patch, 2), blurred(patch, 7), blurred(patch, 9)), OPENCV, strict=True

@@ -1,4 +1,6 @@
-"""The reward of a folder is what the detector of its bundle earns on the same files, also where the band lies off one half."""
+"""The reward of a folder is what the detector of its bundle earns on the same files, also where the band lies off
+one half.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from stage1.streetvision.reward_levels import OPEN, LevelRates
 from ..bundle.conftest import CLASSES, SPEC
 from .bundles import make_bundle
 
-# False exits are cheap here: the band in which the policy defers lies below one half, and images at P < .5 exit as roadwork,
-# which they may where it is asked for.
+# False exits are cheap here: the band in which the policy defers lies below one half, and images at P < .5 exit as
+# roadwork, which they may where it is asked for.
 CHEAP = {"risks": {"fnr": 0.005, "false_exit_rate": 0.1}, "against_argmax": True}
 KINDS = {
     "softmax": CHEAP,

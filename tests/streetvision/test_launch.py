@@ -1,4 +1,6 @@
-"""Registering with a stand-in of the client's registry, and running a stand-in of its miner, here and in the client's own venv."""
+"""Registering with a stand-in of the client's registry, and running a stand-in of its miner, here and in the
+client's own venv.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,10 @@ from ..runs.conftest import one_line_error, stage1
 from .bundles import make_bundle
 from .test_cascade import detector_of, http
 
-# A stand-in with the real client's module names, flags and behaviour (streetvision-subnet v2.0.4), written for these tests: a
-# registry, a base class, stock detectors of which ROADWORK is the default, a parser that passes over what it does not know
-# and is asked twice, first for the words of every neuron. The requests come from a file in place of its network.
+# A stand-in with the real client's module names, flags and behaviour (streetvision-subnet v2.0.4), written for these
+# tests: a registry, a base class, stock detectors of which ROADWORK is the default, a parser that passes over what it
+# does not know and is asked twice, first for the words of every neuron. The requests come from a file in place of its
+# network.
 REGISTRY = """
 class Registry:
     def __init__(self):
@@ -125,7 +128,8 @@ print(json.dumps({
     "path": sys.path, "counts": getattr(miner.image_detector, "counts", None),
 }))
 """
-# The Cython modules of simplejpeg lie in its package; those beside it (cython_runtime) may be PyYAML's, which is allowed.
+# The Cython modules of simplejpeg lie in its package; those beside it (cython_runtime) may be PyYAML's, which is
+# allowed.
 OURS = {"scipy", "pydantic", "jsonschema", "pyarrow", "typer", "timm", "torchvision", "simplejpeg"}
 
 
@@ -277,7 +281,9 @@ def test_the_miner_runs_with_our_detector_registered(client, bundle, tmp_path, f
 
 
 def test_our_environment_does_not_reach_the_clients_path(client, bundle, tmp_path):
-    """A copy of the package in a folder full of other packages, as in site-packages: only stage1 may be seen from there."""
+    """A copy of the package in a folder full of other packages, as in site-packages: only stage1 may be seen from
+    there.
+    """
     site = tmp_path / "site-packages"
     import stage1 as package
 
@@ -373,7 +379,9 @@ def test_a_word_of_a_newer_client_passes_where_it_is_named():
 
 
 def test_a_miner_that_builds_its_stock_model_ends_before_it_serves(client, tmp_path):
-    """No word for the detector at all: the client's default is its own, and the launcher used to call ours registered."""
+    """No word for the detector at all: the client's default is its own, and the launcher used to call ours
+    registered.
+    """
     requests(tmp_path / "requests", 2)
     for options in ((), ("--base", "base_miner.detectors:FeatureDetector")):  # registered before ours, and after it
         run = launched(client, tmp_path / "requests", "--netuid", "72", options=options)

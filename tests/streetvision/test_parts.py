@@ -183,7 +183,7 @@ def test_the_policies_in_numpy_say_what_those_of_stage1_policy_say(policy, froze
     assert (alone.exit[0], alone.label[0]) == (theirs.exit[3], theirs.label[3])
 
 
-# ---- views in numpy ------------------------------------------------------------------------------------------------------
+# ---- views in numpy --------------------------------------------------------------------------------------------------
 
 POOLS = ("whole", "mean", "topk:1", "topk:3", "topk:99", "lse:0.5", "lse:8", "noisy_or", "max", "learned")
 
@@ -263,7 +263,7 @@ def test_views_that_the_certificate_does_not_speak_of_are_refused():
         views_of(document, {"digest": "d"}, "d")
 
 
-# ---- configuration -----------------------------------------------------------------------------------------------------
+# ---- configuration ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["detector.yaml", "detector.json"])
@@ -405,7 +405,7 @@ def test_a_stage_2_that_is_not_there_is_one_line_at_the_start(name, words):
         load_stage2(name)
 
 
-# ---- deadlines -----------------------------------------------------------------------------------------------------------
+# ---- deadlines -------------------------------------------------------------------------------------------------------
 
 
 def test_a_lane_gives_results_and_errors_through():

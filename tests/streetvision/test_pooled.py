@@ -1,4 +1,6 @@
-"""Bundles whose head makes one answer of all views: looked at in one forward, and refused where model and views.json disagree."""
+"""Bundles whose head makes one answer of all views: looked at in one forward, and refused where model and
+views.json disagree.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def document_of(policy: ViewPolicy = VIEWS, name: str = "pooled", **changes: obj
     return json.loads(json.dumps(plain | {"comparison": None} | changes))
 
 
-# ---- the session -------------------------------------------------------------------------------------------------------
+# ---- the session -----------------------------------------------------------------------------------------------------
 
 
 def test_a_session_tells_how_many_views_its_model_takes():
@@ -105,7 +107,7 @@ def test_what_is_no_answer_of_two_classes_is_refused(case):
         session(view_model(**options)).run(np.zeros((5, 3, 16, 16), np.float32))
 
 
-# ---- the look ----------------------------------------------------------------------------------------------------------
+# ---- the look --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", [VIEWS, ViewPolicy(whole=False, grid=(2, 1), flips=True)], ids=["whole", "tiles"])
@@ -165,7 +167,7 @@ def test_model_and_views_must_be_for_each_other(case):
     assert "\n" not in str(caught.value)
 
 
-# ---- whole bundles -----------------------------------------------------------------------------------------------------
+# ---- whole bundles ---------------------------------------------------------------------------------------------------
 
 KINDS = {
     "softmax, platt": {"map_name": "platt"},

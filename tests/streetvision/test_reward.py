@@ -1,4 +1,6 @@
-"""The client's reward: its rules one by one, and the exact expectation against enumeration, simulation and the published table."""
+"""The client's reward: its rules one by one, and the exact expectation against enumeration, simulation and the
+published table.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +175,9 @@ def test_out_of_range_and_no_reply_earn_nothing():
 
 
 def of_the_client(answers: np.ndarray, labels: np.ndarray) -> float:
-    """The last reward as the client computes it: its scikit-learn calls, with every metric 0 where one of them raises."""
+    """The last reward as the client computes it: its scikit-learn calls, with every metric 0 where one of them
+    raises.
+    """
 
     def metrics(size: int) -> tuple[float, float]:
         kept = answers[-size:] != -1

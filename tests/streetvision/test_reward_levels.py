@@ -17,8 +17,8 @@ normal = NormalDist()
 
 
 def drawn(n, seed, *, bias=0.0, prior=0.5, group=1):
-    """Margins normal around -d/2 and +d/2 (log-odds of a model that is calibrated at L2), moved by `bias`. group: copies with
-    one shared half of the noise."""
+    """Margins normal around -d/2 and +d/2 (log-odds of a model that is calibrated at L2), moved by `bias`. group:
+    copies with one shared half of the noise."""
     rng = np.random.default_rng(seed)
     units = n // group
     labels = np.repeat((rng.random(units) < prior).astype(int), group)
@@ -140,7 +140,9 @@ def test_threshold_finds_the_true_best_at_balanced_labels(bias, prior):
 
 
 def test_noise_does_not_choose_it():
-    """Against the best of all empirical thresholds, from the same small samples: that one loses several times as much."""
+    """Against the best of all empirical thresholds, from the same small samples: that one loses several times as
+    much.
+    """
 
     def empirical(probability, labels, levels):
         cuts = np.unique(probability)
@@ -192,7 +194,8 @@ def test_exits_keep_their_side_whatever_the_threshold():
 def test_a_threshold_that_moves_nothing_stays_the_default():
     probability, labels, levels, _ = drawn(600, 21, bias=2.0)
     assert reward_threshold(probability, labels, levels)[0] > 0.75
-    # The best threshold lies beyond the band: every image above .4 exits as class 1, so .5 is as good as any above the band.
+    # The best threshold lies beyond the band: every image above .4 exits as class 1, so .5 is as good as any above the
+    # band.
     assert reward_threshold(probability, labels, levels, exits=banded(probability, 0.1, 0.4))[0] == 0.5
     everything = (probability > 0.5).astype(int)
     assert reward_threshold(probability, labels, levels, exits=everything)[0] == 0.5
@@ -268,7 +271,9 @@ def test_probabilities_all_alike_have_no_threshold():
 
 
 def test_an_estimate_at_the_edge_is_in_its_interval():
-    """Two right answers of each class: the rates 1 and 0 are spread to one side, and the reward of 1 is still in reach."""
+    """Two right answers of each class: the rates 1 and 0 are spread to one side, and the reward of 1 is still in
+    reach.
+    """
     (row,) = LevelRates([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0], resamples=200).table(0.5)
     assert (row.tpr, row.fpr, row.high) == (1.0, 0.0, row.reward)
     assert row.low < 0.8

@@ -1,4 +1,5 @@
-"""One process of a distributed test, with torchrun's environment: `main`, or `python distributed_worker.py FOLDER OPTIONS`.
+"""One process of a distributed test, with torchrun's environment: `main`, or `python distributed_worker.py FOLDER
+OPTIONS`.
 
 OPTIONS: JSON of `image_tasks.fit`, and kill: this rank kills itself when asked for the n-th time whether to stop;
 stop: the same, but it asks to stop.
@@ -41,7 +42,9 @@ def main(fit: Callable[..., Any], folder: Path, options: dict[str, Any]) -> int:
 
 
 def forked(fit: Callable[..., Any], order: dict[str, Any]) -> list[int | None]:
-    """Run `main` once for each options in order["each"], in forks with torchrun's environment; their exit codes by rank."""
+    """Run `main` once for each options in order["each"], in forks with torchrun's environment; their exit codes by
+    rank.
+    """
     import torch
 
     folder, each = Path(order["folder"]), order["each"]

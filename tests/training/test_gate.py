@@ -173,7 +173,9 @@ def test_the_gate_is_fitted_on_the_targets_that_are_given(tmp_path: Path) -> Non
 
 
 def test_where_features_add_nothing_the_gate_is_what_the_margin_says(tmp_path: Path) -> None:
-    """Many columns of noise, few wrong answers: a gate that fitted them would order worse than the margin it started from."""
+    """Many columns of noise, few wrong answers: a gate that fitted them would order worse than the margin it
+    started from.
+    """
     rng = np.random.default_rng(0)
     x, logits = rng.normal(size=(600, 300)).astype(np.float32), 2.0 * rng.normal(size=(600, 2)).astype(np.float32)
     margin = np.abs(logits[:, 1] - logits[:, 0])

@@ -1,4 +1,6 @@
-"""The head trained along with the backbone against the one trained again: the better one ships, and the files say which."""
+"""The head trained along with the backbone against the one trained again: the better one ships, and the files say
+which.
+"""
 
 from __future__ import annotations
 

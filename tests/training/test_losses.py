@@ -121,7 +121,9 @@ def test_deep_gamblers_oracle_and_limit() -> None:
 
 @pytest.mark.parametrize("chance", [0.97, 0.85, 0.72, 0.6, 0.5])
 def test_deep_gamblers_abstain_by_kellys_rule(chance: float) -> None:
-    """The best bet on images of which a share q is of class 0: hold (1 - q) o / (o - 1), everything where q <= 1 / o."""
+    """The best bet on images of which a share q is of class 0: hold (1 - q) o / (o - 1), everything where q <= 1 /
+    o.
+    """
     raw = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
     shares = torch.tensor([chance, 1 - chance], dtype=torch.float64)
     optimizer = torch.optim.Adam([raw], lr=0.1)

@@ -1,4 +1,6 @@
-"""Heads with losses of their own: they learn what they are for, stop and resume to the same bits, and refuse what cannot be."""
+"""Heads with losses of their own: they learn what they are for, stop and resume to the same bits, and refuse what
+cannot be.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ def test_what_ships_is_from_after_the_warm_up(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["mlp", "selectivenet"])
 def test_members_are_the_heads_that_would_be_trained_alone(kind: str, tmp_path: Path) -> None:
-    """Same data order; first weights one apart; clipped each by itself. Raw weights at the end of training, no early choice."""
+    """Same data order; first weights one apart; clipped each by itself. Raw weights at the end of training, no
+    early choice.
+    """
     from stage1.training.optim import sub_seed
 
     options = {"epochs": 3, "ema_decay": 0.0, "clip_norm": 0.05}
@@ -164,7 +168,9 @@ def test_entropy_makes_answers_more_decided(tmp_path: Path) -> None:
 
 
 def outliers(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two equally good columns; on the first some positives look very negative, on the second some negatives very positive."""
+    """Two equally good columns; on the first some positives look very negative, on the second some negatives very
+    positive.
+    """
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, n)
     x = (2.0 * y - 1.0)[:, None] + rng.normal(size=(n, 2))
@@ -179,7 +185,9 @@ def deferred(margin: np.ndarray, labels: np.ndarray, miss_rate: float, false_exi
 
 
 def test_risk_training_defers_less_than_cross_entropy_at_its_levels(tmp_path: Path) -> None:
-    """A strict miss rate and a lax false-exit rate: the second column is the better one, which cross-entropy cannot know."""
+    """A strict miss rate and a lax false-exit rate: the second column is the better one, which cross-entropy cannot
+    know.
+    """
     data = outliers(1200, 0), outliers(600, 1), outliers(20000, 2)
     levels = {"miss_rate": 0.02, "false_exit_rate": 0.2}
     share = {}

@@ -239,7 +239,9 @@ def test_masked_loss_by_hand():
 
 
 def test_the_decoder_learns_from_context(tmp_path):
-    """Stripes go on in hidden patches: predicting the mean costs 1, and only what is visible tells direction and phase."""
+    """Stripes go on in hidden patches: predicting the mean costs 1, and only what is visible tells direction and
+    phase.
+    """
     result = run(
         tmp_path,
         n=64,

@@ -15,7 +15,9 @@ def as_view_logits(margins):
 
 
 def shared_scene(n, seed, rate=0.2, separation=2.581, own=0.33):
-    """Ten views of one scene, each calibrated by itself: the class shifts all, two thirds of the noise is common to all."""
+    """Ten views of one scene, each calibrated by itself: the class shifts all, two thirds of the noise is common to
+    all.
+    """
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < rate).astype(np.int64)
     x = separation * labels[:, None] + np.sqrt(1 - own) * rng.standard_normal((n, 1))
@@ -24,7 +26,9 @@ def shared_scene(n, seed, rate=0.2, separation=2.581, own=0.33):
 
 
 def small_objects(n, seed, rate=0.5):
-    """The object fills two or three of nine tiles, more often those in front; its size differs, and the whole view sees it poorly."""
+    """The object fills two or three of nine tiles, more often those in front; its size differs, and the whole view
+    sees it poorly.
+    """
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < rate).astype(np.int64)
     size = 1.0 + rng.gamma(3.0, 1.0, n)

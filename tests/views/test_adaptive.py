@@ -251,7 +251,9 @@ def test_one_sided_targets_save_views_too(draw_small, ten, risks):
 
 
 def one_sided(logits, labels, risks):
-    """(coverage, share of all images answered wrongly) of thresholds certified on 3,000 of the images, measured on the others."""
+    """(coverage, share of all images answered wrongly) of thresholds certified on 3,000 of the images, measured on
+    the others.
+    """
     scores = Scores(logits=logits, labels=labels)
     policy = fit_policy(
         "softmax",
@@ -308,7 +310,9 @@ def test_what_cannot_be_fitted(draw_small, ten):
 
 @pytest.fixture(scope="module")
 def population(draw_small, ten):
-    """Stopped scores of a population whose rates are known exactly; three sequences, each from a val_select of its own."""
+    """Stopped scores of a population whose rates are known exactly; three sequences, each from a val_select of its
+    own.
+    """
     logits, labels = draw_small(150_000, seed=20)
     found = []
     for seed, name in ((21, "topk:3"), (22, "learned"), (23, "lse:8")):
@@ -321,7 +325,9 @@ def population(draw_small, ten):
 
 
 def violations(population, draws, n=1500):
-    """Shares of draws whose true rates exceed a target: certified thresholds, and those whose observed rates meet the targets."""
+    """Shares of draws whose true rates exceed a target: certified thresholds, and those whose observed rates meet
+    the targets.
+    """
     labels, scores = population
     certified = plug_in = 0
     reached = []
@@ -386,7 +392,8 @@ def test_the_certificate_holds_when_select_and_calibration_are_both_drawn(draw_s
             risks=RISKS,
             assume_iid=True,
         )
-        # A sample of 20,000 for the truth: an error of .001 in the rates is small beside the margin that certification keeps.
+        # A sample of 20,000 for the truth: an error of .001 in the rates is small beside the margin that certification
+        # keeps.
         broken += exceeds(Thresholds(*policy.margin_thresholds), plan.run(m[test])[0], labels[test])
     assert broken / draws <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / draws)
 

@@ -104,8 +104,8 @@ def noisy_scene(n, seed):
 
 
 def too_sure(name, policy, *, adaptive, n, draws):
-    """(in-sample, out of fold, on a fresh sample as large): of each draw the log of the fitted Platt slope over the right one, and
-    the mean stated probability of the answer minus the share of right answers, float [draws, 2] each."""
+    """(in-sample, out of fold, on a fresh sample as large): of each draw the log of the fitted Platt slope over the
+    right one, and the mean stated probability of the answer minus the share of right answers, float [draws, 2] each."""
     fresh, truth = noisy_scene(6000, 999)
     found = {"in-sample": [], "out of fold": [], "fresh": []}
     for draw in range(draws):
@@ -133,7 +133,9 @@ def platt(score, labels):
 
 
 def excess(kind, fresh):
-    """(mean, standard error) of the paired difference to a map that was fitted on fresh images, of slope and sureness."""
+    """(mean, standard error) of the paired difference to a map that was fitted on fresh images, of slope and
+    sureness.
+    """
     difference = kind - fresh
     return difference.mean(axis=0), difference.std(axis=0, ddof=1) / np.sqrt(len(difference))
 

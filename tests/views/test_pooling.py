@@ -217,8 +217,8 @@ def test_the_table_of_shared_scene_views(draw_shared, name, wanted_auc, wanted_e
     logits, labels = draw_shared(60_000, seed=0)
     half = slice(0, 30_000), slice(30_000, None)
     scores = [Scores(logits=Pool(name)(logits[part]), labels=labels[part]) for part in half]
-    # The source's design is known only through its figures; one common and one own Gaussian noise meet them within .003 (AUC),
-    # .016 (ECE before) and .006 (after, of which Monte Carlo error is about .003).
+    # The source's design is known only through its figures; one common and one own Gaussian noise meet them within .003
+    # (AUC), .016 (ECE before) and .006 (after, of which Monte Carlo error is about .003).
     assert auc(scores[1].margin, labels[half[1]]) == approx(wanted_auc, abs=0.003)
     before = ece(scores[1].probabilities, scores[1].known_labels)
     after = ece(fit_map("platt", scores[0]).calibrate(scores[1]).probabilities, scores[1].known_labels)

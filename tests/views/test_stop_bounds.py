@@ -16,7 +16,9 @@ RATES = {"fnr": 0.01, "false_exit_rate": 0.04}
 
 
 def prefixes(n, seed, noise=(3.0, 2.0, 1.0, 0.5)):
-    """Calibrated log-odds after each of some views that know more and more: Gaussian evidence whose variance shrinks."""
+    """Calibrated log-odds after each of some views that know more and more: Gaussian evidence whose variance
+    shrinks.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2
     total, found = np.zeros(n), []
@@ -81,7 +83,9 @@ def test_views_that_say_nothing_more_are_not_looked_at():
 
 
 def test_a_last_view_that_costs_coverage_is_put_off():
-    """The NLL of the second prefix is least, but too many of its sure answers are wrong: coverage asks for the third."""
+    """The NLL of the second prefix is least, but too many of its sure answers are wrong: coverage asks for the
+    third.
+    """
     rng = np.random.default_rng(3)
     labels = (np.arange(3000) % 2).astype(np.int64)
     clean = 3.5 * (3.5 * (labels - 0.5) + rng.normal(size=3000))

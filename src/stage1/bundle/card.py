@@ -37,8 +37,8 @@ def model_card(
     """README.md: the YAML header of the hub, then guarantee, intended use, data, evaluation, how to verify, limits.
 
     manifest: bundle.json, complete up to `files` and `digest` (which cannot stand in a file that they cover).
-    evaluation: the evaluation document of val_test, or None: the card then says that there was none. views: the views that
-    every answer rests on, None for the whole image alone.
+    evaluation: the evaluation document of val_test, or None: the card then says that there was none. views: the views
+    that every answer rests on, None for the whole image alone.
     """
     sections = (
         f"# {_line(manifest['name'])}",

@@ -101,9 +101,10 @@ def verify_bundle(
     """Check that a bundle is byte for byte what was written, and that its documents agree with each other.
 
     Finds changed, missing, extra and renamed files, empty folders, links, a second policy file, and any change of
-    bundle.json itself. With `recompute` certificate, thresholds, calibration map and model card are made again from the data in
-    the bundle and compared (bundle/recompute.py). The texts of another version of stage1 cannot be made again, which is a problem
-    unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError where there is no such folder; all else is in the report.
+    bundle.json itself. With `recompute` certificate, thresholds, calibration map and model card are made again from the
+    data in the bundle and compared (bundle/recompute.py). The texts of another version of stage1 cannot be made again,
+    which is a problem unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError where
+    there is no such folder; all else is in the report.
 
     A digest proves that nothing changed by accident or in ignorance. Who rewrites every file *and* bundle.json makes
     another bundle, with another `digest`: compare that one with the digest you were given.
@@ -146,7 +147,9 @@ def verify_bundle(
 
 
 def _earlier_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What certificates of earlier versions leave open: bounds that are not joint, and groups dealt by size (policy/dealt.py)."""
+    """What certificates of earlier versions leave open: bounds that are not joint, and groups dealt by size
+    (policy/dealt.py).
+    """
     certificate = load_policy(folder / manifest["policy_file"]).certificate
     groups = read_calibration(folder).groups
     if certificate is None or not certificate.certified:
@@ -292,7 +295,9 @@ def read_calibration(folder: str | os.PathLike[str]) -> Scores:
 
 
 def read_selection(folder: str | os.PathLike[str]) -> Scores | None:
-    """The scores in selection.parquet (val_select), None where the bundle has none. Raises DataError, IntegrityError."""
+    """The scores in selection.parquet (val_select), None where the bundle has none. Raises DataError,
+    IntegrityError.
+    """
     path = Path(folder) / SELECTION
     return _labelled(path) if path.exists() else None
 

@@ -78,9 +78,9 @@ def write_bundle(
     """Write the bundle folder, whole or not at all; an existing bundle is replaced once the new one is complete.
 
     calibration: scores of val_calib with labels, ids and (where there are any) groups: what the certificate is made of.
-    selection: the same of val_select, where the thresholds were ordered on it. map_file: calibration.json, the map under
-    every probability that the bundle states; None: those of the model. views_file: views.json, the views that the scores are
-    made of; None: whole images.
+    selection: the same of val_select, where the thresholds were ordered on it. map_file: calibration.json, the map
+    under every probability that the bundle states; None: those of the model. views_file: views.json, the views that the
+    scores are made of; None: whole images.
     licences: {name: full text}, written to LICENSES/NAME.txt. evaluation: the evaluation document, for the card.
     The same inputs give the same bytes. Before it is renamed into place the new bundle is verified like any other, and
     its model answers one blank image with one logit per class.

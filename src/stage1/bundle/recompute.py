@@ -38,9 +38,9 @@ _MAP_RELATIVE = 1e-6
 _WORDS = ("statement", "method", "assumptions", "void_if", "reason", "needed", "unlimited")
 OTHER_VERSION = "--accept-other-version"
 
-# What a reader believes and nothing in a bundle can show, by field of bundle.json; docs/GUARANTEES.md says so in words. The scores
-# and labels in calibration.parquet and selection.parquet, which attempt this was, how groups were dealt, and intervals over groups are
-# taken on trust as well.
+# What a reader believes and nothing in a bundle can show, by field of bundle.json; docs/GUARANTEES.md says so in words.
+# The scores and labels in calibration.parquet and selection.parquet, which attempt this was, how groups were dealt, and
+# intervals over groups are taken on trust as well.
 TRUSTED = (
     "name",
     "preprocessing",
@@ -64,21 +64,25 @@ TRUSTED = (
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """problems: one line for each difference (file, field, what it says, what comes out). notes: what was not compared."""
+    """problems: one line for each difference (file, field, what it says, what comes out). notes: what was not
+    compared.
+    """
 
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
 def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = False) -> Recomputed:
-    """Fit the policy anew on calibration.parquet, and compare thresholds, certificate, map and model card with what comes out.
+    """Fit the policy anew on calibration.parquet, and compare thresholds, certificate, map and model card with what
+    comes out.
 
     Target, confidence, unit, flags, attempt and seed are those that the certificate states; the map is chosen again on
     selection.parquet among the candidates that calibration.json lists; the card is written again from all of it.
-    A bundle of another version of stage1 may differ in its words: those cannot be made again, which is a problem, or with
-    `accept_other_version` a note that says what the sentence would be here. Fields that its version did not have are not compared.
-    No problems: the certificate follows from the data. Raises Stage1Error kinds where the bundle cannot be read; whether its
-    bytes are the original ones is for `verify_bundle` to say.
+    A bundle of another version of stage1 may differ in its words: those cannot be made again, which is a problem, or
+    with `accept_other_version` a note that says what the sentence would be here. Fields that its version did not have
+    are not compared.
+    No problems: the certificate follows from the data. Raises Stage1Error kinds where the bundle cannot be read;
+    whether its bytes are the original ones is for `verify_bundle` to say.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -1,4 +1,6 @@
-"""What the model card shows of the evaluation on val_test: carried in bundle.json, so that the card can be written again."""
+"""What the model card shows of the evaluation on val_test: carried in bundle.json, so that the card can be written
+again.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _FIELDS = ("role", "n", "n_groups", "unit", "level", "resamples", "metrics", "ri
 
 
 def shown_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The part of evaluation.json that card and verdict are made of: no ids, no paths, no curves. None where there is none."""
+    """The part of evaluation.json that card and verdict are made of: no ids, no paths, no curves. None where there
+    is none.
+    """
     if evaluation is None:
         return None
     shown = {name: evaluation[name] for name in _FIELDS}
@@ -53,7 +57,8 @@ def evaluation_problems(shown: Mapping[str, Any], certificate: Certificate) -> I
     coverage = found.pop("coverage")
     if (shown["unit"] == "group") != (shown["n_groups"] < shown["n"]):
         yield f"evaluation.unit is {shown['unit']!r} for {shown['n']} images in {shown['n_groups']} groups"
-    # Over groups an interval is bootstrapped, which takes the scores of val_test; where there are none there is no interval.
+    # Over groups an interval is bootstrapped, which takes the scores of val_test; where there are none there is no
+    # interval.
     ungrouped = {} if shown["unit"] == "group" else {"group_low": None, "group_high": None}
     targets = {name: risk.target for name, risk in certificate.risks.items()}
     for name, rate in found.items():

@@ -30,8 +30,8 @@ GRID = tuple(product((10.0, 1.0, 0.1, 0.01), (1.0, 0.01)))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dirichlet(CalibrationMap):
-    """softmax(W ln p + b): every class's log-probability may speak for every class. K >= 2; for K = 2 it is the beta map
-    with a = W11 - W01, b = W00 - W10, c = b1 - b0. ln p is cut at ln 2.2e-16.
+    """softmax(W ln p + b): every class's log-probability may speak for every class. K >= 2; for K = 2 it is the beta
+    map with a = W11 - W01, b = W00 - W10, c = b1 - b0. ln p is cut at ln 2.2e-16.
 
     weights: W, K rows of K; shifts: b; lam, mu: the penalties it was fitted with.
     """

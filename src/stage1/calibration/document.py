@@ -23,8 +23,8 @@ Score = Literal["raw", "mapped"]
 class FrozenMap:
     """What calibration.json holds.
 
-    map: applied to every probability that is stated. comparison: how it was chosen (`Choice.to_document`), for the reader;
-    None where a map was saved without one.
+    map: applied to every probability that is stated. comparison: how it was chosen (`Choice.to_document`), for the
+    reader; None where a map was saved without one.
     """
 
     map: CalibrationMap
@@ -57,7 +57,9 @@ class FrozenMap:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FrozenMap:
-        """Read calibration.json. Raises MissingError, IntegrityError (damaged, or claims its parameters do not bear out)."""
+        """Read calibration.json. Raises MissingError, IntegrityError (damaged, or claims its parameters do not bear
+        out).
+        """
         document = read_document(path, "calibration")
         return cls(map_from_document(document, str(path)), document.get("comparison"))
 
@@ -78,9 +80,11 @@ REORDERING = ("isotonic", "vector", "dirichlet")
 
 
 def made_again(stated: FrozenMap, select: Scores, seed: int) -> FrozenMap:
-    """What the same choice among the same candidates gives on labelled scores of val_select; equals `stated` where it was made so.
+    """What the same choice among the same candidates gives on labelled scores of val_select; equals `stated` where it
+    was made so.
 
-    A map without a comparison is fitted anew. An identity for which no map was compared stays as it is: there is nothing to fit.
+    A map without a comparison is fitted anew. An identity for which no map was compared stays as it is: there is
+    nothing to fit.
     """
     if stated.comparison is None:
         return FrozenMap(stated.map.refit(select))

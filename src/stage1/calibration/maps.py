@@ -49,9 +49,9 @@ class CalibrationMap(ABC):
     def keeps_order(self) -> bool:
         """Whether thresholds on the raw scores may stand beside the mapped probability: K = 2: `monotone`.
 
-        K > 2: the map never exchanges two classes of a row, so that the raw answer is the mapped answer too; how sure one
-        row is beside another may still change. Else decisions and probability would contradict each other, and thresholds
-        belong on the mapped score.
+        K > 2: the map never exchanges two classes of a row, so that the raw answer is the mapped answer too; how sure
+        one row is beside another may still change. Else decisions and probability would contradict each other, and
+        thresholds belong on the mapped score.
         """
         return self.monotone
 
@@ -122,8 +122,8 @@ def provenance(scores: Scores) -> dict[str, Any]:
 
 
 def checked_fit(scores: Scores, name: str, *, binary: bool = False) -> NDArray[np.int64]:
-    """The labels. Raises DataError without labels, where a class has no row, for K > 2 where binary is True, or for logits
-    that cannot be squared."""
+    """The labels. Raises DataError without labels, where a class has no row, for K > 2 where binary is True, or for
+    logits that cannot be squared."""
     labels = scores.known_labels
     if len(scores) and (largest := np.abs(scores.logits).max()) > _LARGEST:
         raise DataError(

@@ -32,7 +32,9 @@ MAPS: dict[str, type[CalibrationMap]] = {
 _READABLE: dict[str, type[CalibrationMap]] = {**MAPS, Identity.name: Identity}
 BINARY = ("temperature", "platt", "beta", "isotonic")
 BINARY_KEEPING_ORDER = ("temperature", "platt", "beta")
-"""The candidates of `calibration.map=auto` for two classes: thresholds on the raw score stay as they are under these."""
+"""The candidates of `calibration.map=auto` for two classes: thresholds on the raw score stay as they are under
+these.
+"""
 MULTICLASS = ("temperature", "vector", "dirichlet", "isotonic")
 
 

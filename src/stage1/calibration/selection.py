@@ -74,7 +74,8 @@ def choose_map(
     """The map of least cross-validated NLL, if that is less than the identity's; else None.
 
     scores_select: labelled scores of val_select. candidates: names in MAPS; None: all that suit the number of classes
-    and rows (see `stage1.calibration.registry`; isotonic from 1,000 rows, dirichlet up to 100 classes). folds: groups stay whole.
+    and rows (see `stage1.calibration.registry`; isotonic from 1,000 rows, dirichlet up to 100 classes). folds: groups
+    stay whole.
     keep_order: a map whose fit on all rows does not keep the order (`CalibrationMap.keeps_order`) is passed over.
     A candidate that cannot be fitted in some fold is out, and the table says why. Dirichlet chooses its penalties anew
     in every fold. Raises DataError without labels, ConfigError for an unknown candidate or folds < 2.

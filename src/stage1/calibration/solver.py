@@ -80,7 +80,9 @@ def _direction(gradient: FloatArray, history: deque[tuple[FloatArray, FloatArray
 def _wolfe_step(
     objective: Objective, theta: FloatArray, value: float, gradient: FloatArray, direction: FloatArray
 ) -> tuple[FloatArray, float, FloatArray] | None:
-    """(theta, value, gradient) after a step that lowers the value enough and flattens the slope; None: there is none."""
+    """(theta, value, gradient) after a step that lowers the value enough and flattens the slope; None: there is
+    none.
+    """
     slope = float(gradient @ direction)
     if not slope < 0.0:
         return None

@@ -1,4 +1,6 @@
-"""The record of a cascade: one JSON line per image with every outcome, appended as answers come, and read back to go on."""
+"""The record of a cascade: one JSON line per image with every outcome, appended as answers come, and read back to
+go on.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,11 @@ from stage1.storage.files import read_json, write_error
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What came of asking one stage for one image. own: the class as which its bundle's policy exits it, None: it defers.
+    """What came of asking one stage for one image. own: the class as which its bundle's policy exits it, None: it
+    defers.
 
-    milliseconds: attempts and the pauses between them; waited_ms: before that, for the budget of attempts a minute. Records
-    from before this was told apart have no waited_ms: their milliseconds hold both.
+    milliseconds: attempts and the pauses between them; waited_ms: before that, for the budget of attempts a minute.
+    Records from before this was told apart have no waited_ms: their milliseconds hold both.
     """
 
     stage: str
@@ -73,7 +76,9 @@ def _texts(value: Any) -> Any:
 
 
 def header(stages: str, rules: Sequence[Mapping[str, Any]] | None, names: Sequence[str]) -> dict[str, Any]:
-    """The first line: which stages were asked, and by which rules answered (None: every stage was asked, none decided)."""
+    """The first line: which stages were asked, and by which rules answered (None: every stage was asked, none
+    decided).
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "document": "cascade_answers",
@@ -90,7 +95,9 @@ class Sink(Protocol):
 
 
 class _Lines:
-    """Lines at the end of an unbuffered file: one that the disk had no room for is not tried again when the file is closed."""
+    """Lines at the end of an unbuffered file: one that the disk had no room for is not tried again when the file is
+    closed.
+    """
 
     def __init__(self, stream: io.FileIO, path: Path) -> None:
         self._stream, self._path = stream, path
@@ -111,9 +118,9 @@ class _Lines:
 def open_log(path: str | os.PathLike[str], head: Mapping[str, Any]) -> Iterator[tuple[list[Answer], Sink]]:
     """The answers that the file holds already, and a sink that appends to it; the file is made where it is not there.
 
-    A last line that was cut by a kill is taken away: its image is asked again. Each answer is in the file before the next
-    one is waited for. Raises ConfigError (answers of other stages or rules), IntegrityError (damaged), Stage1Error (another
-    process writes it, or it cannot be written).
+    A last line that was cut by a kill is taken away: its image is asked again. Each answer is in the file before the
+    next one is waited for. Raises ConfigError (answers of other stages or rules), IntegrityError (damaged), Stage1Error
+    (another process writes it, or it cannot be written).
     """
     path = Path(path)
     try:

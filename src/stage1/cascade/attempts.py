@@ -1,4 +1,6 @@
-"""How often calibration images were put to the test: kept beside the recorded answers, which every attempt on them shares."""
+"""How often calibration images were put to the test: kept beside the recorded answers, which every attempt on them
+shares.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from stage1.storage.documents import read_document, write_document
 def earlier_attempts(answers: Path, documents: list[Path], calib_digest: str) -> list[str]:
     """Configurations that these calibration images were used for, in order, each once.
 
-    answers: their record; documents: cascade.json beside it and in the folder of the output, where they are there. Attempts
-    that another folder without these answers holds are not known here.
+    answers: their record; documents: cascade.json beside it and in the folder of the output, where they are there.
+    Attempts that another folder without these answers holds are not known here.
     """
     found: list[str] = []
     if (path := attempts_path(answers)).is_file():

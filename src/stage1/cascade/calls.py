@@ -1,4 +1,5 @@
-"""Calls that know no deadline of their own, waited for up to one: Python cannot stop them, so their number is bounded instead.
+"""Calls that know no deadline of their own, waited for up to one: Python cannot stop them, so their number is bounded
+instead.
 
 Asking a stage that may fail: retries with jitter, a budget per minute, a circuit breaker; every end is an outcome.
 """
@@ -27,9 +28,11 @@ class Overdue(Exception):
 
 
 class Waiting(Generic[Result]):
-    """Calls in daemon threads, which keep neither the caller nor the process. slots: calls at once, overdue ones included.
+    """Calls in daemon threads, which keep neither the caller nor the process. slots: calls at once, overdue ones
+    included.
 
-    A call that hangs keeps its slot until it returns; with all slots taken the next one waits for a slot, within its deadline.
+    A call that hangs keeps its slot until it returns; with all slots taken the next one waits for a slot, within its
+    deadline.
     """
 
     def __init__(self, slots: int) -> None:
@@ -85,8 +88,8 @@ OUTAGES = ("over_budget", "breaker_open")
 
 
 class CallFailed(Exception):
-    """One attempt without an answer. kind: of OUTCOMES; retry: another attempt may do better; of_image: the stage is well,
-    it refuses this one image, which is nothing for the breaker."""
+    """One attempt without an answer. kind: of OUTCOMES; retry: another attempt may do better; of_image: the stage is
+    well, it refuses this one image, which is nothing for the breaker."""
 
     def __init__(
         self, kind: str, detail: str, *, retry: bool = True, wait_s: float = 0.0, of_image: bool = False
@@ -101,8 +104,8 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """How asking ended. probability: None unless outcome is "answered". attempts: requests made; milliseconds: all of them
-    with the pauses between them; waited_ms: for the budget, which is no part of it."""
+    """How asking ended. probability: None unless outcome is "answered". attempts: requests made; milliseconds: all of
+    them with the pauses between them; waited_ms: for the budget, which is no part of it."""
 
     outcome: str
     probability: float | None
@@ -126,8 +129,8 @@ def checked_probability(value: Any) -> float:
 
 
 def strict_json(text: str | bytes) -> Any:
-    """The document in `text`. Raises ValueError or RecursionError where it is no JSON, CallFailed("invalid") where a key
-    stands in it twice: which of the two is meant, nobody knows."""
+    """The document in `text`. Raises ValueError or RecursionError where it is no JSON, CallFailed("invalid") where a
+    key stands in it twice: which of the two is meant, nobody knows."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -226,7 +229,8 @@ class Guard:
     def call(self, ask: Callable[[], float], key: str, stopped: threading.Event | None = None) -> Called:
         """Ask until there is an answer, or no further attempt is allowed. key: names the image, for the jitter.
 
-        ask: one attempt; raises CallFailed. stopped: nobody waits for the answer any more, so no further attempt is made.
+        ask: one attempt; raises CallFailed. stopped: nobody waits for the answer any more, so no further attempt is
+        made.
         """
         began, attempts, waited = self._clock(), 0, 0.0
         failure = CallFailed("breaker_open", "the stage failed too often in a row and is left alone for a while")

@@ -28,8 +28,9 @@ _SPREAD = special.ndtri((np.arange(7) + 0.5) / 7)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """rules: of every stage. deferred: share of val_select that reaches the second stage. chance: predicted, to be certified;
-    excess: the largest of its risks over their limits, which tells configurations apart that have no chance."""
+    """rules: of every stage. deferred: share of val_select that reaches the second stage. chance: predicted, to be
+    certified; excess: the largest of its risks over their limits, which tells configurations apart that have no chance.
+    """
 
     rules: tuple[Rule, ...]
     deferred: float
@@ -47,9 +48,9 @@ def candidates(
 ) -> list[Candidate]:
     """From everything deferred to nothing, by |logit| on val_select; one candidate where nothing is varied.
 
-    varied: places of the stages whose thresholds move, all of them at once: each defers the same share of val_select, so
-    that there is one order. labels: int [N] of val_select. The last stage's answer_above is chosen for each where it is auto. n_calib, delta: what
-    the certificate will have to spend; they serve the prediction alone.
+    varied: places of the stages whose thresholds move, all of them at once: each defers the same share of val_select,
+    so that there is one order. labels: int [N] of val_select. The last stage's answer_above is chosen for each where it
+    is auto. n_calib, delta: what the certificate will have to spend; they serve the prediction alone.
     """
     rules = base_rules(config)
     targets: Mapping[str, float] = {**config.risks} or {"miss_rate": 0.5, "false_exit_rate": 0.5}
@@ -69,14 +70,18 @@ def candidates(
 
 
 def _preferred(worth: Floats, cuts: Floats) -> int:
-    """The cut at one half where it is close to the best, as probabilities are calibrated; else the middle of what is close."""
+    """The cut at one half where it is close to the best, as probabilities are calibrated; else the middle of what
+    is close.
+    """
     close = np.flatnonzero(worth >= worth.max() - _CLOSE)
     half = int(np.abs(cuts - 0.5).argmin())
     return half if half in close else int(close[len(close) // 2])
 
 
 def start_of(found: list[Candidate]) -> int:
-    """Where testing begins: of those about as likely to pass as any, the one that defers most, as the last stage knows best."""
+    """Where testing begins: of those about as likely to pass as any, the one that defers most, as the last stage
+    knows best.
+    """
     chance, excess = (np.array([getattr(candidate, name) for candidate in found]) for name in ("chance", "excess"))
     worth = _worth(chance, excess)
     return int(np.flatnonzero(worth >= worth.max() - _SAME)[0])
@@ -131,8 +136,9 @@ def _of_class(labels: Ints) -> Floats:
 def _errors(select: Recorded, rules: tuple[Rule, ...], labels: Ints, cuts: Floats, default: float) -> Floats:
     """Expected misses and false alarms on val_select where the last stage answers above each cut, float [T, 2].
 
-    Which calls to the last stage failed is chance: every image that reaches it counts with both answers, its own and that of
-    the stages before, weighed by the share that failed. A few failed calls would else decide between configurations.
+    Which calls to the last stage failed is chance: every image that reaches it counts with both answers, its own and
+    that of the stages before, weighed by the share that failed. A few failed calls would else decide between
+    configurations.
     """
     last = select.probability[:, -1]
     silent = replace(select, probability=np.column_stack([select.probability[:, :-1], np.full(len(select), np.nan)]))
@@ -154,7 +160,9 @@ def _errors(select: Recorded, rules: tuple[Rule, ...], labels: Ints, cuts: Float
 def _chance(
     wrong: Floats, labels: Ints, targets: Mapping[str, float], n_calib: int, delta: float, prior: float | None
 ) -> tuple[Floats, Floats]:
-    """Predicted chance to pass every target on n_calib images, and largest risk over its limit, float [T] each; wrong: misses and false alarms on val_select [T, 2]."""
+    """Predicted chance to pass every target on n_calib images, and largest risk over its limit, float [T] each;
+    wrong: misses and false alarms on val_select [T, 2].
+    """
     size = _of_class(labels)
     share = size / max(size.sum(), 1.0)
     rates = (wrong + 0.5) / (size + 1.0)

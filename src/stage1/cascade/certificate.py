@@ -26,7 +26,9 @@ from stage1.scores import Scores
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """The recorded answers of one role with what is known of its images. known: labels, groups, ids (its logits are unused)."""
+    """The recorded answers of one role with what is known of its images. known: labels, groups, ids (its logits are
+    unused).
+    """
 
     recorded: Recorded
     known: Scores
@@ -49,8 +51,9 @@ class StageClaim:
 class CascadeCertificate:
     """What is promised of the answers of the whole cascade, or why nothing is.
 
-    rules: of the configuration that is meant. risks: as measured for it on the counted units of val_calib. failures: by stage,
-    the calls on val_calib and how they ended. place, tested: where it stands in the order of testing. delta: spent on the whole.
+    rules: of the configuration that is meant. risks: as measured for it on the counted units of val_calib. failures: by
+    stage, the calls on val_calib and how they ended. place, tested: where it stands in the order of testing. delta:
+    spent on the whole.
     """
 
     certified: bool
@@ -95,9 +98,10 @@ def certify_cascade(
 ) -> tuple[CascadeCertificate, list[Candidate]]:
     """The certificate of the whole, and the configurations in the order of testing.
 
-    calib: answers and labels of val_calib, none of which was used to choose anything in the cascade; select: of val_select,
-    for what is `auto`. stages: certificates of stages with exit: own, made on other images. attempt: how often these
-    calibration images were used for a cascade. Raises ConfigError (delta, unit, select), DataError (stages not asked).
+    calib: answers and labels of val_calib, none of which was used to choose anything in the cascade; select: of
+    val_select, for what is `auto`. stages: certificates of stages with exit: own, made on other images. attempt: how
+    often these calibration images were used for a cascade. Raises ConfigError (delta, unit, select), DataError (stages
+    not asked).
     """
     delta = _delta(config, stages)
     if config.needs_select and (select is None or not len(select)):
@@ -198,7 +202,9 @@ def _check_asked(recorded: Recorded, rules: tuple[Rule, ...] | None, config: Cas
 
 
 def _failures(recorded: Recorded, asked: np.ndarray[Any, Any], config: CascadeConfig) -> dict[str, dict[str, int]]:
-    """By stage: "asked", "failed", and how many ended in each outcome other than an answer; of the images sent there."""
+    """By stage: "asked", "failed", and how many ended in each outcome other than an answer; of the images sent
+    there.
+    """
     found = {}
     for place, stage in enumerate(config.stages):
         outcomes = recorded.outcome[:, place][asked[:, place] & (recorded.outcome[:, place] != "")]

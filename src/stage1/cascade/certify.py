@@ -1,9 +1,10 @@
 """What can be promised of the answers of the whole cascade, every image answered: exact bounds on val_calib.
 
-One configuration fixed beforehand is tested once; or, with exit: auto, configurations are tested in the order that val_select
-gave them, from where all passes most likely towards fewer deferred, each at the whole delta, until the first that fails.
-All risks of one configuration are tested together (p = max), so each may spend the whole delta. A failed call is part of the
-policy: its image is answered by the stage before, and counted as answered.
+One configuration fixed beforehand is tested once; or, with exit: auto, configurations are tested in the order that
+val_select gave them, from where all passes most likely towards fewer deferred, each at the whole delta, until the first
+that fails.
+All risks of one configuration are tested together (p = max), so each may spend the whole delta. A failed call is part
+of the policy: its image is answered by the stage before, and counted as answered.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ _MARGIN = 0.1  # as in policy/group_means.py: the costly mistake is to bet where
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """One risk of the whole. target: None where an upper bound was asked for. observed: of counted units, None for none of them.
+    """One risk of the whole. target: None where an upper bound was asked for. observed: of counted units, None for none
+    of them.
 
-    errors among n counted images; bound: upper bound at 1 - delta, in a certificate whose targets hold of all risks together
-    (policy/joint.py). needed: units of the class that certify with no error.
+    errors among n counted images; bound: upper bound at 1 - delta, in a certificate whose targets hold of all risks
+    together (policy/joint.py). needed: units of the class that certify with no error.
     """
 
     name: str
@@ -80,7 +82,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """place: of the chosen configuration among those tested, None where the first fails. passed: int, places that passed."""
+    """place: of the chosen configuration among those tested, None where the first fails. passed: int, places that
+    passed.
+    """
 
     place: int | None
     passed: tuple[int, ...]
@@ -112,7 +116,9 @@ def counted_unit(labelled: Scores, unit: str, assume_iid: bool) -> str:
 def better_unit(
     select: Scores, answers: Bools, targets: Mapping[str, float], delta: float, n_groups: int, seed: int
 ) -> str:
-    """ "group" or "group_mean": what is likelier to certify, from val_select alone; answers: bool [N] of the first candidate."""
+    """ "group" or "group_mean": what is likelier to certify, from val_select alone; answers: bool [N] of the first
+    candidate.
+    """
     if select.groups is None or not clustered(select) or not len(select):
         return "group"
     single = means = 1.0

@@ -38,7 +38,9 @@ class ExitBand(Section):
 
 
 class ChatConfig(Section):
-    """An OpenAI-compatible chat endpoint with vision; the answer is held to {"answer": "yes" | "no"} by a JSON Schema."""
+    """An OpenAI-compatible chat endpoint with vision; the answer is held to {"answer": "yes" | "no"} by a JSON
+    Schema.
+    """
 
     model: str
     question: str
@@ -125,8 +127,8 @@ class StageConfig(Section):
     exit: Literal["own", "auto", "always"] | ExitBand | None = None
     """own: the bundle's policy. auto: thresholds on its probability, ordered on val_select. The last: always."""
     answer_above: Share | Literal["auto"] = 0.5
-    """Where the stage has to answer without an exit rule (it is the last one, or those after it failed): the second class
-    above this probability. auto: chosen on val_select (last stage)."""
+    """Where the stage has to answer without an exit rule (it is the last one, or those after it failed): the second
+    class above this probability. auto: chosen on val_select (last stage)."""
     calls: CallsConfig = CallsConfig()
     cost: CostConfig = CostConfig()
 
@@ -231,7 +233,9 @@ class CascadeConfig(Section):
 
 
 def load_cascade(path: str | os.PathLike[str]) -> CascadeConfig:
-    """Read a cascade file. Raises MissingError (not there), ConfigError (one line: file, key, value, what is allowed)."""
+    """Read a cascade file. Raises MissingError (not there), ConfigError (one line: file, key, value, what is
+    allowed).
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"{path}: no such cascade file")

@@ -29,7 +29,9 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class DeferRate:
-    """Share of images that go on. observed, upper: at 1 - delta; n: counted units; method: in words; prior: of class 1, if stated."""
+    """Share of images that go on. observed, upper: at 1 - delta; n: counted units; method: in words; prior: of
+    class 1, if stated.
+    """
 
     observed: float
     upper: float
@@ -44,10 +46,11 @@ def defer_rate(
 ) -> DeferRate:
     """From independent units: deferred bool [N], labels int [N] (needed with prior).
 
-    fitted_here: the thresholds were chosen on these very images. Then an exact binomial would be too small; the share of
-    scores between two thresholds is bounded for all pairs at once instead (Dvoretzky-Kiefer-Wolfowitz with Massart's
-    constant, twice as an interval has two ends). choices: of so many configurations, fixed beforehand, these images chose
-    one; the bound holds for all of them. prior: P(class 1) where the cascade works: class by class, delta / 2 each.
+    fitted_here: the thresholds were chosen on these very images. Then an exact binomial would be too small; the share
+    of scores between two thresholds is bounded for all pairs at once instead (Dvoretzky-Kiefer-Wolfowitz with Massart's
+    constant, twice as an interval has two ends). choices: of so many configurations, fixed beforehand, these images
+    chose one; the bound holds for all of them. prior: P(class 1) where the cascade works: class by class, delta / 2
+    each.
     Raises DataError for no units or a class without any.
     """
     if not len(deferred):
@@ -133,10 +136,12 @@ Floats = NDArray[np.float64]
 
 
 def stage_costs(recorded: Recorded, config: CascadeConfig) -> list[dict[str, Any]]:
-    """Of each stage: calls, share failed, attempts per image, milliseconds (median, 95th percentile), and what an image costs.
+    """Of each stage: calls, share failed, attempts per image, milliseconds (median, 95th percentile), and what an image
+    costs.
 
-    money: attempts times the price; milliseconds: the config's, else the mean as measured, retries and time-outs included;
-    waited_milliseconds: mean wait for calls.per_minute, which is of the evaluation's hurry and no cost of the stage.
+    money: attempts times the price; milliseconds: the config's, else the mean as measured, retries and time-outs
+    included; waited_milliseconds: mean wait for calls.per_minute, which is of the evaluation's hurry and no cost of the
+    stage.
     """
     rows = []
     for place, stage in enumerate(config.stages):
@@ -171,9 +176,11 @@ def frontier(
     delta: float,
     passed: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """One row per configuration: rules, share that reaches each stage, cost per image, risks on val_calib with their bounds.
+    """One row per configuration: rules, share that reaches each stage, cost per image, risks on val_calib with their
+    bounds.
 
-    The upper bounds hold one by one at 1 - delta; only rows with `certified` hold together. delta, unit: of the certificate.
+    The upper bounds hold one by one at 1 - delta; only rows with `certified` hold together. delta, unit: of the
+    certificate.
     passed: places of `ordered` that its test passed.
     """
     costs = stage_costs(calib.recorded, config)

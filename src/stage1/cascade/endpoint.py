@@ -1,6 +1,7 @@
 """One POST to an endpoint that may do anything: bounded in time and size, never redirected, the key in no message.
 
-A connection within one deadline: the name looked up, an address that answers, and the TLS handshake, all of it together.
+A connection within one deadline: the name looked up, an address that answers, and the TLS handshake, all of it
+together.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Endpoint:
             raise
 
     def _blanked(self, text: str) -> str:
-        """The text without the key, which an endpoint may echo: as it is, in other case, or as Python or JSON quote it."""
+        """The text without the key, which an endpoint may echo: as it is, in other case, or as Python or JSON quote
+        it.
+        """
         if self._key is None:
             return text
         forms = {self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1], quote(self._key, safe="")}

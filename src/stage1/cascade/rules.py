@@ -1,4 +1,6 @@
-"""From the answers of all stages to the answer of the whole: one pure function, used image by image and for certificates."""
+"""From the answers of all stages to the answer of the whole: one pure function, used image by image and for
+certificates.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What S stages said of N images. probability: float [N, S], NaN where there is no answer; own: int [N, S], the exit of
-    the bundle's policy, -1 none; outcome: str [N, S], "" where the stage was not asked; attempts, milliseconds: [N, S];
-    waited_ms: [N, S], for a budget of attempts a minute, not in milliseconds."""
+    """What S stages said of N images. probability: float [N, S], NaN where there is no answer; own: int [N, S], the
+    exit of the bundle's policy, -1 none; outcome: str [N, S], "" where the stage was not asked; attempts, milliseconds:
+    [N, S]; waited_ms: [N, S], for a budget of attempts a minute, not in milliseconds."""
 
     images: NDArray[np.str_]
     probability: Floats
@@ -69,8 +71,9 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """The answers of the whole. positive: bool [N], the second class; probability: float [N]; stage: int [N], who answered, -1
-    the default; fallback: bool [N], a stage that did not exit had to answer, as those after it failed; asked: bool [N, S].
+    """The answers of the whole. positive: bool [N], the second class; probability: float [N]; stage: int [N], who
+    answered, -1 the default; fallback: bool [N], a stage that did not exit had to answer, as those after it failed;
+    asked: bool [N, S].
     """
 
     positive: Bools

@@ -5,13 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
-from stage1.cli import bundle as use
-from stage1.cli import plan as support
-from stage1.cli import run as runs
-
 # Each registers its commands, in the order in which --help shows them.
-from stage1.cli import stages
-
+from stage1.cli import run, stages, bundle, plan  # isort: skip
 from stage1.cli import challenge  # isort: skip
 from stage1.cli import streetvision  # isort: skip
 from stage1.cli import reward  # isort: skip
@@ -19,7 +14,7 @@ from stage1.cli import cascade  # isort: skip
 from stage1.cli.edge import guarded
 from stage1.cli.options import app
 
-__all__ = ["app", "cascade", "challenge", "main", "reward", "runs", "stages", "streetvision", "support", "use"]
+__all__ = ["app", "bundle", "cascade", "challenge", "main", "plan", "reward", "run", "stages", "streetvision"]
 
 
 def main() -> None:

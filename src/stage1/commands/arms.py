@@ -1,4 +1,6 @@
-"""compare of run directories: arms with one or several seeds, on one split, chosen on val_select, confirmed on val_test."""
+"""compare of run directories: arms with one or several seeds, on one split, chosen on val_select, confirmed on
+val_test.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,12 @@ def compare_runs(
 ) -> dict[str, Any]:
     """The document of kind "comparison_arms" (schemas/comparison_arms.schema.json).
 
-    runs: run directories; those whose configs differ in nothing but the seed are one arm, called by the config's name (by the
-    folder's where two arms share it). arms: name -> run directories, given by hand; they come first. The first arm is the
-    reference. on: the role on which all are compared and the best by the metric `by` is chosen; chosen on val_select, it is then
-    confirmed against the reference on val_test, once, and nothing else is looked at there.
-    Raises DataError naming the role and the first run whose images differ from the first run's, MissingError (no run, not scored),
-    ConfigError (fewer than two arms, a run given twice, two runs of one arm with one seed, a bad option).
+    runs: run directories; those whose configs differ in nothing but the seed are one arm, called by the config's name
+    (by the folder's where two arms share it). arms: name -> run directories, given by hand; they come first. The first
+    arm is the reference. on: the role on which all are compared and the best by the metric `by` is chosen; chosen on
+    val_select, it is then confirmed against the reference on val_test, once, and nothing else is looked at there.
+    Raises DataError naming the role and the first run whose images differ from the first run's, MissingError (no run,
+    not scored), ConfigError (fewer than two arms, a run given twice, two runs of one arm with one seed, a bad option).
     """
     if on not in CHOOSE_ON:
         raise ConfigError(f"--on {on}: arms are compared on {' or '.join(CHOOSE_ON)}")
@@ -97,7 +99,9 @@ def compare_runs(
 
 
 def write_comparison(document: Mapping[str, Any], folder: Path) -> list[Path]:
-    """comparison.json, comparison.md, comparison.png and comparison.svg in `folder`. Raises MissingError without matplotlib."""
+    """comparison.json, comparison.md, comparison.png and comparison.svg in `folder`. Raises MissingError without
+    matplotlib.
+    """
     from stage1.report.arms_table import arms_markdown
     from stage1.report.figures.arms import arms_drawing
 

@@ -1,4 +1,6 @@
-"""audit: is the promise kept? Real labelled scores become the population, so the true risk of every fitted policy is known."""
+"""audit: is the promise kept? Real labelled scores become the population, so the true risk of every fitted policy
+is known.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +51,10 @@ def audit(
 ) -> dict[str, Any]:
     """Draw val_select and val_calib from `population` with replacement, fit, and count how often a claim is false.
 
-    population: labelled scores. Each draw fits config's policy for config's risks and floors; its certificate is false where
-    one of them does not hold on the whole population: of all its images, or of a random image of a random group where the
-    certificate's unit is the group; at config's target_prior where there is one. Beside it the plug-in sweep: the riskiest
-    thresholds on the same path whose *observed* risks meet the targets. Intervals are exact (95 %).
+    population: labelled scores. Each draw fits config's policy for config's risks and floors; its certificate is false
+    where one of them does not hold on the whole population: of all its images, or of a random image of a random group
+    where the certificate's unit is the group; at config's target_prior where there is one. Beside it the plug-in sweep:
+    the riskiest thresholds on the same path whose *observed* risks meet the targets. Intervals are exact (95 %).
     Raises ConfigError (draws, sizes, config), DataError (no labels).
     """
     if draws < 1 or sizes.select < 20 or sizes.calib < 20:
@@ -119,11 +121,12 @@ def class_names(population: Scores, config: RunConfig) -> tuple[str, ...]:
 
 
 def plug_in(policy: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
-    """The usual mistake: the riskiest thresholds on the path whose observed risks meet the targets, without any confidence.
+    """The usual mistake: the riskiest thresholds on the path whose observed risks meet the targets, without any
+    confidence.
 
-    policy: what was fitted on the same draw; two classes: thresholds on the raw margin, more: on the confidence and with
-    the kind of thresholds that it uses (one MSP threshold for another policy). None where val_select gives no path, or where
-    the risks are of selected images, which thresholds do not have.
+    policy: what was fitted on the same draw; two classes: thresholds on the raw margin, more: on the confidence and
+    with the kind of thresholds that it uses (one MSP threshold for another policy). None where val_select gives no
+    path, or where the risks are of selected images, which thresholds do not have.
     """
     base = policy.base if isinstance(policy, CalibratedPolicy) else policy
     if calib.n_classes > 2:
@@ -199,8 +202,8 @@ def false_claims(
 ) -> list[str]:
     """The risks and floors that a certified policy claims and that do not hold on the population, by name.
 
-    SCRC's risks and its coverage are of the selected images; every other policy's of its exits. weights: float [N] of the
-    images, None: all alike.
+    SCRC's risks and its coverage are of the selected images; every other policy's of its exits. weights: float [N] of
+    the images, None: all alike.
     """
     base = policy.base if isinstance(policy, CalibratedPolicy) else policy
     if isinstance(base, ScrcPolicy):

@@ -1,4 +1,5 @@
-"""cascade evaluate: from recorded answers to the certificate of the whole, its frontier and the document that holds both.
+"""cascade evaluate: from recorded answers to the certificate of the whole, its frontier and the document that holds
+both.
 
 cascade run: from paths to a record of answers; and what people are shown of runs and evaluations.
 """
@@ -40,9 +41,9 @@ def evaluate_cascade(
 ) -> dict[str, Any]:
     """Ask every stage for every labelled image (or read recorded answers), certify the whole, write it to `output`.
 
-    Writes cascade.json, answers.jsonl (where it asked), frontier.png and frontier.svg (where matplotlib is there), and beside
-    the answers which configurations were tried on them. Images that are in answers.jsonl already are not asked again, but
-    for those that an outage cut off. Returns cascade.json, with `written` and `notes` for people.
+    Writes cascade.json, answers.jsonl (where it asked), frontier.png and frontier.svg (where matplotlib is there), and
+    beside the answers which configurations were tried on them. Images that are in answers.jsonl already are not asked
+    again, but for those that an outage cut off. Returns cascade.json, with `written` and `notes` for people.
     Raises ConfigError, DataError, MissingError, IntegrityError.
     """
     progress = progress or Progress()
@@ -69,8 +70,8 @@ def evaluate_cascade(
 
 
 def certified_rules(folder: Path, cascade: Cascade) -> tuple[tuple[Rule, ...], dict[str, Any]]:
-    """The rules that `evaluate` wrote, and its document. Raises ConfigError where they are of other stages, NotCertifiable
-    where nothing was certified."""
+    """The rules that `evaluate` wrote, and its document. Raises ConfigError where they are of other stages,
+    NotCertifiable where nothing was certified."""
     document = read_document(folder / DOCUMENT, "cascade")
     if document["stages_digest"] != cascade.digest or document["classes"] != cascade.config.classes:
         raise ConfigError(f"{folder / DOCUMENT}: was made for other stages; run `stage1 cascade evaluate` again")
@@ -166,7 +167,9 @@ def _joined(parts: list[Recorded]) -> Recorded:
 
 
 def _tested(test: Labelled, certificate: CascadeCertificate, config: CascadeConfig) -> dict[str, Any] | None:
-    """The claim on val_test: rates, counts, and whether they contradict it (exact lower bound at 95 % above the limit)."""
+    """The claim on val_test: rates, counts, and whether they contradict it (exact lower bound at 95 % above the
+    limit).
+    """
     if not len(test):
         return None
     positive = final_answers(test.recorded, certificate.rules, config.default_probability).positive

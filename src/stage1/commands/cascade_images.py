@@ -43,8 +43,9 @@ class Roled:
 def roled_images(cascade: Cascade, source: Path) -> Roled:
     """Which labelled images serve for what; never one for the certificate that something in the cascade was chosen on.
 
-    source: a run directory, its samples.parquet, or a table or folder as `stage1 run` takes it. Roles: as the source gives
-    them; else as the bundles among the stages used the same images; else by hash, where no bundle knows any of them.
+    source: a run directory, its samples.parquet, or a table or folder as `stage1 run` takes it. Roles: as the source
+    gives them; else as the bundles among the stages used the same images; else by hash, where no bundle knows any of
+    them.
     """
     table = _table(source, cascade.config)
     selected, calibrated, frozen = _used(cascade)

@@ -23,13 +23,14 @@ _OPTIONS = 3
 def plan_cascade(
     path: Path, rate: str, *, evaluated: Path | None = None, prior: float | None = None, confidence: float = 0.95
 ) -> dict[str, Any]:
-    """The deferral budget of a cascade: for each later stage, an upper bound of the share of images that reaches it times
-    arrivals, against its capacity. The bounds of all stages hold together at `confidence`, and so does the list of options.
+    """The deferral budget of a cascade: for each later stage, an upper bound of the share of images that reaches it
+    times arrivals, against its capacity. The bounds of all stages hold together at `confidence`, and so does the list
+    of options.
     Attempts and milliseconds of an image, which make the capacity, are means as measured.
 
-    evaluated: a folder of `evaluate`. Without it the calibration scores inside the first stage's bundle are used, and what
-    the first stage defers is taken to reach every later one. prior: P(second class) among arriving images. fits: None where
-    that is not known. Raises ConfigError where neither gives a defer rate.
+    evaluated: a folder of `evaluate`. Without it the calibration scores inside the first stage's bundle are used, and
+    what the first stage defers is taken to reach every later one. prior: P(second class) among arriving images. fits:
+    None where that is not known. Raises ConfigError where neither gives a defer rate.
     """
     cascade = open_cascade(path)
     arriving = arrival_rate(rate)
@@ -144,7 +145,9 @@ def _checked(stage: StageConfig, share: DeferRate, measured: Mapping[str, Any], 
 def _from_counts(
     units: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], prior: float | None, delta: float
 ) -> list[DeferRate]:
-    """Of each later stage, from what `evaluate` counted. units: `defer` of its document; stages: counts of one configuration."""
+    """Of each later stage, from what `evaluate` counted. units: `defer` of its document; stages: counts of one
+    configuration.
+    """
     positives, negatives = units["positives"], units["units"] - units["positives"]
     labels = np.repeat(np.array([1, 0], dtype=np.int64), [positives, negatives])
     found = []
@@ -180,13 +183,15 @@ def _from_bundle(cascade: Cascade, prior: float | None, delta: float) -> tuple[D
 def _options(
     document: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], arriving: float, prior: float | None, delta: float
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Configurations of the frontier that every later stage can take, as far as its capacity is known: the three that defer
-    most, each judged by the bound of the verdict; and what is to be said where there are none.
+    """Configurations of the frontier that every later stage can take, as far as its capacity is known: the three that
+    defer most, each judged by the bound of the verdict; and what is to be said where there are none.
 
-    The frontier was ordered before the counted images were looked at, each configuration deferring less than the one before.
-    Tested in that order from its end, up to the first that does not fit, one false "fits" in the list is no likelier than
-    one in the verdict (fixed sequence): no share of delta is to be paid for looking at many. As each configuration's images
-    are among those of the one before, what is chosen is in the list exactly where the verdict says that it fits.
+    The frontier was ordered before the counted images were looked at, each configuration deferring less than the one
+    before.
+    Tested in that order from its end, up to the first that does not fit, one false "fits" in the list is no likelier
+    than one in the verdict (fixed sequence): no share of delta is to be paid for looking at many. As each
+    configuration's images are among those of the one before, what is chosen is in the list exactly where the verdict
+    says that it fits.
     """
     known = {
         place: row["capacity_per_minute"] for place, row in enumerate(stages) if row["capacity_per_minute"] is not None

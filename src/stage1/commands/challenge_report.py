@@ -1,8 +1,8 @@
 """`stage1 challenge report`: what a run answers on challenges of val_test, level by level and for the mixture.
 
-The mixture has every level equally often, as the client draws them, whatever number of rows each has here. Accuracy and MCC are
-of what the detector answers, without a stage 2: exits keep their side, the rest goes by P > 0.5. Both are those of
-`stage1 streetvision reward` at 0.5.
+The mixture has every level equally often, as the client draws them, whatever number of rows each has here. Accuracy and
+MCC are of what the detector answers, without a stage 2: exits keep their side, the rest goes by P > 0.5. Both are those
+of `stage1 streetvision reward` at 0.5.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def report_levels(
 def levels_of(
     scores: Scores, policy: Policy, *, prior: float = 0.5, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """One row per level and, of several, a last one for their mixture in equal parts: metrics where the positives have the share
-    `prior`, with bootstrap intervals. Metrics are None where a level has no row of one class.
+    """One row per level and, of several, a last one for their mixture in equal parts: metrics where the positives have
+    the share `prior`, with bootstrap intervals. Metrics are None where a level has no row of one class.
 
     Resampled by group within each class and level. At one level groups are mostly of one image, so these intervals are
     honest but wide. Raises ConfigError for a prior outside (0, 1) or more than two classes.
@@ -115,7 +115,9 @@ def _answered(part: Scores, policy: Policy) -> dict[str, Metric | str]:
 
 
 def _cells(part: Scores, prior: float) -> tuple[NDArray[np.int64], FloatArray]:
-    """The cell of each row, a class of a level, int [N], and the share of each cell: levels alike, class 1 at `prior`."""
+    """The cell of each row, a class of a level, int [N], and the share of each cell: levels alike, class 1 at
+    `prior`.
+    """
     levels, place = np.unique(part.slices[LEVEL], return_inverse=True)
     return 2 * place.reshape(-1) + part.known_labels, np.tile([1.0 - prior, prior], len(levels)) / len(levels)
 

@@ -1,4 +1,6 @@
-"""export --to hf: the model of a run as a stock Hugging Face folder, held against model.onnx on images of val_select."""
+"""export --to hf: the model of a run as a stock Hugging Face folder, held against model.onnx on images of
+val_select.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,10 @@ def export_hf(
 ) -> dict[str, Any]:
     """Write `target` from the run directory `folder`; returns the facts of stage1_export.json.
 
-    keep_names: the run's own class names instead of the client's None and Roadwork. positive: the name of the class that is
-    Roadwork, where the names of the two do not tell. threshold: the stated P(class 1) that becomes the stock 0.5 (two
-    classes). Raises as write_stock_folder does, MissingError where the run is not exported yet, ConfigError where class 1 is
-    not, or not known to be, roadwork.
+    keep_names: the run's own class names instead of the client's None and Roadwork. positive: the name of the class
+    that is Roadwork, where the names of the two do not tell. threshold: the stated P(class 1) that becomes the stock
+    0.5 (two classes). Raises as write_stock_folder does, MissingError where the run is not exported yet, ConfigError
+    where class 1 is not, or not known to be, roadwork.
     """
     from stage1.data.table import SampleTable
 
@@ -90,7 +92,8 @@ def hf_lines(facts: dict[str, Any], target: Path) -> list[str]:
 def margin_at(folder: Path, threshold: float, n_classes: int) -> float:
     """The raw margin at which the run states P(class 1) = `threshold`: the inverse of its calibration map.
 
-    Raises ConfigError: not two classes, a threshold outside (0, 1), a map that does not rise, or one that never gets there.
+    Raises ConfigError: not two classes, a threshold outside (0, 1), a map that does not rise, or one that never gets
+    there.
     """
     if n_classes != 2:
         raise ConfigError(f"--threshold {threshold:g}: is for two classes, these are {n_classes}")

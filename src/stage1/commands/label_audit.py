@@ -1,7 +1,9 @@
-"""audit-labels: suspects among the labels of train and val_select, for a person to look at; and the way back into a table.
+"""audit-labels: suspects among the labels of train and val_select, for a person to look at; and the way back into a
+table.
 
-val_calib and val_test are never audited. Which labels are looked at again would hang on what a model believes of them: put right
-only where a model disagrees, they would flatter every model like it, and the certificate counts on labels that no model chose.
+val_calib and val_test are never audited. Which labels are looked at again would hang on what a model believes of them:
+put right only where a model disagrees, they would flatter every model like it, and the certificate counts on labels
+that no model chose.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
 
     Writes into `output` (default RUN/label_audit): labels.csv with the `top` suspects and an empty column new_label,
     contact_sheet.html with their pictures, label_audit.json (the document that is returned, of kind "label_audit").
-    Raises MissingError (no run, no cached features), ConfigError (top < 1; labels.csv there holds new labels that would be lost),
-    DataError (too few groups), SourceChanged (an image that cannot be read any more).
+    Raises MissingError (no run, no cached features), ConfigError (top < 1; labels.csv there holds new labels that would
+    be lost), DataError (too few groups), SourceChanged (an image that cannot be read any more).
     """
     if top < 1:
         raise ConfigError(f"--top {top}: at least 1")
@@ -102,14 +104,16 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
 
 
 def apply_labels(run: Path, file: Path, output: Path | None = None) -> dict[str, Any]:
-    """A table of the run's images with the labels of `file` where its column new_label is filled in; the source stays as it is.
+    """A table of the run's images with the labels of `file` where its column new_label is filled in; the source stays
+    as it is.
 
-    file: labels.csv of `audit_labels`, edited. output: the CSV to write (default RUN/label_audit/corrected.csv), readable by
-    data.table: image, label, group, source, timestamp, role and the slices; roles are kept, so that runs before and after have the
-    same split. Returns {"table", "changed", "confirmed", "open", "n", "next"}: rows with another label, with the same, with none
-    given, images in all, and the command that trains on it.
-    Raises DataError naming the line: an unknown id, a label that is no class, a label that is no longer the run's, another label
-    for an image given twice, an image of val_calib or val_test. MissingError where there is no run or no file.
+    file: labels.csv of `audit_labels`, edited. output: the CSV to write (default RUN/label_audit/corrected.csv),
+    readable by data.table: image, label, group, source, timestamp, role and the slices; roles are kept, so that runs
+    before and after have the same split. Returns {"table", "changed", "confirmed", "open", "n", "next"}: rows with
+    another label, with the same, with none given, images in all, and the command that trains on it.
+    Raises DataError naming the line: an unknown id, a label that is no class, a label that is no longer the run's,
+    another label for an image given twice, an image of val_calib or val_test. MissingError where there is no run or no
+    file.
     """
     config = _require_run(run)
     table = SampleTable.read(run / "samples.parquet")

@@ -55,8 +55,8 @@ class Trial:
 class PilotPlan:
     """n: smallest size tried from which on every size tried reached `wanted`, None where none did.
 
-    below: largest size tried whose interval lies below `wanted` (None: none); above: smallest size tried from which on every
-    interval lies above it (None: none). Between them Monte Carlo error leaves it open.
+    below: largest size tried whose interval lies below `wanted` (None: none); above: smallest size tried from which on
+    every interval lies above it (None: none). Between them Monte Carlo error leaves it open.
     """
 
     wanted: float
@@ -91,8 +91,8 @@ def pilot_plan(
     Of n units, select_share goes to val_select. Units are groups where the pilot has groups that repeat (drawn whole),
     else images. "Certified": the whole target, no side left shut. prior: P(class 1) of the draws; None: the pilot's.
     sizes: to try instead of the search, which doubles from the least that could do until `success` is reached and then
-    bisects to `precision` (relative); a size at which 20 draws show it to be hopeless is left at that. Each size has draws
-    of its own, so a size does not depend on which others are tried. say: gets each size as it is done.
+    bisects to `precision` (relative); a size at which 20 draws show it to be hopeless is left at that. Each size has
+    draws of its own, so a size does not depend on which others are tried. say: gets each size as it is done.
     Raises ConfigError (options; a prior for groups), DataError (no labels, a class missing).
     """
     if not 0 < success < 1 or draws < 1 or not 0 < select_share < 1 or precision <= 0:
@@ -133,7 +133,9 @@ def pilot_plan(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The pilot, ready to be drawn from. members: rows of each group, None where each image is a unit. weights: float [N]."""
+    """The pilot, ready to be drawn from. members: rows of each group, None where each image is a unit. weights:
+    float [N].
+    """
 
     pilot: Scores
     members: tuple[NDArray[np.int64], ...] | None
@@ -214,7 +216,8 @@ def _fitter(config: RunConfig, pilot: Scores) -> Fit:
         classes = tuple(str(index) for index in range(pilot.n_classes))
     frozen = None
     if config.calibration.map not in REORDERING:
-        # Such a map only says which exits are favoured: that of the whole pilot will do, one in every draw would cost time.
+        # Such a map only says which exits are favoured: that of the whole pilot will do, one in every draw would cost
+        # time.
         frozen = frozen_map(config, pilot, gate=False, say=lambda text: None)
         if _plain(config, pilot):
             return _quick(config, pilot, classes, frozen)
@@ -237,7 +240,9 @@ def _plain(config: RunConfig, pilot: Scores) -> bool:
 
 
 def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FrozenMap) -> Fit:
-    """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times slower)."""
+    """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times
+    slower).
+    """
     request = Request(
         config.risks_for(2),
         config.confidence,

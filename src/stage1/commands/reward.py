@@ -1,7 +1,7 @@
 """The client's reward of a run or of scores: per level and mixture, at 0.5 and at a threshold fitted on val_select.
 
-Of a folder with a policy it is the reward of what the detector answers (without a stage 2): exits keep the side that the policy
-gave them, the threshold decides the other rows. Of bare scores the threshold decides every row.
+Of a folder with a policy it is the reward of what the detector answers (without a stage 2): exits keep the side that
+the policy gave them, the threshold decides the other rows. Of bare scores the threshold decides every row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _ANSWERS, _RUNS = 1000, 400
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """scores: softmax is the stated probability. exits: int [N] as LevelRates takes them, None where there is no policy."""
+    """scores: softmax is the stated probability. exits: int [N] as LevelRates takes them, None where there is no
+    policy.
+    """
 
     scores: Scores
     exits: NDArray[np.int64] | None = None
@@ -41,7 +43,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """select: rows of val_select, or None. test: the rows to judge by, of `role`. scale: whose probabilities these are."""
+    """select: rows of val_select, or None. test: the rows to judge by, of `role`. scale: whose probabilities these
+    are.
+    """
 
     select: Rows | None
     test: Rows
@@ -50,7 +54,9 @@ class Judged:
 
 
 def kept_sides(policy: Policy, scores: Scores) -> NDArray[np.int64]:
-    """Of raw scores, [N]: the class as which the policy lets a row exit, which the detector keeps; OPEN where it defers."""
+    """Of raw scores, [N]: the class as which the policy lets a row exit, which the detector keeps; OPEN where it
+    defers.
+    """
     decision = policy.decide(scores)
     return np.where(decision.exit, decision.label, OPEN).astype(np.int64)
 
@@ -68,14 +74,16 @@ def reward(
     exits: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The document reward.json (without schema_version) of a run directory, a folder of `calibrate --scores`, or a score file.
+    """The document reward.json (without schema_version) of a run directory, a folder of `calibrate --scores`, or a
+    score file.
 
-    level_column: the slice (or, in a file, the column) that holds the level; None: `level` where there is one, else all rows
-    are one level. Of a folder with a policy exits keep their side and the probabilities are those that the policy states,
-    which is what the detector answers; of a file they are those of the scores. prior: P(class 1) where the client draws.
+    level_column: the slice (or, in a file, the column) that holds the level; None: `level` where there is one, else all
+    rows are one level. Of a folder with a policy exits keep their side and the probabilities are those that the policy
+    states, which is what the detector answers; of a file they are those of the scores. prior: P(class 1) where the
+    client draws.
     exits: False: the threshold decides every row of a folder too, as in the stock folder of `export --to hf`.
-    Raises MissingError, ConfigError (also classes in the other order), DataError (no labels, more than two classes, no such
-    level column).
+    Raises MissingError, ConfigError (also classes in the other order), DataError (no labels, more than two classes, no
+    such level column).
     """
     if not 0.0 < prior < 1.0:
         raise ConfigError(f"--prior {prior:g}: P(class 1) between 0 and 1 is needed, 0.5 for the client")

@@ -48,9 +48,10 @@ _ARTIFACTS = (
 def smoke(policy: str, output: Path | None, data: Path | None) -> list[Check]:
     """Run the recipe `smoke` with one policy (or all that are built) and check what it made.
 
-    data: a table whose first rows (60 a class, groups ignored) replace the generated scenes; with more than two classes the
-    target is the error, or of scrc the miss_rate of each class, and the gate is left out of `all`.
-    Returns the checks, one mapping {policy, check, passed, detail} each. Raises ConfigError for a policy that is not there.
+    data: a table whose first rows (60 a class, groups ignored) replace the generated scenes; with more than two classes
+    the target is the error, or of scrc the miss_rate of each class, and the gate is left out of `all`.
+    Returns the checks, one mapping {policy, check, passed, detail} each. Raises ConfigError for a policy that is not
+    there.
     """
     wanted = tuple(POLICY_FILES) if policy == "all" else (policy,)
     if policy != "all" and policy not in POLICY_FILES:
@@ -193,7 +194,9 @@ def _class_count(table: Path) -> int:
 
 
 def _first_rows(data: Path, target: Path) -> Path:
-    """The first rows of each class of a table, as a CSV with absolute paths; groups are left out: this is no claim about them."""
+    """The first rows of each class of a table, as a CSV with absolute paths; groups are left out: this is no claim
+    about them.
+    """
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

@@ -14,9 +14,11 @@ from stage1.config.base import Rate, Section, nearest
 
 class CalibrationConfig(Section):
     map: Literal["auto", "none", "temperature", "platt", "beta", "isotonic", "vector", "dirichlet"] = "auto"
-    """From raw scores to the probability that is stated; fitted on val_select, kept only if it lowers the cross-validated NLL.
+    """From raw scores to the probability that is stated; fitted on val_select, kept only if it lowers the
+    cross-validated NLL.
 
-    auto: the best of those that leave every decision as it is (two classes: temperature, platt, beta; more: temperature).
+    auto: the best of those that leave every decision as it is (two classes: temperature, platt, beta; more:
+    temperature).
     isotonic, vector, dirichlet move the order of the scores: thresholds and certificate are then of the mapped score.
     """
 
@@ -30,13 +32,16 @@ class PolicyConfig(Section):
     """Only for softmax with more than two classes: msp, margin, entropy, energy or maxlogit_pnorm(P), P from 1 on.
     auto: the one of least AUGRC on val_select."""
     thresholds: Literal["auto", "one", "per_class"] = "auto"
-    """Only for softmax with more than two classes: one threshold, or one per answered class. auto: by predicted coverage."""
+    """Only for softmax with more than two classes: one threshold, or one per answered class. auto: by predicted
+    coverage.
+    """
 
     against_argmax: bool = False
     """Let an image exit as a class that its calibrated probability does not favour, where the target allows it.
 
-    The probability is that of calibration.json, at target_prior, else at the balance of val_select. Without it no image exits
-    against its probability: fewer wrong exits under the same certificate, at a coverage that is nearly the same."""
+    The probability is that of calibration.json, at target_prior, else at the balance of val_select. Without it no image
+    exits against its probability: fewer wrong exits under the same certificate, at a coverage that is nearly the same.
+    """
 
     @field_validator("confidence_score")
     @classmethod
@@ -84,7 +89,9 @@ class AcceptanceGate(Section):
     """One limit, judged after evaluate; see stages/acceptance.py for what each metric is."""
 
     metric: str
-    """Of evaluation.json: accuracy, augrc, error, coverage, coverage.CLASS ..; certificate.RISK, certificate.coverage; gate.gain; gain.METRIC."""
+    """Of evaluation.json: accuracy, augrc, error, coverage, coverage.CLASS ..; certificate.RISK,
+    certificate.coverage; gate.gain; gain.METRIC.
+    """
     at_least: float | None = None
     at_most: float | None = None
     by: Literal["value", "bound"] = "value"

@@ -22,15 +22,21 @@ _Role = Literal["train", "val_select", "val_calib", "val_test"]
 
 
 class ChallengeConfig(Section):
-    """Images as the StreetVision client sends them (data/challenge), made after the split: a certificate is then of these."""
+    """Images as the StreetVision client sends them (data/challenge), made after the split: a certificate is then of
+    these.
+    """
 
     roles: dict[_Role, Literal["L0", "L1", "L2", "L3", "mixture"]] = {}
-    """Level per role; mixture: the four, equally likely. A role that is not named keeps its own images; empty: none is made."""
+    """Level per role; mixture: the four, equally likely. A role that is not named keeps its own images; empty: none
+    is made.
+    """
     copies: dict[_Role, PositiveInt] = {}
     """Challenges per image of a role; 1 where not named. Copies stay in the group of their image."""
     seed: Seed = 0
     filter: bool = False
-    """Keep only rows that the client would send: class 1 with a text in the column scene_description, class 0 without."""
+    """Keep only rows that the client would send: class 1 with a text in the column scene_description, class 0
+    without.
+    """
 
     @model_validator(mode="after")
     def _copies_of_made_roles(self) -> ChallengeConfig:
@@ -48,7 +54,8 @@ class DataConfig(Section):
     role_tables: dict[Literal["train", "val_select", "val_calib", "val_test"], str] = {}
     """Separate tables per role, instead of `table`; given roles are checked, never recomputed."""
     roles: dict[str, str] = {}
-    """What the folders, splits or values of a column role or split are: {train: train, val: val_select+val_calib, test: val_test}.
+    """What the folders, splits or values of a column role or split are: {train: train, val: val_select+val_calib, test:
+    val_test}.
     Several roles joined by + : the split cuts there, by group, in the ratio of split.fractions. none: left out."""
     classes: list[str] | None = None
     """Class names in order; the second is the positive class. None: taken from the source once, sorted, and stored."""
@@ -57,7 +64,9 @@ class DataConfig(Section):
     bad_labels: Literal["error", "quarantine"] = "error"
     """What to do with a label outside `classes`."""
     max_quarantine: Share = 0.01
-    """Largest share of images that may be quarantined before the run fails; up to 3 images (and 5 %) always may, but at 0."""
+    """Largest share of images that may be quarantined before the run fails; up to 3 images (and 5 %) always may,
+    but at 0.
+    """
     max_pixels: PositiveInt = 64_000_000
     """Images with more pixels than this are quarantined unread."""
     near_duplicates: bool = True
@@ -83,7 +92,9 @@ class DataConfig(Section):
     @field_validator("classes", mode="before")
     @classmethod
     def _names_are_text(cls, names: Any) -> Any:
-        """From Python, numbers and booleans are taken as the names they look like; files and overrides keep what was written."""
+        """From Python, numbers and booleans are taken as the names they look like; files and overrides keep what
+        was written.
+        """
         if not isinstance(names, (list, tuple)):
             return names
         return [str(name) if isinstance(name, (bool, int, float)) else name for name in names]

@@ -11,7 +11,9 @@ from stage1.config.base import PositiveInt, Rate, Section, Share
 
 class HeadConfig(Section):
     kind: Literal["linear", "mlp", "selectivenet", "deepgamblers", "sat"] = "linear"
-    """The last three learn when not to answer: SelectiveNet, Deep Gamblers, self-adaptive training; on a trunk as in mlp."""
+    """The last three learn when not to answer: SelectiveNet, Deep Gamblers, self-adaptive training; on a trunk as
+    in mlp.
+    """
     hidden: PositiveInt = 256
     """Width of the hidden layer; not for kind linear."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -19,7 +21,8 @@ class HeadConfig(Section):
     members: Annotated[int, Field(ge=1, le=5)] = 1
     """2 to 5: an ensemble of such heads from different first weights, in one graph; their logits are averaged."""
     gate: Literal["auto", "none", "linear", "mlp"] = "auto"
-    """Second output, higher = more likely right. auto: what selectivenet, deepgamblers and sat learn, none for the others.
+    """Second output, higher = more likely right. auto: what selectivenet, deepgamblers and sat learn, none for the
+    others.
     linear, mlp: a gate of its own, fitted after the classifier on its correctness on images that it did not fit."""
 
     @property
@@ -43,13 +46,14 @@ class SelectiveConfig(Section):
     mix: Share = 0.5
     """selectivenet: weight of the selective loss; the rest is the cross-entropy of the auxiliary head."""
     reward: Annotated[float, Field(gt=1.0)] = 1.5
-    """deepgamblers: pay-off o of a right answer where abstaining pays 1: everything is held back where P(right) <= 1 / o.
+    """deepgamblers: pay-off o of a right answer where abstaining pays 1: everything is held back where P(right) <= 1 /
+    o.
     Below the number of classes, else a blind guess pays more than abstaining."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """sat: the target keeps this share of itself each epoch. The paper's 0.99 is for hundreds of epochs."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """deepgamblers, sat: share of the epochs with plain cross-entropy before the selective loss. What ships is from after it,
-    so it must end before the head overfits."""
+    """deepgamblers, sat: share of the epochs with plain cross-entropy before the selective loss. What ships is from
+    after it, so it must end before the head overfits."""
 
 
 class RiskTrainingConfig(Section):
@@ -99,7 +103,8 @@ class TrainConfig(Section):
 
 
 class SweepConfig(Section):
-    """Many linear or mlp heads trained as one batched computation; the best by AUGRC on val_select is then trained alone.
+    """Many linear or mlp heads trained as one batched computation; the best by AUGRC on val_select is then trained
+    alone.
 
     Every combination of the lists is one configuration; the lists replace the values of `train` and `head`.
     """

@@ -133,12 +133,13 @@ def load_config(
 ) -> tuple[RunConfig, dict[str, str]]:
     """Defaults < values (of a run directory) < recipe < file < environment (STAGE1_A__B=value) < overrides (a.b=value).
 
-    A table (data.table, data.role_tables) that is given later than a generator of images takes its place, and the other way round;
-    with the table of one's own the recipes of generated scenes split as those for photos do.
+    A table (data.table, data.role_tables) that is given later than a generator of images takes its place, and the other
+    way round; with the table of one's own the recipes of generated scenes split as those for photos do.
 
-    Returns the config and the origin of every leaf ("default", "recipe demo", "file run.yaml", "env STAGE1_SEED", "command line").
-    Raises MissingError (no such file) and ConfigError (one line: where, key, value, what is allowed; also a table and a generator
-    given together).
+    Returns the config and the origin of every leaf ("default", "recipe demo", "file run.yaml", "env STAGE1_SEED",
+    "command line").
+    Raises MissingError (no such file) and ConfigError (one line: where, key, value, what is allowed; also a table and a
+    generator given together).
     """
     values = {} if values is None else copy.deepcopy(dict(values))
     origin: dict[str, str] = {}
@@ -290,8 +291,8 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
     if dotted not in known and not (path and path[0] in (*_WHOLE, "data") and ".".join(path) in known):
         raise ConfigError(f"{_cut(dotted)}: unknown key{nearest(dotted, known)} ({source})")
     if path == ["risks"] and values.get("risks") is None:
-        # One risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away. A risk of a class is
-        # for more than two classes, which have another default.
+        # One risk given alone changes the target, it does not replace it; `risks.fnr=null` takes it away. A risk of a
+        # class is for more than two classes, which have another default.
         values["risks"] = default_risks(_class_count(values, last))
     place = values
     for part in path:

@@ -33,7 +33,9 @@ class BackboneConfig(Section):
 
 class FeaturesConfig(Section):
     engine: Literal["auto", "onnx", "torch"] = "auto"
-    """Engine for training roles; auto measures both on a few batches. Evaluation roles always use the shipped engine."""
+    """Engine for training roles; auto measures both on a few batches. Evaluation roles always use the shipped
+    engine.
+    """
     store: str | None = None
     """Folder of the feature store; None: `features/` in the run directory. A shared store saves work between runs."""
     shard_size: PositiveInt = 512
@@ -51,10 +53,14 @@ class ExportConfig(Section):
 
 
 class AdapterConfig(Section):
-    """What is trained inside the backbone beside the head, in image mode: LoRA and its kin (extra: peft), or norms or biases."""
+    """What is trained inside the backbone beside the head, in image mode: LoRA and its kin (extra: peft), or norms
+    or biases.
+    """
 
     kind: Literal["none", "lora", "dora", "rslora", "norm", "bias"] = "none"
-    """norm, bias: only these parameters of the backbone, on any model. The others: low-rank updates of linear layers (ViTs)."""
+    """norm, bias: only these parameters of the backbone, on any model. The others: low-rank updates of linear
+    layers (ViTs).
+    """
     rank: PositiveInt = 8
     alpha: Annotated[float, Field(gt=0.0)] = 16.0
     """The update is scaled by alpha / rank (rslora: alpha / sqrt(rank))."""
@@ -72,7 +78,9 @@ class ImageTrainConfig(Section):
     """
 
     unfreeze: Literal["none", "last", "all"] = "none"
-    """none: nothing but the adapter, if there is one. last: the last `blocks` blocks of a ViT or stages of a ConvNet."""
+    """none: nothing but the adapter, if there is one. last: the last `blocks` blocks of a ViT or stages of a
+    ConvNet.
+    """
     blocks: PositiveInt = 1
     epochs: PositiveInt = 10
     """These three stand for those of `train`, which are the head's on cached features afterwards."""
@@ -88,7 +96,8 @@ class ImageTrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the backbone; auto: bfloat16 on GPUs that have it. Head and loss are always float32."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Stochastic depth while the backbone learns: rate of its last block, rising from 0 at the first (.1 is usual for a ViT).
+    """Stochastic depth while the backbone learns: rate of its last block, rising from 0 at the first (.1 is usual for a
+    ViT).
     None: what timm builds the model with, 0 for most."""
     grad_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
@@ -97,16 +106,22 @@ class ImageTrainConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     """Threads that decode and augment ahead; 0: one per core."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of torch on the CPU; 0: the cores shared by the processes of this machine. Equal threads give equal bits."""
+    """Threads of torch on the CPU; 0: the cores shared by the processes of this machine. Equal threads give equal
+    bits.
+    """
     statistics_images: PositiveInt = 2048
     """Training images, at most, whose features set the head's standardisation before the first step."""
 
 
 class PretrainConfig(Section):
-    """ExPLoRA: self-supervision goes on, on unlabelled images of the domain, before any label is used (ViTs only; extra: none)."""
+    """ExPLoRA: self-supervision goes on, on unlabelled images of the domain, before any label is used (ViTs only;
+    extra: none).
+    """
 
     folder: str | None = None
-    """Folder with unlabelled images, searched at every depth. None of it may be, or nearly be, in val_calib or val_test."""
+    """Folder with unlabelled images, searched at every depth. None of it may be, or nearly be, in val_calib or
+    val_test.
+    """
     train_images: bool = False
     """Use the images of train, without their labels, too. Without this and without a folder there is no such stage."""
     objective: Literal["masked", "dino"] = "masked"

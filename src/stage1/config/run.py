@@ -44,8 +44,8 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     policy: PolicyConfig = PolicyConfig()
     risks: dict[str, Rate] | None = None
-    """Target: every named risk at most this, jointly at `confidence`. null: for two classes fnr 0.02 and false_exit_rate 0.05,
-    for more error 0.05 (of the answers that are given, at most this share is wrong)."""
+    """Target: every named risk at most this, jointly at `confidence`. null: for two classes fnr 0.02 and
+    false_exit_rate 0.05, for more error 0.05 (of the answers that are given, at most this share is wrong)."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     """1 - delta: the chance, over calibration sets, that all risks hold."""
     coverage: Rate | None = None
@@ -53,13 +53,17 @@ class RunConfig(Section):
     class_coverage: dict[str, Rate] = {}
     """Floors on the share of a class that exits, by class name."""
     target_prior: Rate | None = None
-    """Share of positives where the bundle will work; `error` and `coverage` are certified for it. None: as in val_calib."""
+    """Share of positives where the bundle will work; `error` and `coverage` are certified for it. None: as in
+    val_calib.
+    """
     allow_one_sided: bool = False
     """Permit a target that constrains one side only ("always exit positive" satisfies fnr <= 0)."""
     assume_iid: bool = False
     """Certify on images although they come in groups; the certificate then says so in its sentence."""
     unit: Literal["auto", "image", "group", "group_mean"] = "auto"
-    """What is counted where groups repeat: one image of each group, group means of all images, or (auto) the better on val_select."""
+    """What is counted where groups repeat: one image of each group, group means of all images, or (auto) the better
+    on val_select.
+    """
     evaluation: EvaluationConfig = EvaluationConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()
 

@@ -12,7 +12,9 @@ from stage1.runtime.crops import ViewPolicy, aggregate_name
 
 
 class ViewsConfig(Section):
-    """Parts of each image that are looked at beside the whole, and how their answers become one. Off without grid, scales or flips."""
+    """Parts of each image that are looked at beside the whole, and how their answers become one. Off without grid,
+    scales or flips.
+    """
 
     whole: bool = True
     """The whole image, as without views, is the first view."""
@@ -25,15 +27,17 @@ class ViewsConfig(Section):
     scales: list[Rate] = []
     """Further centre crops, of these shares of each side."""
     aggregate: str | list[str] = "auto"
-    """From the views' logits to the image's: whole, mean, topk:3, lse:8, noisy_or, max or learned. A list, or auto (all of
-    them): the one of least AUGRC on val_select whose gain over the whole view is shown, else the whole view alone."""
+    """From the views' logits to the image's: whole, mean, topk:3, lse:8, noisy_or, max or learned. A list, or auto (all
+    of them): the one of least AUGRC on val_select whose gain over the whole view is shown, else the whole view alone.
+    """
     adaptive: bool = False
     """Look at one view after the other and stop where the answer is safe; two classes."""
     tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
     """adaptive: share of the errors let pass that early answers may use up; less costs views and spares coverage."""
     train: Literal["whole", "views", "mil", "pooled"] = "whole"
-    """What the head learns from. whole: whole images. views: each view with the label of its image. mil: the views' pooled
-    logits. pooled: pooled features (the whole view's, the largest and the mean of the others'), of which it makes one answer."""
+    """What the head learns from. whole: whole images. views: each view with the label of its image. mil: the views'
+    pooled logits. pooled: pooled features (the whole view's, the largest and the mean of the others'), of which it
+    makes one answer."""
     pool: str = "mean"
     """How views are pooled in training (mil) and for the choice of the epoch: mean, lse:8 or topk:3."""
     resamples: PositiveInt = 1000
@@ -112,7 +116,9 @@ class ViewsConfig(Section):
 
     @property
     def policy(self) -> ViewPolicy | None:
-        """The views, or None where there is nothing but the whole image. Raises DataError for an impossible geometry."""
+        """The views, or None where there is nothing but the whole image. Raises DataError for an impossible
+        geometry.
+        """
         if self.whole and self.grid is None and not self.flips and not self.scales:
             return None
         rows, _, columns = (self.grid or "").lower().partition("x")

@@ -1,7 +1,7 @@
 """Named distortions of training images: pixels in, pixels out, a function of (seed, epoch, index) alone.
 
-Each name stands for one frozen Recipe, whose values are stored with the run; `client` is what the StreetVision validator sends
-(data/challenge). Nothing here is ever applied to evaluation roles.
+Each name stands for one frozen Recipe, whose values are stored with the run; `client` is what the StreetVision
+validator sends (data/challenge). Nothing here is ever applied to evaluation roles.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 class Recipe:
     """What is drawn for one image, in this order. (low, high): uniform in between; a probability: per image.
 
-    area: share of the frame that the crop keeps; aspect: its ratio of sides, against that of the whole frame (log-uniform).
-    flip: left-right. brightness, contrast, saturation: factors. gray: made gray. blur: Gaussian, `sigma` in pixels of the
-    resized image. noise: largest standard deviation of Gaussian noise, pixels in [0, 1]. erase: a box of 2 to 20 % of the
-    area set to the mean colour. jpeg: quality, none where (0, 0).
+    area: share of the frame that the crop keeps; aspect: its ratio of sides, against that of the whole frame
+    (log-uniform).
+    flip: left-right. brightness, contrast, saturation: factors. gray: made gray. blur: Gaussian, `sigma` in pixels of
+    the resized image. noise: largest standard deviation of Gaussian noise, pixels in [0, 1]. erase: a box of 2 to 20 %
+    of the area set to the mean colour. jpeg: quality, none where (0, 0).
     """
 
     area: tuple[float, float] = (1.0, 1.0)
@@ -66,7 +67,9 @@ RECIPES = {
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Name and values of an augmentation as plain JSON, to be stored with what was trained on it. Raises ConfigError."""
+    """Name and values of an augmentation as plain JSON, to be stored with what was trained on it. Raises
+    ConfigError.
+    """
     if name == "none":
         return {"name": name}
     if name == "client":
@@ -92,7 +95,8 @@ def augment(rgb: Pixels, name: str, spec: Preprocessing, rng: np.random.Generato
         return client(rgb, rng)
     recipe = _recipe(name)
     image = _crop(rgb, recipe, spec, rng)
-    # Every number is drawn whether it is used or not: what one image gets does not depend on the chances of another part.
+    # Every number is drawn whether it is used or not: what one image gets does not depend on the chances of another
+    # part.
     flip, gray, blur, erase = rng.random(4)
     brightness, contrast, saturation = (
         rng.uniform(*bounds) for bounds in (recipe.brightness, recipe.contrast, recipe.saturation)
@@ -115,7 +119,9 @@ def augment(rgb: Pixels, name: str, spec: Preprocessing, rng: np.random.Generato
 
 
 def client(rgb: Pixels, rng: np.random.Generator, level: int | None = None) -> Pixels:
-    """What the StreetVision client makes of a frame (data/challenge): uint8 [224, 224, 3]; `level` 0..3, None: drawn."""
+    """What the StreetVision client makes of a frame (data/challenge): uint8 [224, 224, 3]; `level` 0..3, None:
+    drawn.
+    """
     level = int(rng.integers(len(LEVELS))) if level is None else level
     return _decoded(jpeg(distort(rgb, level, rng)))
 
@@ -130,7 +136,9 @@ def _recipe(name: str) -> Recipe:
 
 
 def _noisy(pixels: Pixels, deviation: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise of this standard deviation (pixels in [0, 1]), independent for each pixel and each of R, G and B."""
+    """Gaussian noise of this standard deviation (pixels in [0, 1]), independent for each pixel and each of R, G and
+    B.
+    """
     noise = rng.standard_normal(pixels.shape, dtype=np.float32)
     return np.clip(np.rint(pixels + np.float32(255.0 * deviation) * noise), 0, 255).astype(np.uint8)
 

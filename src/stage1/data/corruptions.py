@@ -2,18 +2,18 @@
 
 What the client does to pixels, as its public source was measured (v2.0.4), and what is done here:
 
-- Area: the crop keeps 20 to 100 % of the whole frame's area, uniform. A square of that area that does not fit into the frame is
-  drawn again; after ten times it is the largest centre square. Its place is uniform, in whole pixels.
+- Area: the crop keeps 20 to 100 % of the whole frame's area, uniform. A square of that area that does not fit into the
+  frame is drawn again; after ten times it is the largest centre square. Its place is uniform, in whole pixels.
 - The frame is rotated first (nearest), about its centre and at its own size, and cropped afterwards.
 - Resizing to 224: bilinear, antialiased. At L0 on bytes; from L1 on in float, and what comes out is cut down to a byte.
 - Order: chroma, brightness, resampling, noise, blur; each with a level of its own, drawn evenly.
-- Every step ends in bytes: chroma, brightness and noise are cut down to them, resampling and blur round to the nearest in the
-  fixed-point arithmetic of OpenCV.
+- Every step ends in bytes: chroma, brightness and noise are cut down to them, resampling and blur round to the nearest
+  in the fixed-point arithmetic of OpenCV.
 - Chroma: Cr = .713 (R - Y), Cb = .564 (B - Y), in studio range, scaled about its centre.
 - Brightness: the pixel values times the factor.
 - Resampling: down to side // factor and up again, bilinear at the centres of the pixels, without antialiasing.
-- Noise: of the stated variance (pixels in [0, 1]), added to Y, Cb and Cr in studio range, so that it comes back larger: 3.9 times
-  the variance in R, 2.2 in G and 5.4 in B, correlated over the channels.
+- Noise: of the stated variance (pixels in [0, 1]), added to Y, Cb and Cr in studio range, so that it comes back larger:
+  3.9 times the variance in R, 2.2 in G and 5.4 in B, correlated over the channels.
 - Blur: kernel taps at whole pixels; the edge is mirrored without its last pixel.
 
 One challenge from one image: a function of its bytes, the level, the seed and the number of the copy.
@@ -63,8 +63,9 @@ CLIENT = Client()
 def distort(rgb: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     """A frame at `level` 0..3, before JPEG: uint8 [H, W, 3] of any size -> uint8 [224, 224, 3].
 
-    L0: centre square; L1: rotation and random square crop; L2: and each of chroma, brightness, resampling at level 0 or 1;
-    L3: and each of these, noise and blur at level 0, 1 or 2. The client's flips never fire. Nothing is drawn from `rng` at L0.
+    L0: centre square; L1: rotation and random square crop; L2: and each of chroma, brightness, resampling at level 0 or
+    1; L3: and each of these, noise and blur at level 0, 1 or 2. The client's flips never fire. Nothing is drawn from
+    `rng` at L0.
     Raises ConfigError for another level.
     """
     if level not in range(len(LEVELS)):
@@ -102,7 +103,9 @@ def jpeg(pixels: Pixels, quality: int = CLIENT.quality) -> bytes:
 
 
 def squashed(pixels: Pixels) -> Pixels:
-    """An image that the client's generator starts from: 1024 x 1024 whatever its shape, where a side is longer than that."""
+    """An image that the client's generator starts from: 1024 x 1024 whatever its shape, where a side is longer than
+    that.
+    """
     if max(pixels.shape[:2]) <= CLIENT.longest:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((CLIENT.longest, CLIENT.longest), Image.Resampling.LANCZOS))
@@ -114,7 +117,8 @@ def squashed(pixels: Pixels) -> Pixels:
 def resized(pixels: Pixels, side: int) -> Pixels:
     """To side x side, bilinear and antialiased, in float32 of [0, 1]; then times 255 and cut.
 
-    In the client's order of additions: where a sum of weights falls short of 1 by the last bit, a flat area of 255 becomes 254.
+    In the client's order of additions: where a sum of weights falls short of 1 by the last bit, a flat area of 255
+    becomes 254.
     """
     unit = (pixels.astype(np.float32) / np.float32(255)).astype(np.float64)
     turned = _along(np.ascontiguousarray(unit.transpose(1, 0, 2)), side)  # [side, H, 3]
@@ -155,7 +159,9 @@ def with_chroma(pixels: Pixels, factor: float) -> Pixels:
 
 
 def resampled(pixels: Pixels, factor: int) -> Pixels:
-    """Down by `factor` and up again, bilinear at pixel centres, not antialiased: fine texture aliases instead of fading."""
+    """Down by `factor` and up again, bilinear at pixel centres, not antialiased: fine texture aliases instead of
+    fading.
+    """
     side = pixels.shape[0]
     return _interpolated(_interpolated(pixels, max(1, side // factor)), side)
 
@@ -167,7 +173,9 @@ def noisy(pixels: Pixels, variance: float, rng: np.random.Generator) -> Pixels:
 
 
 def blurred(pixels: Pixels, kernel: int) -> Pixels:
-    """Gaussian blur with `kernel` taps (odd) in each direction, sigma = kernel / 6, the taps in 256ths as OpenCV has them."""
+    """Gaussian blur with `kernel` taps (odd) in each direction, sigma = kernel / 6, the taps in 256ths as OpenCV
+    has them.
+    """
     reach = kernel // 2
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (kernel / 6.0)) ** 2)
     whole = np.rint(256 * taps / taps.sum()).astype(np.int64)
@@ -193,7 +201,9 @@ _Plane = NDArray[np.float32]
 
 
 def to_studio(pixels: Pixels) -> tuple[_Plane, _Plane, _Plane]:
-    """Y, Cb, Cr float32 of RGB in 0..255, each as the client keeps it: (219 Y + 16) / 255, and (224 C + 16) / 255 with C about .5."""
+    """Y, Cb, Cr float32 of RGB in 0..255, each as the client keeps it: (219 Y + 16) / 255, and (224 C + 16) / 255
+    with C about .5.
+    """
     red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
     luma = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     half = np.float32(0.5)
@@ -239,7 +249,9 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> _Box:
 
 
 def _interpolated(pixels: Pixels, side: int) -> Pixels:
-    """Square pixels at another side, linear between pixel centres, in the fixed-point arithmetic of OpenCV (11 bits, two shifts)."""
+    """Square pixels at another side, linear between pixel centres, in the fixed-point arithmetic of OpenCV (11
+    bits, two shifts).
+    """
     old = pixels.shape[0]
     at = (np.arange(side) + 0.5) * (old / side) - 0.5
     first = np.clip(np.floor(at).astype(np.int64), 0, old - 1)
@@ -278,11 +290,13 @@ def challenge(
 ) -> Challenge:
     """The challenge number `copy` of an image: a 224 px JPEG, quality 75, 4:2:0.
 
-    image: the bytes of a file, or RGB pixels uint8 [H, W, 3]. level: "L0" to "L3", or "mixture": see `level_of`. key: what names
-    the image among others, None: sha256 of what is given. origin: "real", as a row of the public set, of which the validator saves
-    a JPEG again at quality 75 before it distorts it; or "image_to_image", the shape of what its generator starts from (`squashed`).
-    The same (key, level, seed, copy, origin) give the same pixels, and the mixture gives exactly what its level gives when asked
-    for by name. Raises ConfigError for another level or origin, ImageError for bytes that are no usable image.
+    image: the bytes of a file, or RGB pixels uint8 [H, W, 3]. level: "L0" to "L3", or "mixture": see `level_of`. key:
+    what names the image among others, None: sha256 of what is given. origin: "real", as a row of the public set, of
+    which the validator saves a JPEG again at quality 75 before it distorts it; or "image_to_image", the shape of what
+    its generator starts from (`squashed`).
+    The same (key, level, seed, copy, origin) give the same pixels, and the mixture gives exactly what its level gives
+    when asked for by name. Raises ConfigError for another level or origin, ImageError for bytes that are no usable
+    image.
 
     Example: challenge(Path("street.jpg").read_bytes(), "L3", seed=1).jpeg
     """
@@ -304,8 +318,8 @@ def challenge(
 def level_of(level: str, *, seed: int, key: str, copy: int = 0) -> str:
     """The level that a copy of an image gets: `level` itself, or one of the mixture's four, each with chance 1/4.
 
-    Copies 0 to 3 of an image get the four levels in an order of its own: each copy alone is evenly distributed, and several
-    copies never spend two draws on the same centre crop. From copy 4 on the order repeats. Raises ConfigError.
+    Copies 0 to 3 of an image get the four levels in an order of its own: each copy alone is evenly distributed, and
+    several copies never spend two draws on the same centre crop. From copy 4 on the order repeats. Raises ConfigError.
     """
     if level in LEVELS:
         return level

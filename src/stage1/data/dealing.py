@@ -1,7 +1,9 @@
-"""Dealing groups to roles at random, stratified: what each role gets is alike, and every group has the same chance of each role.
+"""Dealing groups to roles at random, stratified: what each role gets is alike, and every group has the same chance of
+each role.
 
-A role that certifies must be a fair sample. Dealing by size (largest groups first, to where they are missed most) is not: it
-makes val_calib a sample of large groups, and where small groups are harder its certificate is false far more often than delta.
+A role that certifies must be a fair sample. Dealing by size (largest groups first, to where they are missed most) is
+not: it makes val_calib a sample of large groups, and where small groups are harder its certificate is false far more
+often than delta.
 So the content of a group decides its stratum and its place in it, and never its role:
 
 | step | what | effect |
@@ -12,8 +14,8 @@ So the content of a group decides its stratum and its place in it, and never its
 | roles | inside a band in an order fixed by hash(seed, name) | P(role) = f for every group |
 
 Rounding all sums at once while every expectation stays is a flow through a tree, rounded along cycles (Gandhi, Khuller,
-Parthasarathy, Srinivasan 2006, "Dependent rounding"). Counts of a stratified sample vary less than those of an independent one
-with the same mean, so the exact binomial tests stay valid (Hoeffding 1956).
+Parthasarathy, Srinivasan 2006, "Dependent rounding"). Counts of a stratified sample vary less than those of an
+independent one with the same mean, so the exact binomial tests stay valid (Hoeffding 1956).
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ _WHOLE = 1e-7  # sums of fractions are whole up to this
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """roles: the role of each group, in the order given. redraws: draws that were thrown away as a role lacked a class."""
+    """roles: the role of each group, in the order given. redraws: draws that were thrown away as a role lacked a
+    class.
+    """
 
     roles: list[str]
     redraws: int
@@ -59,15 +63,18 @@ def deal(
     seed: int,
     covered: Mapping[str, Bools] | None = None,
 ) -> Deal | None:
-    """Deal groups to the roles of `fractions`, P(role r) = fractions[r] for every group; None where no draw serves every role.
+    """Deal groups to the roles of `fractions`, P(role r) = fractions[r] for every group; None where no draw serves
+    every role.
 
-    names: distinct, [G]. content: images of each group and class, [G, K]. fractions: role -> share, sum 1; a role of share 0
-    gets nothing. covered: role -> bool [K], classes that the role has already (of old groups, which are not dealt again).
+    names: distinct, [G]. content: images of each group and class, [G, K]. fractions: role -> share, sum 1; a role of
+    share 0 gets nothing. covered: role -> bool [K], classes that the role has already (of old groups, which are not
+    dealt again).
 
-    A class held by at least 1 / f groups of its stratum reaches every role of share f by the quotas. A rarer one may miss
-    a role: then the whole deal is drawn again (next sub-seed), up to 1,000 times, until every role has every class. Where that
-    ends without success, strata of few groups are dealt by shares that give every role at least one of theirs. Both look at
-    which classes a group holds and at nothing else, so groups that hold the same classes still have equal chances.
+    A class held by at least 1 / f groups of its stratum reaches every role of share f by the quotas. A rarer one may
+    miss a role: then the whole deal is drawn again (next sub-seed), up to 1,000 times, until every role has every
+    class. Where that ends without success, strata of few groups are dealt by shares that give every role at least one
+    of theirs. Both look at which classes a group holds and at nothing else, so groups that hold the same classes still
+    have equal chances.
     The order of names decides nothing. The same seed, names and content give the same deal.
     """
     roles = [role for role in (*_FIRST, *fractions) if fractions.get(role, 0.0) > 0]
@@ -141,7 +148,9 @@ def _drawn(
     rng: np.random.Generator,
     key: str,
 ) -> Ints:
-    """The role of each group, int [G]: quotas of the bands, filled in hash order. shares: of the roles, for each stratum."""
+    """The role of each group, int [G]: quotas of the bands, filled in hash order. shares: of the roles, for each
+    stratum.
+    """
     quotas = _quotas([[len(band) for band in bands] for bands in strata], shares, rng)
     chosen = np.empty(len(names), dtype=np.int64)
     for bands, rows in zip(strata, quotas, strict=True):
@@ -155,7 +164,9 @@ def _drawn(
 
 
 def _raised(shares: Floats, groups: int) -> Floats:
-    """Shares [R] that are at least 1 / groups each, the others scaled down alike; as given where there are too few groups."""
+    """Shares [R] that are at least 1 / groups each, the others scaled down alike; as given where there are too few
+    groups.
+    """
     if groups < len(shares):
         return shares
     low = np.zeros(len(shares), dtype=np.bool_)
@@ -169,7 +180,9 @@ def _raised(shares: Floats, groups: int) -> Floats:
 
 
 def _quotas(sizes: Sequence[Sequence[int]], shares: Sequence[Floats], rng: np.random.Generator) -> list[list[Ints]]:
-    """Whole numbers of groups per stratum, band and role: each, and every sum up the tree, n f rounded up or down; mean n f."""
+    """Whole numbers of groups per stratum, band and role: each, and every sum up the tree, n f rounded up or down;
+    mean n f.
+    """
     ends: list[tuple[Any, Any]] = []
     flow: list[float] = []
 
@@ -217,10 +230,12 @@ def _quotas(sizes: Sequence[Sequence[int]], shares: Sequence[Floats], rng: np.ra
 
 
 def _rounded(ends: Sequence[tuple[Any, Any]], flow: Sequence[float], rng: np.random.Generator) -> list[int]:
-    """A flow whose nodes all keep what they get (sources and the end: whole sums), each pipe rounded up or down, means kept.
+    """A flow whose nodes all keep what they get (sources and the end: whole sums), each pipe rounded up or down, means
+    kept.
 
-    Along a cycle of pipes that are not whole, shifting keeps every node's balance. It is shifted one way or the other until a
-    pipe is whole, with the probabilities that leave every expectation as it is; and again, until no pipe is left.
+    Along a cycle of pipes that are not whole, shifting keeps every node's balance. It is shifted one way or the other
+    until a pipe is whole, with the probabilities that leave every expectation as it is; and again, until no pipe is
+    left.
     """
     value = list(flow)
     open_at: dict[Any, dict[int, None]] = {}
@@ -252,7 +267,9 @@ def _rounded(ends: Sequence[tuple[Any, Any]], flow: Sequence[float], rng: np.ran
 def _cycle(
     ends: Sequence[tuple[Any, Any]], open_at: Mapping[Any, Mapping[int, None]], node: Any
 ) -> list[tuple[int, int]]:
-    """A cycle of open pipes: (pipe, +1 where it is walked from source to target, else -1). No node has a single open pipe."""
+    """A cycle of open pipes: (pipe, +1 where it is walked from source to target, else -1). No node has a single
+    open pipe.
+    """
     walked: list[tuple[int, int]] = []
     seen = {node: 0}
     last = -1

@@ -37,7 +37,9 @@ def thumbnail_gray(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def dhash(grays: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Difference hash: uint8 [N, 8, 9] -> uint64 [N]; bit 8 r + c says whether pixel (r, c+1) is brighter than (r, c)."""
+    """Difference hash: uint8 [N, 8, 9] -> uint64 [N]; bit 8 r + c says whether pixel (r, c+1) is brighter than (r,
+    c).
+    """
     bits = grays[:, :, 1:] > grays[:, :, :-1]
     packed = np.packbits(bits.reshape(len(grays), 64), axis=1, bitorder="little")
     return np.ascontiguousarray(packed).view("<u8").reshape(len(grays)).astype(np.uint64)
@@ -54,9 +56,9 @@ def near_duplicates(hashes: NDArray[np.uint64], grays: NDArray[np.uint8], distan
 
     hashes: uint64 [N], see `dhash`. grays: uint8 [N, 8, 9]. distance: 0..7.
     Near-duplicate: both informative, Hamming distance of the hashes <= `distance`, and mean absolute difference of the
-    thumbnails <= MAX_GRAY_DIFFERENCE. Every such pair is returned, with two exceptions that bound the work and leave the
-    clusters as they are: in crowds of one hash only pairs with the first alike, and beyond a million pairs only those
-    that join two clusters.
+    thumbnails <= MAX_GRAY_DIFFERENCE. Every such pair is returned, with two exceptions that bound the work and leave
+    the clusters as they are: in crowds of one hash only pairs with the first alike, and beyond a million pairs only
+    those that join two clusters.
     Raises DataError for a distance outside 0..7 or arrays that do not match.
     """
     if not 0 <= distance <= 7:

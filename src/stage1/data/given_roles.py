@@ -1,7 +1,9 @@
-"""Roles that the data bring: folders, a column or splits called train, val, test; read, mapped by `data.roles`, or refused.
+"""Roles that the data bring: folders, a column or splits called train, val, test; read, mapped by `data.roles`, or
+refused.
 
-They are never classes and never pooled in silence. A value of `data.roles` that names several roles (val_select+val_calib) is a
-pool: the split cuts it among these roles, by group; what is checked across given roles is checked across pools.
+They are never classes and never pooled in silence. A value of `data.roles` that names several roles
+(val_select+val_calib) is a pool: the split cuts it among these roles, by group; what is checked across given roles is
+checked across pools.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ _WRAPPERS = ("images", "imgs", "data")
 def role_kinds(names: Collection[str]) -> dict[str, str | None]:
     """Name -> "train", "val" or "test" where it means such a part of the data, in any case; None for others.
 
-    One word of ROLE_WORDS, or a role of ours. Digits, signs and words like set, split, data, images beside it do not count, and
-    no word that all the names share (roads_train, roads_test).
+    One word of ROLE_WORDS, or a role of ours. Digits, signs and words like set, split, data, images beside it do not
+    count, and no word that all the names share (roads_train, roads_test).
     """
     words = {name: _words(name) for name in names}
     shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
@@ -60,7 +62,8 @@ def _words(name: str) -> list[str]:
 def pools_of(names: Iterable[str], mapping: Mapping[str, str], where: str, what: str, otherwise: str) -> dict[str, str]:
     """Distinct name -> its role or pool ("val_select+val_calib"), or "none": left out. "" stays "".
 
-    mapping: data.roles. Without it the names have to be roles, in any case. what: how the names are called in messages. otherwise:
+    mapping: data.roles. Without it the names have to be roles, in any case. what: how the names are called in messages.
+    otherwise:
     what else the user can do. Raises DataError with the line to write.
     """
     found = [name for name in dict.fromkeys(names) if name]
@@ -130,9 +133,10 @@ def folder_roles(
     """(role or pool, class) of each image where the top folders are roles; None where they are the classes.
 
     paths: of each image, the names below the root. The top folders are roles where `data.roles` says so; else, unless
-    data.classes names one of them, where all are names of roles, or two kinds of such names hold a subfolder of the same name.
-    An image that lies in no class folder has the class "". Raises DataError with the line to write where they are not the roles
-    of a run.
+    data.classes names one of them, where all are names of roles, or two kinds of such names hold a subfolder of the
+    same name.
+    An image that lies in no class folder has the class "". Raises DataError with the line to write where they are not
+    the roles of a run.
     """
     below: dict[str, set[str]] = {}
     for parts in paths:
@@ -168,7 +172,9 @@ def _are_roles(below: Mapping[str, set[str]], classes: Collection[str]) -> bool:
 
 
 def _wrapped(paths: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Top folder -> how many folders lie between it and its class folders: seg_train/seg_train/CLASS, train/images/CLASS."""
+    """Top folder -> how many folders lie between it and its class folders: seg_train/seg_train/CLASS,
+    train/images/CLASS.
+    """
     inside: dict[str, list[Sequence[str]]] = {}
     for parts in paths:
         inside.setdefault(parts[0], []).append(parts[1:])

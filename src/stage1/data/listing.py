@@ -116,7 +116,9 @@ def list_sources(config: DataConfig, base: Path | None = None) -> list[Listing]:
 
 
 def _with_roles(listing: Listing, config: DataConfig) -> Listing:
-    """The listing with the roles that its folders, splits or column of roles give; what is left out by data.roles is gone."""
+    """The listing with the roles that its folders, splits or column of roles give; what is left out by data.roles
+    is gone.
+    """
     where = listing.where
     if listing.named:
         found = folder_roles(
@@ -210,7 +212,8 @@ def _kind(path: Path) -> str:
 def list_folder(root: Path, slices: Sequence[str] = ()) -> Listing:
     """root/class/**/image. Every visible file below a class counts as an image; what is none is quarantined later.
 
-    Hidden files and folders are skipped, and so are run directories and bundles: their pictures were made from these images.
+    Hidden files and folders are skipped, and so are run directories and bundles: their pictures were made from these
+    images.
     An image directly in the root has no class: quarantined. `Listing.empty` names class folders without a file.
     Raises DataError for a class whose name is no UTF-8.
     """
@@ -367,7 +370,9 @@ def _list_parquet(path: Path, slices: Sequence[str]) -> Listing:
 
 
 def _cells(table: Any, column: str, path: Path) -> list[Any]:
-    """A column as values. Raises DataError naming the first row whose value Python cannot hold (a time, a text that is no UTF-8)."""
+    """A column as values. Raises DataError naming the first row whose value Python cannot hold (a time, a text that
+    is no UTF-8).
+    """
     try:
         cells: list[Any] = table[column].to_pylist()
         return cells
@@ -402,7 +407,8 @@ def _by_name(
 ) -> dict[str, list[Any]]:
     """The columns with the integers of each ClassLabel one as the names that are stored for them.
 
-    Always: such an integer is an index into its own names, whatever order `data.classes` gives, and whatever they look like.
+    Always: such an integer is an index into its own names, whatever order `data.classes` gives, and whatever they look
+    like.
     """
     return {
         column: values if (known := names.get(column)) is None else decoded(values, known, str(where), numbers)
@@ -450,7 +456,9 @@ def _label(value: Any, where: Path | str, number: str) -> str:
 
 
 def _cell_text(value: Any) -> str:
-    """A cell other than the label as text: None and NaN are "", whole numbers lose their ".0", true and false become 1 and 0."""
+    """A cell other than the label as text: None and NaN are "", whole numbers lose their ".0", true and false
+    become 1 and 0.
+    """
     if value is None or value != value:  # NaN is the one value that differs from itself
         return ""
     if isinstance(value, bool):
@@ -491,8 +499,9 @@ def list_saved(path: Path, slices: Sequence[str] = ()) -> Listing:
 def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
     """Rows of a Dataset, or of every split of a DatasetDict.
 
-    Several splits are roles where their names say so, mapped by data.roles (train and test, as is common, leave nothing to calibrate
-    on). Splits with other names (years, sites) and a single one are pooled for a new split by group; the name becomes their source.
+    Several splits are roles where their names say so, mapped by data.roles (train and test, as is common, leave nothing
+    to calibrate on). Splits with other names (years, sites) and a single one are pooled for a new split by group; the
+    name becomes their source.
     """
     parts = dict(loaded) if hasattr(loaded, "keys") else {"": loaded}
     total = Listing(where)

@@ -22,8 +22,8 @@ def mapper(
 ) -> Iterator[Callable[[Any, Sequence[Any]], Iterator[Any]]]:
     """`map` over a pool of processes, or in this one where a pool does not pay.
 
-    workers: processes; 0: one per usable core. tasks: how many there are. what: names the work in the error, e.g. "roadscenes: a
-    drawing". pieces: tasks sent to a process at a time. Raises Stage1Error where a process dies.
+    workers: processes; 0: one per usable core. tasks: how many there are. what: names the work in the error, e.g.
+    "roadscenes: a drawing". pieces: tasks sent to a process at a time. Raises Stage1Error where a process dies.
     """
     workers = workers or len(os.sched_getaffinity(0))
     if workers == 1 or tasks < _POOL_FROM:

@@ -14,9 +14,11 @@ from stage1.storage.files import write_text
 
 EXACT_DUPLICATE = "exact duplicate"
 FURTHER_FILE = "further file"
-# Nothing is lost with these: the same bytes stay in the table once, a sample has its image. They are listed, but do not count.
+# Nothing is lost with these: the same bytes stay in the table once, a sample has its image. They are listed, but do not
+# count.
 _HARMLESS = (EXACT_DUPLICATE, FURTHER_FILE)
-# Of few images the limit would be less than one. So many may always be left out, if they are no more than this share of all.
+# Of few images the limit would be less than one. So many may always be left out, if they are no more than this share of
+# all.
 _FEW, _FEW_SHARE = 3, 0.05
 
 
@@ -51,8 +53,8 @@ def write_quarantine(path: str | os.PathLike[str], quarantine: Sequence[Quaranti
 def check_limit(quarantine: Sequence[Quarantined], total: int, limit: float) -> None:
     """Raise QuarantineError where more than `limit` (a share) of `total` images cannot be used.
 
-    Up to 3 images pass at any limit above 0 where they are no more than 5 % of all. Exact duplicates do not count: the image is
-    there once; neither do further images of a sample.
+    Up to 3 images pass at any limit above 0 where they are no more than 5 % of all. Exact duplicates do not count: the
+    image is there once; neither do further images of a sample.
     """
     lost = [item for item in quarantine if item.reason not in _HARMLESS]
     few = min(_FEW, _FEW_SHARE * total) if limit > 0 else 0

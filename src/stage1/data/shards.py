@@ -17,10 +17,11 @@ _MOST = 100_000
 
 
 def shards(given: str, path: Path) -> list[Path] | None:
-    """The files that `given` stands for, sorted as its pattern says; None where it is one file or a folder of class folders.
+    """The files that `given` stands for, sorted as its pattern says; None where it is one file or a folder of class
+    folders.
 
-    path: `given` as an absolute path. Raises MissingError for a file of {..} that is not there and for a * that nothing fits,
-    ConfigError for too many files, DataError for files of two kinds.
+    path: `given` as an absolute path. Raises MissingError for a file of {..} that is not there and for a * that nothing
+    fits, ConfigError for too many files, DataError for files of two kinds.
     """
     if path.is_dir():
         return _together(_folder_of_shards(path), given)

@@ -35,7 +35,8 @@ class Ingest:
     links:      (row, group): the same bytes stood under this other group too; the split joins the two groups.
     digest:     sha256 of the table's content (ids, labels, groups, roles, ...; not of paths): the same images with the
                 same annotations give the same digest on any machine.
-    pools:      str [N], where the given role is one of several that the split cuts ("val_select+val_calib"; the table's role
+    pools:      str [N], where the given role is one of several that the split cuts ("val_select+val_calib"; the table's
+    role
                 is "" there), else "".
     """
 
@@ -78,9 +79,10 @@ def read_source(config: DataConfig, *, base: Path | None = None, workers: int = 
     base: folder that relative paths in the config resolve against (default: working directory). Relative paths in a
     table resolve against the table's file. workers: decoding threads, 0 = one per core.
 
-    Classes: `config.classes`, else the names that the source itself stores, else the labels found (`labels.found_classes`).
-    What a label means is said by `labels.place_labels`, for one listing as a whole; an integer of a ClassLabel column is an
-    index into the names stored with it, always.
+    Classes: `config.classes`, else the names that the source itself stores, else the labels found
+    (`labels.found_classes`).
+    What a label means is said by `labels.place_labels`, for one listing as a whole; an integer of a ClassLabel column
+    is an index into the names stored with it, always.
 
     Quarantined, each with its reason: a missing or unreadable file, anything `images.decode` refuses, a label outside
     the classes where `bad_labels` is "quarantine", and the second of two rows with the same bytes and role.
@@ -118,12 +120,15 @@ def read_source(config: DataConfig, *, base: Path | None = None, workers: int = 
 
 
 def listed_classes(config: DataConfig, *, base: Path | None = None) -> tuple[str, ...]:
-    """The classes that `read_source` would find, from the listing alone. Raises as `listing.list_sources`, and DataError."""
+    """The classes that `read_source` would find, from the listing alone. Raises as `listing.list_sources`, and
+    DataError.
+    """
     return _classes(config, list_sources(config, base))
 
 
 def source_digest(config: DataConfig, *, base: Path | None = None) -> str:
-    """sha256 of the data section and of the source's outside: the table's bytes, and path, size and mtime of each image.
+    """sha256 of the data section and of the source's outside: the table's bytes, and path, size and mtime of each
+    image.
 
     No image is opened; 10,000 images take well under a second. Raises as `listing.list_sources`.
     """

@@ -1,4 +1,6 @@
-"""Four roles by group: hash, balanced (dealing.py) or given; near-duplicates join groups; old groups stay where they are."""
+"""Four roles by group: hash, balanced (dealing.py) or given; near-duplicates join groups; old groups stay where
+they are.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ BRIDGE = "bridges two roles"
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """table: every row with its role, groups joined. quarantine: what the split left out, to be added to the list of the
-    ingest. document: splits.json (kind "splits"). leakage: given roles share images and that was allowed: nothing may
-    be certified."""
+    """table: every row with its role, groups joined. quarantine: what the split left out, to be added to the list of
+    the ingest. document: splits.json (kind "splits"). leakage: given roles share images and that was allowed: nothing
+    may be certified."""
 
     table: SampleTable
     quarantine: list[Quarantined]
@@ -38,12 +40,13 @@ class SplitResult:
 def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] | None = None) -> SplitResult:
     """Give every image of `ingest` a role.
 
-    previous: the splits.json of an earlier split of this run, or None. Groups it knows keep their role whatever was added
-    since; an image that would join two of them with different roles is quarantined.
+    previous: the splits.json of an earlier split of this run, or None. Groups it knows keep their role whatever was
+    added since; an image that would join two of them with different roles is quarantined.
 
-    Given roles are checked and kept; where several were given for an image (a pool, data.roles), they are cut within it by group, by
-    the method and in the ratio of `split`. Across roles and pools the same image (bytes or near-duplicate) or the same group in two roles is a
-    DataError that lists the pairs, unless `split.allow_leakage`, which marks the result.
+    Given roles are checked and kept; where several were given for an image (a pool, data.roles), they are cut within it
+    by group, by the method and in the ratio of `split`. Across roles and pools the same image (bytes or near-duplicate)
+    or the same group in two roles is a DataError that lists the pairs, unless `split.allow_leakage`, which marks the
+    result.
     Raises DataError also for fewer groups than roles, an empty role, or a role without one of the classes.
     """
     table = ingest.table
@@ -109,8 +112,8 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
 def dealing_of(document: Mapping[str, Any]) -> str:
     """How the groups of a splits.json came to their roles, a word of policy/dealt.py.
 
-    Balanced files from before the marker were dealt by size. Where every group has one image that was by label alone, in hash
-    order: fair.
+    Balanced files from before the marker were dealt by size. Where every group has one image that was by label alone,
+    in hash order: fair.
     """
     if document["method"] != "balanced":
         return str(document["method"])
@@ -237,7 +240,9 @@ def _leaves(a: int, b: int, role_a: str, role_b: str) -> tuple[int, int]:
 
 
 def _check_given(table: SampleTable, given: Texts, pairs: Pairs, config: SplitConfig) -> int:
-    """Number of pairs across given roles or pools. Raises DataError listing the first ten, unless leakage is allowed."""
+    """Number of pairs across given roles or pools. Raises DataError listing the first ten, unless leakage is
+    allowed.
+    """
     near = pairs[given[pairs[:, 0]] != given[pairs[:, 1]]]
     found = [("same bytes", a, b) for a, b in _first_across(table.ids, given)]
     for what, more in (("near-duplicates", near.tolist()), ("same group", _first_across(table.groups, given))):
@@ -291,7 +296,8 @@ def assign_roles(
     groups: str [N]. labels: int64 [N]. given: str [N] roles that are returned as they are, or None.
     previous: role of old groups; they stay.
     hash: the role where sha256("seed|group"), as a number in [0, 1), falls among the cumulated fractions; it depends on
-    the group alone, so adding data moves nothing. balanced: stratified by label mix and size, at random inside (dealing.py).
+    the group alone, so adding data moves nothing. balanced: stratified by label mix and size, at random inside
+    (dealing.py).
     By both, every group that is not an old one has the chance `fractions` of each role, whatever it holds.
     Raises DataError for fewer groups than roles (of a fraction above 0), and where no balanced deal serves every role.
     """

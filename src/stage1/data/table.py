@@ -113,12 +113,15 @@ class SampleTable:
         return [partial(self.read_bytes, int(row)) for row in rows]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write samples.parquet, whole or not at all: columns id, path, label, group, source, timestamp, role, slice_NAME."""
+        """Write samples.parquet, whole or not at all: columns id, path, label, group, source, timestamp, role,
+        slice_NAME.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         texts = {name: getattr(self, name).tolist() for name in _TEXTS}
-        # A file name is bytes: where one is no UTF-8, all paths are stored escaped, so that reading gives the same names.
+        # A file name is bytes: where one is no UTF-8, all paths are stored escaped, so that reading gives the same
+        # names.
         about = {"schema_version": 1, "classes": self.classes}
         if not all(map(is_utf8, texts["paths"])):
             texts["paths"] = [path.encode("unicode_escape").decode("ascii") for path in texts["paths"]]
@@ -213,7 +216,9 @@ def read_locator(path: str, *, max_pixels: int | None = None) -> bytes:
 
 
 def tar_bytes(container: str, name: str, place: tuple[int, int], *, at_most: int | None = None) -> bytes:
-    """The bytes (or the first `at_most`) of a member at `place` (offset, size). Raises OSError where the archive ends inside it."""
+    """The bytes (or the first `at_most`) of a member at `place` (offset, size). Raises OSError where the archive
+    ends inside it.
+    """
     offset, size = place
     with open(container, "rb") as stream:
         # Not asked for blindly: a damaged header may claim any size, and memory would be taken for it.

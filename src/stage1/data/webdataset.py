@@ -1,4 +1,6 @@
-"""Which members of a WebDataset tar are one sample: by names alone, dots in them included, and nothing lost in silence."""
+"""Which members of a WebDataset tar are one sample: by names alone, dots in them included, and nothing lost in
+silence.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ LABEL_ENDINGS = (".cls", ".txt", ".json")
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """images: key -> member. notes: (key, member), labels and annotations of these images, in order. further: (image, why it is not
-    the image of its sample). alone: keys of labels without an image."""
+    """images: key -> member. notes: (key, member), labels and annotations of these images, in order. further: (image,
+    why it is not the image of its sample). alone: keys of labels without an image."""
 
     images: dict[str, str] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
@@ -26,10 +28,12 @@ class Samples:
 def samples(members: Iterable[str], starts_as_image: Callable[[str], bool], where: str) -> Samples:
     """The samples of an archive.
 
-    An image is what is named as one, and a member without ending that starts as one. Its key is the name up to the last dot:
-    "cam.3.png" and "cam.3.cls" are one sample. WebDataset cuts at the first dot, so that one sample has several files ("x.jpg",
-    "x.seg.png", "x.cls"): where only the name up to the first dot has a label, that is the key, and an image beside the one called
-    by the key alone is a further file of its sample. Hidden members and files of other kinds are passed over.
+    An image is what is named as one, and a member without ending that starts as one. Its key is the name up to the last
+    dot:
+    "cam.3.png" and "cam.3.cls" are one sample. WebDataset cuts at the first dot, so that one sample has several files
+    ("x.jpg", "x.seg.png", "x.cls"): where only the name up to the first dot has a label, that is the key, and an image
+    beside the one called by the key alone is a further file of its sample. Hidden members and files of other kinds are
+    passed over.
     Raises DataError where two images are left under one key.
     """
     found: list[tuple[str, str, str]] = []

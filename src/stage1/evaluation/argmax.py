@@ -1,4 +1,6 @@
-"""The policy beside the plain argmax: what answering with the likelier class gets wrong, on the same images and on all of them."""
+"""The policy beside the plain argmax: what answering with the likelier class gets wrong, on the same images and on
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def beside_argmax(
 ) -> dict[str, Any]:
     """The section `argmax`: of each rule the images it answers, its errors among them, and both for each true class.
 
-    scores: N labelled rows; argmax is the class of the larger logit, the one whose share of right answers is `accuracy`.
+    scores: N labelled rows; argmax is the class of the larger logit, the one whose share of right answers is
+    `accuracy`.
     exit: bool [N], label: int [N]: the policy's decision.
     """
     truth, likeliest = scores.known_labels, scores.logits.argmax(axis=1)

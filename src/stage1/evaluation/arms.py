@@ -1,16 +1,18 @@
-"""Several ways of training (arms), each with the runs of its seeds, on the same samples: paired differences to the first arm.
+"""Several ways of training (arms), each with the runs of its seeds, on the same samples: paired differences to the
+first arm.
 
 - **An arm's number** is the mean of its runs' numbers. `sd` is their spread from seed to seed (n - 1), beside it.
-- **Intervals**: one bootstrap for everything. A replicate draws units (groups, else rows) within labels once, weighs the rows of
-  every run of every arm by that draw, and averages each arm's runs; so arms are paired. Where an arm has several runs, the replicate
-  also draws its runs with replacement, their deviations from the arm's mean widened by sqrt(k / (k - 1)), so that the variance of
-  a mean of k seeds is right. The interval is then about other samples and other seeds; of one run, about other samples only.
-- Each interval is for its own difference. Who looks at many arms will find one that differs by chance: choose on one role,
-  confirm the one chosen on another.
+- **Intervals**: one bootstrap for everything. A replicate draws units (groups, else rows) within labels once, weighs
+  the rows of every run of every arm by that draw, and averages each arm's runs; so arms are paired. Where an arm has
+  several runs, the replicate also draws its runs with replacement, their deviations from the arm's mean widened by
+  sqrt(k / (k - 1)), so that the variance of a mean of k seeds is right. The interval is then about other samples and
+  other seeds; of one run, about other samples only.
+- Each interval is for its own difference. Who looks at many arms will find one that differs by chance: choose on one
+  role, confirm the one chosen on another.
 
-Selective metrics, NLL and MCC are of the model's own softmax, as in stage1.evaluation.comparison. `coverage` (share of images that
-exit) and `exit_error` (share wrong among exits) are those of each run's exit policy, where every run has one. Their intervals are
-for the thresholds as they are: what another calibration set would have given is not in them.
+Selective metrics, NLL and MCC are of the model's own softmax, as in stage1.evaluation.comparison. `coverage` (share of
+images that exit) and `exit_error` (share wrong among exits) are those of each run's exit policy, where every run has
+one. Their intervals are for the thresholds as they are: what another calibration set would have given is not in them.
 """
 
 from __future__ import annotations
@@ -52,12 +54,14 @@ def compare_arms(
 ) -> dict[str, Any]:
     """Values of every arm and paired differences of every other arm to the first, from one bootstrap (see above).
 
-    arms: name -> its runs, one for each seed; all of the same samples (by ids where there are any). One arm alone has values and
-    no differences. Returns "n", "n_groups", "unit", "level", "resamples", "seed", "reference" (the first arm's name);
-    "arms": name, seeds, metrics: {metric: value, low, high, sd, per_seed};
-    "differences": arm, metric, difference (arm - reference), low, high, better (the arm's name, the reference's, or None), verdict.
+    arms: name -> its runs, one for each seed; all of the same samples (by ids where there are any). One arm alone has
+    values and no differences. Returns "n", "n_groups", "unit", "level", "resamples", "seed", "reference" (the first
+    arm's name); "arms": name, seeds, metrics: {metric: value, low, high, sd, per_seed};
+    "differences": arm, metric, difference (arm - reference), low, high, better (the arm's name, the reference's, or
+    None), verdict.
     A verdict needs an interval without 0, else it is "no difference shown". Undefined numbers are None.
-    Raises DataError naming the first run that has other samples, ConfigError for no arms, an arm without runs or bad options.
+    Raises DataError naming the first run that has other samples, ConfigError for no arms, an arm without runs or bad
+    options.
     """
     check_options(n_resamples, level, seed)
     if not arms or not all(arms.values()):

@@ -36,8 +36,9 @@ def ece_debiased(
     """`ece` (l1) less its bias by one round of bootstrap: 2 ECE - E[ECE of redrawn rates]; may be negative.
 
     Redrawn: each bin's rate from the normal distribution around the observed one with variance rate (1 - rate) / n_b;
-    its expected distance from the mean probability has a closed form (folded normal), so nothing is simulated. Where the
-    error is large against chance, nothing of the bias is left; for a perfectly calibrated model 59 % of it (2 - sqrt 2).
+    its expected distance from the mean probability has a closed form (folded normal), so nothing is simulated. Where
+    the error is large against chance, nothing of the bias is left; for a perfectly calibrated model 59 % of it (2 -
+    sqrt 2).
     `squared_ce_debiased` has none at all.
     Source: Kumar, Liang and Ma 2019, section 5 and their code (which draws 1,000 samples).
     """
@@ -115,9 +116,9 @@ class BrierParts(NamedTuple):
 def brier_decomposition(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> BrierParts:
     """Murphy's (1973) parts of `brier`, over the distinct predictions: exact, no bins.
 
-    reliability: squared distance of predictions from the observed rates (0 = calibrated). resolution: squared distance of
-    those rates from the overall rate (higher = better). uncertainty: of the labels alone. K > 2: over distinct rows of
-    probabilities, summed over classes. Predictions that are all different make each row a group of its own, where
+    reliability: squared distance of predictions from the observed rates (0 = calibrated). resolution: squared distance
+    of those rates from the overall rate (higher = better). uncertainty: of the labels alone. K > 2: over distinct rows
+    of probabilities, summed over classes. Predictions that are all different make each row a group of its own, where
     resolution = uncertainty and reliability is the Brier score: round or bin them first.
 
     >>> [round(part, 6) for part in brier_decomposition([0.2] * 5 + [0.8] * 5, [0, 0, 0, 0, 1, 1, 1, 1, 0, 1])]

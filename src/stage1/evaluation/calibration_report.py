@@ -25,8 +25,8 @@ class Stated:
     """The probabilities that a policy states beside those of the model, for the same labelled rows.
 
     before: raw scores. after: scores whose softmax is what is stated; the same object where no map is applied.
-    map: its name ("gate" where a gate states its own). score: "raw" or "mapped", on what the thresholds lie. reason: why
-    this map, one sentence.
+    map: its name ("gate" where a gate states its own). score: "raw" or "mapped", on what the thresholds lie. reason:
+    why this map, one sentence.
     """
 
     before: Scores
@@ -71,8 +71,8 @@ def before_after(
     """`nll`, `brier`, `ece`: {before, after, change}, each {value, low, high}; `reliability`: {before, after}, bins.
 
     scores: labelled, val_test. calibration: None: the identity, after = before. Intervals are percentiles of the same
-    replicates for all (groups whole, within labels), so `change` = after - before is a paired one; ece: 15 bins of equal
-    mass, biased upwards alike on both sides. Also `map`, `monotone`, `constrained`, `n`, `level`.
+    replicates for all (groups whole, within labels), so `change` = after - before is a paired one; ece: 15 bins of
+    equal mass, biased upwards alike on both sides. Also `map`, `monotone`, `constrained`, `n`, `level`.
     Raises DataError without labels or rows, or where K differs from the map's.
     """
     labels = scores.known_labels

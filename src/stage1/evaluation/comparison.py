@@ -2,15 +2,15 @@
 
 - **Same samples**: enforced by ids where both have them (rows of b are put into a's order), else by equal length and
   equal labels row by row.
-- **Intervals**: a paired bootstrap. A replicate draws units (groups, else rows) within labels and weighs both models' rows
-  by the same draw; the interval is that of the difference.
+- **Intervals**: a paired bootstrap. A replicate draws units (groups, else rows) within labels and weighs both models'
+  rows by the same draw; the interval is that of the difference.
 - **p-values**: paired permutation for AURC, AUGRC, accuracy and NLL. Under "which model gave which answer does not
-  matter", the answers to each unit may be swapped between the two; p = (1 + swaps at least as far from 0) / (1 + swaps),
-  so it is never 0. Confidence is swapped as its mid-rank within its own model: AURC and AUGRC look at order only, and
-  the models' scales must not decide.
+  matter", the answers to each unit may be swapped between the two; p = (1 + swaps at least as far from 0) / (1 +
+  swaps), so it is never 0. Confidence is swapped as its mid-rank within its own model: AURC and AUGRC look at order
+  only, and the models' scales must not decide.
 
-ECE is biased upwards in a sample, and more so in a replicate, for both models alike; between models of similar spread of
-probabilities that cancels in the difference. NLL and Brier have no such bias: prefer them.
+ECE is biased upwards in a sample, and more so in a replicate, for both models alike; between models of similar spread
+of probabilities that cancels in the difference. NLL and Brier have no such bias: prefer them.
 """
 
 from __future__ import annotations

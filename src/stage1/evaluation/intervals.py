@@ -1,7 +1,8 @@
 """Bootstrap intervals: resample what is independent (groups, else rows), within labels, by multinomial weights.
 
-A replicate is a vector of weights on the unchanged rows: how often each was drawn (stage1.evaluation.resampling). So the
-rows are sorted once, and a replicate of AURC, AUGRC and their kin costs O(N), without a sort and without copying rows.
+A replicate is a vector of weights on the unchanged rows: how often each was drawn (stage1.evaluation.resampling). So
+the rows are sorted once, and a replicate of AURC, AUGRC and their kin costs O(N), without a sort and without copying
+rows.
 
 Two kinds of interval, both taken outwards to actual replicates (no interpolation):
 - **percentile**: the replicates' own quantiles.

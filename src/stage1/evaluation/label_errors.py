@@ -1,14 +1,16 @@
 """Which labels are likely wrong: probabilities of a linear probe that did not see the image.
 
-- **Cross-fitting**: groups are dealt to K folds; the probe that judges a row was fitted on the other folds, so never on a frame of
-  the same video. Its ridge is the one of least cross-fitted NLL among a few.
-- **Two passes**: rows that the first pass doubts (below) are left out of what the second pass fits on, and judged like all others:
-  a wrong label no longer pulls the probe towards itself.
+- **Cross-fitting**: groups are dealt to K folds; the probe that judges a row was fitted on the other folds, so never on
+  a frame of the same video. Its ridge is the one of least cross-fitted NLL among a few.
+- **Two passes**: rows that the first pass doubts (below) are left out of what the second pass fits on, and judged like
+  all others: a wrong label no longer pulls the probe towards itself.
 - **Score** of a row: the second probe's probability of the label that it has; low = suspicious.
-- **How many**: the count of confident learning (Northcutt et al. 2021, arXiv 1911.00068, section 3.1): rows whose probability of
-  another class reaches the mean that the rows labelled so have of it, and is their largest such. An estimate, not a bound.
-- **Neighbours**: the nearest rows of other groups in feature space (cosine of standardised features), as evidence beside the score:
-  what their labels are. They do not enter it: on planted noise they find fewer wrong labels, alone and mixed in.
+- **How many**: the count of confident learning (Northcutt et al. 2021, arXiv 1911.00068, section 3.1): rows whose
+  probability of another class reaches the mean that the rows labelled so have of it, and is their largest such. An
+  estimate, not a bound.
+- **Neighbours**: the nearest rows of other groups in feature space (cosine of standardised features), as evidence
+  beside the score: what their labels are. They do not enter it: on planted noise they find fewer wrong labels, alone
+  and mixed in.
 
 A suspect is a question to a person, not an answer: a hard image with a right label looks the same from here.
 """
@@ -66,7 +68,8 @@ def find_label_errors(
     neighbours: int = NEIGHBOURS,
     seed: int = 0,
 ) -> LabelErrors:
-    """Judge each label from the features of all rows. features: float [N, D]; labels: int [N]; groups: [N], unit of dependence.
+    """Judge each label from the features of all rows. features: float [N, D]; labels: int [N]; groups: [N], unit of
+    dependence.
 
     n_classes: K, where labels do not name all classes. The same input and seed give the same result.
     Raises DataError (wrong shapes, NaN, one class, fewer groups than folds), ConfigError (options).
@@ -118,8 +121,8 @@ def fit_softmax(
 ) -> FloatArray:
     """Multinomial logistic regression by L-BFGS: the [D + 1, K] weights that minimise mean NLL + ridge / 2 |weights|^2.
 
-    The last row holds the intercepts, which are not in the penalty. x: float [N, D], standardised by the caller (the ridge is
-    the same for each column). start: weights to begin with.
+    The last row holds the intercepts, which are not in the penalty. x: float [N, D], standardised by the caller (the
+    ridge is the same for each column). start: weights to begin with.
     """
     from scipy import optimize
 
@@ -168,7 +171,9 @@ def _checked(
 
 
 def _dealt(unit: NDArray[np.int64], labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each row: units in random order within their first row's label, dealt in turn, so that folds look alike."""
+    """The fold of each row: units in random order within their first row's label, dealt in turn, so that folds look
+    alike.
+    """
     names, first = np.unique(unit, return_index=True)
     if len(names) < folds:
         raise DataError(f"groups: {len(names)}; at least {folds} are needed for {folds} folds")

@@ -3,8 +3,8 @@
 Label shift: the class balance of unlabelled data from their scores, and probabilities at another balance.
 
 Assumes that scores within a class stay as they were and only the shares of the classes differ. Then class-conditional
-certificates (fnr, fpr, miss_rate, false_exit_rate) hold unchanged; coverage, error and every pooled metric move, and are
-restated by `stage1.evaluation.restate` and `prior_weights`. Nothing here can tell whether the assumption is true.
+certificates (fnr, fpr, miss_rate, false_exit_rate) hold unchanged; coverage, error and every pooled metric move, and
+are restated by `stage1.evaluation.restate` and `prior_weights`. Nothing here can tell whether the assumption is true.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ Method = Literal["mlls", "bbse"]
 class PriorEstimate:
     """Shares of the classes in the target, and a percentile interval for each; [K], in [0, 1].
 
-    resamples: replicates that gave an estimate; the interval is theirs. replicates: float [resamples, K], what each of them
-    found, for whoever restates something at this prior; not in the document.
+    resamples: replicates that gave an estimate; the interval is theirs. replicates: float [resamples, K], what each of
+    them found, for whoever restates something at this prior; not in the document.
     """
 
     prior: tuple[float, ...]

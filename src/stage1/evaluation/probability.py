@@ -106,8 +106,8 @@ def reliability(
 class Calibration:
     """Event probabilities sorted once, ties in blocks; then the calibration error for any weights costs O(N).
 
-    probabilities: float [N, K], labels: int [N], checked. The event: class 1 of two, the top label of more, or the class
-    `event_class`. The bootstrap keeps one for all replicates.
+    probabilities: float [N, K], labels: int [N], checked. The event: class 1 of two, the top label of more, or the
+    class `event_class`. The bootstrap keeps one for all replicates.
     """
 
     def __init__(self, probabilities: FloatArray, labels: NDArray[np.int64], event_class: int | None = None) -> None:

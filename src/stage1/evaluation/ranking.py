@@ -139,7 +139,9 @@ def _naurc(accepted: Accepted) -> FloatArray:
 
 
 def _best_aurc(accepted: Accepted) -> FloatArray:
-    """AURC of all right rows first, each row a point of its own: sum over k > right of (k - right) / k, as a trapezoid."""
+    """AURC of all right rows first, each row a point of its own: sum over k > right of (k - right) / k, as a
+    trapezoid.
+    """
     from scipy.special import digamma
 
     rows, wrong = accepted.total, accepted.wrong

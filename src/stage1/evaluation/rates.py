@@ -74,7 +74,8 @@ def exit_rates(
     classes: names in the order of the labels; None: "0", "1", ... as many as occur, at least two.
     Two classes, 1 = positive: `fnr` P(answer 0 | y=1, exit), `fpr` P(answer 1 | y=0, exit), `miss_rate`
     P(exit as 0 | y=1), `false_exit_rate` P(exit as 1 | y=0), `error` P(wrong | exit). More classes: `fnr.<class>`
-    P(wrong | y=class, exit), `wrong.<class>` P(wrong | exit as class), `miss_rate.<class>` P(exit and wrong | y=class), `error`. Each {observed (None if n == 0), errors, n, low, high}.
+    P(wrong | y=class, exit), `wrong.<class>` P(wrong | exit as class), `miss_rate.<class>` P(exit and wrong | y=class),
+    `error`. Each {observed (None if n == 0), errors, n, low, high}.
     `coverage`: {"overall": {value, exits, n, low, high}, "per_class": {class: the same}}.
     The intervals hold for independent images; where images share a video or a site they are too short.
     Raises DataError for unequal lengths or a label outside the classes.

@@ -95,8 +95,8 @@ def draws(plan: Units, n_rows: int, n_resamples: int, seed: int) -> Iterator[Cou
 def deletions(plan: Units, n_rows: int, blocks: int, seed: int) -> Iterator[tuple[int, Counts]]:
     """The jackknife: (stratum, uint8 [B, units]), 0 for the units left out in each row and 1 for the others.
 
-    One unit at a time where there are at most `blocks` units in all, else that many random blocks of units, shared among
-    the strata by size (at least 2 each).
+    One unit at a time where there are at most `blocks` units in all, else that many random blocks of units, shared
+    among the strata by size (at least 2 each).
     """
     rng = generator(seed, "jackknife")
     n_units = len(plan)
@@ -132,8 +132,8 @@ def multinomial(rng: np.random.Generator, rows: int, size: int) -> Counts:
     """`rows` independent draws of `size` balls into `size` boxes: the counts, uint8 [rows, size].
 
     Poisson counts of a mean slightly below 1, then the balls that are missing, one by one. That is exactly multinomial:
-    given their sum, Poisson counts are, and so are those with further balls; rows that came out with too many balls (one
-    in thirty thousand) are drawn again, which looks at the sum only. A few random bytes for each box, instead of a
+    given their sum, Poisson counts are, and so are those with further balls; rows that came out with too many balls
+    (one in thirty thousand) are drawn again, which looks at the sum only. A few random bytes for each box, instead of a
     random box for each ball, is what makes a replicate cheap. (A box of 256 balls would need more luck than there is.)
     """
     rate = max(0.0, 1.0 - 4.0 / np.sqrt(size))

@@ -190,9 +190,10 @@ def restated_metrics(
     """Metrics of labelled rows, [N], where the classes have the shares `prior`: rows weighed, as in `prior_weights`.
 
     metrics, confidence, residuals, labels, groups: as in `bootstrap`. replicates: float [R, K], of the estimate of the
-    prior; None: it is stated, without uncertainty. A replicate of the rows (groups whole, within labels) meets one of the
-    prior, so that percentiles hold both uncertainties (rows and prior from different samples). The classes have just
-    these shares in every replicate. NaN where undefined; no interval where fewer than half of the replicates are defined.
+    prior; None: it is stated, without uncertainty. A replicate of the rows (groups whole, within labels) meets one of
+    the prior, so that percentiles hold both uncertainties (rows and prior from different samples). The classes have
+    just these shares in every replicate. NaN where undefined; no interval where fewer than half of the replicates are
+    defined.
     Raises DataError (a class of positive share without rows, a prior that is none), ConfigError (options).
     """
     check_options(n_resamples, level, seed)

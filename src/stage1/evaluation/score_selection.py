@@ -1,4 +1,5 @@
-"""The choice between the confidence scores of `stage1.scores.confidence`: the one that ranks right above wrong best on val_select.
+"""The choice between the confidence scores of `stage1.scores.confidence`: the one that ranks right above wrong best on
+val_select.
 
 Is a gate worth more than softmax? The paired gain in AUGRC on val_select, and the verdict.
 """
@@ -47,8 +48,8 @@ def choose_confidence(select: Scores, *, pnorms: Sequence[float] = PNORMS) -> tu
     """The confidence with the smallest AUGRC on val_select, and the table that shows it.
 
     select: labelled scores, never those of the certificate. pnorms: the p that are tried where K > 2.
-    Returns (name, rows of {confidence, augrc, auroc_f, note}), in the order tried; augrc is None and note says why where
-    a score does not exist. MSP stays unless another is smaller by more than rounding; K = 2: always MSP.
+    Returns (name, rows of {confidence, augrc, auroc_f, note}), in the order tried; augrc is None and note says why
+    where a score does not exist. MSP stays unless another is smaller by more than rounding; K = 2: always MSP.
     Raises DataError where there are no labels or no rows.
     """
     truth = select.known_labels
@@ -78,7 +79,8 @@ def choose_confidence(select: Scores, *, pnorms: Sequence[float] = PNORMS) -> tu
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """gain: AUGRC of softmax confidence minus AUGRC of the gate (positive: the gate is better); low, high: its interval.
+    """gain: AUGRC of softmax confidence minus AUGRC of the gate (positive: the gate is better); low, high: its
+    interval.
 
     accepted: low > 0. reason: one sentence for report and log; names softmax as what is kept where it is.
     low and high are None where there is nothing to resample (no wrong answers, or one unit).
@@ -102,11 +104,12 @@ def accept_gate(
 ) -> Acceptance:
     """Accept the gate only if the percentile interval of its paired gain in AUGRC on val_select lies above zero.
 
-    select_scores: labelled scores. g: float [N], the gate's confidence in each answer, **from a gate that was fitted without the row**
-    (policy.cross_fitted_gate): in-sample g looks better than it is. Both confidences order the same answers (the likelier class); rows
-    are drawn within labels, whole groups where groups are given, the same draws for both. Softmax confidence is MSP, as a logit, so
-    that saturated rows keep their order. constant_because: why no gate was fitted, where g is one value for that reason
-    (policy.no_gate_because). Raises DataError for missing labels, wrong shapes or NaN.
+    select_scores: labelled scores. g: float [N], the gate's confidence in each answer, **from a gate that was fitted
+    without the row** (policy.cross_fitted_gate): in-sample g looks better than it is. Both confidences order the same
+    answers (the likelier class); rows are drawn within labels, whole groups where groups are given, the same draws for
+    both. Softmax confidence is MSP, as a logit, so that saturated rows keep their order. constant_because: why no gate
+    was fitted, where g is one value for that reason (policy.no_gate_because). Raises DataError for missing labels,
+    wrong shapes or NaN.
     """
     check_options(n_resamples, level, seed)
     wrong = (select_scores.logits.argmax(axis=1) != select_scores.known_labels).astype(np.float64)
@@ -144,7 +147,9 @@ def accept_gate(
 
 
 def softmax_confidence(scores: Scores) -> FloatArray:
-    """Logit of the maximum softmax probability, float [N]: the order of MSP without ties at 1.0; |margin| for two classes."""
+    """Logit of the maximum softmax probability, float [N]: the order of MSP without ties at 1.0; |margin| for two
+    classes.
+    """
     confidence = msp(scores.logits)
     if not np.isfinite(confidence).all():
         raise DataError("logits: differences overflow; rescale them")

@@ -49,8 +49,9 @@ def evaluate(
     scores: N images with labels; groups where images depend on each other. exit: bool [N] and label: int [N], the
     policy's decision. lo, hi: its thresholds on the raw score, None where that side never exits. classes: K names.
     targets: risk -> target, of those in `exit_rates`. paths: [N], for the worst errors.
-    calibration: what the policy states of these rows, where that is not the softmax of `scores`: nll, brier, ece, `reliability`
-    and the probability of the worst errors are then of `calibration.after`, with those of `calibration.before` beside.
+    calibration: what the policy states of these rows, where that is not the softmax of `scores`: nll, brier, ece,
+    `reliability` and the probability of the worst errors are then of `calibration.after`, with those of
+    `calibration.before` beside.
 
     Selective metrics rank by the raw score's confidence (K = 2: |margin|; in general the logit of the largest
     probability, which does not saturate) with residual = the largest logit is not the label's.
@@ -126,8 +127,9 @@ def evaluate(
 def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of eval_metrics.csv: metric, value, low, high, n, errors (None = undefined or not a count).
 
-    Metrics first (where a map is applied also "nll.before" and its kin), then risks, `coverage` (exact interval; `errors` holds nothing) and `coverage.<class>`. Where groups
-    repeat, low and high of risks and coverage are those over groups.
+    Metrics first (where a map is applied also "nll.before" and its kin), then risks, `coverage` (exact interval;
+    `errors` holds nothing) and `coverage.<class>`. Where groups repeat, low and high of risks and coverage are those
+    over groups.
     """
     low, high = ("group_low", "group_high") if document["unit"] == "group" else ("low", "high")
     rows = [
@@ -276,7 +278,9 @@ def _exit_confusion(
 def _slices(
     scores: Scores, leaves: NDArray[np.bool_], answer: NDArray[np.int64], names: list[str]
 ) -> list[dict[str, Any]]:
-    """The exit confusion of every value of every slice attribute; at most 50 of them are drawn, so at most 50 are kept."""
+    """The exit confusion of every value of every slice attribute; at most 50 of them are drawn, so at most 50 are
+    kept.
+    """
     truth = scores.known_labels
     rows = [
         (name, str(value), column == value) for name, column in scores.slices.items() for value in np.unique(column)

@@ -1,4 +1,5 @@
-"""Whether to trust a bundle: green, amber or red, with the reasons in words; one function for terminal, page and model card.
+"""Whether to trust a bundle: green, amber or red, with the reasons in words; one function for terminal, page and model
+card.
 
 | colour | when |
 |---|---|
@@ -41,7 +42,9 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer that page, card and terminal give. title: in two to five words; line: what to do; reasons: why, one each."""
+    """The answer that page, card and terminal give. title: in two to five words; line: what to do; reasons: why,
+    one each.
+    """
 
     colour: Colour
     title: str
@@ -59,8 +62,9 @@ class Verdict:
 class Seen:
     """How model and answers did on labelled rows of `role`.
 
-    of_class: rows of each class. auroc: of two classes, None for more or where undefined. accuracy, accuracy_high: if every
-    row were answered, and the upper end of its interval. exits, wrong: answers given, and those of them that are wrong.
+    of_class: rows of each class. auroc: of two classes, None for more or where undefined. accuracy, accuracy_high: if
+    every row were answered, and the upper end of its interval. exits, wrong: answers given, and those of them that are
+    wrong.
     """
 
     role: str
@@ -90,7 +94,9 @@ class Seen:
     def of_scores(
         cls, scores: Scores, exit: ArrayLike, label: ArrayLike, classes: Sequence[str], role: str, level: float = 0.95
     ) -> Seen:
-        """From labelled scores (those on which the thresholds lie) and the decision of each row, bool [N] and int [N]."""
+        """From labelled scores (those on which the thresholds lie) and the decision of each row, bool [N] and int
+        [N].
+        """
         truth, guess = scores.known_labels, scores.logits.argmax(axis=1)
         leaves, answer = np.asarray(exit, dtype=np.bool_), np.asarray(label)
         right, n = int((guess == truth).sum()), len(truth)
@@ -109,8 +115,8 @@ class Seen:
 def interval(row: Document, unit: str) -> tuple[float | None, float | None]:
     """The interval of a risk or coverage of evaluation.json to judge by.
 
-    Exact for independent images; where images share groups (unit "group") the one over groups, which is the wider, except
-    where it is undefined (no error at all, or nothing but errors) and the exact one is all there is.
+    Exact for independent images; where images share groups (unit "group") the one over groups, which is the wider,
+    except where it is undefined (no error at all, or nothing but errors) and the exact one is all there is.
     """
     if unit == "group" and row.get("group_low") is not None and row.get("group_high") is not None:
         return row["group_low"], row["group_high"]
@@ -121,8 +127,8 @@ def check_risk(name: str, promised: Document, observed: Document | None, unit: s
     """Does the interval from val_test leave room for the certified target?
 
     promised: a risk of certificate.json. observed: the same risk of evaluation.json, None where it was not evaluated.
-    unit: of evaluation.json. "contradicts" only where the whole interval lies above the target: a risk observed a little
-    above its target in a small test set is what chance does, and is said as such.
+    unit: of evaluation.json. "contradicts" only where the whole interval lies above the target: a risk observed a
+    little above its target in a small test set is what chance does, and is said as such.
     """
     if promised.get("by_construction") and (observed is None or not observed["errors"]):
         return Check(name, "consistent", "the wrong answer is never given: that side never exits")
@@ -165,8 +171,9 @@ def risk_checks(certificate: Document, evaluation: Document) -> list[Check]:
 def judge(certificate: Document | None, evaluation: Document | None, calibration: Seen | None = None) -> Verdict:
     """The one verdict on a certificate.
 
-    evaluation: the document of val_test, None where there is none. calibration: what is known before val_test is opened;
-    with it a missing evaluation is no reason for doubt yet, without it, it is. certificate: None where a policy has none.
+    evaluation: the document of val_test, None where there is none. calibration: what is known before val_test is
+    opened; with it a missing evaluation is no reason for doubt yet, without it, it is. certificate: None where a policy
+    has none.
     """
     if certificate is None:
         return Verdict(
@@ -266,7 +273,9 @@ def _limits_of(certificate: Document, evaluation: Document | None) -> list[str]:
 
 
 def _other_balance(certificate: Document, evaluation: Document) -> str:
-    """Whether what is certified moves with the class balance, and a balance was asked for that it is not certified at."""
+    """Whether what is certified moves with the class balance, and a balance was asked for that it is not certified
+    at.
+    """
     shift = evaluation.get("label_shift")
     if shift is None:
         return ""

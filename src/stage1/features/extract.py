@@ -1,4 +1,6 @@
-"""Extraction: the images of a table -> features in the store, by the shipped engine or by torch, whichever the role allows."""
+"""Extraction: the images of a table -> features in the store, by the shipped engine or by torch, whichever the role
+allows.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ _CORE_BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far extraction is. done counts failed images too; waiting_share: of the time, the engine idle for decoding."""
+    """How far extraction is. done counts failed images too; waiting_share: of the time, the engine idle for
+    decoding.
+    """
 
     done: int
     total: int

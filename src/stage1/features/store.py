@@ -21,7 +21,8 @@ from stage1.storage.files import atomic_writer, locked, write_through
 log = logging.getLogger("stage1")
 
 Failed: TypeAlias = list[tuple[int, Exception]]
-# (items, cuts) -> batches of (rows, features [n, D], failed), no batch across a cut: see `stage1.runtime.stream.stream`.
+# (items, cuts) -> batches of (rows, features [n, D], failed), no batch across a cut: see
+# `stage1.runtime.stream.stream`.
 Compute: TypeAlias = Callable[[Sequence[Item], Sequence[int]], Iterator[tuple[NDArray[np.int64], NDArray[Any], Failed]]]
 
 _INDEX = "index.parquet"
@@ -45,7 +46,9 @@ class FeatureKey:
     views: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """The fields; without `views` where there are none, so that what was stored before there were views stays found."""
+        """The fields; without `views` where there are none, so that what was stored before there were views stays
+        found.
+        """
         return {name: value for name, value in asdict(self).items() if name != "views" or value}
 
     @property
@@ -185,7 +188,9 @@ class FeatureStore:
     # ---- index ---------------------------------------------------------------------------------------------------
 
     def _merge(self) -> None:
-        """Take the rows of finished shards into the index, drop those of shards that are gone, and remember all places."""
+        """Take the rows of finished shards into the index, drop those of shards that are gone, and remember all
+        places.
+        """
         with locked(self.folder, wait=True):
             index = self.folder / _INDEX
             lists = sorted(path for path in self.folder.glob("*-*.parquet") if not path.name.startswith("."))

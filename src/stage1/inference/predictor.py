@@ -38,15 +38,18 @@ class Row:
     """The answer for one image.
 
     path: as it was given; "#3" for the fourth image where it came as bytes, array or picture.
-    label: class name, by the side on which the image exits, else that of the larger logit; None where the image is broken.
-    probability: P(class 1) for two classes, else that of the label, after the bundle's calibration map (or from its gate);
-    None where the image is broken. A map with a shift may state less than one half for the label of a deferred image.
-    `confidence` says how likely the printed label is for any number of classes, `probabilities` what is stated for every class
-    in their order (columns p_<class> of tables); `probability` stays for those who read it, new code takes these.
+    label: class name, by the side on which the image exits, else that of the larger logit; None where the image is
+    broken.
+    probability: P(class 1) for two classes, else that of the label, after the bundle's calibration map (or from its
+    gate); None where the image is broken. A map with a shift may state less than one half for the label of a deferred
+    image.
+    `confidence` says how likely the printed label is for any number of classes, `probabilities` what is stated for
+    every class in their order (columns p_<class> of tables); `probability` stays for those who read it, new code takes
+    these.
     decision: "exit:<class>" or "defer". A broken image defers, and `error` says in one line what is wrong with it.
-    Where the bundle has views: `views`, how many were looked at; `view`, the name of the one with the largest pull towards the
-    class of the larger aggregated logit; `box`, where that one lies, (top, left, bottom, right) in pixels of the decoded image; `small`: the image is no larger
-    than the model's input, so that tiles add nothing.
+    Where the bundle has views: `views`, how many were looked at; `view`, the name of the one with the largest pull
+    towards the class of the larger aggregated logit; `box`, where that one lies, (top, left, bottom, right) in pixels
+    of the decoded image; `small`: the image is no larger than the model's input, so that tiles add nothing.
     """
 
     path: str
@@ -66,13 +69,16 @@ class Row:
 class Predictor:
     """A model file with its preprocessing, class names and, where it is to decide, a policy.
 
-    model: .onnx path or bytes; its output `logits` has one column per class; where it has an output `gate_logits` [N], the
-    policy gets it. views: which views of each image are looked at and how they are aggregated; None: the whole image alone.
+    model: .onnx path or bytes; its output `logits` has one column per class; where it has an output `gate_logits` [N],
+    the policy gets it. views: which views of each image are looked at and how they are aggregated; None: the whole
+    image alone.
     A model that takes all views together (`Engine.views`) needs them, as views of a head on pooled features.
-    batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core. deadline_s: seconds
-    that a batch may take for each of its images, None: no limit. Without a policy every image defers.
+    batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core.
+    deadline_s: seconds that a batch may take for each of its images, None: no limit. Without a policy every image
+    defers.
     A policy with a certificate decides with the views of that certificate and with no others.
-    Raises MissingError, IntegrityError (damaged, without `logits`, or of other views), DataError (preprocessing of another size).
+    Raises MissingError, IntegrityError (damaged, without `logits`, or of other views), DataError (preprocessing of
+    another size).
     """
 
     def __init__(
@@ -112,7 +118,8 @@ class Predictor:
     def logits(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[Any], list[Failure]]:
         """Logits of every image that can be read: (rows int64 [M], logits [M, K], failures [(row, error)]).
 
-        items: paths, bytes, or functions that give bytes. float32 as the model gives them; float64 where views are aggregated.
+        items: paths, bytes, or functions that give bytes. float32 as the model gives them; float64 where views are
+        aggregated.
         """
         rows, logits, _, failures = self.outputs(items)
         return rows, logits, failures
@@ -142,7 +149,9 @@ class Predictor:
     def view_outputs(
         self, items: Sequence[Item], policy: ViewPolicy
     ) -> tuple[NDArray[np.int64], ViewOutputs, list[Failure]]:
-        """What the model says of each view: (rows int64 [M], outputs, failures). To choose an aggregator by, on val_select."""
+        """What the model says of each view: (rows int64 [M], outputs, failures). To choose an aggregator by, on
+        val_select.
+        """
         if self.engine.views is not None:
             raise IntegrityError("model: takes all views of an image together; it says nothing of single views")
         k = len(self.classes)
@@ -290,7 +299,9 @@ class Bundle:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What an answer should name of the bundle that gave it: name, digest, policy, certified, classes, views (where it has any)."""
+        """What an answer should name of the bundle that gave it: name, digest, policy, certified, classes, views
+        (where it has any).
+        """
         return {
             "name": self.name,
             "digest": self.digest,
@@ -317,8 +328,8 @@ def load_bundle(
     """Open a bundle; nothing is written, and torch is not needed.
 
     verify: digest every file first (17 MB: about 20 ms). Without it bundle.json, the documents and the model are still
-    checked against each other as they are read. deadline_s: seconds that a batch may take for each of its images before it is
-    given up (Stage1Error); None: no limit.
+    checked against each other as they are read. deadline_s: seconds that a batch may take for each of its images before
+    it is given up (Stage1Error); None: no limit.
     Raises MissingError (no such folder, no bundle), IntegrityError (changed, incomplete, two policies, newer version).
 
     Example: load_bundle("runs/demo/bundle").predict(["photo.jpg"])[0].decision
@@ -347,7 +358,9 @@ def load_bundle(
 
 
 def _require_views(engine: Engine, views: FrozenViews | None, where: str) -> None:
-    """Raises IntegrityError where the model takes all views together and these are none for it, or the other way round."""
+    """Raises IntegrityError where the model takes all views together and these are none for it, or the other way
+    round.
+    """
     together = views is not None and views.pooled
     if engine.views is None and not together:
         return

@@ -59,8 +59,9 @@ def predict_to(
 ) -> int:
     """Answer every input in order and hand the rows to `writer`. Returns how many images could not be answered.
 
-    on_failure: called with the row of each of those, as it comes (the CLI names it on stderr). on_small: called at the end with
-    (how many images were no larger than the model's input, how many were answered), where there were such under several views.
+    on_failure: called with the row of each of those, as it comes (the CLI names it on stderr). on_small: called at the
+    end with (how many images were no larger than the model's input, how many were answered), where there were such
+    under several views.
     """
     failures = small = answered = 0
     for chunk in _chunks(inputs):
@@ -215,7 +216,9 @@ def _cell(value: Any) -> Any:
 
 
 class _JsonWriter:
-    """One document (schemas/predictions.schema.json): the bundle, the rows, and how many exit or fail; written as the rows come."""
+    """One document (schemas/predictions.schema.json): the bundle, the rows, and how many exit or fail; written as
+    the rows come.
+    """
 
     def __init__(self, stream: TextIO, about: Mapping[str, Any]) -> None:
         self._stream = stream

@@ -1,4 +1,6 @@
-"""Several views of each image through the model: in one forward, all as one to a model of views, or in turn until the answer is safe."""
+"""Several views of each image through the model: in one forward, all as one to a model of views, or in turn until
+the answer is safe.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ Ints = NDArray[np.int64]
 Failure = tuple[int, Exception]
 SPREAD = "view_spread"
 WITHOUT = "without_view"  # output of a model that makes one answer of all views
-# Images of one batch where views are looked at one by one: the forwards shrink as images stop, and their pixels wait in memory.
+# Images of one batch where views are looked at one by one: the forwards shrink as images stop, and their pixels wait in
+# memory.
 _ONE_BY_ONE = 4
 
 
@@ -33,8 +36,8 @@ class ViewOutputs:
 
     logits: float32 [n, V, K]; gate: float32 [n, V] or None; sizes: int64 [n, 2], (height, width) of the decoded images.
     Where views are looked at one by one, those beyond the stop hold 0.
-    answer: None; or float32 [n, K], the images' own logits, of a model that makes them of all views together: its `logits` are
-    then those without each view, and its gate is the image's, [n].
+    answer: None; or float32 [n, K], the images' own logits, of a model that makes them of all views together: its
+    `logits` are then those without each view, and its gate is the image's, [n].
     """
 
     logits: NDArray[np.float32]
@@ -47,9 +50,10 @@ class ViewOutputs:
 class Looked:
     """The images' own outputs, aggregated from their views; a row of NaN where the model gave NaN or infinity.
 
-    logits: float64 [n, K]; gate: float64 [n] or None; spread: float64 [n], standard deviation of the log-odds of the answer over
-    the views that were looked at; used: int64 [n], how many; deciding: int64 [n], the view with the largest pull towards the
-    answer; boxes: int64 [n, 4], where that view lies (top, left, bottom, right); small: bool [n], tiles and crops add nothing.
+    logits: float64 [n, K]; gate: float64 [n] or None; spread: float64 [n], standard deviation of the log-odds of the
+    answer over the views that were looked at; used: int64 [n], how many; deciding: int64 [n], the view with the largest
+    pull towards the answer; boxes: int64 [n, 4], where that view lies (top, left, bottom, right); small: bool [n],
+    tiles and crops add nothing.
     """
 
     logits: Floats
@@ -136,7 +140,9 @@ def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looke
 
 
 def _together_looked(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looked:
-    """As `look`, of a model that makes one answer of all views: its logits stand, what is left is which view decided."""
+    """As `look`, of a model that makes one answer of all views: its logits stand, what is left is which view
+    decided.
+    """
     from stage1.views import deciding_view
 
     assert outputs.answer is not None, "outputs of single views for a head on pooled features"
@@ -156,7 +162,9 @@ def _together_looked(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessi
 
 
 def _placed(sizes: Ints, deciding: Ints, policy: ViewPolicy, spec: Preprocessing) -> tuple[Ints, NDArray[np.bool_]]:
-    """(boxes int64 [n, 4] of the deciding views, bool [n] whether tiles and crops add nothing) of images of these sizes."""
+    """(boxes int64 [n, 4] of the deciding views, bool [n] whether tiles and crops add nothing) of images of these
+    sizes.
+    """
     boxes = np.zeros((len(sizes), 4), dtype=np.int64)
     small = np.zeros(len(sizes), dtype=np.bool_)
     for row, (height, width) in enumerate(sizes.tolist()):
@@ -179,7 +187,9 @@ def _spread(view_logits: Floats, logits: Floats, used: Ints, views: FrozenViews)
 
 
 def told(names: Sequence[str], row: int, looked: Looked) -> dict[str, Any]:
-    """Of one image: how many views were looked at, the name of the one that decided, its box, and whether tiles add nothing."""
+    """Of one image: how many views were looked at, the name of the one that decided, its box, and whether tiles add
+    nothing.
+    """
     top, left, bottom, right = looked.boxes[row].tolist()
     return {
         "views": int(looked.used[row]),

@@ -1,8 +1,8 @@
 """A trained model as a folder that stock transformers load: config.json, preprocessor_config.json, model.safetensors.
 
-The client's own detector takes such a folder (AutoModelForImageClassification, label "Roadwork") and never runs our code, so
-nothing but weights and preprocessing can travel: no thresholds, no deferral, no views. The head is folded into one linear
-layer. The folder appears only after it was loaded again and gave the exported model's logits on real images.
+The client's own detector takes such a folder (AutoModelForImageClassification, label "Roadwork") and never runs our
+code, so nothing but weights and preprocessing can travel: no thresholds, no deferral, no views. The head is folded into
+one linear layer. The folder appears only after it was loaded again and gave the exported model's logits on real images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the folder must reproduce. images: RGB uint8 [H, W, 3] of any sizes. logits: float32 [N, K] of the exported model.
+    """What the folder must reproduce. images: RGB uint8 [H, W, 3] of any sizes. logits: float32 [N, K] of the exported
+    model.
 
     digest: sha256 of that model's file.
     """
@@ -55,8 +56,8 @@ class Reference:
 class Answers:
     """How the folder answers. labels: names of the classes in config.json, in their order.
 
-    margin_shift: taken off the margin of class 1 over class 0 (two classes), so that the stock 0.5 lies where the stated
-    probability is `decision_threshold`.
+    margin_shift: taken off the margin of class 1 over class 0 (two classes), so that the stock 0.5 lies where the
+    stated probability is `decision_threshold`.
     """
 
     labels: Sequence[str]
@@ -132,7 +133,8 @@ def _stock_files(
 def linear_head(head: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight [K, D] and bias [K], float64, of a head that is linear in the raw features: its normalisation folded in.
 
-    The members of a linear ensemble are averaged; a gate beside a linear classifier is left out. Raises ConfigError else.
+    The members of a linear ensemble are averaged; a gate beside a linear classifier is left out. Raises ConfigError
+    else.
     """
     if isinstance(head, GatedHead):
         return linear_head(head.classifier)
@@ -151,7 +153,8 @@ def linear_head(head: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def stock_preprocessor(spec: Preprocessing) -> dict[str, Any]:
-    """preprocessor_config.json for ViTImageProcessor, the one that the client can load (it asks for the fast form of it).
+    """preprocessor_config.json for ViTImageProcessor, the one that the client can load (it asks for the fast form of
+    it).
 
     Raises ConfigError for a crop: stock classes resize the whole image here.
     """
@@ -178,7 +181,9 @@ def stock_preprocessor(spec: Preprocessing) -> dict[str, Any]:
 def stock_logits(
     folder: str | os.PathLike[str], images: Sequence[NDArray[np.uint8]], *, fast: bool = False
 ) -> NDArray[np.float64]:
-    """Logits [N, K] of the folder by transformers alone. fast: with the torchvision processor, as the client; else Pillow's."""
+    """Logits [N, K] of the folder by transformers alone. fast: with the torchvision processor, as the client; else
+    Pillow's.
+    """
     import transformers
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -215,7 +220,8 @@ def parity(
 
 
 def client_difference(folder: Path, images: Sequence[NDArray[np.uint8]]) -> dict[str, Any] | None:
-    """How far the client's torchvision processor moves a logit on images of the client's size; None without torchvision.
+    """How far the client's torchvision processor moves a logit on images of the client's size; None without
+    torchvision.
 
     Both do the same where nothing has to be resized; their antialiasing differs by a level or two where it has.
     """

@@ -28,29 +28,32 @@ _ROLES = ("train", "val_select", "val_calib")
 
 
 class Stage1Policy(ClassifierMixin, BaseEstimator):
-    """Answer where a certified policy lets it, defer elsewhere; on scores of any model, or around a scikit-learn classifier.
+    """Answer where a certified policy lets it, defer elsewhere; on scores of any model, or around a scikit-learn
+    classifier.
 
-    With `estimator=None` (the usual case) what goes in are the *scores* of a model that is already trained, made on images
-    that it has not seen: float [N, K], one column per class in the order of `classes_`, or [N] or [N, 1] for two classes
-    (logits: logit of the positive class minus that of the negative one; probabilities: P(positive)).
+    With `estimator=None` (the usual case) what goes in are the *scores* of a model that is already trained, made on
+    images that it has not seen: float [N, K], one column per class in the order of `classes_`, or [N] or [N, 1] for two
+    classes (logits: logit of the positive class minus that of the negative one; probabilities: P(positive)).
     With an estimator, features go in; a clone of it is fitted on the rows of role train and scores the others.
 
     Parameters, all keyword:
-    risks: target, name -> value in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; None: fnr 0.02, false_exit_rate 0.05.
-    confidence: of the certificate, all risks jointly. policy: "softmax", "gate" (refused where it shows no gain) or "scrc".
-    values: "logits" or "probabilities", what the scores are: needed without an estimator, it is said and never guessed. Not
-    looked at with an estimator.
+    risks: target, name -> value in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; None: fnr 0.02,
+    false_exit_rate 0.05.
+    confidence: of the certificate, all risks jointly. policy: "softmax", "gate" (refused where it shows no gain) or
+    "scrc".
+    values: "logits" or "probabilities", what the scores are: needed without an estimator, it is said and never guessed.
+    Not looked at with an estimator.
     coverage, class_coverage, target_prior, allow_one_sided, assume_iid, against_argmax: as in stage1.fit_policy.
-    classes: labels in the order of the columns, the positive one last; None: the sorted labels of y, as scikit-learn orders
-    predict_proba. defer: what predict gives for a deferred row: "auto" is "defer" among text labels and -1 among numbers;
-    None: the likelier class, so that predict looks like that of any classifier and only `exits` knows.
+    classes: labels in the order of the columns, the positive one last; None: the sorted labels of y, as scikit-learn
+    orders predict_proba. defer: what predict gives for a deferred row: "auto" is "defer" among text labels and -1 among
+    numbers; None: the likelier class, so that predict looks like that of any classifier and only `exits` knows.
     estimator: a classifier with predict_proba or decision_function, or None. shares: of (train, val_select, val_calib)
     where fit gets no roles; None: (0.5, 0.1, 0.4) with an estimator, (0, 0.15, 0.85) without. seed: of the split and of
     the one-image-per-group draw.
 
-    After fit: classes_, policy_ (a stage1 policy, `policy_.save(path)`), certificate_, roles_ (str [N]), n_features_in_, and
-    estimator_ where there is an estimator. Not certifiable is no error: then certificate_.certified is False,
-    certificate_.reason and .needed say why, and every row defers.
+    After fit: classes_, policy_ (a stage1 policy, `policy_.save(path)`), certificate_, roles_ (str [N]),
+    n_features_in_, and estimator_ where there is an estimator. Not certifiable is no error: then certificate_.certified
+    is False, certificate_.reason and .needed say why, and every row defers.
 
     >>> from stage1 import Stage1Policy
     >>> rng = np.random.default_rng(0)
@@ -177,7 +180,9 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         return self._decide(X).exit
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """The model's probabilities, float [N, 2], columns as classes_: softmax of the scores, or the estimator's own."""
+        """The model's probabilities, float [N, 2], columns as classes_: softmax of the scores, or the estimator's
+        own.
+        """
         return self._scores(self._checked(X)).probabilities
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:

@@ -107,7 +107,9 @@ class Backbone:
         return other
 
     def save_weights(self, path: str | os.PathLike[str]) -> None:
-        """Write the timm model's weights as one .safetensors file for `backbone.weights`; equal weights, equal bytes."""
+        """Write the timm model's weights as one .safetensors file for `backbone.weights`; equal weights, equal
+        bytes.
+        """
         from safetensors.torch import save
 
         state = self.module.model.state_dict()
@@ -121,7 +123,9 @@ class Backbone:
         return (features.float().cpu().numpy(),)
 
     def _probe(self) -> int:
-        """Width D of the features. Raises ConfigError for a size that the model cannot take, or takes without its edges."""
+        """Width D of the features. Raises ConfigError for a size that the model cannot take, or takes without its
+        edges.
+        """
         size = self.preprocessing.size
         try:
             # The second and third image are NaN in the last column and the last row: a pixel that the model looks at
@@ -149,7 +153,9 @@ class Backbone:
             return self.module(batch)
 
     def _lost(self, size: int) -> int:
-        """Columns at the right edge that have no influence on the features; all where the model does not run at this size."""
+        """Columns at the right edge that have no influence on the features; all where the model does not run at
+        this size.
+        """
         try:
             for strip in range(1, size):
                 if not self._marked(size, [(slice(None), slice(-strip, None))])[1].isfinite().all():

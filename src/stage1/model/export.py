@@ -1,8 +1,8 @@
 """Trained torch modules -> ONNX files: the backbone once, each head as a small graph behind the very same backbone.
 
-Tracing the backbone takes seconds to minutes, a head changes often. And where features were made by `backbone.onnx`, the
-model that ships must hold that graph, not another trace of the same weights. So `export_model` never sees the backbone's
-torch module: it copies the nodes and weights of `backbone.onnx` and hangs the head's graph on their output.
+Tracing the backbone takes seconds to minutes, a head changes often. And where features were made by `backbone.onnx`,
+the model that ships must hold that graph, not another trace of the same weights. So `export_model` never sees the
+backbone's torch module: it copies the nodes and weights of `backbone.onnx` and hangs the head's graph on their output.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def export_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 def require_exportable(backbone: Backbone) -> None:
-    """Trace the backbone to ONNX and drop the result: to be asked before hours of training rest on it. Raises ConfigError."""
+    """Trace the backbone to ONNX and drop the result: to be asked before hours of training rest on it. Raises
+    ConfigError.
+    """
     size, device = backbone.preprocessing.size, backbone.device
     backbone.to("cpu")
     try:
@@ -84,13 +86,13 @@ def export_model(
     """Write backbone and head as one ONNX file: `image` float32 [N, 3, S, S] -> `logits` float32 [N, K].
 
     A head that returns a pair (logits, gate logits [N]) gives the file a second output, `gate_logits` float32 [N].
-    views: the head is one on pooled features of these views (`pool_features`); the file then takes all views of an image
-    together, `image` [N, V, 3, S, S], and has a last output `without_view` [N, V, K] (see `ViewModel`).
+    views: the head is one on pooled features of these views (`pool_features`); the file then takes all views of an
+    image together, `image` [N, V, 3, S, S], and has a last output `without_view` [N, V, K] (see `ViewModel`).
 
     backbone_onnx: what `export_backbone` wrote; its graph goes in unchanged and its sha256 into the file's metadata
-    (`backbone_digest` reads it). head: module from float32 [N, D] (with views: [N, `pooled_width`]) to [N, K] (exported in eval
-    mode on the CPU; itself left as it is). Takes about a second. Checked at batch 1, 2 and 7: engine on the whole against the torch head on the
-    engine's features. Raises MissingError, ConfigError, IntegrityError.
+    (`backbone_digest` reads it). head: module from float32 [N, D] (with views: [N, `pooled_width`]) to [N, K] (exported
+    in eval mode on the CPU; itself left as it is). Takes about a second. Checked at batch 1, 2 and 7: engine on the
+    whole against the torch head on the engine's features. Raises MissingError, ConfigError, IntegrityError.
     """
     if not Path(backbone_onnx).is_file():
         raise MissingError(f"{backbone_onnx}: no such file; export the backbone first")
@@ -176,7 +178,9 @@ def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, *outpu
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """stdout belongs to results, and the exporter's remarks on its own passes tell a user nothing; errors are raised."""
+    """stdout belongs to results, and the exporter's remarks on its own passes tell a user nothing; errors are
+    raised.
+    """
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     printed = io.StringIO()
@@ -213,7 +217,9 @@ def _strip(proto: Any) -> None:
 def _check(
     data: bytes, reference: Callable[[Any], tuple[NDArray[np.float32], ...]], shape: tuple[int, ...], where: str
 ) -> None:
-    """onnx's own checker, then every output of the engine against `reference` at several batch sizes. Raises IntegrityError."""
+    """onnx's own checker, then every output of the engine against `reference` at several batch sizes. Raises
+    IntegrityError.
+    """
     try:
         onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     except Exception as error:

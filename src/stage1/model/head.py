@@ -68,9 +68,9 @@ def gate_config(config: HeadConfig) -> HeadConfig:
 def build_head(config: HeadConfig, dim: int, n_classes: int, seed: int) -> Classifier:
     """A new head for D = `dim` features and K = `n_classes`, weights drawn from `seed` alone, no global generator.
 
-    The last layer starts near zero (normal, 0.01), so the first loss is log K; hidden layers: He et al. 2015. Members of an
-    ensemble start from seed, seed + 1, ...: the first one is the head that `members=1` gives. A gate that is fitted after
-    the classifier is not in it.
+    The last layer starts near zero (normal, 0.01), so the first loss is log K; hidden layers: He et al. 2015. Members
+    of an ensemble start from seed, seed + 1, ...: the first one is the head that `members=1` gives. A gate that is
+    fitted after the classifier is not in it.
     Raises DataError where dim < 1 or n_classes < 2.
     """
     if dim < 1:
@@ -110,10 +110,11 @@ def _empty(config: HeadConfig, dim: int, n_classes: int) -> Classifier:
 def feature_statistics(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and scale per column of finite [N, D] features, N >= 1 (memory maps too: read in pieces); float32 [D] each.
 
-    scale_j = sqrt(std_j * r), r = root mean square of all std_j: half-way between one common scale and a scale per column.
-    Columns that hardly vary are mostly noise, and dividing each by its own spread blows them up to the size of the others
-    (potholes, frozen CNN features, logistic regression: AUROC .816 so, .842 half-way, .841 with a common scale); a common
-    scale alone learns slowly where spreads differ by orders of magnitude. A column that does not vary gets r.
+    scale_j = sqrt(std_j * r), r = root mean square of all std_j: half-way between one common scale and a scale per
+    column.
+    Columns that hardly vary are mostly noise, and dividing each by its own spread blows them up to the size of the
+    others (potholes, frozen CNN features, logistic regression: AUROC .816 so, .842 half-way, .841 with a common scale);
+    a common scale alone learns slowly where spreads differ by orders of magnitude. A column that does not vary gets r.
     Summed in float64.
     """
     n, dim = features.shape

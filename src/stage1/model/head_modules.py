@@ -1,7 +1,7 @@
 """The modules that heads are made of: linear, MLP, selective, ensemble, and a gate fitted after a classifier.
 
-A head maps features [N, D] to logits [N, K] or, where it is `gated`, to (logits [N, K], gate logits [N]): higher = the answer
-is more likely right.
+A head maps features [N, D] to logits [N, K] or, where it is `gated`, to (logits [N, K], gate logits [N]): higher = the
+answer is more likely right.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class SelectiveHead(nn.Module):
 
     selectivenet: classifier, gate and auxiliary classifier on the trunk (Geifman and El-Yaniv 2019, section 3).
     deepgamblers, sat: one more logit, abstention (Liu et al. 2019; Huang et al. 2020). Their gate logit is that of
-    "not abstaining": log sum exp of the class logits - abstention logit. Answers come from the class logits alone (Feng et al. 2023).
+    "not abstaining": log sum exp of the class logits - abstention logit. Answers come from the class logits alone (Feng
+    et al. 2023).
     """
 
     def __init__(self, config: HeadConfig, dim: int, n_classes: int) -> None:
@@ -177,8 +178,9 @@ Classifier: TypeAlias = Head | SelectiveHead | Ensemble
 class Gate(nn.Module):
     """A two-class head wrong / right on `gate_inputs`, on top of what the margin alone says.
 
-    gate logit = slope x margin + offset + (logit "right" - logit "wrong") of `head`. slope, offset: float32 buffers, logistic
-    regression of "right" on the margin; `head` starts near zero, so the gate starts where the margin's knowledge ends.
+    gate logit = slope x margin + offset + (logit "right" - logit "wrong") of `head`. slope, offset: float32 buffers,
+    logistic regression of "right" on the margin; `head` starts near zero, so the gate starts where the margin's
+    knowledge ends.
     """
 
     gated = False

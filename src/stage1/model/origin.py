@@ -14,8 +14,8 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """licence: as its owner names it (SPDX where there is one), "unknown" unless known or stated. base_model: its name on the hub,
-    or None. weights_sha256: of the file that the config names, None for weights that are known by name."""
+    """licence: as its owner names it (SPDX where there is one), "unknown" unless known or stated. base_model: its name
+    on the hub, or None. weights_sha256: of the file that the config names, None for weights that are known by name."""
 
     licence: str
     base_model: str | None
@@ -23,8 +23,9 @@ class Origin:
 
 
 def origin(config: BackboneConfig) -> Origin:
-    """Of the weights that the config names. A file may hold anything that fits the architecture: what timm says of the weights
-    that bear the architecture's name does not hold for it, so it has the licence and base model that are stated, or none.
+    """Of the weights that the config names. A file may hold anything that fits the architecture: what timm says of the
+    weights that bear the architecture's name does not hold for it, so it has the licence and base model that are
+    stated, or none.
 
     Raises MissingError where the file is not there.
     """

@@ -1,9 +1,10 @@
 """Heads on pooled features of several views: how the views' features become one row, and the module that is exported.
 
-The row holds the whole view's features (where there is a whole view), the largest of each column over the other views, and their
-mean. The largest says that something is there though it fills one tile of ten, the mean what the place looks like; which counts is
-learned. Concatenated global poolings are old practice in fine-tuning (Howard and Gugger 2020, section 3.2: average and maximum
-side by side); over the tiles of a large image they are the embedding-level pooling of Ilse et al. 2018, section 2.2.
+The row holds the whole view's features (where there is a whole view), the largest of each column over the other views,
+and their mean. The largest says that something is there though it fills one tile of ten, the mean what the place looks
+like; which counts is learned. Concatenated global poolings are old practice in fine-tuning (Howard and Gugger 2020,
+section 3.2: average and maximum side by side); over the tiles of a large image they are the embedding-level pooling of
+Ilse et al. 2018, section 2.2.
 
 An ONNX graph that takes all views of an image together, made of one that takes images.
 """
@@ -40,10 +41,12 @@ def _apart(views: ViewPolicy) -> bool:
 
 
 class ViewModel(nn.Module):
-    """A head behind the pool: features of the views [N, V, D] -> (logits [N, K], gate logits [N] if gated, without_view [N, V, K]).
+    """A head behind the pool: features of the views [N, V, D] -> (logits [N, K], gate logits [N] if gated, without_view
+    [N, V, K]).
 
-    without_view: the logits were one view like the average of all of them: what that view adds is the difference. It says which
-    view decided for any kind of head, exactly, where a head on pooled features has no logits of single views.
+    without_view: the logits were one view like the average of all of them: what that view adds is the difference. It
+    says which view decided for any kind of head, exactly, where a head on pooled features has no logits of single
+    views.
     """
 
     def __init__(self, head: nn.Module, views: ViewPolicy) -> None:
@@ -67,7 +70,9 @@ class ViewModel(nn.Module):
 
 
 def on_views(backbone: Any, count: int, side: int, dim: int) -> Any:
-    """The backbone's graph between two reshapes: `image` [N, V, 3, S, S] -> `features` [N, V, D]; its own nodes are unchanged."""
+    """The backbone's graph between two reshapes: `image` [N, V, 3, S, S] -> `features` [N, V, D]; its own nodes are
+    unchanged.
+    """
     rows = _reshape("image", ["N", count, 3, side, side], "views/rows", [-1, 3, side, side])
     apart = _reshape("views/each", ["N", dim], "features", [-1, count, dim])
     inside = onnx.ModelProto()

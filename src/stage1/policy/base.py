@@ -47,7 +47,9 @@ class Policy(Protocol):
 
     @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
-        """(lo, hi) on Scores.margin with the same exits, None: that side never exits; both None where there are none."""
+        """(lo, hi) on Scores.margin with the same exits, None: that side never exits; both None where there are
+        none.
+        """
         ...
 
     def decide(self, scores: Scores) -> Decision:

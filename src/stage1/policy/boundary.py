@@ -1,8 +1,9 @@
-"""Where an exit would go against the stated probability: a limit for thresholds, fixed before a calibration label is seen.
+"""Where an exit would go against the stated probability: a limit for thresholds, fixed before a calibration label is
+seen.
 
-An image exits as a class only where the calibrated probability favours that class at the stated prior. For two classes this
-is a limit b on the score: lo <= b <= hi. b comes from val_select alone, so given b a rule stays what it was: a threshold
-that is moved outwards to b is wrong less often, and the other one is walked given it (ALGORITHMS 13).
+An image exits as a class only where the calibrated probability favours that class at the stated prior. For two classes
+this is a limit b on the score: lo <= b <= hi. b comes from val_select alone, so given b a rule stays what it was: a
+threshold that is moved outwards to b is wrong less often, and the other one is walked given it (ALGORITHMS 13).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Boundary:
 def boundary_of_map(calibration: CalibrationMap, select: Scores | None, target_prior: float | None) -> Boundary:
     """The score at which a map that keeps the order of two classes gives even odds at the stated prior.
 
-    calibration: fitted on `select`, or the identity. target_prior: P(y = 1) where the policy will work; None: the balance
-    that the map was fitted at. Where the balance of `select` is not known the map's odds stand as they are.
+    calibration: fitted on `select`, or the identity. target_prior: P(y = 1) where the policy will work; None: the
+    balance that the map was fitted at. Where the balance of `select` is not known the map's odds stand as they are.
     """
     score = even_odds(calibration, prior_shift(select, target_prior))
     origin = (
@@ -60,7 +61,8 @@ def boundary_of_map(calibration: CalibrationMap, select: Scores | None, target_p
 def boundary_of_scores(select: Scores | None, target_prior: float | None, seed: int = 0) -> Boundary:
     """`boundary_of_map` for the map of least cross-validated NLL on `select`, as `calibration.map=auto` chooses it.
 
-    Without labelled rows of val_select, with fewer than 10 of a class, or where no map is better: the softmax's own even odds.
+    Without labelled rows of val_select, with fewer than 10 of a class, or where no map is better: the softmax's own
+    even odds.
     """
     found: CalibrationMap | None = None
     if select is not None and select.labels is not None and len(select):
@@ -71,7 +73,9 @@ def boundary_of_scores(select: Scores | None, target_prior: float | None, seed: 
 
 
 def boundary_of_gate(select: Scores, target_prior: float | None) -> Boundary:
-    """Limits on the signed gate u = +-P(right): an exit is favoured where the predicted class is more likely than not."""
+    """Limits on the signed gate u = +-P(right): an exit is favoured where the predicted class is more likely than
+    not.
+    """
     shift = prior_shift(select, target_prior)
     # P(class 1) = u where u > 0 and 1 + u where u < 0; at another prior its odds move by exp(shift).
     lo, hi = -float(special.expit(shift)), float(special.expit(-shift))
@@ -79,7 +83,9 @@ def boundary_of_gate(select: Scores, target_prior: float | None) -> Boundary:
 
 
 def prior_shift(select: Scores | None, target_prior: float | None) -> float:
-    """What the log odds of class 1 gain from the balance of `select` to `target_prior`; 0.0 where either is not known."""
+    """What the log odds of class 1 gain from the balance of `select` to `target_prior`; 0.0 where either is not
+    known.
+    """
     share = _share_of_positives(select)
     if target_prior is None or share is None:
         return 0.0

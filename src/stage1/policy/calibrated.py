@@ -53,14 +53,16 @@ class CalibratedPolicy:
 
     @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
-        """Those of `base`: on the margin of `decided_on(self, scores)`, which is the mapped one where score is "mapped"."""
+        """Those of `base`: on the margin of `decided_on(self, scores)`, which is the mapped one where score is
+        "mapped".
+        """
         return self.base.margin_thresholds
 
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and calibrated probability of every row of raw scores.
 
-        Where the score is raw, exit and label are those of `base`, bit by bit: a deferred row's label is the class of the
-        larger logit, and a map with a shift may state less than one half for it. A gate keeps its own probability.
+        Where the score is raw, exit and label are those of `base`, bit by bit: a deferred row's label is the class of
+        the larger logit, and a map with a shift may state less than one half for it. A gate keeps its own probability.
         """
         decision = self.base.decide(decided_on(self, scores))
         if self.frozen.score == "mapped" or has_own_probability(self.base):
@@ -70,12 +72,16 @@ class CalibratedPolicy:
         return replace(decision, probability=np.take_along_axis(probabilities, column[:, None], axis=1)[:, 0])
 
     def to_document(self) -> dict[str, Any]:
-        """The policy file of `base`, with `score` and, where that is mapped, `calibration`: the digest of calibration.json."""
+        """The policy file of `base`, with `score` and, where that is mapped, `calibration`: the digest of
+        calibration.json.
+        """
         document = {**self.base.to_document(), "score": self.frozen.score}
         return document | ({"calibration": self.frozen.digest} if self.frozen.score == "mapped" else {})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy file, whole or not at all; calibration.json and the certificate are documents of their own."""
+        """Write the policy file, whole or not at all; calibration.json and the certificate are documents of their
+        own.
+        """
         # Not above: load_policy makes this policy.
         from stage1.policy.registry import POLICY_FILES
 
@@ -115,12 +121,13 @@ def fit_calibrated(
     select: Scores | None,
     calib: Scores,
 ) -> CalibratedPolicy:
-    """fit(select, calib, map) under a map that is frozen already; on the mapped scores of both where it moves the order.
+    """fit(select, calib, map) under a map that is frozen already; on the mapped scores of both where it moves the
+    order.
 
     fit: the policy with its certificate from scores of val_select (None: there are none) and val_calib; map: from these
     scores to the stated probability, which is the identity once they are mapped. Only val_select
-    may have been looked at for the map: then a mapped score is a fixed function of one image's logits, which is all that
-    the certificate asks of a score. Raises as fit does.
+    may have been looked at for the map: then a mapped score is a fixed function of one image's logits, which is all
+    that the certificate asks of a score. Raises as fit does.
     """
     if frozen.score == "raw":
         return CalibratedPolicy(fit(select, calib, frozen.map), frozen)
@@ -152,7 +159,8 @@ def fit_calibrated(
 def with_map(policy: Policy, document: Mapping[str, Any], folder: Path) -> Policy:
     """The policy read from a policy file in `folder`, with the map in calibration.json beside it where there is one.
 
-    document: the policy file; `score` and `calibration` say on which scores its thresholds lie (raw where it does not say).
+    document: the policy file; `score` and `calibration` say on which scores its thresholds lie (raw where it does not
+    say).
     Raises IntegrityError where the map is missing, damaged or another one.
     """
     path, score = folder / CALIBRATION_FILE, document.get("score", "raw")

@@ -21,9 +21,10 @@ class RiskBound:
     """One certified (or refused) risk.
 
     target: claimed upper limit. errors wrong among n counted units; observed = errors / n, None where n = 0.
-    bound: where the target is certified, upper bounds of all risks of the certificate that hold together with its confidence,
-    none above its target (policy/joint.py; of SCRC-T the target, on average); else of this risk alone at 1 - delta, at the
-    thresholds that were refused. alone: that bound of this risk alone also where it is certified; no claim, and not written.
+    bound: where the target is certified, upper bounds of all risks of the certificate that hold together with its
+    confidence, none above its target (policy/joint.py; of SCRC-T the target, on average); else of this risk alone at 1
+    - delta, at the thresholds that were refused. alone: that bound of this risk alone also where it is certified; no
+      claim, and not written.
     needed: smallest n that can certify with 0 errors.
     by_construction: the wrong answer is never given (that side never exits), so the risk is 0 whatever the data.
     """
@@ -48,8 +49,8 @@ class RiskBound:
 class Coverage:
     """Exits among n units of val_calib: the observed share, over all or of a class.
 
-    floor, bound: where a floor was asked for, it and a lower bound that reaches it, all floors of the certificate together
-    (policy/joint.py); else None (no claim is made: read val_test for what to expect). alone: as in RiskBound.
+    floor, bound: where a floor was asked for, it and a lower bound that reaches it, all floors of the certificate
+    together (policy/joint.py); else None (no claim is made: read val_test for what to expect). alone: as in RiskBound.
     """
 
     value: float
@@ -62,7 +63,9 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class ViewsClaim:
-    """Which views of each image the scores are made of. digest: of views.json. description: in words, for the statement."""
+    """Which views of each image the scores are made of. digest: of views.json. description: in words, for the
+    statement.
+    """
 
     digest: str
     description: str
@@ -72,16 +75,17 @@ class ViewsClaim:
 class Certificate:
     """The guarantee of one policy, or the reason why there is none.
 
-    certified is True only if the exact tests show every risk to be at most its target, jointly at `confidence`, and images exit.
-    unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the counts of
-    risks and coverage are then of images, n_units of groups). against_argmax: images may exit as a class that their
-    probability does not favour (so it was before there was a choice); boundary: else the limits of the two thresholds
-    (lo, hi), fixed before val_calib; None: none, as for more than two classes. views: None where whole images are judged. slices: the same risks where an attribute has a value;
-    slices_asked: the attributes. reason, needed: why nothing, or one side, can exit
-    and what that takes; None where both sides exit. never_answered: classes as which no image exits. unlimited: one sentence
-    for each kind of wrong answer that is given and that no risk limits (policy/unlimited.py). dealing: how groups came to
-    val_calib (policy/dealt.py), None where that was not recorded. bounds: "joint"; None in certificates of earlier versions,
-    whose bounds are each of one risk alone.
+    certified is True only if the exact tests show every risk to be at most its target, jointly at `confidence`, and
+    images exit.
+    unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the
+    counts of risks and coverage are then of images, n_units of groups). against_argmax: images may exit as a class that
+    their probability does not favour (so it was before there was a choice); boundary: else the limits of the two
+    thresholds (lo, hi), fixed before val_calib; None: none, as for more than two classes. views: None where whole
+    images are judged. slices: the same risks where an attribute has a value; slices_asked: the attributes. reason,
+    needed: why nothing, or one side, can exit and what that takes; None where both sides exit. never_answered: classes
+    as which no image exits. unlimited: one sentence for each kind of wrong answer that is given and that no risk limits
+    (policy/unlimited.py). dealing: how groups came to val_calib (policy/dealt.py), None where that was not recorded.
+    bounds: "joint"; None in certificates of earlier versions, whose bounds are each of one risk alone.
     """
 
     certified: bool
@@ -136,7 +140,8 @@ class Certificate:
         for name in _LISTS:
             document[name] = list(document[name])
         if self.boundary is not None:
-            # A side that no image may take has its limit at infinity, which JSON has not: the largest number stands for it.
+            # A side that no image may take has its limit at infinity, which JSON has not: the largest number stands for
+            # it.
             document["boundary"] = [max(-_LARGEST, min(limit, _LARGEST)) for limit in self.boundary]
         return document
 
@@ -266,7 +271,8 @@ def certified_statement(
     closed_because: str = "",
     open_ends: Sequence[str] = (),
 ) -> str:
-    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits; closed_because: a sentence.
+    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits;
+    closed_because: a sentence.
 
     open_ends: sentences about what the target does not limit (policy/unlimited.py).
     """

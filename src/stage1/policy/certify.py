@@ -70,8 +70,9 @@ def certify(
     """Choose thresholds on score_of(scores) for `request` and certify them on the units of `calib`.
 
     policy: its name. The score may be any function of one image's outputs that is fixed before calib's labels are seen:
-    exit as 0 iff it lies below lo, as 1 iff above hi. unit: policy/units.py; auto takes, where groups repeat, one image of
-    each group or group means, whichever promises more on val_select. slices: attributes to claim the risks for as well.
+    exit as 0 iff it lies below lo, as 1 iff above hi. unit: policy/units.py; auto takes, where groups repeat, one image
+    of each group or group means, whichever promises more on val_select. slices: attributes to claim the risks for as
+    well.
     Where nothing can be certified, both thresholds are None and the certificate says why.
     Raises ConfigError (unit, select, slices), DataError (labels missing).
     """

@@ -1,6 +1,7 @@
 """Counts of many threshold pairs at once, and whether they certify a target set.
 
-Counts of many rules at once for K classes: an image exits as its likeliest class iff its confidence passes that class's threshold.
+Counts of many rules at once for K classes: an image exits as its likeliest class iff its confidence passes that class's
+threshold.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def count_exits(negatives: Floats, positives: Floats, lo: Floats, hi: Floats) ->
 def error_upper(exits: Exits, prior: float, delta: float) -> Floats:
     """Upper bound of P(wrong | exit) at P(y = 1) = prior, at confidence 1 - delta, float [T].
 
-    R = W / (W + V), W = prior m + (1 - prior) f wrong, V = prior c + (1 - prior) t right: rising in m and f, falling in c
-    and t. So four exact one-sided bounds at delta / 4 each bound R jointly. 1.0 where nothing is known to exit rightly.
+    R = W / (W + V), W = prior m + (1 - prior) f wrong, V = prior c + (1 - prior) t right: rising in m and f, falling in
+    c and t. So four exact one-sided bounds at delta / 4 each bound R jointly. 1.0 where nothing is known to exit
+    rightly.
     """
     part = delta / 4
     m = binomial_upper(exits.miss, exits.positives, part)
@@ -118,10 +120,11 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ClassExits:
-    """Exit counts of T rules on one sample, float [T, K] each: whole numbers where counted, expectations where modelled.
+    """Exit counts of T rules on one sample, float [T, K] each: whole numbers where counted, expectations where
+    modelled.
 
-    as_class: images that exit as each class; right: of them, those whose class it is; of_class: images of each true class
-    that exit. members: float [K], images of each true class, exiting or not.
+    as_class: images that exit as each class; right: of them, those whose class it is; of_class: images of each true
+    class that exit. members: float [K], images of each true class, exiting or not.
     """
 
     as_class: Floats
@@ -154,8 +157,8 @@ class ClassExits:
 def count_class_exits(confidence: Floats, answer: Labels, labels: Labels, thresholds: Floats) -> ClassExits:
     """Exits under each row of thresholds: row i exits as answer[i] iff confidence[i] > thresholds[t, answer[i]].
 
-    confidence: float [N]; answer, labels: int [N] in 0..K-1. thresholds: float [T, K], never rising along T, so that what
-    exits once goes on exiting; +inf: that class never exits.
+    confidence: float [N]; answer, labels: int [N] in 0..K-1. thresholds: float [T, K], never rising along T, so that
+    what exits once goes on exiting; +inf: that class never exits.
     """
     steps, k = thresholds.shape
     first = np.full(len(confidence), steps)
@@ -194,7 +197,8 @@ def risks_hold(
 ) -> Bools:
     """Which rules certify every risk at delta, bool [T]: the union null, p = max of the exact tails.
 
-    A risk whose wrong answers cannot be given holds whatever the data, but a rule under which nothing may exit holds nothing.
+    A risk whose wrong answers cannot be given holds whatever the data, but a rule under which nothing may exit holds
+    nothing.
     """
     passed = np.asarray(open_classes.any(axis=1))
     for name, target in targets.items():
@@ -205,7 +209,9 @@ def risks_hold(
 
 
 def class_floors_hold(exits: ClassExits, request: Request, delta: float) -> Bools:
-    """Which rules reach every floor on coverage at delta, bool [T] (union null: all floors of one rule at the full delta)."""
+    """Which rules reach every floor on coverage at delta, bool [T] (union null: all floors of one rule at the full
+    delta).
+    """
     held = np.ones(len(exits.as_class), dtype=np.bool_)
     if request.coverage is not None:
         held &= binomial_lower(exits.exits, exits.total, delta) >= request.coverage

@@ -1,7 +1,8 @@
 """Gate policy: exit where g(x) = P(the answer is right | x) is high enough, with a threshold for each predicted class.
 
-The signed gate score u is +g where the model predicts class 1 and -g where it predicts class 0. Exit as 0 iff u < lo, as 1
-iff u > hi: for every set of risks this is the softmax policy on another score, with its methods, proofs and certificate.
+The signed gate score u is +g where the model predicts class 1 and -g where it predicts class 0. Exit as 0 iff u < lo,
+as 1 iff u > hi: for every set of risks this is the softmax policy on another score, with its methods, proofs and
+certificate.
 The gate is fitted on val_select alone and frozen before val_calib is seen.
 """
 
@@ -58,7 +59,8 @@ def signed_gate(scores: Scores, g: ArrayLike) -> Floats:
 class GatePolicy:
     """A fitted gate policy. certificate is None only for one that was loaded without it.
 
-    lo, hi: thresholds on the signed gate score, or on the raw margin where softmax was kept; None: that side never exits.
+    lo, hi: thresholds on the signed gate score, or on the raw margin where softmax was kept; None: that side never
+    exits.
     kept: "gate", or "softmax" where the gate was refused and the margin decides.
     """
 
@@ -78,10 +80,11 @@ class GatePolicy:
         return (self.lo, self.hi) if self.kept == "softmax" else (None, None)
 
     def decide(self, scores: Scores, extra: Extra | None = None) -> Decision:
-        """Exit, label and P(class 1) of every row; extra: the columns that the gate was fitted with (None: scores.extra).
+        """Exit, label and P(class 1) of every row; extra: the columns that the gate was fitted with (None:
+        scores.extra).
 
-        P(class 1) is g where class 1 is predicted and 1 - g where class 0 is (the softmax's where softmax was kept). Raises
-        DataError where scores have more than two classes or a column is missing.
+        P(class 1) is g where class 1 is predicted and 1 - g where class 0 is (the softmax's where softmax was kept).
+        Raises DataError where scores have more than two classes or a column is missing.
         """
         predicted = predicted_class(scores)
         if self.kept == "softmax":
@@ -153,13 +156,13 @@ def fit_gate(
     """Fit the gate on `select`, then choose the thresholds and certify them on `calib`, by the methods of fit_policy.
 
     select, calib: labelled scores of val_select and val_calib, with no id in common. extra_select, extra_calib: further
-    feature columns, the same names in both (None: Scores.extra). source, ridge: see fit_gate_model. kept: "softmax" where the gate was refused
-    (evaluation.accept_gate): the thresholds are then those of the margin. against_argmax, calibration: as in fit_policy; the
-    gate's own probability says which exits are favoured, where it is kept. counting: unit, assume_iid, attempt, and all other
-    arguments, as fit_policy takes them.
+    feature columns, the same names in both (None: Scores.extra). source, ridge: see fit_gate_model. kept: "softmax"
+    where the gate was refused (evaluation.accept_gate): the thresholds are then those of the margin. against_argmax,
+    calibration: as in fit_policy; the gate's own probability says which exits are favoured, where it is kept. counting:
+    unit, assume_iid, attempt, and all other arguments, as fit_policy takes them.
 
-    Where the gate has collapsed nothing is certified, every image defers, and the certificate says why. Raises as fit_policy
-    and fit_gate_model do.
+    Where the gate has collapsed nothing is certified, every image defers, and the certificate says why. Raises as
+    fit_policy and fit_gate_model do.
     """
     # Not above: fit_policy offers this policy.
     from stage1.policy.registry import check_samples
@@ -230,7 +233,9 @@ def _with_margin(scores: Scores, margin: Floats) -> Scores:
 
 
 def _spread(u: Floats) -> Floats:
-    """sign(u) times -log(1 - |u|): the same order. Near 1, where thresholds lie, g has no room for a smoothed density."""
+    """sign(u) times -log(1 - |u|): the same order. Near 1, where thresholds lie, g has no room for a smoothed
+    density.
+    """
     return -np.sign(u) * np.log1p(-np.abs(u))
 
 

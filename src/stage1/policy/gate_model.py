@@ -13,9 +13,9 @@ logistic regression of "the answer is right" on standardised features of the sco
 | any name | a column that the caller gives (spread over views, kNN distance ..) |
 | margin*name | product with the standardised margin: a second signal often says how much a margin is worth |
 
-The map is the identity, Platt, beta or isotonic, of least cross-validated NLL. Everything is fitted on val_select; the map on
-out-of-fold r, since in-sample r of a fitted model is too sure of itself. What is saved is what is applied: after JSON, the
-same g bit for bit. Source: ALGORITHMS 5, 6.
+The map is the identity, Platt, beta or isotonic, of least cross-validated NLL. Everything is fitted on val_select; the
+map on out-of-fold r, since in-sample r of a fitted model is too sure of itself. What is saved is what is applied: after
+JSON, the same g bit for bit. Source: ALGORITHMS 5, 6.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class GateModel:
     """A fitted gate. Made by fit_gate_model, or from_document.
 
     source: "gate" (r = gate logit), "meta" (r = intercept + sum of weights x standardised features) or "constant" (r =
-    intercept). features, means, scales, weights: of the meta-model, else empty. map: None is the identity, g = sigmoid(r).
-    chosen: why this map. n: rows fitted on; accuracy: share of right answers among them. collapsed: why g is constant, or None.
+    intercept). features, means, scales, weights: of the meta-model, else empty. map: None is the identity, g =
+    sigmoid(r).
+    chosen: why this map. n: rows fitted on; accuracy: share of right answers among them. collapsed: why g is constant,
+    or None.
     """
 
     source: str
@@ -68,8 +70,8 @@ class GateModel:
     def apply(self, scores: Scores, extra: Extra | None = None) -> Floats:
         """g = P(the answer is right), float [N] in (0, 1).
 
-        extra: the columns, by name, that the model was fitted with; others are ignored. Raises DataError for a column that is
-        missing or cannot be used, and where the model needs a gate logit that the scores do not carry.
+        extra: the columns, by name, that the model was fitted with; others are ignored. Raises DataError for a column
+        that is missing or cannot be used, and where the model needs a gate logit that the scores do not carry.
         """
         r = self.raw(scores, extra)
         g = special.expit(r) if self.map is None else np.exp(self.map.log_probabilities(_as_margin(r))[:, 1])
@@ -116,9 +118,9 @@ def fit_gate_model(
     meta-model's cross-validated NLL is lower by more than one standard error. ridge: L2 weight of the meta-model
     (scikit-learn's 1 / C). Folds keep groups whole, and follow ids where there are any, not the order of rows.
 
-    Where no gate can be learnt (all answers right, all wrong, fewer than 10 of either, no spread, a score that does not rise
-    where answers are right) g is a constant and `collapsed` says why. Raises DataError (labels, columns, no gate logit for
-    source "gate"), ConfigError (source, ridge).
+    Where no gate can be learnt (all answers right, all wrong, fewer than 10 of either, no spread, a score that does not
+    rise where answers are right) g is a constant and `collapsed` says why. Raises DataError (labels, columns, no gate
+    logit for source "gate"), ConfigError (source, ridge).
     """
     if source not in ("auto", "gate", "meta"):
         raise ConfigError(f"gate.source: {source!r} is unknown; use auto, gate or meta")
@@ -159,10 +161,11 @@ def fit_gate_model(
 def cross_fitted_gate(
     select: Scores, extra: Extra | None = None, *, source: Source = "auto", ridge: float = 1.0, seed: int = 0
 ) -> Floats:
-    """g of every row of val_select from a gate fitted without it (nor its group), float [N]: to judge the gate on val_select.
+    """g of every row of val_select from a gate fitted without it (nor its group), float [N]: to judge the gate on
+    val_select.
 
-    The whole fit (meta-model, choice of source and map) is made anew without each fold. Where there is nothing to learn,
-    g is constant. Arguments and errors as fit_gate_model.
+    The whole fit (meta-model, choice of source and map) is made anew without each fold. Where there is nothing to
+    learn, g is constant. Arguments and errors as fit_gate_model.
     """
     right = answers_right(select)
     columns = checked_extra(extra, len(select))
@@ -180,7 +183,9 @@ def cross_fitted_gate(
 def no_gate_because(
     select: Scores, extra: Extra | None = None, *, source: Source = "auto", ridge: float = 1.0, seed: int = 0
 ) -> str | None:
-    """Why no gate can be fitted on these scores and g is one constant, or None. Arguments and errors as fit_gate_model."""
+    """Why no gate can be fitted on these scores and g is one constant, or None. Arguments and errors as
+    fit_gate_model.
+    """
     return fit_gate_model(select, extra, source=source, ridge=ridge, seed=seed).collapsed
 
 
@@ -232,7 +237,9 @@ def _fit_meta(scores: Scores, extra: Mapping[str, Floats], right: Bools, ridge: 
 
 
 def _ridge_logistic(columns: Floats, right: Bools, ridge: float) -> tuple[Floats, float]:
-    """(slopes [D], intercept) of least summed cross-entropy + ridge / 2 x squared slopes; Newton's method, halved steps."""
+    """(slopes [D], intercept) of least summed cross-entropy + ridge / 2 x squared slopes; Newton's method, halved
+    steps.
+    """
     design = np.column_stack([columns, np.ones(len(columns))])
     # The intercept's 1e-9 keeps it finite where a fold holds one kind of answer.
     penalty = np.append(np.full(columns.shape[1], ridge), 1e-9)
@@ -320,7 +327,9 @@ def _held_out_loss(judged: Scores, folds: NDArray[np.int64]) -> Floats:
 
 
 def _clearly_lower(loss: Floats, other: Floats) -> bool:
-    """True where the mean of `loss` is below that of `other` by more than one standard error of their paired difference."""
+    """True where the mean of `loss` is below that of `other` by more than one standard error of their paired
+    difference.
+    """
     gain = other - loss
     return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
 

@@ -1,9 +1,9 @@
 """Thresholds certified from all images of every group: group means, tested by betting along the calibrated path.
 
-The other way to count groups is one image of each (policy/units.py). Both speak of a random image of a random group; this
-one uses every image, and wins where images of a group hardly agree (ALGORITHMS 2.6; risk/clusters.py). All claims of a pair
-of thresholds are tested together, p = max: groups with both classes make the tests of the classes dependent, so neither
-the walk nor 1 - sqrt(1 - delta) would be allowed here.
+The other way to count groups is one image of each (policy/units.py). Both speak of a random image of a random group;
+this one uses every image, and wins where images of a group hardly agree (ALGORITHMS 2.6; risk/clusters.py). All claims
+of a pair of thresholds are tested together, p = max: groups with both classes make the tests of the classes dependent,
+so neither the walk nor 1 - sqrt(1 - delta) would be allowed here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ Bools = NDArray[np.bool_]
 
 MEANS_METHOD = "fixed sequence along the calibrated path, all images by group means, betting, union null"
 _CHUNK = 8  # candidates at a time: testing stops at the first failure
-# Betting does not use all the information that independent images would hold; fitted on nothing, it only places the start.
+# Betting does not use all the information that independent images would hold; fitted on nothing, it only places the
+# start.
 _EFFICIENCY = 0.6
 # Of the two mistakes the costly one is to bet where images of a group agree; val_select shows agreement in few groups.
 _MARGIN = 0.1
@@ -200,7 +201,9 @@ def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
 
 
 def means_path(select: Scores, score: Floats, calib: Scores, request: Request) -> Path | None:
-    """The calibrated path for group means: its start is placed for as many independent images as the groups are worth."""
+    """The calibrated path for group means: its start is placed for as many independent images as the groups are
+    worth.
+    """
     assert calib.groups is not None
     groups = len(np.unique(calib.groups))
     per_group = len(calib) / max(groups, 1)
@@ -210,7 +213,9 @@ def means_path(select: Scores, score: Floats, calib: Scores, request: Request) -
 
 
 def intraclass_correlation(select: Scores, score: Floats) -> float:
-    """How far images of a group agree in being answered wrongly, in [0, 1]: ANOVA estimate; 1 where it cannot be seen."""
+    """How far images of a group agree in being answered wrongly, in [0, 1]: ANOVA estimate; 1 where it cannot be
+    seen.
+    """
     if select.groups is None or not len(select):
         return 1.0
     wrong = ((score > 0) != (select.known_labels == 1)).astype(np.float64)
@@ -232,9 +237,9 @@ def better_unit(
 ) -> str:
     """ "group" or "group_mean": the one with the larger chance to certify all risks, as seen from val_select alone.
 
-    select: val_select with groups; score: float [N] of it. Each risk is looked at where the path first makes enough errors
-    to show how far they agree within groups; group_power brings them to the level of the target. "group" where val_select
-    has no groups or no path, or where group means are not offered (target_prior).
+    select: val_select with groups; score: float [N] of it. Each risk is looked at where the path first makes enough
+    errors to show how far they agree within groups; group_power brings them to the level of the target. "group" where
+    val_select has no groups or no path, or where group means are not offered (target_prior).
     """
     restated = request.target_prior is not None and (request.coverage is not None or "error" in request.risks)
     if path is None or select.groups is None or restated:
@@ -256,7 +261,9 @@ def better_unit(
 
 
 def _with_errors(name: str, labels: Labels, score: Floats, path: Path) -> tuple[Bools, Bools | None]:
-    """risk_rows at the first place from the start on with enough wrong images, or where there are most; bool [N] each."""
+    """risk_rows at the first place from the start on with enough wrong images, or where there are most; bool [N]
+    each.
+    """
     best: tuple[int, tuple[Bools, Bools | None]] | None = None
     for place in range(path.start, len(path.lo)):
         wrong, tried = risk_rows(name, labels, *pair_at(path, place).exits(score))

@@ -1,24 +1,26 @@
 """Bounds that hold together: what may be printed beside a target, at thresholds that were chosen by looking.
 
-A test of several risks at one pair of thresholds, each at the full delta, refused where one fails (union null), shows the target
-set, not the single bounds: read off afterwards, some true risk lies above its own bound in up to twice delta of the cases.
+A test of several risks at one pair of thresholds, each at the full delta, refused where one fails (union null), shows
+the target set, not the single bounds: read off afterwards, some true risk lies above its own bound in up to twice delta
+of the cases.
 
 | walk along a path | bound of risk r | because |
 |---|---|---|
 | stopped by a failure | target_r | where it stops depends on the same counts; what is proved there is the target |
 | reached the end | s target_r, s = max_r u_r / target_r | the end is a pair that was fixed beforehand |
 
-u_r: exact upper bound of risk r alone at 1 - delta. At a fixed pair all risks are at most s times their targets at once with
-confidence 1 - delta, at no price: let r be the risk whose true value is the largest share of its target. If any risk is above
-its bound, then r is, by more than s target_r >= u_r, which has probability at most delta. Certified means u_r <= target_r
-for all r, so s <= 1 and no bound exceeds its target.
+u_r: exact upper bound of risk r alone at 1 - delta. At a fixed pair all risks are at most s times their targets at once
+with confidence 1 - delta, at no price: let r be the risk whose true value is the largest share of its target. If any
+risk is above its bound, then r is, by more than s target_r >= u_r, which has probability at most delta. Certified means
+u_r <= target_r for all r, so s <= 1 and no bound exceeds its target.
 
-Both rows together: if some pair of the path is truly too risky, a false bound means that the walk went past the first such
-pair, which has probability at most delta (fixed sequence); if none is, only a bound at the end can be false: at most delta.
+Both rows together: if some pair of the path is truly too risky, a false bound means that the walk went past the first
+such pair, which has probability at most delta (fixed sequence); if none is, only a bound at the end can be false: at
+most delta.
 For a hedge of two paths, each at its share of delta, add them up.
 
-The closed-form rules share delta between the risks beforehand (one order statistic or walk for each class): their bounds are joint
-as they are; of the ratio in a walk that is shown by simulation (tests/policy/test_joint.py).
+The closed-form rules share delta between the risks beforehand (one order statistic or walk for each class): their
+bounds are joint as they are; of the ratio in a walk that is shown by simulation (tests/policy/test_joint.py).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ JOINT = "joint"
 
 
 def joint_risks(risks: Mapping[str, Risk], *, at_end: bool, never: frozenset[str] = frozenset()) -> dict[str, Risk]:
-    """The same with joint bounds; risks (dataclasses with `bound` and `target`) that were tested each at the full delta and all hold.
+    """The same with joint bounds; risks (dataclasses with `bound` and `target`) that were tested each at the full delta
+    and all hold.
 
     at_end: the pair is the last of its path, or the only one that was tested. never: risks that are 0 by construction.
     """

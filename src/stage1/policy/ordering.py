@@ -1,7 +1,8 @@
 """The calibrated path: a sequence of threshold pairs from safe to risky, made on val_select alone (ALGORITHMS 2.4).
 
-A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its scores it gives both class distributions, so that
-no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these risks.
+A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its scores it gives both class distributions, so
+that no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these
+risks.
 Three maps each give a path, and every pair is judged under all three: where to start, and which path to walk. Validity
 rests on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
 """
@@ -28,7 +29,8 @@ _SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot te
 _KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
 _EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
 _PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way: it has no freedom of its own
-# Where one map is sure that the first test passes and their average is not, all hangs on which map is right: worth insuring.
+# Where one map is sure that the first test passes and their average is not, all hangs on which map is right: worth
+# insuring.
 # Where all are in doubt there are too few labels, and a share of delta helps nowhere.
 _SURE, _UNSURE = 0.95, 0.9
 HEDGE = 0.1
@@ -51,10 +53,11 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """lo, hi: float [T], from the safest pair to the riskiest; start: where testing begins. expected: predicted coverage.
+    """lo, hi: float [T], from the safest pair to the riskiest; start: where testing begins. expected: predicted
+    coverage.
 
-    hedge: where the maps disagree about the first test, the next best path, to be tested at HEDGE of the delta where this
-    one fails at once (and this one then at the rest of it); None: this path has the whole delta.
+    hedge: where the maps disagree about the first test, the next best path, to be tested at HEDGE of the delta where
+    this one fails at once (and this one then at the rest of it); None: this path has the whole delta.
     """
 
     lo: Floats
@@ -140,7 +143,9 @@ def _smoothed(score: Floats) -> Floats:
 
 
 def _maps(score: Floats, labels: NDArray[np.int64], grid: Floats) -> dict[str, Floats]:
-    """P(y = 1) on the grid under each map: Platt on the score, logistic on normal scores of ranks, mean of the logits."""
+    """P(y = 1) on the grid under each map: Platt on the score, logistic on normal scores of ranks, mean of the
+    logits.
+    """
 
     def platt(s: Floats) -> Floats:
         return np.clip(s, -_SATURATED, _SATURATED)[:, None]
@@ -172,7 +177,8 @@ class _Linear:
 
 
 def fit_logistic(x: Floats, labels: NDArray[np.int64], ridge: float = 1e-3) -> _Linear:
-    """Logistic regression by Newton's method, x float [N, D] standardised, ridge on the slopes (separable data stay finite).
+    """Logistic regression by Newton's method, x float [N, D] standardised, ridge on the slopes (separable data stay
+    finite).
 
     Returns a function from [M, D] to logits [M].
     """
@@ -211,7 +217,9 @@ def _class_model(p: Floats) -> ClassModel:
 
 
 def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
-    """Shares of the targets, float [T], rising: closer together where many errors are expected, as rates are sharper there."""
+    """Shares of the targets, float [T], rising: closer together where many errors are expected, as rates are
+    sharper there.
+    """
     errors = min((labels == 0).mean(), (labels == 1).mean()) * goal.n * min(goal.targets.values())
     wanted = np.log(_MOST / _LEAST) / np.log1p(_STEP / np.sqrt(errors))
     return np.geomspace(_LEAST, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
@@ -237,7 +245,8 @@ def _sequence(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, in
 
 
 def _solve(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
-    """Cuts (low, high), int [T] each, with every modelled risk at most share x target, and as many exits as that allows.
+    """Cuts (low, high), int [T] each, with every modelled risk at most share x target, and as many exits as that
+    allows.
 
     ends: `_ends`; no low beyond the first, no high before the second.
     """
@@ -249,11 +258,13 @@ def _solve(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int])
     # At another prior the odds move by a constant factor.
     odds = prior / (1 - prior) * (1 - model.prior) / model.prior
     posterior = model.posterior * odds / (model.posterior * odds + 1 - model.posterior)
-    # First cut from the left (right) at which the likelier answer is less likely than the bar asks; any order of posteriors.
+    # First cut from the left (right) at which the likelier answer is less likely than the bar asks; any order of
+    # posteriors.
     rising, falling = np.maximum.accumulate(posterior), np.maximum.accumulate(1 - posterior[::-1])
 
     def cuts(bar: Floats) -> tuple[Cuts, Cuts]:
-        # Of all pairs with one error rate, the one with most exits leaves out where the likelier answer is least likely.
+        # Of all pairs with one error rate, the one with most exits leaves out where the likelier answer is least
+        # likely.
         low, high = np.searchsorted(rising, bar, side="right"), last - np.searchsorted(falling, bar, side="right")
         return _class_cuts(model, limits, np.minimum(low, ends[0]), np.maximum(high, ends[1]))
 

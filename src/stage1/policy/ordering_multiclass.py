@@ -1,10 +1,10 @@
 """The path for K classes: a sequence of thresholds from safe to risky, made on val_select alone (ALGORITHMS 2.4, 2.5).
 
-A map P(right | confidence, answered class) is fitted on val_select, and with it the share of every true class among the wrong
-answers, so that no tail is counted from a handful of errors. For each share u of the targets one set of thresholds has just
-these modelled risks. Three maps, each with one threshold for all or one for each class, give paths; every path is judged under
-all three maps: where to start, and which to walk. Validity rests on none of this: the path is fixed before a calibration
-label is seen. Only power depends on it.
+A map P(right | confidence, answered class) is fitted on val_select, and with it the share of every true class among the
+wrong answers, so that no tail is counted from a handful of errors. For each share u of the targets one set of
+thresholds has just these modelled risks. Three maps, each with one threshold for all or one for each class, give paths;
+every path is judged under all three maps: where to start, and which to walk. Validity rests on none of this: the path
+is fixed before a calibration label is seen. Only power depends on it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def class_path(
 
 
 def _one(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
-    """(places [T, K], thresholds [T, K]) with one threshold: for rising shares the lowest at which every modelled risk is kept."""
+    """(places [T, K], thresholds [T, K]) with one threshold: for rising shares the lowest at which every modelled
+    risk is kept.
+    """
     values = np.unique(blocks.confidence)[::-1]
     if len(values) > 4000:
         values = values[np.unique(np.linspace(0, len(values) - 1, 4000).round().astype(int))]
@@ -111,7 +113,9 @@ def _one(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
 
 
 def _per_class(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
-    """(places, thresholds) with a threshold for each class: for rising shares the greatest exits that keep every modelled risk."""
+    """(places, thresholds) with a threshold for each class: for rising shares the greatest exits that keep every
+    modelled risk.
+    """
     solver = _Solver(model, blocks, goal)
     found: list[Ints] = []
     before = np.zeros(blocks.k, dtype=np.int64)
@@ -178,7 +182,9 @@ class _Solver:
         return places
 
     def _answered(self, index: int, limit: float) -> int:
-        """wrong.<class> looks at one class only: the last place whose modelled share of wrong answers is within the limit."""
+        """wrong.<class> looks at one class only: the last place whose modelled share of wrong answers is within the
+        limit.
+        """
         start, size = self._blocks.offset[index], self._blocks.sizes[index]
         exits, wrong = self._model.exits[start : start + size + 1], self._model.wrong[start : start + size + 1]
         return int(np.flatnonzero(wrong <= limit * exits)[-1])
@@ -194,7 +200,9 @@ class _Solver:
         return places
 
     def _shrunk(self, places: Ints, name: str, kind: str, index: int, limit: float) -> Ints:
-        """The places under the highest bar that keeps the risk; wrong answers beyond the bar go first, they buy least."""
+        """The places under the highest bar that keeps the risk; wrong answers beyond the bar go first, they buy
+        least.
+        """
         if self._kept(places, kind, index, limit):
             return places
         table = self._bars[name]

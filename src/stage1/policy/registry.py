@@ -66,22 +66,25 @@ def fit_policy(
 
     calib: labelled scores of val_calib, never seen by training or selection. select: labelled scores of val_select;
     needed where the target has no closed-form rule (both ratios, error, floors), else only its ids are looked at.
-    risks: None: for two classes fnr 0.02 and false_exit_rate 0.05, for more error 0.05 (of scrc none). Else name -> target in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; with more than two classes of error,
-    fnr.<class> (wrong among images of the class that exit), wrong.<class> (wrong among images that exit as it) and
-    miss_rate.<class> (wrong exits among all images of the class). coverage, class_coverage: floors on the
-    share of images (of a class) that exit. All held jointly at `confidence`. target_prior: P(y = 1) for error and coverage.
+    risks: None: for two classes fnr 0.02 and false_exit_rate 0.05, for more error 0.05 (of scrc none). Else name ->
+    target in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; with more than two classes of error, fnr.<class>
+    (wrong among images of the class that exit), wrong.<class> (wrong among images that exit as it) and
+    miss_rate.<class> (wrong exits among all images of the class). coverage, class_coverage: floors on the share of
+    images (of a class) that exit. All held jointly at `confidence`. target_prior: P(y = 1) for error and coverage.
     unit, assume_iid: see policy/units.py. allow_one_sided: permit a target that one class answers trivially.
     classes: names for the sentence. attempt: how many targets these calibration images have been used for.
     uncertified_because: a reason known beforehand (leakage) for which nothing may be certified.
     variant: of scrc, "I" or "T"; its `coverage` is the share to be selected (0.7 where none is given). kept: of gate,
     "softmax" where the gate was refused (stage1.evaluation.accept_gate). slices: attributes of Scores.slices; the risks
-    are then claimed for each of their values too (policy/slices.py). confidence_score, thresholds: of softmax with more than
-    two classes, a name in stage1.scores.confidence (fixed before calib is seen, e.g. by stage1.evaluation.choose_confidence) and
-    "one" threshold, one "per_class", or "auto": what promises more on val_select (policy/softmax_multiclass.py).
-    against_argmax: let images exit as a class that their calibrated probability (at target_prior, else at the balance of
-    val_select) does not favour, where the target allows it. calibration: the map that gives this probability for two
-    classes, fitted on `select`; None: the best by cross-validated NLL on `select`, the softmax's own where there are too few
-    labelled rows. More than two classes exit as their likeliest class in any case (of scrc: unless against_argmax).
+    are then claimed for each of their values too (policy/slices.py). confidence_score, thresholds: of softmax with more
+    than two classes, a name in stage1.scores.confidence (fixed before calib is seen, e.g. by
+    stage1.evaluation.choose_confidence) and "one" threshold, one "per_class", or "auto": what promises more on
+    val_select (policy/softmax_multiclass.py).
+    against_argmax: let images exit as a class that their calibrated probability (at target_prior, else at the balance
+    of val_select) does not favour, where the target allows it. calibration: the map that gives this probability for two
+    classes, fitted on `select`; None: the best by cross-validated NLL on `select`, the softmax's own where there are
+    too few labelled rows. More than two classes exit as their likeliest class in any case (of scrc: unless
+    against_argmax).
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
     certified = False, the reason and what is needed. Raises ConfigError (policy, target or flag), DataError (scores).
@@ -188,8 +191,8 @@ def check_classes(policy: str, classes: Sequence[str]) -> None:
 def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: CalibrationMap | None = None) -> Policy:
     """The same policy fitted anew from its scores, under the target, flags and seed that its certificate states.
 
-    calib, select: raw scores; a policy on mapped scores maps them first, by the map that it carries, and that map also says
-    which exits are favoured. calibration: that of a policy which carries none.
+    calib, select: raw scores; a policy on mapped scores maps them first, by the map that it carries, and that map also
+    says which exits are favoured. calibration: that of a policy which carries none.
     What comes out equals `policy` where it was made from these scores. Raises as fit_policy does, and IntegrityError
     where the policy carries no certificate.
     """
@@ -247,9 +250,11 @@ def check_samples(calib: Scores, select: Scores | None) -> None:
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Read a policy file, or the one policy file of a folder, with certificate.json and calibration.json where they are there.
+    """Read a policy file, or the one policy file of a folder, with certificate.json and calibration.json where they are
+    there.
 
-    With a calibration.json the policy states calibrated probabilities, and decides on mapped scores where its file says so.
+    With a calibration.json the policy states calibrated probabilities, and decides on mapped scores where its file says
+    so.
     Raises MissingError (no file), IntegrityError (two policy files, damaged, or policy, certificate and map disagree).
     """
     path = Path(path)
@@ -325,7 +330,9 @@ def population(calib: Scores) -> str:
 
 
 def on_views(policy: Policy, views: ViewsClaim | None) -> Policy:
-    """The policy with a certificate that names the views under its scores; None: scores of whole images, as it stands."""
+    """The policy with a certificate that names the views under its scores; None: scores of whole images, as it
+    stands.
+    """
     if views is None or policy.certificate is None:
         return policy
     base: Any = policy  # every policy is a frozen dataclass with this field; the protocol cannot say so

@@ -5,11 +5,12 @@
 | I | g > tau, tau by the coverage rank | order statistic, exact binomial | PAC: with the stated confidence over calibration sets |
 | T | g >= tau, tau from the calibration images and this one | conformal risk control, floor((m + 1) alpha) - 1 losses | in expectation |
 
-Class k is in the set iff the log odds of p_k are >= floor_k, which is p_k >= 1 - lambda_k with lambda_k = sigmoid(-floor_k):
+Class k is in the set iff the log odds of p_k are >= floor_k, which is p_k >= 1 - lambda_k with lambda_k =
+sigmoid(-floor_k):
 log odds, since 1 - lambda loses the tail of saturated scores. The set of both classes, or of none, defers.
-The risk of class k is P(k not in the set | selected, y = k): miss_rate for class 1 and false_exit_rate for class 0 where there are
-two classes, miss_rate.<class> for more. It is counted among SELECTED images, so it bounds neither fnr nor fpr (among
-exits); as P(selected | y) <= 1, it bounds the share of all images of the class as well.
+The risk of class k is P(k not in the set | selected, y = k): miss_rate for class 1 and false_exit_rate for class 0
+where there are two classes, miss_rate.<class> for more. It is counted among SELECTED images, so it bounds neither fnr
+nor fpr (among exits); as P(selected | y) <= 1, it bounds the share of all images of the class as well.
 
 The rule is fixed by the calibration images and each risk looks at one class, so it survives a change of class balance;
 the share of selected images does not.
@@ -44,8 +45,8 @@ class ScrcPolicy:
 
     tau: log odds of confidence, -inf: everything is selected. floors: log odds per class, -inf: always in the set.
     confidence: "softmax" (g is the largest probability) or "gate" (g is sigmoid(Scores.gate)). xi: coverage claimed.
-    alpha: risk -> target. likeliest_in_set: the set holds the likeliest class whatever its floor (K > 2; a larger set loses no
-    less), so that no image exits as another one.
+    alpha: risk -> target. likeliest_in_set: the set holds the likeliest class whatever its floor (K > 2; a larger set
+    loses no less), so that no image exits as another one.
     """
 
     variant: str
@@ -70,8 +71,8 @@ class ScrcPolicy:
     def equivalent_thresholds(self) -> tuple[float | None, float | None] | None:
         """(lo, hi) on Scores.margin with the same exits (None: that side never exits); None for a gate or K > 2.
 
-        Two classes with the softmax's own confidence cut one score twice, so SCRC says nothing there that two thresholds
-        do not say (ALGORITHMS 0.6).
+        Two classes with the softmax's own confidence cut one score twice, so SCRC says nothing there that two
+        thresholds do not say (ALGORITHMS 0.6).
         """
         if len(self.classes) != 2 or self.confidence != "softmax":
             return None

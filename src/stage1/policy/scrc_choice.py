@@ -22,7 +22,8 @@ from stage1.scores import Scores
 
 # The coverage claim costs few images at a small delta; the risks need theirs.
 _COVERAGE_SHARE = 0.2
-# Ranks beyond the coverage rank, as a share of n: ties up to that many at tau do no harm, and nothing but coverage is added.
+# Ranks beyond the coverage rank, as a share of n: ties up to that many at tau do no harm, and nothing but coverage is
+# added.
 _SPARE_SHARE = 0.01
 
 
@@ -56,7 +57,9 @@ def choose(
     variant: str,
     boundary: Boundary | None = None,
 ) -> Choice:
-    """boundary: of two classes, fixed before `scores` were seen; no image exits on its wrong side (lower floors lose no less)."""
+    """boundary: of two classes, fixed before `scores` were seen; no image exits on its wrong side (lower floors
+    lose no less).
+    """
     odds, labels = class_log_odds(scores.logits), scores.known_labels
     g, truth = confidence_of(scores, odds, kind), odds[np.arange(len(labels)), labels]
 
@@ -72,8 +75,8 @@ def choose(
 
     if variant == "T":
         lower, upper = transductive_cuts(g, xi)
-        # An image at g = lower is ranked with the calibration images >= lower, others with those >= upper. One vector for
-        # both, the lower of each floor: a larger set loses less, so both means stay bounded.
+        # An image at g = lower is ranked with the calibration images >= lower, others with those >= upper. One vector
+        # for both, the lower of each floor: a larger set loses less, so both means stay bounded.
         both = zip(floors(g >= upper, allowed_losses), floors(g >= lower, allowed_losses), strict=True)
         return Choice(lower, _tidied(tuple(min(pair) for pair in both), kind, lower), g >= upper, delta)
     # Coverage is a fact of tau, and given tau the classes are independent samples: the confidences multiply.
@@ -215,7 +218,9 @@ def shortfall(
     confidence: float,
     unit: str,
 ) -> tuple[str | None, str | None]:
-    """(reason, needed) with the arithmetic: what cannot be certified and what it takes; (None, None) where nothing is short."""
+    """(reason, needed) with the arithmetic: what cannot be certified and what it takes; (None, None) where nothing
+    is short.
+    """
     reasons, needs = [], []
     n = len(scores)
     if not chosen.covers:

@@ -1,4 +1,6 @@
-"""Fitting the SCRC policy: a target is checked, tau and floors are chosen, the counts certified, the certificate worded."""
+"""Fitting the SCRC policy: a target is checked, tau and floors are chosen, the counts certified, the certificate
+worded.
+"""
 
 from __future__ import annotations
 
@@ -47,15 +49,17 @@ def fit_scrc(
 ) -> ScrcPolicy:
     """Choose tau and the class floors on `calib` and certify them; nothing but `calib` is needed to do it again.
 
-    coverage: xi, the least share of images to be selected, in (0, 1). risks: a target in (0, 1) for every class: miss_rate
-    (class 1) and false_exit_rate (class 0) for two; miss_rate (the same for each) or miss_rate.<class> of each for more.
+    coverage: xi, the least share of images to be selected, in (0, 1). risks: a target in (0, 1) for every class:
+    miss_rate (class 1) and false_exit_rate (class 0) for two; miss_rate (the same for each) or miss_rate.<class> of
+    each for more.
     variant: "I" (coverage and risks jointly at `confidence`) or "T" (means; `confidence` is recorded, not used). g is
     sigmoid(calib.gate) where there is a gate, else the largest probability. select: only checked to share no id with
-    calib. against_argmax: let images exit as a class that is not their likeliest; else the sets hold the likeliest class,
-    of two classes the one that `boundary` favours. The rest as in fit_policy.
+    calib. against_argmax: let images exit as a class that is not their likeliest; else the sets hold the likeliest
+    class, of two classes the one that `boundary` favours. The rest as in fit_policy.
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
-    certified = False, the reason and what is needed. Raises ConfigError (target, coverage, variant), DataError (scores).
+    certified = False, the reason and what is needed. Raises ConfigError (target, coverage, variant), DataError
+    (scores).
     """
     _check_samples(calib, select)
     names = tuple(classes) if classes is not None else tuple(str(k) for k in range(calib.n_classes))

@@ -107,7 +107,8 @@ def _too_few(
             continue
         exits = bound.n
         if only_exits and request.one_sided and not certified and members >= bound.needed and request.boundary:
-            # Enough images, but those that their probability favours are too few; with no threshold none counts as an exit.
+            # Enough images, but those that their probability favours are too few; with no threshold none counts as an
+            # exit.
             favoured = sample.score > request.boundary.hi if index else sample.score < request.boundary.lo
             exits = int((favoured & (labels == index)).sum())
         elif not only_exits or (request.one_sided and not certified):
@@ -141,7 +142,9 @@ Failing = Callable[[Request], Mapping[str, float] | None]
 def _tested_again(
     sample: Sample, request: Request, select: Scores | None, select_score: Floats | None
 ) -> Failing | None:
-    """The risks that another request fails on the same units, with their bounds; None where that is not to be had (group means)."""
+    """The risks that another request fails on the same units, with their bounds; None where that is not to be had
+    (group means).
+    """
     if isinstance(sample, Frames) or select is None or select.labels is None or select_score is None:
         return None
     score, labels, select_labels = sample.score, sample.labels, select.labels

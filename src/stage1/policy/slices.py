@@ -1,8 +1,9 @@
 """Claims for slices (city, night): the same risks in each part of the data, with the price of asking many times.
 
-The thresholds were chosen on all calibration units, so a slice may not be tested at them alone. Each slice walks the same
-path of val_select from its start, at delta / S for S slices, on its own units; where it gets as far as the chosen place, every
-pair up to there holds, whichever was chosen. All slice claims are then jointly true with confidence 1 - delta (Bonferroni).
+The thresholds were chosen on all calibration units, so a slice may not be tested at them alone. Each slice walks the
+same path of val_select from its start, at delta / S for S slices, on its own units; where it gets as far as the chosen
+place, every pair up to there holds, whichever was chosen. All slice claims are then jointly true with confidence 1 -
+delta (Bonferroni).
 That is besides the claim for all images, which has its own 1 - delta.
 """
 
@@ -40,7 +41,9 @@ class SliceCounts:
 
 @dataclass(frozen=True, slots=True)
 class SliceClaim:
-    """Whether every risk of the target holds where `attribute` is `value`. n: units of the slice; delta: what it spent."""
+    """Whether every risk of the target holds where `attribute` is `value`. n: units of the slice; delta: what it
+    spent.
+    """
 
     attribute: str
     value: str

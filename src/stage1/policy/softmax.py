@@ -61,8 +61,8 @@ def two_sided_walk(
 ) -> Thresholds:
     """Thresholds with P(fnr > its target) <= delta and, independently, P(false_exit_rate > its target) <= delta.
 
-    negatives, positives: scores of each class in val_calib, any order. Ties at a threshold defer as a block. boundary: fixed
-    before these scores were seen; lo stays at or below it, hi at or above.
+    negatives, positives: scores of each class in val_calib, any order. Ties at a threshold defer as a block. boundary:
+    fixed before these scores were seen; lo stays at or below it, hi at or above.
     """
     rank = order_statistic_rank(len(negatives), false_exit_rate, delta)
     if rank == 0:
@@ -75,7 +75,9 @@ def two_sided_walk(
 
 
 def one_sided_walk(positives: NDArray[np.float64], fnr: float, delta: float, boundary: Boundary) -> Thresholds:
-    """fnr alone: hi at the boundary, lo walked up the positives; P(fnr > its target) <= delta. Both None where lo has no place."""
+    """fnr alone: hi at the boundary, lo walked up the positives; P(fnr > its target) <= delta. Both None where lo
+    has no place.
+    """
     lo = _walked(positives, boundary.hi, fnr, delta, boundary)
     # Without a lo no positive is ever missed, and answering one class always would pass for a certificate of fnr.
     return Thresholds(lo, boundary.hi) if lo is not None and np.isfinite(boundary.hi) else Thresholds(None, None)
@@ -84,7 +86,9 @@ def one_sided_walk(positives: NDArray[np.float64], fnr: float, delta: float, bou
 def _walked(
     positives: NDArray[np.float64], hi: float, fnr: float, delta: float, boundary: Boundary | None
 ) -> float | None:
-    """The walk up the positives, given hi: the largest lo that keeps fnr, at most hi and the boundary; None: no place."""
+    """The walk up the positives, given hi: the largest lo that keeps fnr, at most hi and the boundary; None: no
+    place.
+    """
     right = int((positives > hi).sum())
     length = walk_length(right, len(positives) - right, fnr, delta)
     if length == 0:

@@ -1,4 +1,5 @@
-"""Softmax policy for K > 2 classes: the likeliest class is the answer, given iff its confidence passes that class's threshold.
+"""Softmax policy for K > 2 classes: the likeliest class is the answer, given iff its confidence passes that class's
+threshold.
 
 | part | choice | made on |
 |---|---|---|
@@ -62,8 +63,8 @@ METHODS = {
 class MulticlassPolicy:
     """A fitted policy. certificate is None only for thresholds that were loaded without one.
 
-    confidence_score: name in `stage1.scores.confidence`. thresholds: float [K] on it, by the answered class: exits iff the
-    confidence is greater; None: nothing exits as that class. mode: "one" threshold, or one "per_class".
+    confidence_score: name in `stage1.scores.confidence`. thresholds: float [K] on it, by the answered class: exits iff
+    the confidence is greater; None: nothing exits as that class. mode: "one" threshold, or one "per_class".
     """
 
     confidence_score: str
@@ -105,7 +106,9 @@ class MulticlassPolicy:
 
     @classmethod
     def from_document(cls, document: dict[str, Any], certificate: Certificate | None = None) -> MulticlassPolicy:
-        """The inverse of to_document (whose shape the schema has checked). Raises IntegrityError where lengths disagree."""
+        """The inverse of to_document (whose shape the schema has checked). Raises IntegrityError where lengths
+        disagree.
+        """
         if len(document["thresholds"]) != len(document["classes"]):
             raise IntegrityError(
                 f"thresholds: {len(document['thresholds'])} for {len(document['classes'])} classes; run `stage1"
@@ -143,8 +146,9 @@ def fit_multiclass(
 ) -> MulticlassPolicy:
     """Choose thresholds for `request` (its classes name the K columns) and certify them on the units of `calib`.
 
-    select: labelled scores of val_select, at least 10. confidence_score: fixed on other data than calib. thresholds: "one",
-    "per_class", or "auto" for the one with the greater predicted coverage. unit: image, or one image of each group.
+    select: labelled scores of val_select, at least 10. confidence_score: fixed on other data than calib. thresholds:
+    "one", "per_class", or "auto" for the one with the greater predicted coverage. unit: image, or one image of each
+    group.
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate says why.
     Raises ConfigError (unit, thresholds, confidence_score, select), DataError (labels missing).
     """
@@ -251,10 +255,11 @@ def _path(select: Scores, confidence_score: str, request: Request, n: int, delta
 
 
 def walk(path: ClassPath, sample: Sample, request: Request, delta: float) -> tuple[int | None, int | None]:
-    """(place, tried): the riskiest place of the path that certifies every risk and floor; where it is None, the place that failed.
+    """(place, tried): the riskiest place of the path that certifies every risk and floor; where it is None, the place
+    that failed.
 
-    From the start towards more risk until the first failure; with floors also from the riskiest place towards safety, at
-    delta each (ALGORITHMS 2.5): exits only grow along the path, so a place within both runs keeps risks and floors.
+    From the start towards more risk until the first failure; with floors also from the riskiest place towards safety,
+    at delta each (ALGORITHMS 2.5): exits only grow along the path, so a place within both runs keeps risks and floors.
     """
     exits = sample.counts(path.thresholds)
     place = fixed_sequence(
@@ -270,7 +275,9 @@ def walk(path: ClassPath, sample: Sample, request: Request, delta: float) -> tup
 
 
 def _failing(path: ClassPath | None, sample: Sample, request: Request, delta: float) -> dict[str, float] | None:
-    """The risks that fail where testing along the path stops, with their bounds; {} where the target passes, None: no path."""
+    """The risks that fail where testing along the path stops, with their bounds; {} where the target passes, None:
+    no path.
+    """
     if path is None:
         return None
     place, tried = walk(path, sample, request, delta)
@@ -286,7 +293,9 @@ def _walker(path: ClassPath | None, request: Request, delta: float) -> Any:
 
 
 def measured(exits: ClassExits, request: Request, delta: float, cuts: Floats, certified: bool) -> dict[str, RiskBound]:
-    """Errors, trials and its own exact upper bound at 1 - delta of each risk, counted from the decisions at `cuts` (one rule)."""
+    """Errors, trials and its own exact upper bound at 1 - delta of each risk, counted from the decisions at `cuts`
+    (one rule).
+    """
     bounds = {}
     for name, target in request.targets.items():
         errors, n = (int(column[0]) for column in exits.counts(name, request.classes))

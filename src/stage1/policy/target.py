@@ -22,11 +22,11 @@ CLASS_RISKS = ("fnr", "wrong", "miss_rate")
 class Request:
     """A target set: every risk at most its value, coverage at least its floors, jointly at `confidence`.
 
-    coverage: floor on P(exit); class_coverage: floors on P(exit | class), by class name. target_prior: P(y = 1) where the
-    bundle will work; `error` and `coverage` are then those at this prior. classes: (negative, positive), or K > 2 names; the
-    risks are then error, fnr.<class>, wrong.<class> and miss_rate.<class>, and there is no target_prior. against_argmax: an
-    image may exit as a class that its probability does not favour; boundary: else the limits of the thresholds of two
-    classes, known once val_select has been looked at (policy/boundary.py), None: none.
+    coverage: floor on P(exit); class_coverage: floors on P(exit | class), by class name. target_prior: P(y = 1) where
+    the bundle will work; `error` and `coverage` are then those at this prior. classes: (negative, positive), or K > 2
+    names; the risks are then error, fnr.<class>, wrong.<class> and miss_rate.<class>, and there is no target_prior.
+    against_argmax: an image may exit as a class that its probability does not favour; boundary: else the limits of the
+    thresholds of two classes, known once val_select has been looked at (policy/boundary.py), None: none.
     Raises ConfigError naming the field.
     """
 
@@ -93,7 +93,9 @@ class Request:
 
 
 def settable(targets: Mapping[str, float]) -> str:
-    """A target as an override that the command line takes, e.g. "risks={error: 0.05, fnr.cat: 0.1}"; it is the whole target."""
+    """A target as an override that the command line takes, e.g. "risks={error: 0.05, fnr.cat: 0.1}"; it is the
+    whole target.
+    """
     plain = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
     named = (name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in targets)
     return f"risks={{{', '.join(f'{name}: {target:g}' for name, target in zip(named, targets.values(), strict=True))}}}"
@@ -112,8 +114,9 @@ def passing_targets(
 ) -> dict[str, float] | None:
     """The target nearest to `request` that these units certify when it is asked for instead; None where none is found.
 
-    failing(request): the risks that fail where testing stops, with the bounds that they reach there; {} where the whole target
-    passes, None where no thresholds are found for it. Larger targets lay out another path, so the first answer is tried, not believed.
+    failing(request): the risks that fail where testing stops, with the bounds that they reach there; {} where the whole
+    target passes, None where no thresholds are found for it. Larger targets lay out another path, so the first answer
+    is tried, not believed.
     """
     targets = dict(request.targets)
     for _ in range(_ROUNDS):
@@ -124,7 +127,8 @@ def passing_targets(
         elif not found:
             return targets if targets != dict(request.targets) else None
         else:
-            # A bound from a handful of exits is far above what more exits show at a larger target: not further than a step.
+            # A bound from a handful of exits is far above what more exits show at a larger target: not further than a
+            # step.
             targets |= {
                 name: rounded_up(max(min(bound, _STEP * targets[name]), targets[name] + 0.001))
                 for name, bound in found.items()

@@ -71,7 +71,8 @@ def choose(
     *,
     along_path: bool = False,
 ) -> Choice:
-    """Thresholds for `request` from the counted units of val_calib, float [N] and int [N]; select: val_select, for the path.
+    """Thresholds for `request` from the counted units of val_calib, float [N] and int [N]; select: val_select, for the
+    path.
 
     along_path: use the path also where a closed-form rule exists (claims for slices are tested along it).
     Raises ConfigError where the target set needs val_select and it is missing or too small (10 of each class).
@@ -82,7 +83,9 @@ def choose(
 def rule(
     request: Request, n: int, select_score: Floats | None, select_labels: Labels | None, *, along_path: bool = False
 ) -> Rule:
-    """The method for `request` as a function of the calibration units alone: everything val_select decides is done here."""
+    """The method for `request` as a function of the calibration units alone: everything val_select decides is done
+    here.
+    """
     targets, chosen = request.targets, frozenset(request.targets)
     delta = 1.0 - request.confidence
     closed_form = not request.has_floor and not along_path
@@ -110,7 +113,8 @@ def rule(
             "select: val_select has fewer than 10 images of a class; this target needs them to order the thresholds"
         )
     if along_path:
-        # Slices are tested along the path of the thresholds; which of two that is would depend on the calibration labels.
+        # Slices are tested along the path of the thresholds; which of two that is would depend on the calibration
+        # labels.
         path = replace(path, hedge=None)
     return lambda score, labels: _along(path, score, labels, request, delta / 2 if request.has_floor else delta)
 
@@ -124,7 +128,9 @@ def path_from(request: Request, n: int, select_score: Floats, select_labels: Lab
 
 
 def _along(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
-    """Test along the path, and where it is hedged and fails at once along the other one: two sequences share the delta."""
+    """Test along the path, and where it is hedged and fails at once along the other one: two sequences share the
+    delta.
+    """
     if path.hedge is None or request.has_floor:
         return _test(path, score, labels, request, delta)
     first = _test(path, score, labels, request, (1 - HEDGE) * delta)
@@ -138,7 +144,8 @@ def _test(path: Path, score: Floats, labels: Labels, request: Request, delta: fl
     place = fixed_sequence(certifies(exits, request.targets, delta, request.target_prior), path.start)
     tried = pair_at(path, path.start)
     if place is not None and request.has_floor:
-        # Coverage rises along the path, risk too: two sequences from the two ends, delta / 2 each; a pair in both holds both.
+        # Coverage rises along the path, risk too: two sequences from the two ends, delta / 2 each; a pair in both holds
+        # both.
         lowest = fixed_sequence(floors_hold(exits, request, delta)[::-1])
         if lowest is None or place < len(path.lo) - 1 - lowest:
             tried, place = pair_at(path, place), None
@@ -181,7 +188,8 @@ def _everything_exits(score: Floats, labels: Labels, targets: dict[str, float], 
     rank = order_statistic_rank(len(own), target, delta)
     if rank == 0:
         return Thresholds(None, None)
-    # Strictly between the rank-th score of the class and whatever lies below it, so that no image sits on the threshold.
+    # Strictly between the rank-th score of the class and whatever lies below it, so that no image sits on the
+    # threshold.
     below = sign * score
     below = below[below < own[rank - 1]]
     cut = float((own[rank - 1] + below.max()) / 2) if len(below) else float(own[rank - 1] - 1.0)

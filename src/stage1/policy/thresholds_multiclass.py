@@ -1,4 +1,6 @@
-"""What val_select says of K classes: rows sorted once by answered class, and P(right | confidence, answered class) under maps."""
+"""What val_select says of K classes: rows sorted once by answered class, and P(right | confidence, answered class)
+under maps.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ Ints = NDArray[np.int64]
 Labels = NDArray[np.int64]
 
 _SATURATED = 40.0
-# How far classes may differ in the log odds of being right at one confidence: a handful of errors a class must not say more.
+# How far classes may differ in the log odds of being right at one confidence: a handful of errors a class must not say
+# more.
 _CLASS_SPREAD = 0.5
 
 
@@ -28,7 +31,8 @@ class Blocks:
     """Rows by answered class, the most confident first, equal confidences as one block.
 
     For class k, places 0..B_k say how many of its blocks exit; they stand in flat arrays from offset[k] on.
-    rows: order of the rows; ends: flat, rows that exit at each place (as a position in `rows`); cuts: flat, threshold of each place.
+    rows: order of the rows; ends: flat, rows that exit at each place (as a position in `rows`); cuts: flat, threshold
+    of each place.
     """
 
     answer: Labels
@@ -84,7 +88,9 @@ class Blocks:
 
 
 def answer_maps(confidence: Floats, answer: Labels, labels: Labels) -> list[Floats]:
-    """P(right) of every row, float [N], under each map: Platt, logistic on normal scores of ranks, mean of their logits."""
+    """P(right) of every row, float [N], under each map: Platt, logistic on normal scores of ranks, mean of their
+    logits.
+    """
     right = (answer == labels).astype(np.int64)
     ordered = np.sort(confidence)
 
@@ -96,7 +102,8 @@ def answer_maps(confidence: Floats, answer: Labels, labels: Labels) -> list[Floa
         z = special.ndtri(np.clip(place / len(ordered), 0.5 / len(ordered), 1 - 0.5 / len(ordered)))
         return np.stack([z, np.maximum(z, 0.0), z**3], axis=1)
 
-    # One right and one wrong answer of middling confidence more: a val_select without errors must not promise none ever.
+    # One right and one wrong answer of middling confidence more: a val_select without errors must not promise none
+    # ever.
     middle = np.full(2, np.median(confidence))
     logits = [
         fit_logistic(
@@ -122,8 +129,9 @@ def _with_classes(logits: Floats, answer: Labels, right: Labels) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One map over the blocks. exits, wrong: flat, cumulated rows and modelled wrong answers; level: flat, P(wrong) of the
-    last block at each place, never falling as confidence falls. kinds: [K, K], true class of the wrong answers of each class.
+    """One map over the blocks. exits, wrong: flat, cumulated rows and modelled wrong answers; level: flat, P(wrong) of
+    the last block at each place, never falling as confidence falls. kinds: [K, K], true class of the wrong answers of
+    each class.
     """
 
     exits: Floats
@@ -154,8 +162,8 @@ def model_of(p: Floats, blocks: Blocks, probabilities: Floats, labels: Labels) -
         start, end = blocks.ends[blocks.offset[index]], blocks.ends[blocks.offset[index] + blocks.sizes[index]]
         own = blocks.rows[start:end]
         wrong[own] = np.maximum.accumulate(1 - p[own])
-    # Which class is it, given that the answer is wrong: what softmax says of the others, weighted by the chance of error, with
-    # the errors that were seen.
+    # Which class is it, given that the answer is wrong: what softmax says of the others, weighted by the chance of
+    # error, with the errors that were seen.
     others = probabilities.copy()
     others[rows, answer] = 0.0
     total = others.sum(axis=1, keepdims=True)

@@ -22,7 +22,8 @@ def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
     """ "image", "group" (one image of each) or "group_mean" (all images, policy/group_means.py) for `unit`.
 
     unit: auto, or one of the three. auto is "group" where groups repeat; certify may then take "group_mean" instead, by
-    power on val_select. Raises ConfigError where an image-level certificate is asked for although groups repeat and assume_iid is not set.
+    power on val_select. Raises ConfigError where an image-level certificate is asked for although groups repeat and
+    assume_iid is not set.
     """
     if unit not in UNITS:
         raise ConfigError(f"unit: {unit!r} is unknown; use {', '.join(UNITS)}")

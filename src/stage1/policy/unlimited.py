@@ -1,7 +1,8 @@
 """Which wrong answers a certificate leaves without any limit, and which answers are never given; in words.
 
 Derived from the risks *and* the thresholds: "only fnr is limited" says nothing of the other side. With fnr alone images
-exit on both sides, and the other error is without a limit; with miss_rate alone the other side is shut, and there is none.
+exit on both sides, and the other error is without a limit; with miss_rate alone the other side is shut, and there is
+none.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from stage1.risk.sample_size import SIDES
 def unlimited(risks: Collection[str], classes: Sequence[str], never_answered: Collection[str]) -> tuple[str, ...]:
     """One sentence for each kind of wrong answer that is given and that no risk limits; () where all are limited.
 
-    risks: names of the certified risks. never_answered: classes as which no image exits. A wrong answer (an image of class t
-    that exits as class a) is limited by `error`, by fnr or miss_rate of t, or by wrong of a.
+    risks: names of the certified risks. never_answered: classes as which no image exits. A wrong answer (an image of
+    class t that exits as class a) is limited by `error`, by fnr or miss_rate of t, or by wrong of a.
     """
     rates = unlimited_rates(risks, classes, never_answered)
     if not rates:

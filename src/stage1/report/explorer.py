@@ -1,6 +1,7 @@
 """What thresholds do to the calibration units: counts, risks and exact bounds at any pair, and when they may be shown.
 
-The threshold explorer: what its script reads, and the same numbers at the policy's own thresholds for a page without script.
+The threshold explorer: what its script reads, and the same numbers at the policy's own thresholds for a page without
+script.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Evidence:
     """The units that the certificate counted, and the risks that can be counted anew from them.
 
     negatives, positives: raw scores of each class, float, rising. lo, hi: the policy's thresholds, None = never exits.
-    targets, deltas: of each risk shown. left_out: risks of the certificate that 0/1 counts at two thresholds do not give.
+    targets, deltas: of each risk shown. left_out: risks of the certificate that 0/1 counts at two thresholds do not
+    give.
     """
 
     negatives: Floats
@@ -52,7 +54,9 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class RiskCount:
-    """errors among n counted units and the exact one-sided upper bound; by_construction: that wrong answer is never given."""
+    """errors among n counted units and the exact one-sided upper bound; by_construction: that wrong answer is never
+    given.
+    """
 
     name: str
     target: float
@@ -67,8 +71,8 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
     """The evidence, or one sentence that says why thresholds cannot be explored on it.
 
     calibration: the labelled units that the certificate counted (one image of each group where the unit is the group).
-    Nothing is shown that does not give back the counts of the certificate at its own thresholds, within its joint bounds (those
-    here are each of one risk alone): a certificate on
+    Nothing is shown that does not give back the counts of the certificate at its own thresholds, within its joint
+    bounds (those here are each of one risk alone): a certificate on
     group means, on other units or of another run is not explained by 0/1 counts of these.
     """
     if calibration is None:
@@ -156,7 +160,9 @@ def explorer(evidence: Evidence | str) -> dict[str, Any] | str:
 
 @cache
 def script() -> tuple[str, str]:
-    """The script of the explorer and the source expression ('sha256-...') that lets a page run this script and no other."""
+    """The script of the explorer and the source expression ('sha256-...') that lets a page run this script and no
+    other.
+    """
     text = resources.files("stage1.report").joinpath("templates/explorer.js").read_text(encoding="utf-8")
     assert "</script" not in text
     return text, "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -75,7 +75,8 @@ _MOST_ENTRIES = 12
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One image to show: JPEG bytes, file name or other caption, true class, what the policy did, probability of class 1.
+    """One image to show: JPEG bytes, file name or other caption, true class, what the policy did, probability of class
+    1.
 
     decided: which of several views decided (it is framed in the picture), "" without views.
     """
@@ -101,15 +102,19 @@ def write_report(
     calibration: Scores | None = None,
     views: Document | None = None,
 ) -> list[Path]:
-    """Write `folder/report.html` and `folder/figures/*.png`, `*.svg`; each file whole or not at all. Returns their paths, page first.
+    """Write `folder/report.html` and `folder/figures/*.png`, `*.svg`; each file whole or not at all. Returns their
+    paths, page first.
 
     certificate, evaluation, split, policy: the documents certificate.json, evaluation.json, splits.json (None where the
-    roles come from elsewhere) and thresholds.json. scores: val_test, [N, K] with labels. thumbnails: the worst errors, worst first.
+    roles come from elsewhere) and thresholds.json. scores: val_test, [N, K] with labels. thumbnails: the worst errors,
+    worst first.
     run: facts to print, all optional: name, created, model, n_images, config (mapping or text), seconds (stage -> s),
-    bundle (where `stage1 verify` finds it), recompute (the command instead, where there is no bundle); further keys are printed as they are.
-    calibration: the labelled scores of val_calib that the certificate counted (one image of each group where its unit is the
-    group); with them the page has the threshold explorer and the threshold plane, without them it says so.
-    views: what views.json says and how it was chosen (asked, ships, description, aggregator, comparison, order, expected); None: no views.
+    bundle (where `stage1 verify` finds it), recompute (the command instead, where there is no bundle); further keys are
+    printed as they are.
+    calibration: the labelled scores of val_calib that the certificate counted (one image of each group where its unit
+    is the group); with them the page has the threshold explorer and the threshold plane, without them it says so.
+    views: what views.json says and how it was chosen (asked, ships, description, aggregator, comparison, order,
+    expected); None: no views.
     Every number printed comes from these; the same input gives the same bytes.
     Raises MissingError without matplotlib or jinja2, IntegrityError where the documents belong to different runs, or
     are of a version that did not write what the page shows.
@@ -250,7 +255,9 @@ def _class_words(evaluation: Document) -> dict[str, str]:
 
 
 def _not_limited(certificate: Document, evaluation: Document) -> list[tuple[str, Any]]:
-    """[(name, row)] of the rates of evaluation.json that this certificate leaves without a limit, where they were observed."""
+    """[(name, row)] of the rates of evaluation.json that this certificate leaves without a limit, where they were
+    observed.
+    """
     if not certificate.get("unlimited"):
         return []
     names = unlimited_rates(certificate["risks"], certificate["classes"], certificate["never_answered"])
@@ -291,7 +298,9 @@ def _risk_card(check: Check, certificate: Document, evaluation: Document) -> dic
 
 
 def _split_table(split: Document | None) -> dict[str, Any] | None:
-    """The rows of the split table. split: {roles: {role: {counts: {class: n}, n_groups, group_counts?, can_certify?}}, ...}."""
+    """The rows of the split table. split: {roles: {role: {counts: {class: n}, n_groups, group_counts?,
+    can_certify?}}, ...}.
+    """
     if split is None:
         return None
     roles = split["roles"]

@@ -12,11 +12,12 @@ Tests by betting, for losses in [0, 1] that are not counts (group means), and fo
 | betting_pvalue, betting_upper | values in [0, 1], independent with one mean, in an order fixed beforehand | a plain loop, the power table of ALGORITHMS 2.6 |
 | eprocess | 0/1 losses, each wrong with probability <= alpha given the past | ALGORITHMS 10 |
 
-A gambler stakes a share of a wealth of 1 on "the next value is below `level`". Where the mean is at least `level`, no stake
-that looks only at past values can make the expected wealth grow, so the wealth ever reaches 1 / delta with probability at
-most delta (Ville 1939). For 0/1 losses and a fixed n the exact binomial is stronger (ALGORITHMS 2.3), by far where losses are rare
-and whole (risk .03 against .05, 2,000 values: power .46 against 1.0): the stake of betting_pvalue looks at mean and variance, and
-overbets on such skewed losses. It is made for means of frames; choose_group_method leaves the rest to the binomial.
+A gambler stakes a share of a wealth of 1 on "the next value is below `level`". Where the mean is at least `level`, no
+stake that looks only at past values can make the expected wealth grow, so the wealth ever reaches 1 / delta with
+probability at most delta (Ville 1939). For 0/1 losses and a fixed n the exact binomial is stronger (ALGORITHMS 2.3), by
+far where losses are rare and whole (risk .03 against .05, 2,000 values: power .46 against 1.0): the stake of
+betting_pvalue looks at mean and variance, and overbets on such skewed losses. It is made for means of frames;
+choose_group_method leaves the rest to the binomial.
 """
 
 from __future__ import annotations
@@ -125,10 +126,11 @@ _LEVELS = np.geomspace(1e-4, 0.9999, 513)
 def betting_pvalue(x: ArrayLike, level: float) -> Floats:
     """p-value of H0: E x >= `level`, for independent values with one mean, each in [0, 1].
 
-    x: float [N], or [N, C] for C candidates on the same samples, in the order of testing; that order must not depend on the
-    values. level: in (0, 1). Returns a scalar array, or float64 [C]: 1 / (largest wealth over t = 0 .. N), 1.0 for N = 0.
-    The stake is lambda_t = clip((level - mu) / (v + (level - mu)^2), 0, 0.9 / (1 - level)), with mu and v the running mean
-    and variance before t, started at level / 2 and level / 4 with weight 1. Valid for each candidate alone.
+    x: float [N], or [N, C] for C candidates on the same samples, in the order of testing; that order must not depend on
+    the values. level: in (0, 1). Returns a scalar array, or float64 [C]: 1 / (largest wealth over t = 0 .. N), 1.0 for
+    N = 0.
+    The stake is lambda_t = clip((level - mu) / (v + (level - mu)^2), 0, 0.9 / (1 - level)), with mu and v the running
+    mean and variance before t, started at level / 2 and level / 4 with weight 1. Valid for each candidate alone.
     Raises DataError for NaN, a value outside [0, 1], more than two dimensions, or a level outside (0, 1).
     Source: Waudby-Smith and Ramdas 2024 (betting); ALGORITHMS 2.6 (stake); Ville 1939.
     """
@@ -147,14 +149,16 @@ def betting_upper(x: ArrayLike, delta: float, *, idle: ArrayLike | None = None, 
 
     x: float [N], in an order of testing that does not depend on the values. idle: float [N] with x + idle <= 1, for a
     ratio: the level a is then tested on x + a * idle, which bounds E x / E (1 - idle) (risk/clusters.py); None: zeros.
-    Returns the smallest level of a fixed grid (1e-4 .. 0.9999, 1.8 % apart) from which every level up is rejected at delta.
-    Why a grid is enough: for a true value m let a be the largest level of the grid that is not above m. m is missed only if a
-    is rejected, and a <= m makes that a false rejection of one test that was fixed beforehand. The p-value need not fall
-    as the level rises (one sample in some hundreds has a gap), so levels are searched from above; no root is sought.
+    Returns the smallest level of a fixed grid (1e-4 .. 0.9999, 1.8 % apart) from which every level up is rejected at
+    delta.
+    Why a grid is enough: for a true value m let a be the largest level of the grid that is not above m. m is missed
+    only if a is rejected, and a <= m makes that a false rejection of one test that was fixed beforehand. The p-value
+    need not fall as the level rises (one sample in some hundreds has a gap), so levels are searched from above; no root
+    is sought.
 
     target: a level fixed beforehand, added to the grid, so that the answer is <= target exactly where betting_pvalue at
-    target is <= delta: the levels above a rejected target need no test of their own, since the stakes that won against it
-    win more against them. Where target is not rejected, the answer is the one of the grid alone, and above target.
+    target is <= delta: the levels above a rejected target need no test of their own, since the stakes that won against
+    it win more against them. Where target is not rejected, the answer is the one of the grid alone, and above target.
     Raises DataError as betting_pvalue does, and for a delta or target outside (0, 1).
     """
     values = _checked_values(x)
@@ -187,7 +191,8 @@ def eprocess(losses: ArrayLike, alpha: float, betas: Sequence[float] = (1.5, 2.0
     losses: 0/1 [N] in the order of observation. betas: alternatives q = beta * alpha, mixed with equal weight;
     those of 1 or more are left out.
     Returns float64 [N]: E_t = mean over q of (q/alpha)^S ((1-q)/(1-alpha))^(t-S), S = losses so far. Under H0 it ever
-    reaches 1 / delta with probability at most delta, so it may be looked at after every sample; values are capped at 1e300.
+    reaches 1 / delta with probability at most delta, so it may be looked at after every sample; values are capped at
+    1e300.
     Raises DataError for losses other than 0 and 1, alpha outside (0, 1), a beta <= 1, or no q below 1.
     Source: ALGORITHMS 10; Ville 1939.
     """

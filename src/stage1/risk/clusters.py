@@ -7,7 +7,8 @@ Two valid methods for one risk, "a random frame of a random group" (ALGORITHMS 2
 | one_per_group (policy/units.py) | one frame of each group, exact binomial, n = groups | frames of a group agree |
 | betting | X_g, a mean over the group's frames, betting_pvalue | frames of a group hardly agree |
 
-**Which risk.** The rows that are passed say which frames a random frame stands for; both methods must be given the same rows.
+**Which risk.** The rows that are passed say which frames a random frame stands for; both methods must be given the same
+rows.
 
 | rows | trials | the risk is that of |
 |---|---|---|
@@ -18,16 +19,17 @@ Two valid methods for one risk, "a random frame of a random group" (ALGORITHMS 2
 
 The last two differ only where a group holds both classes: rows of one class give each group that has the class the same
 weight, all rows give a group weight by its share of the class. With rows of one class, groups without such a frame do
-not count, and the rest are still independent and alike. But a group with both classes then speaks for both: the tests of
-the two classes are dependent, and their joint level takes p = max or a divided delta (Bonferroni), never 1 - sqrt(1 - delta).
+not count, and the rest are still independent and alike. But a group with both classes then speaks for both: the tests
+of the two classes are dependent, and their joint level takes p = max or a divided delta (Bonferroni), never 1 - sqrt(1
+- delta).
 
-**Ratios.** X_g = mean(err) + target * mean(not trial), which is mean(err) - target * mean(trial) + target. E X_g >= target
-says E mean(err) >= target * E mean(trial): the ratio P(err) / P(trial) of a random frame is at least the target. An error is
-a trial, so 0 <= mean(err) <= mean(trial), and 0 <= X_g <= mean(trial) + mean(not trial) = 1.
+**Ratios.** X_g = mean(err) + target * mean(not trial), which is mean(err) - target * mean(trial) + target. E X_g >=
+target says E mean(err) >= target * E mean(trial): the ratio P(err) / P(trial) of a random frame is at least the target.
+An error is a trial, so 0 <= mean(err) <= mean(trial), and 0 <= X_g <= mean(trial) + mean(not trial) = 1.
 
-**Groups without a trial** have X_g = target whatever their answers: they say nothing, but they would pull the running mean
-towards the target and shrink the stakes. They are put last: the groups with a trial are themselves independent and alike,
-and their E X_g is at least the target exactly where that of all groups is.
+**Groups without a trial** have X_g = target whatever their answers: they say nothing, but they would pull the running
+mean towards the target and shrink the stakes. They are put last: the groups with a trial are themselves independent and
+alike, and their E X_g is at least the target exactly where that of all groups is.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ _CELLS = 2_000_000
 def group_order(groups: ArrayLike, seed: int) -> Texts:
     """The distinct groups, str [G], in the order of hash(seed, group).
 
-    groups: names [N], text or whole numbers. The order looks at names alone, so it does not depend on labels or scores, and
-    taking groups away leaves the order of the others. Raises DataError for anything but one row of names.
+    groups: names [N], text or whole numbers. The order looks at names alone, so it does not depend on labels or scores,
+    and taking groups away leaves the order of the others. Raises DataError for anything but one row of names.
     """
     names = np.unique(_checked_groups(groups))
     keys = [hashlib.sha256(f"{seed}|group order|{name}".encode()).digest() for name in names.tolist()]
@@ -68,10 +70,11 @@ def group_means(
 ) -> Floats:
     """X_g of each group that has a row, in the order given: float64 [G'] or [G', C], in [0, 1].
 
-    errors: bool [N], or [N, C] for C candidates; trials: bool of the same shape, or None where every row is a trial (shares);
-    groups: names [N]; target: in (0, 1), used by ratios only; order: every group once (group_order), more than occur are
-    allowed. The rows say which risk is meant: see the top of this file.
-    Raises DataError: shapes, values other than 0 and 1, an error that is no trial, a group that `order` lacks or repeats.
+    errors: bool [N], or [N, C] for C candidates; trials: bool of the same shape, or None where every row is a trial
+    (shares); groups: names [N]; target: in (0, 1), used by ratios only; order: every group once (group_order), more
+    than occur are allowed. The rows say which risk is meant: see the top of this file.
+    Raises DataError: shapes, values other than 0 and 1, an error that is no trial, a group that `order` lacks or
+    repeats.
     """
     wrong, idle = group_shares(errors, trials, group_layout(groups, order))
     if not 0 < target < 1:
@@ -91,7 +94,9 @@ def group_pvalue(errors: ArrayLike, trials: ArrayLike | None, groups: ArrayLike,
 
 
 def shares_pvalue(wrong: Floats, idle: Floats, target: float) -> Floats:
-    """group_pvalue from the groups' shares of wrong rows and of rows that are no trial (group_shares), in order of testing."""
+    """group_pvalue from the groups' shares of wrong rows and of rows that are no trial (group_shares), in order of
+    testing.
+    """
     if not 0 < target < 1:
         raise DataError(f"target: must lie strictly between 0 and 1, got {target!r}")
     wrong, idle = _tried_first(wrong, idle)
@@ -107,7 +112,8 @@ def group_upper(
     seed: int,
     target: float | None = None,
 ) -> float:
-    """Upper bound at 1 - delta of the risk of one candidate: <= target exactly where group_pvalue at target is <= delta.
+    """Upper bound at 1 - delta of the risk of one candidate: <= target exactly where group_pvalue at target is <=
+    delta.
 
     errors, trials: bool [N]; the rest as for group_means. Raises DataError as group_means and betting_upper do.
     """
@@ -146,11 +152,11 @@ def group_power(
 ) -> GroupPower:
     """Chance of each method to certify risk <= target at delta from n_groups_calib groups like those of val_select.
 
-    errors, trials: bool [N] of one candidate on val_select; groups: names [N]. Groups are drawn with replacement, the same for
-    both methods. How frames agree within a group shows in few groups; the level of the risk does not, and a level that seems
-    hopeless or easy makes both methods look alike. So the chance is the mean over risks of .2, .4 and .6 of the target: the
-    groups with an error are drawn as often as brings them there (weights exp(c err) would favour groups with few errors, and
-    so make frames look less alike than they are); without an error, as they are.
+    errors, trials: bool [N] of one candidate on val_select; groups: names [N]. Groups are drawn with replacement, the
+    same for both methods. How frames agree within a group shows in few groups; the level of the risk does not, and a
+    level that seems hopeless or easy makes both methods look alike. So the chance is the mean over risks of .2, .4 and
+    .6 of the target: the groups with an error are drawn as often as brings them there (weights exp(c err) would favour
+    groups with few errors, and so make frames look less alike than they are); without an error, as they are.
     Deterministic by seed. Raises DataError as group_means does, for no row, and for n_groups_calib < 1.
     Measured in tests/risk/test_groups.py and tests/policy/test_group_means.py.
     """
@@ -171,7 +177,8 @@ def group_power(
         drawn = rng.choice(len(wrong), (n_groups_calib, draws), p=weights)
         err, rest = wrong[drawn], idle[drawn]
         betting = shares_pvalue(err, rest, target)
-        # One frame of each group: wrong below its share of errors, no trial above its share of trials, right in between.
+        # One frame of each group: wrong below its share of errors, no trial above its share of trials, right in
+        # between.
         frame = rng.random(drawn.shape)
         single = binomial_pvalue((frame < err).sum(axis=0), (frame < np.maximum(err, 1 - rest)).sum(axis=0), target)
         passed.append(((single <= delta).mean(), (betting <= delta).mean()))
@@ -189,7 +196,9 @@ def choose_group_method(
     n_groups_calib: int,
     seed: int,
 ) -> GroupMethod:
-    """The method with the larger chance to certify, from val_select alone; one_per_group where they tie. See group_power."""
+    """The method with the larger chance to certify, from val_select alone; one_per_group where they tie. See
+    group_power.
+    """
     return group_power(errors, trials, groups, target, delta, n_groups_calib=n_groups_calib, seed=seed).better
 
 
@@ -213,7 +222,8 @@ def _at_risk(wrong: Floats, tried: Floats, risk: float) -> Floats | None:
 class GroupLayout:
     """Where the rows of each group stand, in order of testing: made once, used for many candidates.
 
-    rows: int [N], row numbers, group by group; starts: int [G], where each group begins in it; n_rows of each: sizes [G].
+    rows: int [N], row numbers, group by group; starts: int [G], where each group begins in it; n_rows of each: sizes
+    [G].
     """
 
     rows: NDArray[np.int64]
@@ -225,7 +235,9 @@ class GroupLayout:
 
 
 def group_layout(groups: ArrayLike, order: ArrayLike) -> GroupLayout:
-    """The layout of groups (names [N]) in `order` (group_order). Raises DataError for a group that it lacks or repeats."""
+    """The layout of groups (names [N]) in `order` (group_order). Raises DataError for a group that it lacks or
+    repeats.
+    """
     names, ordered = _checked_groups(groups), _checked_groups(order)
     place = {name: index for index, name in enumerate(ordered.tolist())}
     if len(place) < len(ordered):

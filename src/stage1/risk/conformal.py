@@ -2,16 +2,17 @@
 
 Selective conformal risk control (SCRC): a bound on the loss among the samples whose confidence passes.
 
-Stage 1 selects by confidence g, stage 2 sets a floor on a score of the true class, below which it is left out of the set
-(a loss of 1). In the notation of the paper tau = 1 - lambda_1 and floor = 1 - lambda_2, on any increasing scale.
+Stage 1 selects by confidence g, stage 2 sets a floor on a score of the true class, below which it is left out of the
+set (a loss of 1). In the notation of the paper tau = 1 - lambda_1 and floor = 1 - lambda_2, on any increasing scale.
 
 | function | promise | assumes |
 |---|---|---|
 | inductive_threshold (SCRC-I) | coverage >= xi and P(loss given selected) <= alpha, jointly with probability >= 1 - d1 - d2 over calibration sets | i.i.d. samples |
 | transductive_thresholds (SCRC-T) | P(selected) >= xi and E[loss given selected] <= alpha, over calibration set and sample together | exchangeable samples |
 
-Source: Xu, Guo and Wei 2025 (arXiv 2512.12844), in the corrected forms of ALGORITHMS 1.5. The rule as published allows one loss
-more, ceil((m + 1) alpha) - 1, and its code takes a percentile for tau: both break the promise (tests/risk/test_scrc.py).
+Source: Xu, Guo and Wei 2025 (arXiv 2512.12844), in the corrected forms of ALGORITHMS 1.5. The rule as published allows
+one loss more, ceil((m + 1) alpha) - 1, and its code takes a percentile for tau: both break the promise
+(tests/risk/test_scrc.py).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def crc_threshold(losses: ArrayLike, lambdas: ArrayLike, alpha: float, loss_boun
     rising (larger = more conservative). Then E[loss of sample n + 1 at that lambda] <= alpha, over calibration set and
     sample together, where they are exchangeable: a mean over calibration sets, not a promise about the one at hand.
     A sum that equals the limit counts as feasible. "None is feasible" and "the first is feasible" are told apart.
-    Raises DataError naming the argument: shapes, NaN, a loss outside its range or rising, alpha outside (0, loss_bound).
+    Raises DataError naming the argument: shapes, NaN, a loss outside its range or rising, alpha outside (0,
+    loss_bound).
     Source: Angelopoulos et al. 2022 (conformal risk control), theorem 1.
     """
     table = np.asarray(losses, dtype=np.float64)
@@ -63,7 +65,8 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """SCRC-I selects g > tau. above: calibration samples that it selects; given tau they are i.i.d. from P(. | g > tau).
+    """SCRC-I selects g > tau. above: calibration samples that it selects; given tau they are i.i.d. from P(. | g >
+    tau).
 
     rank: the coverage rank. tau = -inf: everything is selected. ties: calibration samples whose confidence equals tau.
     """
@@ -82,7 +85,8 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class SelectiveThreshold:
-    """tau and floor of SCRC-I. selected: members among the selected; allowed: losses among them that certify (-1: none).
+    """tau and floor of SCRC-I. selected: members among the selected; allowed: losses among them that certify (-1:
+    none).
 
     floor = -inf: not even zero losses certify, so the true class is never left out (the loss is 0 and the set full).
     """
@@ -97,8 +101,9 @@ class SelectiveThreshold:
 def coverage_rank(n: int, coverage: float, delta: float) -> int:
     """r = min{r : P(Bin(n, coverage) >= r) <= delta}, from 1 to n + 1. Example: coverage_rank(100, 0.7, 0.05) == 78.
 
-    P(g > r-th largest of n confidences) ~ Beta(r, n + 1 - r) for continuous g, so it is below `coverage` with probability
-    at most delta. n + 1: only selecting everything has that coverage. Raises DataError for n < 0 or a rate outside (0, 1).
+    P(g > r-th largest of n confidences) ~ Beta(r, n + 1 - r) for continuous g, so it is below `coverage` with
+    probability at most delta. n + 1: only selecting everything has that coverage. Raises DataError for n < 0 or a rate
+    outside (0, 1).
     """
     _check_rate(coverage, "coverage")
     _check_rate(delta, "delta")
@@ -128,7 +133,8 @@ def allowed_losses(m: int, alpha: float) -> int:
 
 
 def class_floor(truth: ArrayLike, allowed: int) -> float:
-    """Largest floor with at most `allowed` scores strictly below it: the (allowed + 1)-th smallest; -inf for allowed < 0.
+    """Largest floor with at most `allowed` scores strictly below it: the (allowed + 1)-th smallest; -inf for allowed <
+    0.
 
     truth: float [m], score of the true class of each sample; 0 <= allowed < m, or negative. Ties at the floor stay in.
     """
@@ -174,8 +180,8 @@ def inductive_threshold(
 
     confidence, truth: float [n], g and the score of the true class. members: bool [n], count only these (say one class:
     the risk is then that among selected members); None: all. The floor is the k-th smallest truth among the m selected
-    members, k - 1 the largest number of losses with P(Bin(m, alpha) <= k - 1) <= delta_risk; the loss is monotone in the
-    floor, so no multiplicity is paid. Raises DataError naming the argument.
+    members, k - 1 the largest number of losses with P(Bin(m, alpha) <= k - 1) <= delta_risk; the loss is monotone in
+    the floor, so no multiplicity is paid. Raises DataError naming the argument.
     """
     g, score, counted = _columns(confidence, truth, members)
     selection = inductive_selection(g, coverage, delta_coverage, spare)
@@ -187,8 +193,8 @@ def inductive_threshold(
 def transductive_cuts(confidence: ArrayLike, coverage: float) -> tuple[float, float]:
     """(lower, upper): all that SCRC-T needs of the n calibration confidences, for every test sample.
 
-    tau of n + 1 points is their M-th largest, M = ceil(coverage (n + 1)), so with the M-th and (M - 1)-th largest of the
-    n alone tau = clip(g, lower, upper) for a test confidence g: it is selected iff g >= lower, and beside it the
+    tau of n + 1 points is their M-th largest, M = ceil(coverage (n + 1)), so with the M-th and (M - 1)-th largest of
+    the n alone tau = clip(g, lower, upper) for a test confidence g: it is selected iff g >= lower, and beside it the
     calibration samples >= upper are, or those >= lower where g equals lower. -inf and inf where there is no such rank.
     """
     values = np.sort(_finite(confidence, "confidence"))[::-1]

@@ -52,8 +52,8 @@ def shared_delta(confidence: float, risks: int) -> float:
 def delta_of_each(risks: Collection[str], confidence: float) -> float:
     """What each risk's own test may spend: shared where each class has one risk and a rule of its own, else all of it.
 
-    Two ratios, or two risks of one class, are tested together along a path: a pair is refused where one test fails (union
-    null), and every test has the whole delta.
+    Two ratios, or two risks of one class, are tested together along a path: a pair is refused where one test fails
+    (union null), and every test has the whole delta.
     """
     sides = {SIDES[name][0] for name in risks if name in SIDES}
     by_class = len(risks) == len(sides) == 2 and set(risks) != {"fnr", "fpr"}
@@ -106,8 +106,8 @@ class SuccessNeed:
     """What one risk, truly `expected`, takes to pass its test with the wanted probability.
 
     counted: smallest number of counted units that does it, and every larger one too (the exact tail is a saw: one unit
-    more can make a test fail that just passed). in_class, in_total: smallest number of units of the class, of any class,
-    where only how many of them are counted is left to chance (exit rate; prior). success: what in_total reaches.
+    more can make a test fail that just passed). in_class, in_total: smallest number of units of the class, of any
+    class, where only how many of them are counted is left to chance (exit rate; prior). success: what in_total reaches.
     """
 
     risk: str
@@ -180,10 +180,11 @@ def success_probability(
 ) -> float:
     """P(every risk passes its exact test) with n units, of which Bin(n, prior) are positive.
 
-    risks: name -> target. expected: name -> true risk at the thresholds. exit_rates: share of (negatives, positives) that
-    is counted by a ratio. Given the class counts the classes are independent; two risks of one class are not, there the
-    probability is bounded from below (Bonferroni). The thresholds are taken as fixed: a rule that chooses them on the
-    same units gives way where errors are many, and passes more often with less coverage; for that, plan from pilot scores.
+    risks: name -> target. expected: name -> true risk at the thresholds. exit_rates: share of (negatives, positives)
+    that is counted by a ratio. Given the class counts the classes are independent; two risks of one class are not,
+    there the probability is bounded from below (Bonferroni). The thresholds are taken as fixed: a rule that chooses
+    them on the same units gives way where errors are many, and passes more often with less coverage; for that, plan
+    from pilot scores.
     Raises ConfigError as plan does, and for an expected risk outside (0, 1).
     """
     return _joint(n, _trials(risks, expected, confidence, prior, exit_rates), prior)
@@ -289,7 +290,9 @@ def _always(trial: _Trial, success: float) -> int:
 
 
 def _smallest(chance: Callable[[int], float], success: float, low: int = 1) -> int:
-    """Smallest n >= low with chance(n) >= success: doubling, then bisection, then upwards out of what is left of the saw."""
+    """Smallest n >= low with chance(n) >= success: doubling, then bisection, then upwards out of what is left of
+    the saw.
+    """
     if chance(low) >= success:
         return low
     high = max(2 * low, 16)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 TWO_CLASSES = {"fnr": 0.02, "false_exit_rate": 0.05}
 MORE_CLASSES = {"error": 0.05}
-"""fnr and false_exit_rate are about a positive and a negative class; wrong among the answers that are given is about any."""
+"""fnr and false_exit_rate are about a positive and a negative class; wrong among the answers that are given is
+about any.
+"""
 
 
 def default_risks(n_classes: int) -> dict[str, float]:

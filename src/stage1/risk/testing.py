@@ -34,12 +34,16 @@ def minimum_samples(level: float, delta: float, errors: int = 0) -> int:
 
 
 def max_errors(trials: int, level: float, delta: float) -> int:
-    """Largest number of errors among `trials` that still certifies risk <= level at 1 - delta; -1 where even 0 does not."""
+    """Largest number of errors among `trials` that still certifies risk <= level at 1 - delta; -1 where even 0 does
+    not.
+    """
     return order_statistic_rank(trials, level, delta) - 1
 
 
 def max_errors_each(n: ArrayLike, level: float, delta: float) -> NDArray[np.float64]:
-    """max_errors of each n, float [T] of whole numbers, in one go; -1 where even no error is too many. n: whole, >= 0."""
+    """max_errors of each n, float [T] of whole numbers, in one go; -1 where even no error is too many. n: whole, >=
+    0.
+    """
     wanted: NDArray[np.float64] = np.asarray(n, dtype=np.float64)
     size = np.maximum(wanted, 1)
     # The quantile by its normal expansion is off by one at most; exact tails around it decide.
@@ -78,8 +82,8 @@ def order_statistic_rank(n: int, level: float, delta: float) -> int:
 def walk_length(right: int, available: int, level: float, delta: float) -> int:
     """j of the walk: one more than the misses allowed among `right` answers known to be right plus these misses.
 
-    j = 0; while j <= available and P(Bin(j + right, level) <= j) <= delta: j += 1. `available`: members of the class that
-    do not exit on the right side. j = 0 means that not even zero misses certify; else j - 1 misses are allowed.
+    j = 0; while j <= available and P(Bin(j + right, level) <= j) <= delta: j += 1. `available`: members of the class
+    that do not exit on the right side. j = 0 means that not even zero misses certify; else j - 1 misses are allowed.
     Source: ALGORITHMS 2.4 (two-sided walk, step b).
     """
     # P(Bin(j + right, level) <= j) rises with j, so the first failure can be found by halving.

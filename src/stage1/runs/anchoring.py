@@ -1,4 +1,6 @@
-"""Paths of a config that hold from every working directory: a run directory is used from elsewhere than where it was made."""
+"""Paths of a config that hold from every working directory: a run directory is used from elsewhere than where it
+was made.
+"""
 
 from __future__ import annotations
 

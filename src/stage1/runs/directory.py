@@ -31,7 +31,8 @@ class RunDir:
     """One run directory. `state` says per finished stage: the digest of its inputs and the fingerprint of its outputs.
 
     writes: False for a process that helps another one which holds the lock: its state is never written.
-    stored: the config that config.yaml holds, None where there is no file: `config` goes there when a stage is known to run.
+    stored: the config that config.yaml holds, None where there is no file: `config` goes there when a stage is known to
+    run.
     """
 
     path: Path
@@ -55,7 +56,9 @@ class RunDir:
             self.stored = self.config
 
     def put_back(self, stored: RunConfig | None, stage: str, entry: dict[str, Any] | None) -> None:
-        """After `stage` was refused: config.yaml as it was, and what the stage had made before counts again if it still stands."""
+        """After `stage` was refused: config.yaml as it was, and what the stage had made before counts again if it
+        still stands.
+        """
         if not self.writes:
             return
         if self.stored != stored:
@@ -134,8 +137,8 @@ def config_digest(config: RunConfig, keys: tuple[str, ...]) -> str:
 def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_change: bool = False) -> Iterator[RunDir]:
     """The run directory under its lock. `config` is written by the first stage that runs with it, not here.
 
-    config None: the one stored there; relative paths of either become absolute, from the working directory of the run that
-    stored them. Raises ConfigError where the stored config differs, a stage is finished, and
+    config None: the one stored there; relative paths of either become absolute, from the working directory of the run
+    that stored them. Raises ConfigError where the stored config differs, a stage is finished, and
     allow_change is not set; MissingError where there is none to read, Stage1Error where another process holds the lock.
     A block that fails before it wrote anything leaves neither a folder nor a lock that was not there before.
     """
@@ -197,7 +200,8 @@ def _leaving_no_trace(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def followed(path: str | os.PathLike[str], config: RunConfig | None) -> Iterator[RunDir]:
-    """The run directory as a second process sees it that works with the one which has `opened` it: no lock, nothing written.
+    """The run directory as a second process sees it that works with the one which has `opened` it: no lock, nothing
+    written.
 
     Raises MissingError where it is no run directory.
     """
@@ -274,7 +278,9 @@ def run_facts(folder: Path, seed: int, scored: int, certified: bool | None) -> d
 
 
 def parameters_of(model: Path) -> int | None:
-    """Numbers in the float weights of an ONNX file, without reading weights that lie beside it; None where there is no file."""
+    """Numbers in the float weights of an ONNX file, without reading weights that lie beside it; None where there is
+    no file.
+    """
     if not model.is_file():
         return None
     try:

@@ -81,8 +81,8 @@ class Context:
 class Stage:
     """One stage: which sections of the config and which files it depends on, and the function that does it.
 
-    external: a digest of what it reads outside the run directory, or of settings that count only in some runs. work returns the files it wrote. wanted: whether a run with
-    this config has the stage at all.
+    external: a digest of what it reads outside the run directory, or of settings that count only in some runs. work
+    returns the files it wrote. wanted: whether a run with this config has the stage at all.
     """
 
     name: str
@@ -93,9 +93,9 @@ class Stage:
     wanted: Callable[[RunConfig], bool] = lambda config: True
 
     def files(self, run: RunDir) -> tuple[str, ...]:
-        """The files it reads; "{policy}" stands for the one policy file of the run, "{pretrained}" and "{backbone}" for the
-        weights that `pretrain`, and `tune` or `pretrain`, have made in this run, "{along}" for the head that `tune` trained along,
-        "{views}" for views.json: none where it has none."""
+        """The files it reads; "{policy}" stands for the one policy file of the run, "{pretrained}" and "{backbone}" for
+        the weights that `pretrain`, and `tune` or `pretrain`, have made in this run, "{along}" for the head that `tune`
+        trained along, "{views}" for views.json: none where it has none."""
         from stage1.stages.tune import along_file, backbone_file, pretrained_file
         from stage1.stages.views import views_file
 
@@ -121,7 +121,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run ended: its folder, what it certified, its bundle (None where nothing was certified), stages done anew."""
+    """Where a run ended: its folder, what it certified, its bundle (None where nothing was certified), stages done
+    anew.
+    """
 
     folder: Path
     certificate: Certificate | None
@@ -145,8 +147,8 @@ def run(
     """Run every stage, from images to a bundle, in the run directory `output` (default runs/<config name>).
 
     config: a RunConfig, a YAML file, or None with a recipe. Stages whose inputs are unchanged are skipped.
-    Raises NotCertifiable after the report is written where nothing can be certified, Stage1Error where an acceptance gate failed
-    (ignore_acceptance: bundle nevertheless; its card says so); other Stage1Error kinds as they come.
+    Raises NotCertifiable after the report is written where nothing can be certified, Stage1Error where an acceptance
+    gate failed (ignore_acceptance: bundle nevertheless; its card says so); other Stage1Error kinds as they come.
     Example: run(recipe="demo", output="runs/demo").bundle
     """
     if not isinstance(config, RunConfig):

@@ -28,10 +28,11 @@ class ViewPolicy:
     """The views of an image, the same for every image whatever its shape.
 
     whole: the whole image by the preprocessing of the bundle, exactly as without views. grid: (rows, columns) of tiles.
-    overlap: a tile is side / n * (1 + overlap) long, and origins lie evenly from 0 to side - tile, so that tiles cover every
-    pixel; 0 without a grid. scales: centre crops of this share of each side. flips: each view also mirrored.
-    Order: whole, scales, tiles row by row, then the mirrored ones in the same order. Tiles and centre crops are squashed to the
-    model's input whatever `Preprocessing.fit` says: what a tile covers is then what the model sees of it.
+    overlap: a tile is side / n * (1 + overlap) long, and origins lie evenly from 0 to side - tile, so that tiles cover
+    every pixel; 0 without a grid. scales: centre crops of this share of each side. flips: each view also mirrored.
+    Order: whole, scales, tiles row by row, then the mirrored ones in the same order. Tiles and centre crops are
+    squashed to the model's input whatever `Preprocessing.fit` says: what a tile covers is then what the model sees of
+    it.
     Raises DataError naming the field.
     """
 
@@ -177,8 +178,9 @@ def cut(
 ) -> NDArray[np.float32]:
     """The views `which` (None: all, in order) of one decoded image, uint8 [H, W, 3] -> float32 [n, 3, size, size].
 
-    Each is resized by the kernel of `images.to_tensor`; view "whole" equals `to_tensor(rgb, spec)` bit by bit. The pixels
-    outside a box do not reach into it. Raises DataError for another shape or dtype, IndexError for a view that is not there.
+    Each is resized by the kernel of `images.to_tensor`; view "whole" equals `to_tensor(rgb, spec)` bit by bit. The
+    pixels outside a box do not reach into it. Raises DataError for another shape or dtype, IndexError for a view that
+    is not there.
     """
     boxes = (
         policy.boxes(*rgb.shape[:2]) if rgb.ndim == 3 and 0 not in rgb.shape else np.zeros((policy.count, 4), np.int64)
@@ -197,7 +199,8 @@ def cut(
 
 
 def adds_nothing(height: int, width: int, spec: Preprocessing, policy: ViewPolicy) -> bool:
-    """Whether a whole view already holds every pixel at full size, so that tiles and crops only enlarge what is seen anyway.
+    """Whether a whole view already holds every pixel at full size, so that tiles and crops only enlarge what is seen
+    anyway.
 
     False where the policy has no whole view, or nothing beside it but its mirror image.
     """

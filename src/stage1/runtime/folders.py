@@ -1,4 +1,6 @@
-"""Which files below a folder are images: by their ending, else by their first bytes; the one rule for every folder that is read."""
+"""Which files below a folder are images: by their ending, else by their first bytes; the one rule for every folder
+that is read.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ def starts_as_image(head: bytes) -> bool:
 
 
 def is_ours(folder: str | os.PathLike[str]) -> bool:
-    """Whether this is a run directory, one that is just being made among them, or a bundle: its pictures were made from others."""
+    """Whether this is a run directory, one that is just being made among them, or a bundle: its pictures were made
+    from others.
+    """
     try:
         names = set(os.listdir(folder))
     except OSError:  # said when it is listed
@@ -100,7 +104,8 @@ def is_ours(folder: str | os.PathLike[str]) -> bool:
 class Walk:
     """What a walk through a folder met beside images.
 
-    left_out: ending -> how many files are no image by name and content ("" where a name has no ending); linked folders and our own too.
+    left_out: ending -> how many files are no image by name and content ("" where a name has no ending); linked folders
+    and our own too.
     unreadable: folders that could not be listed.
     """
 
@@ -120,8 +125,8 @@ class Walk:
 def image_files(folder: str | os.PathLike[str], walk: Walk) -> Iterator[Path]:
     """The images below `folder`, at every depth, sorted within each folder; what else lies there goes into `walk`.
 
-    An image is what is named as one, and a regular file that starts as one whatever its name. Hidden files and folders are
-    passed over; linked folders, run directories and bundles are counted and not entered.
+    An image is what is named as one, and a regular file that starts as one whatever its name. Hidden files and folders
+    are passed over; linked folders, run directories and bundles are counted and not entered.
     """
     for inside, folders, files in os.walk(folder, onerror=walk.unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FILES)

@@ -27,9 +27,11 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 # What a column of images may be called in a table, in this order.
 IMAGE_COLUMNS = ("image", "path", "file_name", "filepath", "image_path")
 MAX_PIXELS = 64_000_000
-# The longest side that a JPEG can have. Readers spend some fifty bytes on each row, however short: 1 x 64,000,000 takes gigabytes.
+# The longest side that a JPEG can have. Readers spend some fifty bytes on each row, however short: 1 x 64,000,000 takes
+# gigabytes.
 MAX_SIDE = 65_535
-# Progressive JPEGs have about 10 scans, and each costs a pass over the whole picture. At this many 64 million pixels take 2 s.
+# Progressive JPEGs have about 10 scans, and each costs a pass over the whole picture. At this many 64 million pixels
+# take 2 s.
 MAX_SCANS = 100
 # Readers that only parse pixels. Left out on purpose: EPS (runs an interpreter), PSD and ICNS (documents, not photos).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -48,9 +50,10 @@ DECODE = {
 class ImageError(DataError):
     """Bytes that are no usable image. `reason` is one of REASONS; the message is one line.
 
-    reason: "empty", "truncated", "corrupt", "not an image", "too large", "too complex" (more scans or parts than any writer
-    makes), "animated" (several frames or pages), "unsupported mode" (no agreed way to 8-bit RGB, e.g. floating point),
-    "unread format" (an image of a format that is not read, e.g. HEIC) or "not a file" (a pipe, a device, a folder).
+    reason: "empty", "truncated", "corrupt", "not an image", "too large", "too complex" (more scans or parts than any
+    writer makes), "animated" (several frames or pages), "unsupported mode" (no agreed way to 8-bit RGB, e.g. floating
+    point), "unread format" (an image of a format that is not read, e.g. HEIC) or "not a file" (a pipe, a device, a
+    folder).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -79,15 +82,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     - EXIF orientation is applied. ICC profiles are ignored: the numbers in the file are taken as sRGB.
     - Transparency of any kind (RGBA, LA, palette, tRNS) is laid over white. Palette and 1-bit become RGB.
     - CMYK and YCCK JPEGs become RGB by Pillow's formula. 16-bit gray is scaled, round(v / 257), not clipped, and 12-bit
-      gray likewise; of 16-bit colour the high byte counts. A TIFF in which 0 is white is inverted, whatever its depth; signed
-      and floating-point samples are refused ("unsupported mode").
+      gray likewise; of 16-bit colour the high byte counts. A TIFF in which 0 is white is inverted, whatever its depth;
+      signed and floating-point samples are refused ("unsupported mode").
     - A GIF, WebP, PNG or TIFF with one frame is an image; with several it is refused ("animated"), as none of them is
       the picture. Of a multi-picture JPEG (MPO, from phones) the first picture counts: it is the photo.
     - The size is checked before a pixel is decoded: above `max_pixels` (width x height), or with a side above MAX_SIDE,
       "too large". Pillow's own bomb limit, 179 million pixels, holds above that. A JPEG of more than MAX_SCANS scans is
       "too complex": its time grows with them.
-    - Truncated is an error, always: also where only the end marker is missing, or where the one that is there belongs to a
-      thumbnail. Bytes after the end are ignored.
+    - Truncated is an error, always: also where only the end marker is missing, or where the one that is there belongs
+      to a thumbnail. Bytes after the end are ignored.
 
     JPEGs in RGB or gray take simplejpeg where it is installed: identical pixels (tested), and wherever it complains
     Pillow decides, so that the verdict on a file never depends on an extra. What neither notices: bits flipped inside
@@ -110,7 +113,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
 
 
 def read_image_file(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> bytes:
-    """The bytes of an image file. What it is and how large is asked first: a pipe would block, a device or a hole never end.
+    """The bytes of an image file. What it is and how large is asked first: a pipe would block, a device or a hole never
+    end.
 
     max_pixels: a file with more bytes than so many pixels can take is refused unread; None: any size.
     Raises ImageError ("not a file", "too large"), OSError.
@@ -132,10 +136,13 @@ def require_bytes(size: int, max_pixels: int | None) -> None:
 
 
 def picture_pixels(image: Image.Image, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
-    """The pixels of a picture of Pillow's, opened or made, as `decode` gives them for a file: uint8 [H, W, 3], C-contiguous.
+    """The pixels of a picture of Pillow's, opened or made, as `decode` gives them for a file: uint8 [H, W, 3],
+    C-contiguous.
 
-    What only the bytes of a file show is not looked at here: a missing end marker, further frames. max_pixels: None: no limit.
-    Raises ImageError ("too large", "unsupported mode", "truncated" or "corrupt" where a file that is read now is broken).
+    What only the bytes of a file show is not looked at here: a missing end marker, further frames. max_pixels: None: no
+    limit.
+    Raises ImageError ("too large", "unsupported mode", "truncated" or "corrupt" where a file that is read now is
+    broken).
     """
     if max_pixels is not None:
         _require_size(image, max_pixels)
@@ -158,7 +165,9 @@ def _upright(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _parts(data: bytes) -> Parts | None:
-    """Of a JPEG or PNG, before Pillow sees it. Raises ImageError where they are more than can be read in bounded time."""
+    """Of a JPEG or PNG, before Pillow sees it. Raises ImageError where they are more than can be read in bounded
+    time.
+    """
     if data.startswith(b"\xff\xd8\xff"):
         kind, parts = "JPEG", jpeg_parts(data)
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -244,7 +253,9 @@ def _known_start(data: bytes) -> str | None:
 
 
 def _is_unknown_tiff(data: bytes) -> bool:
-    """Whether the header is whole, but Pillow has no reader for these samples (64-bit, big-endian 16-bit with white as 0)."""
+    """Whether the header is whole, but Pillow has no reader for these samples (64-bit, big-endian 16-bit with white
+    as 0).
+    """
     try:
         TiffImagePlugin.TiffImageFile(io.BytesIO(data))
     except SyntaxError as error:
@@ -293,8 +304,8 @@ def _read_error(error: Exception) -> ImageError:
 
 @cache
 def _simplejpeg() -> Any:
-    """The module, None without the extra `fast-io`. Imported by who decodes bytes alone: the client's detector, which is handed
-    pictures, is to import nothing that its environment might have in another version."""
+    """The module, None without the extra `fast-io`. Imported by who decodes bytes alone: the client's detector, which
+    is handed pictures, is to import nothing that its environment might have in another version."""
     try:
         import simplejpeg
     except ImportError:
@@ -361,7 +372,9 @@ def _tiff_tag(image: Image.Image, tag: int, default: Any) -> Any:
 
 
 def _stored_mode(image: Image.Image) -> str:
-    """How a PNG that was not loaded yet stores its pixels, in Pillow's words ("L;4", "RGB;16B"); "" where that is unknown."""
+    """How a PNG that was not loaded yet stores its pixels, in Pillow's words ("L;4", "RGB;16B"); "" where that is
+    unknown.
+    """
     tiles = getattr(image, "tile", None) if image.format == "PNG" else None
     if not tiles:
         return ""
@@ -370,7 +383,9 @@ def _stored_mode(image: Image.Image) -> str:
 
 
 def _low_bytes(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3], the low bytes of a 16-bit colour PNG, of which Pillow keeps the high ones: read as if little-endian."""
+    """uint8 [H, W, 3], the low bytes of a 16-bit colour PNG, of which Pillow keeps the high ones: read as if
+    little-endian.
+    """
     stream: Any = image.fp  # type: ignore[attr-defined]
     position = stream.tell()
     stream.seek(0)
@@ -381,7 +396,9 @@ def _low_bytes(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _colour_key(image: Image.Image, stored: str, low: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:
-    """bool [H, W], the pixels that a PNG's tRNS makes transparent, where Pillow would compare other numbers than the file's."""
+    """bool [H, W], the pixels that a PNG's tRNS makes transparent, where Pillow would compare other numbers than
+    the file's.
+    """
     key = image.info.get("transparency")
     if image.mode == "L" and stored in ("L;2", "L;4") and isinstance(key, int):
         # Pillow spreads 0..3 and 0..15 over 0..255, but not the key.
@@ -489,8 +506,9 @@ class Preprocessing:
 def to_tensor(rgb: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
     """RGB pixels uint8 [H, W, 3] -> float32 [3, size, size], resized and normalised by `spec`.
 
-    No picture in between is larger than `spec.max_pixels`: of a strip so long that resizing its shorter side would make one,
-    only the part that "center_crop" keeps is resized (the same picture, rounded differently between the two passes of the kernel).
+    No picture in between is larger than `spec.max_pixels`: of a strip so long that resizing its shorter side would make
+    one, only the part that "center_crop" keeps is resized (the same picture, rounded differently between the two passes
+    of the kernel).
     Raises DataError for another shape or dtype.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
@@ -509,7 +527,8 @@ def to_tensor(rgb: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32
         else:
             image = _resized(image, (width, height), kernel).crop((left, top, left + size, top + size))
     elif max(image.size) * size > max(spec.max_pixels, size * size):
-        # Resized along its length first: the other way round a strip would become as long a picture of the model's width.
+        # Resized along its length first: the other way round a strip would become as long a picture of the model's
+        # width.
         first = (size, image.height) if image.width > image.height else (image.width, size)
         image = _resized(_resized(image, first, kernel), (size, size), kernel)
     else:

@@ -1,11 +1,14 @@
-"""What the bytes of a JPEG or PNG show before a pixel is decoded: whether the picture ends, and of how many parts it is made."""
+"""What the bytes of a JPEG or PNG show before a pixel is decoded: whether the picture ends, and of how many parts
+it is made.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-# A marker that has a meaning of its own. FF00 is a data byte, FFFF a fill byte, FF01 and FFD0..D7 stand alone in a scan.
+# A marker that has a meaning of its own. FF00 is a data byte, FFFF a fill byte, FF01 and FFD0..D7 stand alone in a
+# scan.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 _START, _END, _SCAN, _FIRST = 0xD8, 0xD9, 0xDA, 0xC0
 _PNG_SIGNATURE = 8
@@ -15,7 +18,9 @@ MAX_PARTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """ends: the picture's own end mark was reached. scans: of a JPEG, passes over the picture. count: segments or chunks."""
+    """ends: the picture's own end mark was reached. scans: of a JPEG, passes over the picture. count: segments or
+    chunks.
+    """
 
     ends: bool
     scans: int
@@ -23,10 +28,12 @@ class Parts:
 
 
 def jpeg_parts(data: bytes) -> Parts:
-    """Walk the markers of a JPEG from its start to its own end mark (ITU T.81, B.1.1); what lies behind it is not looked at.
+    """Walk the markers of a JPEG from its start to its own end mark (ITU T.81, B.1.1); what lies behind it is not
+    looked at.
 
-    Segments are passed by their length, so that the end mark of a thumbnail (in APP1, APP2, APP13, ...) is not taken for that of
-    the picture. A second start mark before the end means that the first picture was cut off. Stops after MAX_PARTS.
+    Segments are passed by their length, so that the end mark of a thumbnail (in APP1, APP2, APP13, ...) is not taken
+    for that of the picture. A second start mark before the end means that the first picture was cut off. Stops after
+    MAX_PARTS.
     """
     scans, count, position = 0, 0, 2
     while count <= MAX_PARTS and (marker := _MARKER.search(data, position)):
@@ -42,7 +49,9 @@ def jpeg_parts(data: bytes) -> Parts:
 
 
 def png_parts(data: bytes) -> Parts:
-    """Walk the chunks of a PNG (ISO 15948, 5.3) to its IEND; stops after MAX_PARTS, and where a chunk reaches past the data."""
+    """Walk the chunks of a PNG (ISO 15948, 5.3) to its IEND; stops after MAX_PARTS, and where a chunk reaches past
+    the data.
+    """
     count, position = 0, _PNG_SIGNATURE
     while count <= MAX_PARTS and position + 12 <= len(data):
         length, kind = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]

@@ -1,4 +1,6 @@
-"""The one ONNX Runtime session: extraction, scoring and predict run their batches here (the stream decodes ahead of it)."""
+"""The one ONNX Runtime session: extraction, scoring and predict run their batches here (the stream decodes ahead of
+it).
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,8 @@ class Engine:
     Each batch runs on one thread of its own: no barrier between threads to wait at, so decoding and the session share
     the cores without loss, and no sum depends on how many cores the machine has. Where the CUDA provider is installed
     it is used, one batch at a time. `run` may be called from several threads.
-    deadline_s: a batch that takes longer than this for each of its images (or views) is given up: a model may hold a loop
-    without an end. None: no limit.
+    deadline_s: a batch that takes longer than this for each of its images (or views) is given up: a model may hold a
+    loop without an end. None: no limit.
     Raises MissingError (no such file), IntegrityError (not a model that can run here).
     """
 
@@ -104,7 +106,8 @@ class Engine:
     def run(self, batch: NDArray[np.float32]) -> Outputs:
         """All outputs for float32 [N, 3, S, S], N >= 1, each float32 with N rows, in the order of `output_names`.
 
-        A model with `views` takes [N, V, 3, S, S]. Stage1Error where the deadline passes. Where memory runs out, the batch is halved (down to 1), this is logged, and later batches keep to that size.
+        A model with `views` takes [N, V, 3, S, S]. Stage1Error where the deadline passes. Where memory runs out, the
+        batch is halved (down to 1), this is logged, and later batches keep to that size.
         Raises DataError for another shape, MemoryError where even one image does not fit.
         """
         batch = np.ascontiguousarray(batch, dtype=np.float32)

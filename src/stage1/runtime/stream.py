@@ -1,4 +1,6 @@
-"""The stream that decodes ahead of the session, in threads: extraction, scoring and predict read their images through it."""
+"""The stream that decodes ahead of the session, in threads: extraction, scoring and predict read their images
+through it.
+"""
 
 from __future__ import annotations
 
@@ -156,10 +158,11 @@ def stream(
     rows: int64 [n], positions in `items` of the images of this batch. outputs: the engine's, each with n rows.
     failed: (row, error) of the items since the last batch that could not be read or decoded (DataError with ImageError
     among them, or OSError); they are in no batch and nothing stands in for them. Each item is in exactly one of both.
-    views: run each image's V views instead, cut from one decode; outputs are then [n, V, ...] and one more comes last, int64
-    [n, 2]: (height, width) of each decoded image.
-    Batches hold `batch_size` good images (with views: as many as fit `batch_size` views, at least one; the last one fewer; 0
-    where only failures are left), so which images share a batch depends on the items alone, never on timing or threads.
+    views: run each image's V views instead, cut from one decode; outputs are then [n, V, ...] and one more comes last,
+    int64 [n, 2]: (height, width) of each decoded image.
+    Batches hold `batch_size` good images (with views: as many as fit `batch_size` views, at least one; the last one
+    fewer; 0 where only failures are left), so which images share a batch depends on the items alone, never on timing or
+    threads.
     cuts: rows at which a new batch must begin (a shard's first row), so that batches of one part do not depend on the
     parts before it.
     workers: decoding threads, 0 = one per core. At most (engine.parallel + 4) batches are held in memory. The threads

@@ -1,7 +1,8 @@
 """Score files of others as named columns: npz, Parquet, CSV and TSV. Whatever is wrong with a file is one DataError.
 
-A column is read when it is asked for, and as what it is asked for: numbers, text or labels. What a cell means is the same
-in every format, so that the same rows give the same arrays; docs/BRING_YOUR_OWN_SCORES.md has the rules for readers.
+A column is read when it is asked for, and as what it is asked for: numbers, text or labels. What a cell means is the
+same in every format, so that the same rows give the same arrays; docs/BRING_YOUR_OWN_SCORES.md has the rules for
+readers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 ENDINGS = (".npz", ".parquet", ".csv", ".tsv")
 _SEPARATORS = (",", ";", "\t", "|")
 _NPY_MAGIC = b"\x93NUMPY"
-# What a column may take in memory: scores hardly compress, so a file that unfolds to more than this holds something else.
+# What a column may take in memory: scores hardly compress, so a file that unfolds to more than this holds something
+# else.
 _ROOM, _ROOM_PER_BYTE = 256 << 20, 50
 # Texts become an array as wide as the longest of them; one cell of a megabyte would be multiplied by the rows.
 _TEXT_ROOM = 1 << 30
@@ -42,7 +44,9 @@ _EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text says that nothing is known: empty, white space, or how a missing value is printed (nan, None, null)."""
+    """Whether a text says that nothing is known: empty, white space, or how a missing value is printed (nan, None,
+    null).
+    """
     return text.strip().lower() in _BLANK
 
 
@@ -99,7 +103,8 @@ class ColumnFile:
     def texts(self, name: str) -> list[str]:
         """Text of each cell, "" for a missing one: whole numbers in decimals, floats without ".0" where all are whole.
 
-        White space around a text is not part of it. true and false are True and False where a column holds nothing else.
+        White space around a text is not part of it. true and false are True and False where a column holds nothing
+        else.
         Raises DataError naming column and row.
         """
         with self._reading(name):
@@ -119,7 +124,9 @@ class ColumnFile:
             return _plain(found)
 
     def cells(self, name: str) -> list[Any]:
-        """Each cell as a Python value: text where the file holds text (a CSV holds nothing else), None for a missing one."""
+        """Each cell as a Python value: text where the file holds text (a CSV holds nothing else), None for a
+        missing one.
+        """
         with self._reading(name):
             column = self.load(name)
             if isinstance(column, np.ndarray):
@@ -237,7 +244,8 @@ class ColumnFile:
 
 
 def open_columns(path: Path) -> ColumnFile:
-    """The columns of .npz, .parquet, .csv or .tsv (in any case of letters). Raises DataError in one line for anything else.
+    """The columns of .npz, .parquet, .csv or .tsv (in any case of letters). Raises DataError in one line for anything
+    else.
 
     A CSV may use semicolons, tabs or bars and start with a byte order mark; names may be padded and quoted.
     """
@@ -301,7 +309,8 @@ def _is_number(text: str) -> bool:
 
 
 def _plain(texts: list[str]) -> list[str]:
-    """One spelling where formats have several: 7.0 of floats (as pandas writes whole numbers beside empty cells), true of booleans.
+    """One spelling where formats have several: 7.0 of floats (as pandas writes whole numbers beside empty cells), true
+    of booleans.
 
     Only where every filled cell has that form, so that no two names become one.
     """
@@ -407,7 +416,9 @@ def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _header(data: bytes, separator: str) -> tuple[list[str], str, int]:
-    """(names, separator, where the rows begin). Another separator than the usual one where that gives one column only."""
+    """(names, separator, where the rows begin). Another separator than the usual one where that gives one column
+    only.
+    """
     start = len(b"\xef\xbb\xbf") if data.startswith(b"\xef\xbb\xbf") else 0
     line, start = _record(data, start)
     if said := re.fullmatch(r"sep=(.)", line, re.IGNORECASE):  # the line by which Excel says its separator

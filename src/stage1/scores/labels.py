@@ -1,7 +1,8 @@
-"""Labels: one rule for what a label means, whatever file it stands in (docs/BRING_YOUR_OWN_SCORES.md has it as a table).
+"""Labels: one rule for what a label means, whatever file it stands in (docs/BRING_YOUR_OWN_SCORES.md has it as a
+table).
 
-Every format is brought to text first: True in Parquet and "true" in a CSV, 1, 1.0 and "1.0" are then the same label. What a
-text means is decided for the whole column, never cell by cell.
+Every format is brought to text first: True in Parquet and "true" in a CSV, 1, 1.0 and "1.0" are then the same label.
+What a text means is decided for the whole column, never cell by cell.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _WHOLE = re.compile(r"-?[0-9]+")
 
 
 def label_text(value: Any) -> str:
-    """A cell of any format as text: None and NaN are "" (no label), numbers and booleans as `normal_form` writes them."""
+    """A cell of any format as text: None and NaN are "" (no label), numbers and booleans as `normal_form` writes
+    them.
+    """
     if value is None or value != value:  # NaN is the one value that differs from itself
         return ""
     if isinstance(value, bytes):
@@ -36,8 +39,8 @@ def label_text(value: Any) -> str:
 def normal_form(text: str) -> str:
     """The form in which labels and class names are compared.
 
-    true and false in any case are "true" and "false"; numbers lose sign, zeros and exponent that change nothing: 1, 1.0, +1 and
-    1e0 are "1", 0.50 is "0.5". Any other text is its own form, also 01 and texts that differ in case.
+    true and false in any case are "true" and "false"; numbers lose sign, zeros and exponent that change nothing: 1,
+    1.0, +1 and 1e0 are "1", 0.50 is "0.5". Any other text is its own form, also 01 and texts that differ in case.
     """
     if text.lower() in _BOOLEANS:
         return text.lower()
@@ -88,11 +91,11 @@ def found_classes(texts: Iterable[str], *, as_they_stand: bool = False) -> tuple
 def place_labels(texts: Iterable[str], classes: Sequence[str], *, positions: bool = True) -> dict[str, int]:
     """Distinct label -> index of its class; a label that is in no class, or is none, is left out.
 
-    By name: where the normal forms agree. A column of which nothing agrees holds positions 0..K-1 where its labels are whole
-    numbers (true and false are 1 and 0 where no class is called so). Where a class is named by digits, or `positions` is false
-    (names that are stored with the data), numbers are names and nothing else.
-    Raises DataError where 1 and 0 could mean the position as well as the answer (classes true, false), and for classes that
-    are one label.
+    By name: where the normal forms agree. A column of which nothing agrees holds positions 0..K-1 where its labels are
+    whole numbers (true and false are 1 and 0 where no class is called so). Where a class is named by digits, or
+    `positions` is false (names that are stored with the data), numbers are names and nothing else.
+    Raises DataError where 1 and 0 could mean the position as well as the answer (classes true, false), and for classes
+    that are one label.
     """
     index = _places(classes, "classes")
     found = [text for text in dict.fromkeys(texts) if not _missing(text, classes)]

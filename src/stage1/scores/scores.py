@@ -40,7 +40,8 @@ _INDEX = "label_index"
 _OURS = {b"stage1.label": b"column number"}
 # log of the smallest normal double: finite, and below the log of every probability that a model can print
 _LOG_FLOOR = float(np.finfo(np.float64).tiny)
-# What rounding does to probabilities: bfloat16 moves each by up to 2^-9 of itself, so a sum by .002 (.004 where it truncates).
+# What rounding does to probabilities: bfloat16 moves each by up to 2^-9 of itself, so a sum by .002 (.004 where it
+# truncates).
 OUTSIDE, SUM_OFF = 1e-3, 5e-3
 # The sum of float32 softmax outputs is off by less; nothing is said of it.
 _SUM_EXACT = 1e-5
@@ -57,7 +58,8 @@ class Scores:
     logits: float [N, K], raw scores (log-probabilities will do: they are logits up to a constant per row).
     labels: int [N] in 0..K-1, or None. Class 1 is the positive class when K = 2.
     gate:   float [N] raw second score (higher = more likely right), or None.
-    groups: str [N] unit of dependence (video, camera, site), or None. A row whose group is blank (empty, white space, None,
+    groups: str [N] unit of dependence (video, camera, site), or None. A row whose group is blank (empty, white space,
+    None,
             NaN) is a group of its own, named by its id.
     ids:    str [N] unique sample ids (sha256 of the image bytes), or None.
     slices: name -> str [N], attributes by which claims are broken down (city, night); empty where there are none.
@@ -153,8 +155,8 @@ def from_probabilities(probabilities: ArrayLike, *, say: Callable[[str], None] =
     """Scores from probabilities, [N, K] or [N] (binary: P(class 1)); logits are their logs.
 
     0 and 1 stay finite (log of the smallest normal double), so that saturated values tie with each other and with
-    nothing else. Values up to .001 outside [0, 1] are clipped and rows whose sum is up to .005 off count as shares of it
-    (rounding: float16, bfloat16, printed digits); `say` hears how many. Raises DataError naming the row beyond that.
+    nothing else. Values up to .001 outside [0, 1] are clipped and rows whose sum is up to .005 off count as shares of
+    it (rounding: float16, bfloat16, printed digits); `say` hears how many. Raises DataError naming the row beyond that.
     """
     values = np.asarray(probabilities, dtype=np.float64)
     if values.ndim == 2 and values.shape[1] == 1:
@@ -252,8 +254,9 @@ def _same_length(array: NDArray[Any], n: int, name: str) -> None:
 def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike | None = None) -> None:
     """Write to .npz, .parquet or .csv by the ending.
 
-    Columns: id, label, group, role, gate, slice_NAME, extra_NAME, logit_0 .. logit_{K-1}. Labels are column numbers and say so: in
-    a Parquet file by its metadata, elsewhere by their name, label_index; so classes that are called 1, 0 cannot turn them.
+    Columns: id, label, group, role, gate, slice_NAME, extra_NAME, logit_0 .. logit_{K-1}. Labels are column numbers and
+    say so: in a Parquet file by its metadata, elsewhere by their name, label_index; so classes that are called 1, 0
+    cannot turn them.
 
     Raises DataError for another ending.
     """
@@ -306,14 +309,18 @@ def read_scores(
 ) -> tuple[Scores, NDArray[np.str_] | None]:
     """Read scores and, where there is one, the role of each row.
 
-    path: .npz, .parquet, .csv or .tsv (how cells are read: stage1.scores.columns). values: what the score columns hold; None where
-    their own names say it (`logits`, `logit_0`.. or `probabilities`, `prob_0`..). It is never guessed from the numbers.
-    columns: other names for "scores" (npz: one array [N], [N, K]; tables: one column, or one per class as "a,b,c"), "label", "group", "id", "gate", "role"; and
-    slice_NAME, extra_NAME for the columns of Scores.slices and Scores.extra that are called otherwise in the file.
-    classes: names in the order of the score columns. A label is then matched as `labels.place_labels` says, without them it is a
-    column number (true 1, false 0); a column label_index holds column numbers in any case.
-    Table files hold `logit_0..` (or `prob_0..` for probabilities; one column `prob_1` or the one named "scores" is P(class 1)).
-    say: hears, a line each, of blank groups, of probabilities off by rounding, and of logits that look like probabilities.
+    path: .npz, .parquet, .csv or .tsv (how cells are read: stage1.scores.columns). values: what the score columns hold;
+    None where their own names say it (`logits`, `logit_0`.. or `probabilities`, `prob_0`..). It is never guessed from
+    the numbers.
+    columns: other names for "scores" (npz: one array [N], [N, K]; tables: one column, or one per class as "a,b,c"),
+    "label", "group", "id", "gate", "role"; and slice_NAME, extra_NAME for the columns of Scores.slices and Scores.extra
+    that are called otherwise in the file.
+    classes: names in the order of the score columns. A label is then matched as `labels.place_labels` says, without
+    them it is a column number (true 1, false 0); a column label_index holds column numbers in any case.
+    Table files hold `logit_0..` (or `prob_0..` for probabilities; one column `prob_1` or the one named "scores" is
+    P(class 1)).
+    say: hears, a line each, of blank groups, of probabilities off by rounding, and of logits that look like
+    probabilities.
     Returns (Scores, roles or None). Raises MissingError, DataError naming file and column.
     """
     path = Path(path)
@@ -397,7 +404,9 @@ def _listed(raw: ColumnFile) -> str:
 
 
 def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *, given: bool) -> NDArray[np.int64]:
-    """Labels as column numbers. Which class comes first is said by `classes`, never guessed. given: the column was named."""
+    """Labels as column numbers. Which class comes first is said by `classes`, never guessed. given: the column was
+    named.
+    """
     path, metadata, index = raw.path, raw.metadata, raw.find(_INDEX)
     if not given and index not in (None, name):
         raise DataError(f"{path}: columns {name!r} and {index!r}; say which one with --columns label=NAME")
@@ -441,7 +450,9 @@ _STEMS: dict[Values, str] = {"logits": "logit", "probabilities": "prob"}
 def _score_matrix(
     raw: ColumnFile, names: Mapping[str, str], values: Values | None
 ) -> tuple[Values, NDArray[np.float64]]:
-    """(what the scores are, the numbers [N] or [N, K]). Where nobody says what they are, the names of the columns must."""
+    """(what the scores are, the numbers [N] or [N, K]). Where nobody says what they are, the names of the columns
+    must.
+    """
     if "scores" in names:
         wanted = names["scores"]
         parts = [wanted] if wanted in raw.names else [part.strip() for part in wanted.split(",")]
@@ -521,7 +532,8 @@ def appearance(matrix: NDArray[np.float64]) -> str:
 
 
 def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> list[Path]:
-    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` (with groups, slices and extra signals) and, with a gate, `_gate_logits.pt`.
+    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` (with groups, slices and extra signals) and, with a gate,
+    `_gate_logits.pt`.
 
     Plain tensors that load with `weights_only=True`; needs torch. Returns the paths written.
     """
@@ -559,7 +571,9 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
 
 
 def read_ids(folder: str | os.PathLike[str], role: str) -> list[str] | None:
-    """The ids in `{role}_ids.json`, without the tensors (and without torch). Raises IntegrityError where it is damaged."""
+    """The ids in `{role}_ids.json`, without the tensors (and without torch). Raises IntegrityError where it is
+    damaged.
+    """
     path = Path(folder) / f"{role}_ids.json"
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))["ids"]

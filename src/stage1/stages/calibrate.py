@@ -43,7 +43,8 @@ def fit_configured(
     """fit_policy with everything the config says. A gate that shows no gain on val_select is refused and softmax kept.
 
     The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
-    fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image alone.
+    fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image
+    alone.
     dealing: how groups came to val_calib (policy/dealt.py); what was dealt by size is not certified.
     frozen: a map that was fixed elsewhere, without a look at `calib`; None: the one that the config asks for.
 
@@ -105,7 +106,8 @@ def fit_configured(
 def _confidence_score(config: RunConfig, select: Scores | None, n_classes: int, say: Callable[[str], None]) -> str:
     """The confidence by which more than two classes exit: the config's, or the one of least AUGRC on val_select.
 
-    MSP stays unless the gain is beyond chance: close rivals are many, and the best of them on few images is often not the best.
+    MSP stays unless the gain is beyond chance: close rivals are many, and the best of them on few images is often not
+    the best.
     """
     if config.policy.confidence_score != "auto":
         return config.policy.confidence_score
@@ -132,10 +134,11 @@ def automatic(n_classes: int) -> tuple[str, ...]:
 
 
 def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[str], None]) -> FrozenMap:
-    """The map of least cross-validated NLL on val_select among those that the config allows; the identity, if none is better.
+    """The map of least cross-validated NLL on val_select among those that the config allows; the identity, if none is
+    better.
 
-    gate: a gate is in use; it states a probability of its own, so no map of the scores is fitted. say: gets one line with
-    the numbers. Raises ConfigError where the map asked for by name is not for so many classes.
+    gate: a gate is in use; it states a probability of its own, so no map of the scores is fitted. say: gets one line
+    with the numbers. Raises ConfigError where the map asked for by name is not for so many classes.
     """
     wanted = config.calibration.map
     suited = BINARY if select.n_classes == 2 else MULTICLASS

@@ -69,9 +69,12 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
 
 
 def save_policy(folder: Path, policy: Policy) -> list[Path]:
-    """The one policy file, its certificate and its calibration map; files of other policies go, they exclude each other."""
+    """The one policy file, its certificate and its calibration map; files of other policies go, they exclude each
+    other.
+    """
     assert policy.certificate is not None
-    # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they rest on.
+    # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they
+    # rest on.
     for name in POLICY_FILES.values():
         (folder / name).unlink(missing_ok=True)
     # A map of an earlier policy must not speak for this one.
@@ -98,7 +101,9 @@ def _check_roles(table: SampleTable, calib: Scores) -> None:
 
 
 def _attempt(run: RunDir, calib: Scores) -> int:
-    """How many different certificates these calibration images have been asked for in this run directory, this one included."""
+    """How many different certificates these calibration images have been asked for in this run directory, this one
+    included.
+    """
     path = run / "attempts.json"
     attempts = read_document(path, "attempts")["attempts"] if path.is_file() else []
     config = run.config
@@ -154,7 +159,9 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
 
 
 def evaluation_state(run: RunDir) -> str:
-    """What `evaluate` reads beside the files that every run has: the target's scores, the run that acceptance compares with, views."""
+    """What `evaluate` reads beside the files that every run has: the target's scores, the run that acceptance
+    compares with, views.
+    """
     return target_state(run) + reference_state(run) + looked_state(run)
 
 
@@ -165,7 +172,9 @@ def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
 
 
 def stated_beside(policy: Policy, scores: Scores) -> Stated | None:
-    """What the policy states of these rows beside the model's own probabilities; None where it carries no map (old folders)."""
+    """What the policy states of these rows beside the model's own probabilities; None where it carries no map (old
+    folders).
+    """
     after = stated(policy, scores)
     if has_own_probability(policy):
         return Stated(scores, after, "gate", "raw", "the gate states a probability of its own")
@@ -176,7 +185,9 @@ def stated_beside(policy: Policy, scores: Scores) -> Stated | None:
 
 
 def certified_targets(policy: Policy) -> dict[str, float]:
-    """The risks of the policy's certificate with their targets (scrc says miss_rate of each class where the config says it once)."""
+    """The risks of the policy's certificate with their targets (scrc says miss_rate of each class where the config
+    says it once).
+    """
     return {name: risk.target for name, risk in policy.certificate.risks.items()} if policy.certificate else {}
 
 
@@ -195,8 +206,8 @@ def write_evaluation(
 ) -> tuple[list[Path], dict[str, Any]]:
     """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document.
 
-    shift: what is known of a target of another class balance; everything pooled is then restated there too. looked: how the
-    images were looked at, where they have several views.
+    shift: what is known of a target of another class balance; everything pooled is then restated there too. looked: how
+    the images were looked at, where they have several views.
     """
     from stage1.evaluation.summary import evaluate as evaluated
     from stage1.evaluation.summary import metrics_rows

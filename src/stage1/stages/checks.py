@@ -23,7 +23,9 @@ def check_stated(config: RunConfig) -> None:
 
 
 def check_split(run: RunDir, *, views_only: bool = False) -> None:
-    """`check_all` with the classes of the split. views_only: for a stage alone, as the target may still be given to `calibrate`."""
+    """`check_all` with the classes of the split. views_only: for a stage alone, as the target may still be given to
+    `calibrate`.
+    """
     classes = read_document(run / "splits.json", "splits")["classes"]
     (check_views if views_only else check_all)(run.config, classes)
 

@@ -42,7 +42,9 @@ SWEEP_TOLERANCE = 1e-4  # of a logit: one head's sums and those of a stack are r
 
 
 def extract(run: RunDir, context: Context) -> list[Path]:
-    """Features of train and val_select by the backbone, the run's own where it has made one; backbone.onnx, exported once."""
+    """Features of train and val_select by the backbone, the run's own where it has made one; backbone.onnx,
+    exported once.
+    """
     from stage1.data.table import SampleTable
     from stage1.features import FeatureStore, extract_features
     from stage1.model.backbone import load_backbone
@@ -119,7 +121,9 @@ def _made_of(run: RunDir, fingerprint: str, onnx: Path) -> bool:
 
 
 def train(run: RunDir, context: Context) -> list[Path]:
-    """The head, on cached features of train; epoch and EMA are chosen on val_select, and so is it against the one of `tune`."""
+    """The head, on cached features of train; epoch and EMA are chosen on val_select, and so is it against the one
+    of `tune`.
+    """
     from stage1.data.table import SampleTable
     from stage1.training import train_head
     from stage1.training.view_pooling import ViewTraining
@@ -384,8 +388,8 @@ def _trained_outputs(
 def score(run: RunDir, context: Context) -> list[Path]:
     """Scores of the evaluation roles, from image bytes, by the exported model and the predictor that users run.
 
-    Views, where the run has them, are fixed first, on val_select; every other role is then scored with what ships, and val_select
-    too, unless what ships was fitted on it: then each of its images by a fit on the other folds.
+    Views, where the run has them, are fixed first, on val_select; every other role is then scored with what ships, and
+    val_select too, unless what ships was fitted on it: then each of its images by a fit on the other folds.
     """
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor

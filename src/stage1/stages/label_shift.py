@@ -45,7 +45,8 @@ NOT_TESTABLE = (
 class Shift:
     """What is known of the target. scores: unlabelled, or None. prior: stated P(class 1), or None.
 
-    source: labelled rows of the old balance, of the role `role`; select: labelled rows for the choice of the map, or None:
+    source: labelled rows of the old balance, of the role `role`; select: labelled rows for the choice of the map, or
+    None:
     the source itself.
     """
 
@@ -61,10 +62,11 @@ def label_shift(
 ) -> dict[str, Any]:
     """The section `label_shift` of evaluation.json: priors of the target, and everything pooled restated at each.
 
-    test: labelled rows under the policy. Estimates: bbse and mlls from shift.scores, stated from shift.prior. Coverage and
-    error have exact intervals where rows are independent (`restated_interval`), over groups where they repeat (null where
-    nothing was wrong); metrics are bootstrapped. All carry the uncertainty of the estimate.
-    Raises ConfigError (nothing given; a stated prior for K > 2), DataError (another number of classes, a class missing).
+    test: labelled rows under the policy. Estimates: bbse and mlls from shift.scores, stated from shift.prior. Coverage
+    and error have exact intervals where rows are independent (`restated_interval`), over groups where they repeat (null
+    where nothing was wrong); metrics are bootstrapped. All carry the uncertainty of the estimate.
+    Raises ConfigError (nothing given; a stated prior for K > 2), DataError (another number of classes, a class
+    missing).
     """
     if shift.scores is None and shift.prior is None:
         raise ConfigError("label shift: give --target FILE with unlabelled scores, or target_prior=0.5")

@@ -28,8 +28,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
 def preflight(config: RunConfig, stages: Collection[str]) -> None:
     """Everything that can be known of `stages` (those which will run) from the config and this machine alone.
 
-    Raises MissingError (an extra, weights, a device, a source that is not there), ConfigError (a backbone, a size or an adapter
-    that cannot be had, a target that is none of these classes), and what reading weights raises.
+    Raises MissingError (an extra, weights, a device, a source that is not there), ConfigError (a backbone, a size or an
+    adapter that cannot be had, a target that is none of these classes), and what reading weights raises.
     """
     require_extras(config, stages)
     if "split" in stages:

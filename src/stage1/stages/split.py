@@ -37,9 +37,11 @@ def source_state(run: RunDir) -> str:
 
 
 def images_stand(run: RunDir) -> bool:
-    """Whether every image of samples.parquet still has the bytes that its id was made of, which size and time do not tell.
+    """Whether every image of samples.parquet still has the bytes that its id was made of, which size and time do not
+    tell.
 
-    For `stage1 split`: who asks for it alone is often told to, by a stage that met other bytes. True where there is no table.
+    For `stage1 split`: who asks for it alone is often told to, by a stage that met other bytes. True where there is no
+    table.
     """
     from stage1.data.table import SampleTable
 
@@ -161,7 +163,8 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
     """Per risk of the target: what the units of val_calib can certify at best; a shortfall is said as arithmetic.
 
     The units are the ones that `calibrate` will count: images, or one image of each group where groups repeat and
-    assume_iid is not set. A ratio among exits is counted as if every unit of the class exited: the most to be hoped for.
+    assume_iid is not set. A ratio among exits is counted as if every unit of the class exited: the most to be hoped
+    for.
     """
     if len(table.classes) != 2:
         return {}

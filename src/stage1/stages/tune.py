@@ -1,4 +1,5 @@
-"""pretrain, tune: the stages that make the run's own backbone, before features are extracted; each only where it is asked for.
+"""pretrain, tune: the stages that make the run's own backbone, before features are extracted; each only where it is
+asked for.
 
     split -> [pretrain] -> [tune] -> extract -> train -> ...
 Whatever they change ends in one file of plain timm weights; from `extract` on it is a backbone as any other.
@@ -34,7 +35,8 @@ ASKED_BY = {
     "pretrain": "pretrain.folder=FOLDER or pretrain.train_images=true",
     "tune": "adapter.kind=lora (or another) or images.unfreeze=last",
 }
-# Below this share of what rank and spread were before pretraining a person should look; training itself ends at collapse_share.
+# Below this share of what rank and spread were before pretraining a person should look; training itself ends at
+# collapse_share.
 _WORRYING = 0.5
 
 
@@ -49,7 +51,9 @@ def backbone_file(config: RunConfig) -> str:
 
 
 def along_file(config: RunConfig) -> str:
-    """The head that `tune` trains along with the backbone, which `train` looks at; "" where the run has no such stage."""
+    """The head that `tune` trains along with the backbone, which `train` looks at; "" where the run has no such
+    stage.
+    """
     return _ALONG if config.tunes else ""
 
 
@@ -203,7 +207,8 @@ def _unlabelled(run: RunDir) -> Prints:
 
 
 def tune(run: RunDir, context: Context) -> list[Path]:
-    """The backbone on the labelled images of train; epoch and EMA are chosen on val_select. tune/backbone_tuned.safetensors.
+    """The backbone on the labelled images of train; epoch and EMA are chosen on val_select.
+    tune/backbone_tuned.safetensors.
 
     Under torchrun every process is here; the first one writes.
     """
@@ -294,9 +299,11 @@ def better_head(
     n_classes: int,
     context: Context,
 ) -> tuple[TrainResult, dict[str, Any]]:
-    """Of the head that `train` has just made and the one that `tune` trained along, the better one, and what train.json says of it.
+    """Of the head that `train` has just made and the one that `tune` trained along, the better one, and what train.json
+    says of it.
 
-    select: features of val_select, where the choice is made and nowhere else. In a run without `tune` there is one head alone.
+    select: features of val_select, where the choice is made and nowhere else. In a run without `tune` there is one head
+    alone.
     """
     from stage1.training.head_choice import better_head as better
     from stage1.training.head_choice import why_not_compared

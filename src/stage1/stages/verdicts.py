@@ -29,7 +29,9 @@ def verdict_of_calibration(folder: Path) -> Verdict:
 
 
 def verdict_of_evaluation(folder: Path, evaluation: Mapping[str, Any] | None = None) -> Verdict:
-    """With val_test. evaluation: the document; None: evaluation.json of the folder, which holds certificate.json too."""
+    """With val_test. evaluation: the document; None: evaluation.json of the folder, which holds certificate.json
+    too.
+    """
     document = read_document(folder / "evaluation.json", "evaluation") if evaluation is None else evaluation
     path = folder / "certificate.json"
     return judge(read_document(path, "certificate") if path.is_file() else None, document)

@@ -1,6 +1,7 @@
 """Views in a run: what each stage depends on, and how the stage `score` fixes them on val_select, into views.json.
 
-How the images of val_test were looked at: views.json's policy as the stage `score` met it, for the evaluation and its page.
+How the images of val_test were looked at: views.json's policy as the stage `score` met it, for the evaluation and its
+page.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def views_file(config: RunConfig) -> str:
 
 
 def shipped_views(run: RunDir) -> FrozenViews | None:
-    """The views that this run was scored with and ships; None where it looks at whole images alone, by config or by choice."""
+    """The views that this run was scored with and ships; None where it looks at whole images alone, by config or by
+    choice.
+    """
     if run.config.views.policy is None:
         return None
     views = FrozenViews.load(run / VIEWS_FILE)
@@ -51,7 +54,7 @@ def views_claim(run: RunDir) -> ViewsClaim | None:
     return None if views is None else ViewsClaim(views.digest, views.description)
 
 
-# ---- what a stage depends on; "" without views, so that a run without them is what it was before there were any ------------
+# ---- what a stage depends on; "" without views, so that a run without them is what it was before there were any ------
 
 
 def cut_state(run: RunDir) -> str:
@@ -111,7 +114,9 @@ class Chosen:
     refits: tuple[Refit, ...] = ()
 
     def answered(self, spec: Preprocessing) -> Answered:
-        """The answers of val_select: of each image by the refit that has not seen it; where there are none, by what ships."""
+        """The answers of val_select: of each image by the refit that has not seen it; where there are none, by what
+        ships.
+        """
         from stage1.inference.outputs import Answered, answered_by
         from stage1.inference.views import joined_looked, look
 
@@ -141,7 +146,8 @@ def pooled_views(run: RunDir) -> FrozenViews | None:
 
 
 def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Callable[[str], None]) -> Chosen:
-    """Aggregator and, where asked for, the order and the stops of adaptive views, from the views of val_select and nothing else.
+    """Aggregator and, where asked for, the order and the stops of adaptive views, from the views of val_select and
+    nothing else.
 
     Raises SourceChanged where an image cannot be read any more.
     """
@@ -251,7 +257,8 @@ Box = tuple[int, int, int, int]
 class LookedAt:
     """Of each row of val_test, in the order of its scores.
 
-    used: int64 [n], how many views were looked at; deciding: int64 [n], the one with the largest pull towards the answer.
+    used: int64 [n], how many views were looked at; deciding: int64 [n], the one with the largest pull towards the
+    answer.
     """
 
     views: FrozenViews
@@ -259,7 +266,9 @@ class LookedAt:
     deciding: Ints
 
     def summary(self, decision: Decision, labels: Ints) -> dict[str, Any]:
-        """The section `views` of evaluation.json: what happened to the images by number of views and by the view that decided."""
+        """The section `views` of evaluation.json: what happened to the images by number of views and by the view
+        that decided.
+        """
         names = self.views.policy.names
         right = decision.label == labels
 
@@ -279,7 +288,9 @@ class LookedAt:
         }
 
     def words(self, row: int, *, exits: bool) -> str:
-        """Of one image: "tile r0c2 decided, 10 views". A deferred image was not decided; the view is the one that weighed most."""
+        """Of one image: "tile r0c2 decided, 10 views". A deferred image was not decided; the view is the one that
+        weighed most.
+        """
         name, count, used = self.views.policy.names[self.deciding[row]], self.views.policy.count, self.used[row]
         view = "the whole image" if name == "whole" else name
         looked = f"{count} views" if self.views.sequence is None else f"{used} of {count} views looked at"
@@ -292,7 +303,9 @@ class LookedAt:
 
 
 def save_looked(run: RunDir, looked: Looked | None) -> Iterator[Path]:
-    """looked.json of the answers for val_test, where they rest on views; else none, nor one of before. Gives what was written."""
+    """looked.json of the answers for val_test, where they rest on views; else none, nor one of before. Gives what
+    was written.
+    """
     path = run / LOOKED_FILE
     path.unlink(missing_ok=True)
     if looked is not None:
@@ -333,7 +346,9 @@ def looked_state(run: RunDir) -> str:
 
 
 def views_shown(run: RunDir) -> dict[str, Any] | None:
-    """What the page says of views.json; None in a run without it. Where the choice fell on whole images, it says that too."""
+    """What the page says of views.json; None in a run without it. Where the choice fell on whole images, it says
+    that too.
+    """
     asked = run.config.views.policy
     if asked is None:
         return None

@@ -71,7 +71,9 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind:
 
 
 def read_document(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
-    """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not the schema)."""
+    """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not the
+    schema).
+    """
     path = Path(path)
     try:
         require_text(path, MOST_DOCUMENT)

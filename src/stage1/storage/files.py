@@ -57,9 +57,10 @@ def digest_ids(ids: Iterable[str]) -> str:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary stream whose content replaces `path` only when the block ends without an error.
 
-    A link stays, and what it points to is replaced. A device or FIFO gets the content when it is whole, and stays what it is.
-    Raises Stage1Error (one line, with the path) where the disk is full or the folder cannot be written to, ConfigError where
-    the path is a folder, a socket or a disk.
+    A link stays, and what it points to is replaced. A device or FIFO gets the content when it is whole, and stays what
+    it is.
+    Raises Stage1Error (one line, with the path) where the disk is full or the folder cannot be written to, ConfigError
+    where the path is a folder, a socket or a disk.
     """
     with _replacing(Path(path)) as temporary, open(temporary, "r+b") as stream:
         yield stream
@@ -68,8 +69,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[str]:
-    """The name of an empty temporary file; after the block it is synced and renamed over `path`, or written into it where
-    that is no regular file.
+    """The name of an empty temporary file; after the block it is synced and renamed over `path`, or written into it
+    where that is no regular file.
 
     On an error it is removed and `path` is as it was; OSError becomes Stage1Error.
     """
@@ -142,7 +143,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    r"""Write `text` as UTF-8 to `path`, whole or not at all. Bytes of a file name that are no UTF-8 appear as \udcXX."""
+    r"""Write `text` as UTF-8 to `path`, whole or not at all. Bytes of a file name that are no UTF-8 appear as
+    \udcXX.
+    """
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -153,11 +156,13 @@ def write_through(path: str | os.PathLike[str], save: Callable[[str], None]) -> 
 
 
 def read_yaml(text: str, texts: Collection[str] = (), place: str = "") -> Any:
-    """Plain values; unlike YAML itself, a key that stands twice in one mapping is refused. Raises ValueError, ImportError.
+    """Plain values; unlike YAML itself, a key that stands twice in one mapping is refused. Raises ValueError,
+    ImportError.
 
-    texts: dotted keys (a.b) below which every unquoted word stays the text that was written: no, true, 01 and 1.0 are names
-    there, as are all keys everywhere. place: the dotted key that `text` is the value of.
-    Refused, too: aliases that write out to more than a document can be, numbers of hundreds of digits, and tags of programs.
+    texts: dotted keys (a.b) below which every unquoted word stays the text that was written: no, true, 01 and 1.0 are
+    names there, as are all keys everywhere. place: the dotted key that `text` is the value of.
+    Refused, too: aliases that write out to more than a document can be, numbers of hundreds of digits, and tags of
+    programs.
     """
     import yaml
 
@@ -228,8 +233,8 @@ def _refuse_bomb(root: Any) -> None:
 
 
 def read_json(text: str | bytes) -> Any:
-    """The document in a JSON text. Raises ValueError in one line; unlike Python's reader it refuses NaN, infinities and numbers
-    beyond the range of a float, a key that stands twice in one object, and nesting without end."""
+    """The document in a JSON text. Raises ValueError in one line; unlike Python's reader it refuses NaN, infinities and
+    numbers beyond the range of a float, a key that stands twice in one object, and nesting without end."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -263,7 +268,9 @@ def read_json(text: str | bytes) -> Any:
 
 
 def require_stored(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError where a file is a zip whose parts are compressed: torch writes none, and a few KB could become any size."""
+    """Raises ValueError where a file is a zip whose parts are compressed: torch writes none, and a few KB could
+    become any size.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
@@ -285,7 +292,9 @@ READ_FAILURES = (
     TypeError,
     ValueError,
 )
-"""What readers of tar, Parquet and Arrow raise where a file is damaged: beside these they have kinds of their own, which are such."""
+"""What readers of tar, Parquet and Arrow raise where a file is damaged: beside these they have kinds of their own,
+which are such.
+"""
 
 
 def read_failure(error: BaseException) -> str:
@@ -324,7 +333,9 @@ def require_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> None:
 
 
 def not_utf8(path: str | os.PathLike[str]) -> str:
-    """What to say of a file that failed to decode as UTF-8: with its first bad byte, which a reader in pieces does not know."""
+    """What to say of a file that failed to decode as UTF-8: with its first bad byte, which a reader in pieces does
+    not know.
+    """
     decoder, place = codecs.getincrementaldecoder("utf-8")(), 0
     with open(path, "rb") as stream:
         while True:
@@ -340,7 +351,9 @@ def not_utf8(path: str | os.PathLike[str]) -> str:
 
 
 def _keep_words(root: Any, texts: Collection[str], place: str) -> None:
-    """Tag plain scalars as text: the keys of mappings, and what lies at or below a place in `texts` (at it, null is null)."""
+    """Tag plain scalars as text: the keys of mappings, and what lies at or below a place in `texts` (at it, null is
+    null).
+    """
     import yaml
 
     word, nothing = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"

@@ -1,4 +1,6 @@
-"""A finished folder takes the place of another one in one step: whoever looks sees the old one or the new one, never neither."""
+"""A finished folder takes the place of another one in one step: whoever looks sees the old one or the new one,
+never neither.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 def publish(fresh: Path, folder: Path) -> None:
     """Rename `fresh` to `folder`; a folder that stands there is exchanged with it and removed. Raises OSError.
 
-    Linux exchanges two names in one step (renameat2). Where that is not to be had the old folder is renamed aside first, to a
-    name that `recover` finds, and back if the second step fails.
+    Linux exchanges two names in one step (renameat2). Where that is not to be had the old folder is renamed aside
+    first, to a name that `recover` finds, and back if the second step fails.
     """
     os.chmod(fresh, 0o755)  # mkdtemp makes folders that only the owner may enter
     if not folder.exists():
@@ -39,7 +41,9 @@ def publish(fresh: Path, folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Finish what a process began that was killed inside `publish`: the old folder stands again, or is removed. Raises OSError."""
+    """Finish what a process began that was killed inside `publish`: the old folder stands again, or is removed.
+    Raises OSError.
+    """
     left = [
         entry
         for entry in sorted(folder.parent.iterdir())

@@ -1,4 +1,6 @@
-"""The model behind a detector: one ONNX Runtime session for one image at a time, on the device that the client names."""
+"""The model behind a detector: one ONNX Runtime session for one image at a time, on the device that the client
+names.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ Floats = NDArray[np.float64]
 
 
 class Outputs(NamedTuple):
-    """What the model says of the views of one image; a view model, of all of them at once, has one row of logits and gate.
+    """What the model says of the views of one image; a view model, of all of them at once, has one row of logits and
+    gate.
 
-    logits: float [V, 2] or [1, 2]. gate: float [V] or [1], None where the model has none. without: float [V, 2], the logits
-    were view v like all views on average; of a view model alone.
+    logits: float [V, 2] or [1, 2]. gate: float [V] or [1], None where the model has none. without: float [V, 2], the
+    logits were view v like all views on average; of a view model alone.
     """
 
     logits: Floats
@@ -30,10 +33,11 @@ class Outputs(NamedTuple):
 class Session:
     """model: the bytes of model.onnx, already checked. device: anything whose text is "cpu", "cuda" or "cuda:N".
 
-    views: None for a model of single views, [N, 3, S, S]; else the number V of views that a view model takes of every image,
-    [N, V, 3, S, S].
+    views: None for a model of single views, [N, 3, S, S]; else the number V of views that a view model takes of every
+    image, [N, V, 3, S, S].
 
-    threads: within one image; one gives the very sums of `stage1 predict`, more are faster and may differ in the last digit.
+    threads: within one image; one gives the very sums of `stage1 predict`, more are faster and may differ in the last
+    digit.
     Raises IntegrityError where ONNX Runtime cannot load it, or where it has not the inputs and outputs of an export.
     """
 
@@ -80,7 +84,9 @@ class Session:
 
 
 def _image_input(inputs: list[Any], where: str, size: int) -> tuple[str, int | None]:
-    """(name, views) of the one input, views None where it is [N, 3, S, S]. Raises IntegrityError for any other model."""
+    """(name, views) of the one input, views None where it is [N, 3, S, S]. Raises IntegrityError for any other
+    model.
+    """
     shape = inputs[0].shape if len(inputs) == 1 else []
     if len(shape) not in (4, 5) or (len(shape) == 5 and not isinstance(shape[1], int)):
         raise IntegrityError(f"{where}: one image input expected, [N, 3, S, S] or [N, V, 3, S, S]; export it anew")

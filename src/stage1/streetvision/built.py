@@ -1,4 +1,6 @@
-"""What the miner really built: the registry says what could be, the first detector whose constructor runs is what answers."""
+"""What the miner really built: the registry says what could be, the first detector whose constructor runs is what
+answers.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from stage1.streetvision.words import CONFIG, DETECTOR
 class Built:
     """Watches a registry in the miner's process. name: under which ours is registered.
 
-    Says on stderr which detector was built. Where the first one is not ours the process ends with one line and exit code 2
-    before it serves; where ours cannot load, with its line and its exit code.
+    Says on stderr which detector was built. Where the first one is not ours the process ends with one line and exit
+    code 2 before it serves; where ours cannot load, with its line and its exit code.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,4 +1,6 @@
-"""model_card.json, which the client asks for beside a published model: fields that are checked before anything is written."""
+"""model_card.json, which the client asks for beside a published model: fields that are checked before anything is
+written.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ _LONGEST_NAME, _LONGEST_DESCRIPTION = 200, 5000
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The five fields. version: "X.Y.Z". submitted_by: ss58 address of the hotkey. submission_time: ISO 8601 in UTC ("..Z").
+    """The five fields. version: "X.Y.Z". submitted_by: ss58 address of the hotkey. submission_time: ISO 8601 in UTC
+    ("..Z").
 
     Raises ConfigError naming the field, its value and what to give.
     """
@@ -65,7 +68,9 @@ def write_card(card: ModelCard, path: str | os.PathLike[str]) -> None:
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:
-    """Read and check a card. Raises MissingError, IntegrityError (not the schema), ConfigError (a field that cannot be)."""
+    """Read and check a card. Raises MissingError, IntegrityError (not the schema), ConfigError (a field that cannot
+    be).
+    """
     path = Path(path)
     try:
         document = read_json(path.read_bytes())

@@ -1,4 +1,6 @@
-"""The stages of a cascade inside the detector: asked in turn by the rules of `stage1.cascade`, all before one deadline."""
+"""The stages of a cascade inside the detector: asked in turn by the rules of `stage1.cascade`, all before one
+deadline.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,9 @@ class _Stage(Protocol):
 class DetectorCascade:
     """The frozen cascade at `path` around the detector's own bundle, which must be its first stage.
 
-    deadline_s: of the detector; no call of a stage outlasts it by more than its own length. Raises ConfigError (another first
-    stage, a callable that is not there), IntegrityError (another bundle in a later stage), MissingError (a key, a bundle).
+    deadline_s: of the detector; no call of a stage outlasts it by more than its own length. Raises ConfigError (another
+    first stage, a callable that is not there), IntegrityError (another bundle in a later stage), MissingError (a key, a
+    bundle).
     """
 
     def __init__(self, path: str, first: Classifier, *, device: object, threads: int, deadline_s: float) -> None:

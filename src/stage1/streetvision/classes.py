@@ -1,4 +1,6 @@
-"""Which of two classes the StreetVision client asks for: class 1. One rule for the detector, the stock folder and the reward."""
+"""Which of two classes the StreetVision client asks for: class 1. One rule for the detector, the stock folder and
+the reward.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def reads_as(name: str) -> int | None:
 
 
 def require_order(classes: Sequence[str], where: str) -> None:
-    """Raises ConfigError where the names of two classes say that class 0 is roadwork, or class 1 none: the client would get 1 - P."""
+    """Raises ConfigError where the names of two classes say that class 0 is roadwork, or class 1 none: the client
+    would get 1 - P.
+    """
     if len(classes) == 2 and (reads_as(classes[0]) == 1 or reads_as(classes[1]) == 0):
         raise ConfigError(
             f"{where}: its class 0 is {classes[0]}, class 1 {classes[1]}; the client asks for P(roadwork), let roadwork"
@@ -31,7 +35,8 @@ def require_order(classes: Sequence[str], where: str) -> None:
 
 
 def client_labels(classes: Sequence[str], where: str, positive: str | None = None) -> tuple[str, str]:
-    """The client's labels of two classes in their order. positive: the name of the class that is roadwork, said by the caller.
+    """The client's labels of two classes in their order. positive: the name of the class that is roadwork, said by the
+    caller.
 
     Raises ConfigError for the other order, for names that do not tell the order where `positive` is None, and for a
     `positive` that is not class 1.

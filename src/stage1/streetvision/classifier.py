@@ -1,6 +1,7 @@
 """The monotone map from our probability to the client's: our decision threshold lands on exactly 0.5.
 
-What is done to a picture once: the pixels that the bundle was certified on, and the file that stages elsewhere are sent.
+What is done to a picture once: the pixels that the bundle was certified on, and the file that stages elsewhere are
+sent.
 
 One bundle as a classifier of pictures: checked, loaded, and asked with pixels; on onnxruntime, numpy and Pillow alone.
 """
@@ -65,7 +66,8 @@ def _sigmoid(z: float) -> float:
 
 
 def pixels(image: object, max_pixels: int) -> NDArray[np.uint8]:
-    """RGB pixels uint8 [H, W, 3] of a picture of any size and mode, equal to those of `load_bundle(..).predict([image])`.
+    """RGB pixels uint8 [H, W, 3] of a picture of any size and mode, equal to those of
+    `load_bundle(..).predict([image])`.
 
     Raises DataError (no picture), ImageError (too large, a mode without an agreed range, opened lazily and broken).
     """
@@ -93,7 +95,8 @@ class Stage1Answer:
 class Classifier:
     """A bundle of two classes. device, threads: as for `Session`.
 
-    Raises ConfigError (what a detector cannot serve), MissingError, IntegrityError (a byte differs, parts of different bundles).
+    Raises ConfigError (what a detector cannot serve), MissingError, IntegrityError (a byte differs, parts of different
+    bundles).
     """
 
     def __init__(self, folder: str, *, device: object, threads: int) -> None:
@@ -116,7 +119,9 @@ class Classifier:
         self.provider = self._session.provider
 
     def answer(self, rgb: NDArray[np.uint8]) -> Stage1Answer:
-        """Exit, label and probability for RGB pixels uint8 [H, W, 3]. Raises DataError (no pixels), IntegrityError (NaN)."""
+        """Exit, label and probability for RGB pixels uint8 [H, W, 3]. Raises DataError (no pixels), IntegrityError
+        (NaN).
+        """
         verdict = self._judge(self._views.look(rgb, self.spec, self._session.run))
         return Stage1Answer(bool(verdict.exit[0]), int(verdict.label[0]), float(verdict.probability[0]))
 

@@ -1,4 +1,6 @@
-"""Calls with a deadline: each in a daemon thread, so that a call which hangs holds up neither the answer nor the exit."""
+"""Calls with a deadline: each in a daemon thread, so that a call which hangs holds up neither the answer nor the
+exit.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ class Late(Exception):
 class Lane(Generic[Given, Result]):
     """One function behind deadlines. slots: calls that may be going on at once, overdue ones included.
 
-    Python cannot stop a thread: a call that hangs keeps its slot until it returns. With all slots taken a call waits for one,
-    within its own deadline, since most of what is ahead of it is only busy. A function that holds the interpreter lock while it hangs cannot be outrun.
+    Python cannot stop a thread: a call that hangs keeps its slot until it returns. With all slots taken a call waits
+    for one, within its own deadline, since most of what is ahead of it is only busy. A function that holds the
+    interpreter lock while it hangs cannot be outrun.
     Threads stay for later calls (a new one each time costs milliseconds on a busy machine) and end with the lane.
     """
 

@@ -24,9 +24,10 @@ _COUNTED = ("exit", "stage2", "stage1", "fallback", "stage2_failed", "views_add_
 class Answer:
     """One answer with its history.
 
-    value: what the client gets. by: "exit" (stage 1, certified side), "stage2", "stage1" (deferred, no answer of a stage
-    2) or "fallback" (the picture could not be answered). stage1: what the bundle said, None where it could not. trouble: one
-    line, or None. stage: of a cascade, the name of the stage that answered ("stage2" is any of the later ones).
+    value: what the client gets. by: "exit" (stage 1, certified side), "stage2", "stage1" (deferred, no answer of a
+    stage 2) or "fallback" (the picture could not be answered). stage1: what the bundle said, None where it could not.
+    trouble: one line, or None. stage: of a cascade, the name of the stage that answered ("stage2" is any of the later
+    ones).
     """
 
     value: float
@@ -40,12 +41,12 @@ class Stage1Detector:
     """A detector of the StreetVision client around one of our bundles. The client's own classes are not needed for it.
 
     model_name: for the log. config_name: a YAML (every key becomes an attribute; see `Settings`), or a bundle folder.
-    device: "cpu", "cuda" or an object with such a text (a torch.device). Loads at once, so that what is wrong with bundle or
-    configuration is one line at the miner's start. Raises ConfigError, MissingError, IntegrityError.
+    device: "cpu", "cuda" or an object with such a text (a torch.device). Loads at once, so that what is wrong with
+    bundle or configuration is one line at the miner's start. Raises ConfigError, MissingError, IntegrityError.
 
-    An exit keeps the side that the policy gave it. What defers is asked of stage 2 where there is one, within what is left
-    of the deadline; without its answer stage 1's own probability counts. With `cascade` its stages are asked by its rules, and
-    `statement` is what is certified of the whole. May be called from several threads.
+    An exit keeps the side that the policy gave it. What defers is asked of stage 2 where there is one, within what is
+    left of the deadline; without its answer stage 1's own probability counts. With `cascade` its stages are asked by
+    its rules, and `statement` is what is certified of the whole. May be called from several threads.
 
     Example: Stage1Detector(model_name="stage1", config_name="stage1.yaml", device="cuda")(picture)
     """
@@ -89,7 +90,9 @@ class Stage1Detector:
         log.info("%s: bundle %s on %s", self.model_name, self.bundle_digest[:12], self.provider)
 
     def __call__(self, image: Image.Image) -> float:
-        """P(roadwork) for the client: above 0.5 is roadwork. Always a float in [0, 1], whatever the picture; never raises."""
+        """P(roadwork) for the client: above 0.5 is roadwork. Always a float in [0, 1], whatever the picture; never
+        raises.
+        """
         try:
             return self.answer(image).value
         except Exception as error:  # the last net: an exception here would leave the client without an answer
@@ -150,8 +153,9 @@ class Stage1Detector:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many answers came from "exit", "stage2", "stage1" and "fallback"; in how many of them stage 2 failed; and for how
-        many images the further views of the bundle could add nothing, since the model saw every pixel of them anyway.
+        """How many answers came from "exit", "stage2", "stage1" and "fallback"; in how many of them stage 2 failed; and
+        for how many images the further views of the bundle could add nothing, since the model saw every pixel of them
+        anyway.
         """
         with self._counting:
             return {name: self._counts[name] for name in _COUNTED}

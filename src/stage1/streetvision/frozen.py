@@ -1,6 +1,8 @@
-"""A cascade as one sealed document: written where the cascade file can be checked, read with the standard library alone.
+"""A cascade as one sealed document: written where the cascade file can be checked, read with the standard library
+alone.
 
-`freeze` needs what `stage1 cascade` needs; `read_frozen` is for the miner, whose Python has neither pydantic nor jsonschema.
+`freeze` needs what `stage1 cascade` needs; `read_frozen` is for the miner, whose Python has neither pydantic nor
+jsonschema.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _MAKE = "`stage1 streetvision cascade`"
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The document, and the folder that its paths start from. statement: what was certified of the whole, None: nothing was."""
+    """The document, and the folder that its paths start from. statement: what was certified of the whole, None:
+    nothing was.
+    """
 
     path: Path
     document: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """Registering the detector with the client, and starting the client's miner with it.
 
-`stage1 streetvision run` starts the miner's own Python with this module as its first act: the client knows no plugins, so
-whoever wants to be in its registry has to be imported before it looks.
+`stage1 streetvision run` starts the miner's own Python with this module as its first act: the client knows no plugins,
+so whoever wants to be in its registry has to be imported before it looks.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def miner_command(
 
     command: [anything ..] python [options] script.py|-m module [arguments ..]; without a python in it, ours runs it.
     config: for the detector, where the miner's arguments name no configuration. also_known: words of a newer client.
-    Raises ConfigError where there is no script or module to run, and for words that would not serve ours (`checked_words`).
+    Raises ConfigError where there is no script or module to run, and for words that would not serve ours
+    (`checked_words`).
     """
     before, options, target = _parts(command)
     config = config and os.path.abspath(config)

@@ -1,4 +1,5 @@
-"""Looking at one image with the views of its bundle, in numpy: one decode, one forward, or view by view until it is safe.
+"""Looking at one image with the views of its bundle, in numpy: one decode, one forward, or view by view until it is
+safe.
 
 `stage1.views` says the same with scipy, which the client does not have; a test compares the two.
 """
@@ -44,9 +45,9 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """How an image is looked at. pool: None: the model's one row of logits as it is. first_only: the pool takes no other view;
-    gated: all are run all the same, for their gates. steps: empty, or one for each prefix of `order`: then views are looked at
-    one after the other. pooled: the model takes all views at once, and its logits are the image's.
+    """How an image is looked at. pool: None: the model's one row of logits as it is. first_only: the pool takes no
+    other view; gated: all are run all the same, for their gates. steps: empty, or one for each prefix of `order`: then
+    views are looked at one after the other. pooled: the model takes all views at once, and its logits are the image's.
     """
 
     policy: ViewPolicy
@@ -58,7 +59,9 @@ class Views:
     pooled: bool = False
 
     def require_model(self, views: int | None, where: str) -> None:
-        """Raises IntegrityError where a model of so many views (`Session.views`) is not the one that these views are for."""
+        """Raises IntegrityError where a model of so many views (`Session.views`) is not the one that these views
+        are for.
+        """
         count = self.policy.count
         if self.pooled and views is None:
             raise IntegrityError(
@@ -107,8 +110,8 @@ ALONE = Views(WHOLE, None)
 def views_of(
     document: Mapping[str, Any] | None, certified: Mapping[str, Any] | None, digest: str | None, *, gated: bool = False
 ) -> Views:
-    """The views of a bundle. document: views.json, digest: of its bytes; certified: what the certificate says of views; gated: the
-    policy takes the gate logits.
+    """The views of a bundle. document: views.json, digest: of its bytes; certified: what the certificate says of views;
+    gated: the policy takes the gate logits.
 
     Raises IntegrityError where the two speak of different views, or the document is none that a run writes.
     """

@@ -1,18 +1,19 @@
 """What the street-photo client pays for answers: the rule played answer by answer, and its expected value exactly.
 
-After each answer r = (0.5 MCC over the last 100 + 0.5 accuracy over the last 10)^3. MCC is clipped at 0, and is 0 where the
-window holds one label or one answer only; r is 0 where the answer is outside [0, 1]. An answer above 0.5 says class 1,
-exactly 0.5 says class 0. The score that is kept is a moving average, 0.05 r + 0.95 of the last one, starting at 0.
+After each answer r = (0.5 MCC over the last 100 + 0.5 accuracy over the last 10)^3. MCC is clipped at 0, and is 0 where
+the window holds one label or one answer only; r is 0 where the answer is outside [0, 1]. An answer above 0.5 says class
+1, exactly 0.5 says class 0. The score that is kept is a moving average, 0.05 r + 0.95 of the last one, starting at 0.
 
 - **Warm-up**: with fewer than 100 (10) answers the window is what there is, so one right answer alone earns 0.5^3.
 - **No reply** (-1): earns 0; it takes a place in the windows, and what is measured there leaves it out.
-- **Outside [0, 1]**: earns 0. Where it still rounds to 0 or 1 (1.2, -0.1) it counts in the windows as that answer. Any other
-  value, and NaN or infinity, makes the client's scikit-learn call raise: MCC and accuracy are 0 in each window that holds it,
-  so one such answer costs the next nine rewards whole, and leaves of each of the ninety after them at most 1/8. (scikit-learn
-  does not raise where 1 and that value are all that labels and answers in the window hold; it is then a wrong answer.)
+- **Outside [0, 1]**: earns 0. Where it still rounds to 0 or 1 (1.2, -0.1) it counts in the windows as that answer. Any
+  other value, and NaN or infinity, makes the client's scikit-learn call raise: MCC and accuracy are 0 in each window
+  that holds it, so one such answer costs the next nine rewards whole, and leaves of each of the ninety after them at
+  most 1/8. (scikit-learn does not raise where 1 and that value are all that labels and answers in the window hold; it
+  is then a wrong answer.)
 
-The expectation needs no simulation. Answers are independent given TPR and FPR, so the counts of a window are binomial, and
-given the counts the last 10 of the 100 are a random 10: the number of right ones is hypergeometric. Summed over all
+The expectation needs no simulation. Answers are independent given TPR and FPR, so the counts of a window are binomial,
+and given the counts the last 10 of the 100 are a random 10: the number of right ones is hypergeometric. Summed over all
 176,851 tables of counts that is one number per (TPR, FPR, prior), to rounding.
 """
 
@@ -45,8 +46,8 @@ def reward_formula(mcc: ArrayLike, recent: ArrayLike) -> FloatArray:
 def expected_reward(tpr: ArrayLike, fpr: ArrayLike, prior: float = 0.5, answers: int = WINDOW) -> FloatArray:
     """E[r] of an answerer that says 1 with probability `tpr` on class 1 and `fpr` on class 0; exact.
 
-    tpr, fpr: in [0, 1], broadcast together; the result has their shape. prior: P(class 1). answers: how many were given,
-    from 1; from 100 on nothing changes, and the expectation of the moving average is this number.
+    tpr, fpr: in [0, 1], broadcast together; the result has their shape. prior: P(class 1). answers: how many were
+    given, from 1; from 100 on nothing changes, and the expectation of the moving average is this number.
     Raises DataError naming what is outside its range.
 
     >>> round(float(expected_reward(0.98, 0.02)), 3)
@@ -140,7 +141,8 @@ class Played:
 
 
 def play(answers: ArrayLike, labels: ArrayLike) -> Played:
-    """The rule on one sequence. answers: float [N], any values (see above for no reply and out of range); labels: 0/1 [N].
+    """The rule on one sequence. answers: float [N], any values (see above for no reply and out of range); labels: 0/1
+    [N].
 
     Raises DataError for unequal lengths, none at all, or other labels.
     """
@@ -208,7 +210,9 @@ def _mcc_of_windows(counts: FloatArray) -> FloatArray:
 def simulated(
     tpr: float, fpr: float, *, prior: float = 0.5, answers: int = 1000, runs: int = 200, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Moving averages after `answers` answers of `runs` independent sequences, float [runs]: the spread of what is paid."""
+    """Moving averages after `answers` answers of `runs` independent sequences, float [runs]: the spread of what is
+    paid.
+    """
     rng = np.random.default_rng(seed)
     ends = np.empty(runs)
     for run in range(runs):

@@ -4,15 +4,16 @@ The client draws the level uniformly and does not say which it was, so the mixtu
 levels, whatever number of rows each level has here. Labels are balanced there: only TPR and FPR count, not the share of
 class 1 in these rows.
 
-**Exits**: what a policy lets exit keeps its side whatever the threshold, as in the detector; the threshold decides the other
-rows. So a threshold beyond the band in which the policy defers moves nothing.
+**Exits**: what a policy lets exit keeps its side whatever the threshold, as in the detector; the threshold decides the
+other rows. So a threshold beyond the band in which the policy defers moves nothing.
 
-**Intervals** are percentiles of a bootstrap over groups within labels. Where a level shows no error of one kind (or nothing
-but errors), resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k + 1/2, n - k + 1/2)
-instead, n the number of groups with rows of that class.
+**Intervals** are percentiles of a bootstrap over groups within labels. Where a level shows no error of one kind (or
+nothing but errors), resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k +
+1/2, n - k + 1/2) instead, n the number of groups with rows of that class.
 
-**The threshold**: empirical TPR and FPR jump at every row, and the best of many noisy numbers is a lucky one. So each row is
-weighted by its calibrated probability instead of its label (a Platt map of the margin, two numbers fitted on val_select):
+**The threshold**: empirical TPR and FPR jump at every row, and the best of many noisy numbers is a lucky one. So each
+row is weighted by its calibrated probability instead of its label (a Platt map of the margin, two numbers fitted on
+val_select):
 P(class 1 | s) rows of class 1 and P(class 0 | s) of class 0 lie at margin s. Of all thresholds whose expected reward is
 within 0.0005 of the best, the one closest to the default is taken: it moves only as far as it pays.
 """
@@ -54,7 +55,9 @@ class LevelReward:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A difference of the mixture's reward on the same rows, with its paired interval. verdict: better, worse, not shown."""
+    """A difference of the mixture's reward on the same rows, with its paired interval. verdict: better, worse, not
+    shown.
+    """
 
     value: float
     low: float
@@ -65,10 +68,11 @@ class Gain:
 class LevelRates:
     """Labelled scores, sorted out by level: TPR and FPR of each level at any threshold, with bootstrap replicates.
 
-    probability: float [N], P(class 1) as stated by the model. labels: 0/1 [N]. levels: str [N], or None: one level, "all".
-    groups: [N], what is resampled together, or None: rows. exits: int [N], the class as which a row exits, OPEN where the
-    threshold decides; None: it decides all. The same seed draws the same replicates for every threshold, so differences
-    between thresholds are paired.
+    probability: float [N], P(class 1) as stated by the model. labels: 0/1 [N]. levels: str [N], or None: one level,
+    "all".
+    groups: [N], what is resampled together, or None: rows. exits: int [N], the class as which a row exits, OPEN where
+    the threshold decides; None: it decides all. The same seed draws the same replicates for every threshold, so
+    differences between thresholds are paired.
     Raises DataError: unequal lengths, other labels or exits, a level without a row of one class.
     """
 
@@ -112,7 +116,9 @@ class LevelRates:
         return first, second
 
     def replicates(self, threshold: float) -> Rates:
-        """The same in each bootstrap replicate, float [B, levels] each; NaN where a replicate left a class of a level out."""
+        """The same in each bootstrap replicate, float [B, levels] each; NaN where a replicate left a class of a
+        level out.
+        """
         above = self._score > threshold
         found = []
         for label, (masks, bases, units) in enumerate(zip(self._rows, self._bases, self._units, strict=True)):
@@ -148,7 +154,8 @@ class LevelRates:
     ) -> Gain:
         """The mixture's reward here at `threshold` minus that of `other` at `theirs`: another model on the same rows.
 
-        Paired: rows, groups, seed and number of replicates must be those of `other`. Raises DataError where they are not.
+        Paired: rows, groups, seed and number of replicates must be those of `other`. Raises DataError where they are
+        not.
         """
         if not np.array_equal(self._weights, other._weights):
             raise DataError(
@@ -179,7 +186,8 @@ class LevelRates:
             _rewards(drawn_tpr[:, places].mean(axis=1), drawn_fpr[:, places].mean(axis=1), prior), level
         )
         reward = float(expected_reward(hit, alarm, prior))
-        # Rates of 0 or 1 are spread to one side only; there the interval ends at the estimate (Brown, Cai and DasGupta 2001, 4.1.1).
+        # Rates of 0 or 1 are spread to one side only; there the interval ends at the estimate (Brown, Cai and DasGupta
+        # 2001, 4.1.1).
         low, high = min(low, reward), max(high, reward)
         return LevelReward(
             level=name,
@@ -208,11 +216,12 @@ def reward_threshold(
     prior: float = 0.5,
     exits: ArrayLike | None = None,
 ) -> tuple[float, float]:
-    """The threshold on `probability` for the largest expected reward of the mixture, and that reward by the class model.
+    """The threshold on `probability` for the largest expected reward of the mixture, and that reward by the class
+    model.
 
     Arguments as for LevelRates, of val_select: rows that are not used to check it. See the module for how noise is kept
-    out. The default where no threshold moves anything, as every row exits. Raises DataError as there, and where there are
-    fewer than two distinct probabilities.
+    out. The default where no threshold moves anything, as every row exits. Raises DataError as there, and where there
+    are fewer than two distinct probabilities.
     """
     stated, truth, names = _checked(probability, labels, levels)
     margin = _logit(stated)

@@ -32,12 +32,13 @@ RULED = ("decision_threshold", "stage2", "stage2_threshold", "fallback_answer")
 class Settings:
     """What the file may say.
 
-    bundle: folder of the bundle, relative to the file. decision_threshold: P(roadwork) above which the answer is roadwork,
-    in (0, 1), or a JSON file with that key (`stage1 streetvision reward` writes one). stage2: "module:function" that
-    answers what stage 1 defers, None: stage 1's own probability. stage2_threshold: the same for its probability.
-    cascade: the file that `stage1 streetvision cascade` wrote, relative to this one; its stages and rules take the place of the
-    four keys in RULED. deadline_s: for the whole answer. fallback_answer: what is said of an image that cannot be answered; 0.5
-    counts as none. threads: of the model within one image.
+    bundle: folder of the bundle, relative to the file. decision_threshold: P(roadwork) above which the answer is
+    roadwork, in (0, 1), or a JSON file with that key (`stage1 streetvision reward` writes one). stage2:
+    "module:function" that answers what stage 1 defers, None: stage 1's own probability. stage2_threshold: the same for
+    its probability.
+    cascade: the file that `stage1 streetvision cascade` wrote, relative to this one; its stages and rules take the
+    place of the four keys in RULED. deadline_s: for the whole answer. fallback_answer: what is said of an image that
+    cannot be answered; 0.5 counts as none. threads: of the model within one image.
     """
 
     bundle: str
@@ -206,7 +207,9 @@ def load_stage2(name: str) -> Stage2:
 
 
 def checked_probability(answer: Any) -> float:
-    """The answer as a float in [0, 1]. Raises DataError for text, True, NaN, 1.7 and whatever else is no probability."""
+    """The answer as a float in [0, 1]. Raises DataError for text, True, NaN, 1.7 and whatever else is no
+    probability.
+    """
     # One number of numpy's or torch's, as Python's: their True is none of Python's, and none is a probability.
     plain = answer.item() if hasattr(answer, "item") and getattr(answer, "ndim", 1) == 0 else answer
     if isinstance(plain, (str, bytes, bool)):

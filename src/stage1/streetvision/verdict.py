@@ -6,8 +6,8 @@
 | gateparams.json | the same on the signed gate score, or on s where softmax was kept | the gate's own, or as above |
 | scrcparams.json | selected, and one class in the set | as above |
 
-The classes of `stage1.policy` say the same with scipy and their documents' schemas, which the client does not have; a test
-compares the two on random policies and scores.
+The classes of `stage1.policy` say the same with scipy and their documents' schemas, which the client does not have; a
+test compares the two on random policies and scores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Rule = Callable[[Scores], tuple[NDArray[np.bool_], NDArray[np.bool_], Floats | N
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """exit: bool [N]. label: int [N], the answer where it exits, else the likelier class. probability: float [N], P(class 1)."""
+    """exit: bool [N]. label: int [N], the answer where it exits, else the likelier class. probability: float [N],
+    P(class 1).
+    """
 
     exit: NDArray[np.bool_]
     label: NDArray[np.int64]
@@ -64,8 +66,8 @@ class Judge:
 def judge(bundle: SealedBundle) -> Judge:
     """The judge of a bundle of two classes.
 
-    Raises ConfigError naming what a detector cannot serve (more classes, a gate on columns of the caller), IntegrityError
-    for documents that no fit writes.
+    Raises ConfigError naming what a detector cannot serve (more classes, a gate on columns of the caller),
+    IntegrityError for documents that no fit writes.
     """
     classes = list(bundle.manifest["classes"])
     if len(classes) != 2:

@@ -29,9 +29,10 @@ def checked_words(
 ) -> list[str]:
     """The miner's arguments, with the detector's configuration where they name none and `config` is given.
 
-    words: all arguments of the miner. name: under which our detector is registered. also_known: words of a newer client.
-    Raises ConfigError for a `--neuron.` word that the client does not know (it would be passed over, and the client's own
-    model served), for another detector than `name`, and for two configurations.
+    words: all arguments of the miner. name: under which our detector is registered. also_known: words of a newer
+    client.
+    Raises ConfigError for a `--neuron.` word that the client does not know (it would be passed over, and the client's
+    own model served), for another detector than `name`, and for two configurations.
     """
     known = [*KNOWN, *(word if word.startswith("--") else PREFIX + word for word in also_known)]
     found: dict[str, str | None] = {}

@@ -1,8 +1,8 @@
 """Conformal risk training: deferral as a loss that can be differentiated through the thresholds themselves.
 
-One half of a batch plays calibration: lo is the order statistic of the positives' scores that holds the miss rate, hi that of
-the negatives' that holds the false-exit rate, by conformal risk control. The other half plays use: it pays for every image
-between the two. A threshold is some image's score, so its gradient is that score's gradient.
+One half of a batch plays calibration: lo is the order statistic of the positives' scores that holds the miss rate, hi
+that of the negatives' that holds the false-exit rate, by conformal risk control. The other half plays use: it pays for
+every image between the two. A threshold is some image's score, so its gradient is that score's gradient.
 
 This chooses weights, it certifies nothing: the certificate comes from images that training never saw.
 Source: Yeh, Christianson, Wierman and Yue 2025 (2510.08748), here with two thresholds.
@@ -22,7 +22,8 @@ _ROUNDING = 1e-12  # alpha (n + 1) is often a whole number in exact arithmetic a
 
 
 def allowed_rank(n: int, alpha: float) -> int:
-    """k = floor(alpha (n + 1)): the k-th most extreme of n scores is a threshold of expected risk <= alpha; 0 = none is.
+    """k = floor(alpha (n + 1)): the k-th most extreme of n scores is a threshold of expected risk <= alpha; 0 = none
+    is.
 
     Conformal risk control for 0/1 loss: k - 1 of n lie beyond it, and (k - 1 + 1) / (n + 1) <= alpha.
     """
@@ -30,10 +31,11 @@ def allowed_rank(n: int, alpha: float) -> int:
 
 
 def order_statistic(scores: Tensor, rank: int, window: float = 0.0) -> Tensor:
-    """The mean of the order statistics rank - w .. rank + w of scores [n], w = floor(window n), those that exist; a scalar.
+    """The mean of the order statistics rank - w .. rank + w of scores [n], w = floor(window n), those that exist; a
+    scalar.
 
-    rank: 1 = the smallest .. n. Differentiable: the gradient goes to the scores at these ranks. Raises DataError for a rank
-    outside 1..n.
+    rank: 1 = the smallest .. n. Differentiable: the gradient goes to the scores at these ranks. Raises DataError for a
+    rank outside 1..n.
     """
     n = len(scores)
     if not 1 <= rank <= n:
@@ -51,7 +53,9 @@ def lower_threshold(positives: Tensor, alpha: float, window: float = 0.0) -> Ten
 
 
 def upper_threshold(negatives: Tensor, alpha: float, window: float = 0.0) -> Tensor:
-    """hi: scores above it exit as positive, at a false-exit rate <= alpha in expectation; a scalar. negatives: scores [n0]."""
+    """hi: scores above it exit as positive, at a false-exit rate <= alpha in expectation; a scalar. negatives:
+    scores [n0].
+    """
     rank = _feasible(len(negatives), alpha, "negatives", "false_exit_rate")
     return order_statistic(negatives, len(negatives) + 1 - rank, window)
 
@@ -62,7 +66,8 @@ def soft_exceedance(scores: Tensor, threshold: Tensor, temperature: float | Tens
 
 
 def soft_deferral(scores: Tensor, lo: Tensor, hi: Tensor, temperature: float | Tensor) -> Tensor:
-    """Mean of sigmoid((s - lo) / T) sigmoid((hi - s) / T) over scores [N]: the share between lo and hi, softly; a scalar.
+    """Mean of sigmoid((s - lo) / T) sigmoid((hi - s) / T) over scores [N]: the share between lo and hi, softly; a
+    scalar.
 
     temperature T: in the scores' units, > 0. Small where lo > hi: then no score is between.
     """
@@ -72,7 +77,8 @@ def soft_deferral(scores: Tensor, lo: Tensor, hi: Tensor, temperature: float | T
 def halves(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of the calibrating half and of the other: of each class the first ceil(n / 2) rows and the rest, int64 each.
 
-    labels: int64 [N] of two classes, in random order. Per class, so that whether a level can be held is no matter of chance.
+    labels: int64 [N] of two classes, in random order. Per class, so that whether a level can be held is no matter of
+    chance.
     """
     first, second = [], []
     for label in (0, 1):
@@ -86,9 +92,9 @@ def halves(labels: Tensor) -> tuple[Tensor, Tensor]:
 def deferral_loss(scores: Tensor, labels: Tensor, config: RiskTrainingConfig) -> Tensor:
     """Soft deferral of one half of a batch under the thresholds of the other half; a scalar.
 
-    scores: margins [N] (logit 1 - logit 0) in random order; labels: int64 [N]. The temperature is config.temperature times
-    the standard deviation of all scores: a loss on fixed units is won by shrinking the scores. Where all scores are equal
-    (constant features) the loss is that of no spread, 1/4, and without a gradient.
+    scores: margins [N] (logit 1 - logit 0) in random order; labels: int64 [N]. The temperature is config.temperature
+    times the standard deviation of all scores: a loss on fixed units is won by shrinking the scores. Where all scores
+    are equal (constant features) the loss is that of no spread, 1/4, and without a gradient.
     Raises DataError where the calibrating half has too few images of a class for its level, or the other none at all.
     """
     calibrating, paying = halves(labels)

@@ -1,8 +1,9 @@
 """Many processes: what torchrun started, sums over them, and what happens when one of them dies.
 
-Each process computes the gradient of its share of a step's images; the shares are disjoint and make up the whole, and the
-sum over processes, divided by the whole's weight, is the gradient that one process would have computed. No wrapper around
-the module: it stays the same in one process and in many, and processes may cut their shares into batches as memory allows.
+Each process computes the gradient of its share of a step's images; the shares are disjoint and make up the whole, and
+the sum over processes, divided by the whole's weight, is the gradient that one process would have computed. No wrapper
+around the module: it stays the same in one process and in many, and processes may cut their shares into batches as
+memory allows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Processes:
         return self.rank == 0
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's part of `rows` [N]: every world-th; the parts are disjoint, make up the whole, and may be empty."""
+        """This process's part of `rows` [N]: every world-th; the parts are disjoint, make up the whole, and may be
+        empty.
+        """
         return rows[self.rank :: self.world]
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -63,7 +66,9 @@ class Processes:
         return claim if self.world == 1 else bool(self.add(torch.tensor([float(claim)], device=self._device()))[0] > 0)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Sum gradients (None counts as zero) and some numbers over all processes in one message; returns the numbers."""
+        """Sum gradients (None counts as zero) and some numbers over all processes in one message; returns the
+        numbers.
+        """
         if self.world == 1:
             return list(numbers)
         device = parameters[0].device
@@ -77,7 +82,9 @@ class Processes:
         return [float(value) for value in flat[place:].tolist()]
 
     def join(self, part: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-        """Rows [n, ...] of which each process has computed `share(arange(n))`, in order; all get the whole. Raises PeerLost."""
+        """Rows [n, ...] of which each process has computed `share(arange(n))`, in order; all get the whole. Raises
+        PeerLost.
+        """
         if self.world == 1:
             return part
         whole = torch.zeros((n, *part.shape[1:]), dtype=torch.float32, device=self._device())
@@ -144,7 +151,8 @@ def _described(rank: int, world: int) -> Processes:
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one, else the CPU; under torchrun each process takes its own.
+    """The device called `name`; "auto" is CUDA where there is one, else the CPU; under torchrun each process takes its
+    own.
 
     Raises MissingError for one that is not there, ConfigError for a name that is none.
     """

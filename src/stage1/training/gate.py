@@ -1,8 +1,9 @@
 """A gate fitted after the classifier, on its correctness on images that it did not fit.
 
-A classifier is right on nearly everything that it was fitted on, so a gate trained on that learns to say yes. Here train is cut
-in folds, whole groups; for each fold a classifier is trained on the others in the same way, and its answers there, right or
-wrong, are what the gate learns from (out-of-fold predictions; Wolpert 1992, stacked generalisation).
+A classifier is right on nearly everything that it was fitted on, so a gate trained on that learns to say yes. Here
+train is cut in folds, whole groups; for each fold a classifier is trained on the others in the same way, and its
+answers there, right or wrong, are what the gate learns from (out-of-fold predictions; Wolpert 1992, stacked
+generalisation).
 """
 
 from __future__ import annotations
@@ -62,11 +63,14 @@ def cross_fitted_gate_targets(
 ) -> GateTargets:
     """For every row of train the answer of a classifier that saw neither it nor its group.
 
-    features: float32 [N, D], labels: int64 [N], groups: str [N] or None (each row by itself). select_features, select_labels: of
-    val_select, on which each classifier chooses its epoch as the shipped one does. config, head: those of the shipped classifier.
-    folder: where the classifiers keep their checkpoints (a stopped call goes on there); None: nowhere. The fold of a group follows
-    from (seed, group) alone. Runs in torch's present state: call it from `train_head`, or with one thread for equal bits.
-    Raises DataError: fewer than two folds with rows, or a class with no row outside a fold; Checkpointed where `stop` says so.
+    features: float32 [N, D], labels: int64 [N], groups: str [N] or None (each row by itself). select_features,
+    select_labels: of val_select, on which each classifier chooses its epoch as the shipped one does. config, head:
+    those of the shipped classifier.
+    folder: where the classifiers keep their checkpoints (a stopped call goes on there); None: nowhere. The fold of a
+    group follows from (seed, group) alone. Runs in torch's present state: call it from `train_head`, or with one thread
+    for equal bits.
+    Raises DataError: fewer than two folds with rows, or a class with no row outside a fold; Checkpointed where `stop`
+    says so.
     """
     train = checked_features(features, labels, n_classes, "train")
     select = checked_features(select_features, select_labels, n_classes, "val_select")
@@ -118,11 +122,11 @@ def fit_gate(
 ) -> Gate:
     """The gate of `head.gate` (linear or mlp), in eval mode: what the margin says, corrected by what the features add.
 
-    features: float32 [N, D] of train with their cross-fitted targets; select_*: of val_select, answers of the shipped classifier
-    (they choose the epoch). Slope and offset of the margin are fitted first; the rest learns from there at a tenth of the
-    classifier's rate, and is left out where no epoch has a lower NLL on val_select than the margin alone: a gate has D weights and
-    few wrong answers to learn them from. Where fewer than 10 answers are right or wrong the gate is a constant
-    (`too_few_answers` says so).
+    features: float32 [N, D] of train with their cross-fitted targets; select_*: of val_select, answers of the shipped
+    classifier (they choose the epoch). Slope and offset of the margin are fitted first; the rest learns from there at a
+    tenth of the classifier's rate, and is left out where no epoch has a lower NLL on val_select than the margin alone:
+    a gate has D weights and few wrong answers to learn them from. Where fewer than 10 answers are right or wrong the
+    gate is a constant (`too_few_answers` says so).
     """
     dim = features.shape[1] + targets.logits.shape[1] + 1
     right = targets.right.astype(np.int64)
@@ -185,8 +189,8 @@ def _silent(gate: Gate) -> Gate:
 
 
 def _logistic(margin: NDArray[np.float64], right: NDArray[np.int64]) -> tuple[float, float]:
-    """(slope, offset) of least cross-entropy of "right" on the margin, with one half right and wrong answer more at margin 0
-    so that both stay finite; Newton's method with halved steps."""
+    """(slope, offset) of least cross-entropy of "right" on the margin, with one half right and wrong answer more at
+    margin 0 so that both stay finite; Newton's method with halved steps."""
     x = np.append(margin, [0.0, 0.0])
     y = np.append(right.astype(np.float64), [0.0, 1.0])
     weights = np.append(np.ones(len(margin)), [0.5, 0.5])

@@ -16,7 +16,8 @@ _SHARE, _SURE, _FLAT = 0.95, 0.99, 1e-3
 
 @dataclass(frozen=True, slots=True)
 class GateHealth:
-    """Of gate logits on labelled images. low, high: 2.5 and 97.5 % quantiles of g = sigmoid(gate logit); passed: share g > 0.5.
+    """Of gate logits on labelled images. low, high: 2.5 and 97.5 % quantiles of g = sigmoid(gate logit); passed: share
+    g > 0.5.
 
     auroc: of g as a score of "the answer is right"; None where all answers are right or all wrong.
     collapsed: None, or what is wrong in one sentence that begins with its name: "all in", "all out", "no spread"; or
@@ -36,8 +37,9 @@ class GateHealth:
 def gate_health(gate_logits: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> GateHealth:
     """Whether a gate still tells images apart. gate_logits: finite float [N], N >= 1; right: bool [N].
 
-    all in: 95 % of g above 0.99 although less than 99 % of the answers are right; all out: 95 % of g below 0.01 although more than
-    1 % are right; no spread: 95 % of the gate logits within 0.001 of each other. Raises DataError for NaN or no rows.
+    all in: 95 % of g above 0.99 although less than 99 % of the answers are right; all out: 95 % of g below 0.01
+    although more than 1 % are right; no spread: 95 % of the gate logits within 0.001 of each other. Raises DataError
+    for NaN or no rows.
     """
     raw = np.asarray(gate_logits, dtype=np.float64)
     if len(raw) == 0 or raw.shape != right.shape or not np.isfinite(raw).all():

@@ -48,8 +48,9 @@ def train_head(
     machine and versions); a finished run returns its result at once. Writes that file, model_best.pth, metrics.csv,
     log.jsonl and, if asked, tensorboard/.
     progress: called after each epoch with its row of metrics.csv. stop: asked before each optimizer step; True writes a
-    checkpoint and raises Checkpointed. fresh: drop what an earlier run left in `folder`. groups: str [N] of train, which a gate
-    that is fitted after the classifier (head.gate linear or mlp) keeps whole in its folds; its parts stand in `folder`/gate.
+    checkpoint and raises Checkpointed. fresh: drop what an earlier run left in `folder`. groups: str [N] of train,
+    which a gate that is fitted after the classifier (head.gate linear or mlp) keeps whole in its folds; its parts stand
+    in `folder`/gate.
     Raises DataError (shapes, NaN, labels, a class without images), ConfigError (checkpoint of another config or
     data), IntegrityError (damaged checkpoint), MissingError (tensorboard), Stage1Error (loss or gradient not finite,
     disk full).
@@ -97,7 +98,9 @@ def _with_gate(
     fresh: bool,
     groups: NDArray[np.str_] | None,
 ) -> tuple[TrainResult, str | None]:
-    """The trained classifier with a gate fitted after it, and why that gate is constant, or None; model_best.pth then holds both."""
+    """The trained classifier with a gate fitted after it, and why that gate is constant, or None; model_best.pth
+    then holds both.
+    """
     place = folder / "gate"
     if fresh:
         shutil.rmtree(place, ignore_errors=True)

@@ -1,7 +1,9 @@
-"""The head that was trained along with the backbone, beside the one trained again on the backbone's features: the better one ships.
+"""The head that was trained along with the backbone, beside the one trained again on the backbone's features: the
+better one ships.
 
-Trained along, a head meets distorted images and a backbone that still changes; trained again, it meets features of images that the
-backbone has learnt by heart. Which of the two is better is asked of val_select, as the choice of an epoch is.
+Trained along, a head meets distorted images and a backbone that still changes; trained again, it meets features of
+images that the backbone has learnt by heart. Which of the two is better is asked of val_select, as the choice of an
+epoch is.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ _SLOPES = (0.02, 50.0)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One head on val_select. scaled_nll: its NLL at the temperature that is best for it, which stands for the NLL here.
+    """One head on val_select. scaled_nll: its NLL at the temperature that is best for it, which stands for the NLL
+    here.
 
-    The scale of the logits is no merit of a head: `calibrate` sets it afterwards, and thresholds follow the order of the scores
-    alone. A head from few epochs and one from many differ in it by more than in anything else.
+    The scale of the logits is no merit of a head: `calibrate` sets it afterwards, and thresholds follow the order of
+    the scores alone. A head from few epochs and one from many differ in it by more than in anything else.
     """
 
     metrics: SelectMetrics
@@ -69,7 +72,9 @@ def judged(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Judged:
 
 
 def scaled_nll(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Least mean NLL (nats) of slope * logits over slopes of 0.02 to 50. Convex in the slope, so there is one least value."""
+    """Least mean NLL (nats) of slope * logits over slopes of 0.02 to 50. Convex in the slope, so there is one least
+    value.
+    """
     from scipy.optimize import minimize_scalar  # lazily, as in selection.py
 
     values = logits.astype(np.float64)
@@ -114,12 +119,13 @@ def better_head(
 ) -> tuple[TrainResult, Along]:
     """The better of `result`, trained again, and the head in `along`, trained along, by metric `by` on val_select.
 
-    along: the weights file of the stage that trained the backbone; facts: its tune.json. select_features: float32 [M, D] of
-    that backbone; select_labels: int64 [M]. Where the head trained along is strictly better `folder`/model_best.pth holds it
-    afterwards, and the result tells its epoch; its metrics are those on the cached features, at no temperature. `train_head` has
-    written the other one there before, each time that it is called: a kill in between leaves nothing that the same call does not
-    put right.
-    Raises DataError (shapes, NaN, labels), MissingError, IntegrityError (weights that are not there, damaged, of another shape).
+    along: the weights file of the stage that trained the backbone; facts: its tune.json. select_features: float32 [M,
+    D] of that backbone; select_labels: int64 [M]. Where the head trained along is strictly better
+    `folder`/model_best.pth holds it afterwards, and the result tells its epoch; its metrics are those on the cached
+    features, at no temperature. `train_head` has written the other one there before, each time that it is called: a
+    kill in between leaves nothing that the same call does not put right.
+    Raises DataError (shapes, NaN, labels), MissingError, IntegrityError (weights that are not there, damaged, of
+    another shape).
     """
     select = checked_features(select_features, select_labels, n_classes, "val_select")
     head = load_head(along, ALONG, select.features.shape[1], n_classes).requires_grad_(False)

@@ -1,4 +1,6 @@
-"""Images ahead of training: decoded and distorted in threads, in an order and with numbers that do not depend on them."""
+"""Images ahead of training: decoded and distorted in threads, in an order and with numbers that do not depend on
+them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images of one role: ids str [N], items [N] to read (engine.Item), labels int64 [N] in 0..K-1. See `checked_images`."""
+    """Images of one role: ids str [N], items [N] to read (engine.Item), labels int64 [N] in 0..K-1. See
+    `checked_images`.
+    """
 
     ids: tuple[str, ...]
     items: Sequence[Item]
@@ -55,8 +59,8 @@ def checked_images(ids: Sequence[str], items: Sequence[Item], labels: Any, n_cla
 class Loader:
     """Tensors of images for given rows; a context manager that ends its threads.
 
-    augment: a name of data/augment.py; "none" gives what evaluation sees. waiting: seconds in which `batches` had nothing
-    to give, since the start; working: seconds between, in which the caller computed.
+    augment: a name of data/augment.py; "none" gives what evaluation sees. waiting: seconds in which `batches` had
+    nothing to give, since the start; working: seconds between, in which the caller computed.
     """
 
     def __init__(
@@ -82,9 +86,11 @@ class Loader:
         return self.waiting / max(self.waiting + self.working, 1e-9)
 
     def batches(self, plan: Sequence[NDArray[np.int64]], epoch: int, view: int = 0) -> Iterator[Tensor]:
-        """float32 [len(rows), 3, S, S] on the CPU for each `rows` of the plan, in order; empty rows give an empty tensor.
+        """float32 [len(rows), 3, S, S] on the CPU for each `rows` of the plan, in order; empty rows give an empty
+        tensor.
 
-        Row r of epoch e is a function of (seed, e, r, view) alone. Raises SourceChanged naming an image that cannot be read.
+        Row r of epoch e is a function of (seed, e, r, view) alone. Raises SourceChanged naming an image that cannot be
+        read.
         """
         steps = iter(plan)
         running: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.float32]]]]] = deque()

@@ -57,7 +57,8 @@ class ImageModel(nn.Module):
     def train(self, mode: bool = True) -> ImageModel:
         """Training mode, but for batch norms: their statistics stay those of pretraining.
 
-        So the gradient of a step does not depend on how its images are cut into batches (memory, accumulation, processes).
+        So the gradient of a step does not depend on how its images are cut into batches (memory, accumulation,
+        processes).
         A body in which nothing is trained stays in eval mode.
         """
         super().train(mode)
@@ -72,8 +73,8 @@ class ImageModel(nn.Module):
 def prepare(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig, seed: int) -> Adapted | None:
     """Set what in the backbone learns, in place; returns the adapter, where there is one.
 
-    Raises ConfigError: an adapter together with unfrozen layers, more blocks than there are, checkpointing that the model
-    has not; and what `adapt` raises.
+    Raises ConfigError: an adapter together with unfrozen layers, more blocks than there are, checkpointing that the
+    model has not; and what `adapt` raises.
     """
     model = backbone.module.model
     backbone.module.requires_grad_(False)
@@ -102,7 +103,9 @@ def prepare(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig
 
 
 def _cannot_checkpoint(model: nn.Module) -> str | None:
-    """Why this timm model has no gradient checkpointing, or None; it is off afterwards. Some have the switch and refuse it."""
+    """Why this timm model has no gradient checkpointing, or None; it is off afterwards. Some have the switch and
+    refuse it.
+    """
     switch = getattr(model, "set_grad_checkpointing", None)
     if switch is None:
         return "it has no such switch"
@@ -206,8 +209,8 @@ class Passes:
     def gradients(self, images: Tensor, labels: Tensor, weight: float, place: tuple[int, int]) -> float:
         """Leave the gradient of (loss sum / weight) in the parameters; returns the loss sum.
 
-        images: [N, 3, S, S] on the CPU, N >= 0; labels: int64 [N]; place: (epoch, step). Where memory runs out `micro` is halved
-        and all begins anew: a backward pass that failed half-way has left a part of its gradient behind.
+        images: [N, 3, S, S] on the CPU, N >= 0; labels: int64 [N]; place: (epoch, step). Where memory runs out `micro`
+        is halved and all begins anew: a backward pass that failed half-way has left a part of its gradient behind.
         Raises Stage1Error where one image does not fit.
         """
         while True:

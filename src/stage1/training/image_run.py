@@ -1,7 +1,7 @@
 """One training run on images: steps over all processes, validation, checkpoints, bit-equal resume.
 
-As in run.py order, distortions and dropout follow from (seed, epoch, step, image), and where it stands is the ledger's. A checkpoint
-holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
+As in run.py order, distortions and dropout follow from (seed, epoch, step, image), and where it stands is the ledger's.
+A checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from stage1.training.optim import Ema, epoch_order, sub_seed
 from stage1.training.progress import Ledger, Stored
 
 log = logging.getLogger("stage1")
-# These change no weight on one machine: they may change between a stop and the resume. The second row stands in TrainConfig.
+# These change no weight on one machine: they may change between a stop and the resume. The second row stands in
+# TrainConfig.
 _FREE = {"workers", "threads", "device", "epochs", "batch_size", "learning_rate"}
 
 
@@ -152,7 +153,9 @@ class ImageRun:
         fresh: bool,
         progress: Callable[[Mapping[str, Any]], None] | None,
     ) -> dict[str, Any]:
-        """From where the folder's checkpoint stands to the end, with the best weights in the model. Returns their facts."""
+        """From where the folder's checkpoint stands to the end, with the best weights in the model. Returns their
+        facts.
+        """
         try:
             self.begin(fresh)
             while not self.ledger.at.done:

@@ -36,8 +36,8 @@ class ImageTrainResult:
     """Backbone (adapter merged, on the CPU, frozen) and head with the best weights, and how they came about.
 
     metrics of the best: nll, accuracy, augrc on val_select, train_loss. trainable, share: parameters that were trained,
-    head included, and their share of all. waiting_share: of the training time, waiting for images. images_at_a_time: what
-    memory held.
+    head included, and their share of all. waiting_share: of the training time, waiting for images. images_at_a_time:
+    what memory held.
     """
 
     backbone: Backbone
@@ -71,18 +71,21 @@ def train_on_images(
     fresh: bool = False,
     section: str = "train",
 ) -> ImageTrainResult:
-    """Train a head, and what `images` and `adapter` name of the backbone, choosing epoch and raw or EMA weights on `select`.
+    """Train a head, and what `images` and `adapter` name of the backbone, choosing epoch and raw or EMA weights on
+    `select`.
 
-    train, select: (ids str [N], items [N] to read, labels int64 [N]). `backbone` is changed in place and must not be used
-    after this: the result has its own. config.batch_size counts images over all processes.
-    Goes on from `folder`/checkpoints/last.safetensors, bit-equal to never having stopped (same machine, versions, threads,
-    processes). Writes that file, metrics.csv, log.jsonl, model_best.pth (the head), and, where the backbone learned,
-    backbone_tuned.safetensors (plain timm weights, adapter merged: give it as backbone.weights) and adapter/.
-    progress, stop, fresh: as in `train_head`. section: of the config from which learning_rate and batch_size of `config` come, for
-    messages. started: called before the first step with the number of trained parameters and
-    of all. epochs, batch_size and learning_rate are those of `config`; the ones in `images` are for the caller. Under torchrun every process calls this alike; the first one writes.
-    Raises DataError (labels, a class without images, fewer images than a batch), ConfigError (a head or objective that needs
-    cached features, a checkpoint of another run), MissingError (device, peft), IntegrityError, Stage1Error (loss not finite:
+    train, select: (ids str [N], items [N] to read, labels int64 [N]). `backbone` is changed in place and must not be
+    used after this: the result has its own. config.batch_size counts images over all processes.
+    Goes on from `folder`/checkpoints/last.safetensors, bit-equal to never having stopped (same machine, versions,
+    threads, processes). Writes that file, metrics.csv, log.jsonl, model_best.pth (the head), and, where the backbone
+    learned, backbone_tuned.safetensors (plain timm weights, adapter merged: give it as backbone.weights) and adapter/.
+    progress, stop, fresh: as in `train_head`. section: of the config from which learning_rate and batch_size of
+    `config` come, for messages. started: called before the first step with the number of trained parameters and
+    of all. epochs, batch_size and learning_rate are those of `config`; the ones in `images` are for the caller. Under
+    torchrun every process calls this alike; the first one writes.
+    Raises DataError (labels, a class without images, fewer images than a batch), ConfigError (a head or objective that
+    needs cached features, a checkpoint of another run), MissingError (device, peft), IntegrityError, Stage1Error (loss
+    not finite:
     names the step; an image that cannot be read; a lost process: names the checkpoint), Checkpointed.
     """
     folder = Path(folder)

@@ -1,7 +1,7 @@
 """Losses of one batch: cross-entropy, the three selective losses, entropy; and the class weights.
 
-Sums over rows (weighted by class) where a loss is a sum, so that batches of one step add up to the big batch; SelectiveNet's
-is a ratio, and belongs to its batch.
+Sums over rows (weighted by class) where a loss is a sum, so that batches of one step add up to the big batch;
+SelectiveNet's is a ratio, and belongs to its batch.
 
 What a head is trained for: from its kind and the config to the loss of one batch, and the state that a loss keeps.
 """
@@ -72,10 +72,10 @@ def selectivenet_loss(
 ) -> Tensor:
     """mix (r + penalty max(0, coverage - mean g)^2) + (1 - mix) mean(auxiliary), r = mean(l g) / mean(g); a scalar.
 
-    losses: [N] of the classifier, l. gate: [N] in (0, 1), g. auxiliary: [N] losses of the auxiliary head. row_weights: [N], means are
-    weighted by them; None: all 1. Source: Geifman and El-Yaniv 2019, equations 2 to 6. The authors' code leaves out the division by
-    mean(g): its r is smaller the less is answered, so it rewards answering less. Where every g underflows to 0, r is the mean
-    loss, its value for equal gates of any size.
+    losses: [N] of the classifier, l. gate: [N] in (0, 1), g. auxiliary: [N] losses of the auxiliary head. row_weights:
+    [N], means are weighted by them; None: all 1. Source: Geifman and El-Yaniv 2019, equations 2 to 6. The authors' code
+    leaves out the division by mean(g): its r is smaller the less is answered, so it rewards answering less. Where every
+    g underflows to 0, r is the mean loss, its value for equal gates of any size.
     """
     weights = torch.ones_like(losses) if row_weights is None else row_weights
     total = weights.sum()
@@ -91,8 +91,8 @@ def selectivenet_loss(
 def deep_gamblers_sum(logits: Tensor, labels: Tensor, row_weights: Tensor, reward: float) -> Tensor:
     """Sum over the batch of -w_i log(p_y + p_abstain / reward); a scalar.
 
-    logits: [N, K + 1], the last column is abstention; labels: int64 [N] in 0..K-1. reward > 1: the pay-off of a right answer
-    where abstaining pays 1. Source: Liu et al. 2019 (Deep Gamblers), equation 6.
+    logits: [N, K + 1], the last column is abstention; labels: int64 [N] in 0..K-1. reward > 1: the pay-off of a right
+    answer where abstaining pays 1. Source: Liu et al. 2019 (Deep Gamblers), equation 6.
     """
     log_p = functional.log_softmax(logits, dim=1)
     right = log_p.gather(1, labels[:, None])[:, 0]
@@ -102,8 +102,8 @@ def deep_gamblers_sum(logits: Tensor, labels: Tensor, row_weights: Tensor, rewar
 def self_adaptive_sum(logits: Tensor, labels: Tensor, targets: Tensor, row_weights: Tensor) -> Tensor:
     """Sum over the batch of -w_i (t_i log p_y + (1 - t_i) log p_abstain); a scalar.
 
-    logits: [N, K + 1], the last column is abstention; targets: [N] in [0, 1], t_i = how much row i is believed to have its label
-    (`updated_targets`). Source: Huang et al. 2020 (Self-Adaptive Training), section 4.
+    logits: [N, K + 1], the last column is abstention; targets: [N] in [0, 1], t_i = how much row i is believed to have
+    its label (`updated_targets`). Source: Huang et al. 2020 (Self-Adaptive Training), section 4.
     """
     log_p = functional.log_softmax(logits, dim=1)
     right = log_p.gather(1, labels[:, None])[:, 0]
@@ -123,8 +123,8 @@ def updated_targets(targets: Tensor, logits: Tensor, labels: Tensor, momentum: f
 class Objective:
     """Losses beyond plain cross-entropy. `targets` is state: SAT's belief in each label, float32 [members, N].
 
-    weights: per class, float32 [K]. pool: where the features are those of several views of each image, how their logits are
-    pooled. Raises ConfigError where head and objective do not go together.
+    weights: per class, float32 [K]. pool: where the features are those of several views of each image, how their logits
+    are pooled. Raises ConfigError where head and objective do not go together.
     """
 
     def __init__(self, config: TrainConfig, head: HeadConfig, weights: Tensor, n: int, pool: str | None = None) -> None:
@@ -152,7 +152,8 @@ class Objective:
     def loss_sum(self, head: nn.Module, features: Tensor, labels: Tensor, rows: Tensor, epoch: int) -> Tensor:
         """Loss of one batch times the summed class weight of its rows, mean over the members of an ensemble; a scalar.
 
-        features: [n, D], of views [n, V, D]; labels: int64 [n]; rows: int64 [n], their places among the train images; epoch counts from 0.
+        features: [n, D], of views [n, V, D]; labels: int64 [n]; rows: int64 [n], their places among the train images;
+        epoch counts from 0.
         """
         members = members_of(head)
         # Each member gets the gradient that it would get alone: the sum, not the mean, is what is differentiated.

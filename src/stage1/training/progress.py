@@ -143,10 +143,10 @@ def by_part(tensors: Mapping[str, Tensor], *names: str) -> Parts:
 class Ledger:
     """Position, schedule, choice of the epoch, checkpoint, metrics, log of one run on `n` samples in `folder`.
 
-    facts, data: what decides the weights, and the digest of what they are made from; a checkpoint is of both. section: of the
-    config where learning_rate stands, for messages (`tune` takes it from images). writes: false in
-    all processes of a run but one. slower: what to lower where the loss is not finite. shipped: of the best weights those
-    that model_best.pth holds. start_epoch: weights of epochs before it are not to be chosen, counted from 0.
+    facts, data: what decides the weights, and the digest of what they are made from; a checkpoint is of both. section:
+    of the config where learning_rate stands, for messages (`tune` takes it from images). writes: false in
+    all processes of a run but one. slower: what to lower where the loss is not finite. shipped: of the best weights
+    those that model_best.pth holds. start_epoch: weights of epochs before it are not to be chosen, counted from 0.
     """
 
     def __init__(
@@ -190,7 +190,9 @@ class Ledger:
         return stored
 
     def restore(self, stored: Stored, *names: str) -> Parts:
-        """Take the position from a checkpoint; returns its tensors by part, `names` beside model, best, optimizer and ema."""
+        """Take the position from a checkpoint; returns its tensors by part, `names` beside model, best, optimizer
+        and ema.
+        """
         parts = by_part(stored[0], "model", "best", "optimizer", "ema", *names)
         self.best_weights = parts["best"]
         self.at = Position(**stored[1]["position"], best=stored[1]["best"], rows=list(stored[1]["rows"]))
@@ -245,7 +247,8 @@ class Ledger:
     def end_epoch(
         self, found: Sequence[SelectMetrics], weights: Callable[[int], dict[str, Tensor]], **told: Any
     ) -> dict[str, Any]:
-        """Count the epoch and keep the best weights so far. Returns its row of metrics.csv; `checkpoint_due` and `tell` follow.
+        """Count the epoch and keep the best weights so far. Returns its row of metrics.csv; `checkpoint_due` and `tell`
+        follow.
 
         found: of the raw weights and, where there is one, the average; weights: a copy of these by place in `found`.
         """
@@ -311,9 +314,11 @@ class Ledger:
     # ---- files ----------------------------------------------------------------------------------------------------
 
     def save(self, parts: Mapping[str, Mapping[str, Tensor]], **facts: Any) -> None:
-        """Write the checkpoint and what follows from it. parts: all tensors but the best weights; facts: beside the position.
+        """Write the checkpoint and what follows from it. parts: all tensors but the best weights; facts: beside the
+        position.
 
-        The schedule and every generator are functions of seed (in the run's facts) and position: the position is their state.
+        The schedule and every generator are functions of seed (in the run's facts) and position: the position is their
+        state.
         """
         if not self.writes:
             return

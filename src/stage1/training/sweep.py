@@ -1,6 +1,7 @@
 """A sweep over configurations of a head: all trained at once, the best chosen on val_select by AUGRC.
 
-The winner, trained alone by `train_head`, ends with the same logits up to the rounding of sums (measured where it is done, and said).
+The winner, trained alone by `train_head`, ends with the same logits up to the rounding of sums (measured where it is
+done, and said).
 """
 
 from __future__ import annotations
@@ -98,9 +99,11 @@ def train_sweep(
 ) -> list[Swept]:
     """Train all candidates at once; best first: by AUGRC on val_select, then NLL, then in the order given.
 
-    entrants: of `candidates`: the same number for each seed, seed by seed. groups: str [M] of val_select, for the intervals.
-    progress: called after each epoch with its number. stop: asked before each epoch; True raises Checkpointed (a sweep keeps no
-    checkpoint: the same call starts over and ends the same). One thread, deterministic; torch's global state is as before afterwards.
+    entrants: of `candidates`: the same number for each seed, seed by seed. groups: str [M] of val_select, for the
+    intervals.
+    progress: called after each epoch with its number. stop: asked before each epoch; True raises Checkpointed (a sweep
+    keeps no checkpoint: the same call starts over and ends the same). One thread, deterministic; torch's global state
+    is as before afterwards.
     Raises Stage1Error where a candidate's loss is not finite (it names the candidate), DataError as `train_head` does.
     """
     with own_torch_state():

@@ -1,8 +1,8 @@
 """Many heads as one batched computation: stacked parameters, one pass over the images for all of them.
 
-Configurations of one seed see the same batches, so a batch is read once for all of them and their logits are one matrix product;
-widths below the largest are padded with zero units, which stay zero. Order of the images, first weights, dropout masks, schedule,
-clipping, averaging and the choice of the epoch are those of `Run`.
+Configurations of one seed see the same batches, so a batch is read once for all of them and their logits are one matrix
+product; widths below the largest are padded with zero units, which stay zero. Order of the images, first weights,
+dropout masks, schedule, clipping, averaging and the choice of the epoch are those of `Run`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One configuration: the config of its run, of its head, and its seed. What `train_head` needs to train it alone."""
+    """One configuration: the config of its run, of its head, and its seed. What `train_head` needs to train it
+    alone.
+    """
 
     train: TrainConfig
     head: HeadConfig
@@ -37,7 +39,9 @@ class Candidate:
 
 
 class SweepBatch:
-    """Stacked parameters [S seeds, C configurations, ...], their optimizer, averages and the state of early stopping."""
+    """Stacked parameters [S seeds, C configurations, ...], their optimizer, averages and the state of early
+    stopping.
+    """
 
     def __init__(
         self, train: LabelledFeatures, select: LabelledFeatures, entrants: Sequence[Candidate], n_classes: int
@@ -100,7 +104,8 @@ class SweepBatch:
         return stacks
 
     def _runs(self, *, decays: bool) -> list[range]:
-        """Places of candidates side by side that share learning rate and, where it counts, weight decay; at most one seed's.
+        """Places of candidates side by side that share learning rate and, where it counts, weight decay; at most one
+        seed's.
 
         A call of the optimizer costs more than the arithmetic on one small head: fewer, longer pieces.
         """
@@ -129,7 +134,9 @@ class SweepBatch:
     # ---- forward --------------------------------------------------------------------------------------------------
 
     def _logits(self, parameters: Sequence[Tensor], features: Tensor, masks: Tensor | None) -> Tensor:
-        """features: standardised [S or 1, B, D]. Returns [S, C, K, B]: images last, so that gradients come contiguous."""
+        """features: standardised [S or 1, B, D]. Returns [S, C, K, B]: images last, so that gradients come
+        contiguous.
+        """
         seeds, count = self.shape
         weight, bias = parameters[0], parameters[1]
         made = weight.reshape(seeds, -1, weight.shape[-1]) @ features.transpose(1, 2)
@@ -182,7 +189,9 @@ class SweepBatch:
             self._update(gradients, norms, epoch * self.steps + step)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of each candidate on the batch, [S, C]: as cross_entropy_sum, divided by the summed class weight."""
+        """Mean loss of each candidate on the batch, [S, C]: as cross_entropy_sum, divided by the summed class
+        weight.
+        """
         log_p = functional.log_softmax(logits, dim=2)
         row_weights = self.weights[labels]  # [S, B]
         right = log_p.gather(2, labels[:, None, None].expand(-1, self.shape[1], 1, -1))[:, :, 0]
@@ -222,7 +231,9 @@ class SweepBatch:
         return np.ascontiguousarray(torch.cat(pieces, dim=2).transpose(1, 2).numpy())
 
     def validate(self, epoch: int) -> None:
-        """The best weights so far of each candidate that has not stopped: raw first, the average must be strictly better."""
+        """The best weights so far of each candidate that has not stopped: raw first, the average must be strictly
+        better.
+        """
         for averaged, parameters in enumerate([self.parameters, *([self.average] if self.average is not None else [])]):
             keys = _keys(self._select_logits(parameters), self.select.labels, self.config.select_by)
             for index in np.flatnonzero(~self.done).tolist():

@@ -1,4 +1,6 @@
-"""Heads on several views of an image: their logits pooled to the image's, by torch twins of the pools of `stage1.views`."""
+"""Heads on several views of an image: their logits pooled to the image's, by torch twins of the pools of
+`stage1.views`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from stage1.errors import ConfigError
 class ViewTraining:
     """How a head learns from views.
 
-    learn: "views": each view with the label of its image; "mil": the loss is on the pooled logits of the image. pool: "mean",
-    "lse:8" or "topk:3"; for mil the loss, for both what val_select is judged by. Raises ConfigError for another pool.
+    learn: "views": each view with the label of its image; "mil": the loss is on the pooled logits of the image. pool:
+    "mean", "lse:8" or "topk:3"; for mil the loss, for both what val_select is judged by. Raises ConfigError for another
+    pool.
     """
 
     learn: Literal["views", "mil"]
@@ -46,8 +49,8 @@ class ViewTraining:
 def pooled(logits: Tensor, pool: str) -> Tensor:
     """Logits of images [n, K] from those of their views [n, V, K].
 
-    Two classes: a margin a by `pool` gives (-a/2, +a/2). More classes: the mean of the logits. Raises ConfigError for a pool
-    that is unknown, or that there is not for so many classes.
+    Two classes: a margin a by `pool` gives (-a/2, +a/2). More classes: the mean of the logits. Raises ConfigError for a
+    pool that is unknown, or that there is not for so many classes.
     """
     if logits.shape[2] > 2 and pool == "mean":
         return logits.mean(dim=1)

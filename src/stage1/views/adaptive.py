@@ -1,8 +1,11 @@
-"""Adaptive views: look at one view after the other in a fixed order, and stop where the answer is safe or further views are no use.
+"""Adaptive views: look at one view after the other in a fixed order, and stop where the answer is safe or further views
+are no use.
 
-The image's score is the calibrated log-odds of the prefix of views at which it stopped. Order, maps and bounds are frozen on
-val_select, so the score is a fixed function of one image and every policy and certificate applies to it as to any other score.
-All steps share one scale, hence one pair of thresholds: moving along the path of thresholds moves those of every step together.
+The image's score is the calibrated log-odds of the prefix of views at which it stopped. Order, maps and bounds are
+frozen on val_select, so the score is a fixed function of one image and every policy and certificate applies to it as to
+any other score.
+All steps share one scale, hence one pair of thresholds: moving along the path of thresholds moves those of every step
+together.
 
 Fit adaptive views on val_select: the order of the views, a calibrated log-odds for each prefix, and where to stop.
 
@@ -76,8 +79,8 @@ class Step:
 class Sequence:
     """order: int, all views in the order in which they are looked at. steps: one for each prefix.
 
-    expected: what val_select predicts ("views": mean number, "coverage", "coverage_all": with every view always; "none_early": why no
-    image stops before the others, where that is so), for the reader.
+    expected: what val_select predicts ("views": mean number, "coverage", "coverage_all": with every view always;
+    "none_early": why no image stops before the others, where that is so), for the reader.
     Raises DataError where order is no permutation or steps are not one for each view.
     """
 
@@ -121,7 +124,9 @@ class Sequence:
         return score, used
 
     def pulls(self, view_margins: Floats, used: Ints) -> Floats:
-        """How far each view pulled towards class 1 at the step where its image stopped, [N, V]; NaN where it was not looked at."""
+        """How far each view pulled towards class 1 at the step where its image stopped, [N, V]; NaN where it was
+        not looked at.
+        """
         found = np.full(view_margins.shape, np.nan)
         for seen in np.unique(used).tolist():
             cells = np.ix_(np.flatnonzero(used == seen), np.array(self.order[:seen]))
@@ -153,8 +158,9 @@ class Sequence:
         return cls(tuple(document["order"]), steps, document["expected"])
 
 
-# Share of the errors let pass that early answers may use up. On train images of the demo's scenes at 768 px, by heads that had not seen
-# them (topk:3): .3 needs 4.19 of 10 views and loses -.007 of coverage, .5 4.04 and -.003, .7 3.92 and +.002 (benchmarks/views.md).
+# Share of the errors let pass that early answers may use up. On train images of the demo's scenes at 768 px, by heads
+# that had not seen them (topk:3): .3 needs 4.19 of 10 views and loses -.007 of coverage, .5 4.04 and -.003, .7 3.92 and
+# +.002 (benchmarks/views.md).
 TOLERANCE = 0.7
 FOLDS = 5
 
@@ -174,9 +180,11 @@ def fit_sequence(
 ) -> Sequence:
     """The sequence for the aggregator `name` and the target, from labelled view logits of val_select, float [N, V, 2].
 
-    calibration_units: how many independent units val_calib has (its size alone; None: as many as val_select), for thresholds are
-    as far out as their number allows. tolerance: share of the errors that a certificate will let pass which early answers may use.
-    Raises ConfigError (aggregator "whole", which has no further views; a tolerance outside [0, 1)), DataError (one class only).
+    calibration_units: how many independent units val_calib has (its size alone; None: as many as val_select), for
+    thresholds are as far out as their number allows. tolerance: share of the errors that a certificate will let pass
+    which early answers may use.
+    Raises ConfigError (aggregator "whole", which has no further views; a tolerance outside [0, 1)), DataError (one
+    class only).
     """
     if name == "whole" or policy.count < 2:
         raise ConfigError("views.adaptive: the whole view alone is used, there are no further views to stop before")

@@ -1,4 +1,6 @@
-"""views.json: the view policy of a bundle with its aggregator and, where views are adaptive, their sequence; frozen on val_select."""
+"""views.json: the view policy of a bundle with its aggregator and, where views are adaptive, their sequence; frozen
+on val_select.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,12 @@ Ints = NDArray[np.int64]
 class FrozenViews:
     """What views.json holds.
 
-    aggregator: of all views. sequence: adaptive views, which then make the score; None: every image is seen with every view.
+    aggregator: of all views. sequence: adaptive views, which then make the score; None: every image is seen with every
+    view.
     comparison: how the aggregator was chosen (`Choice.to_document`), for the reader; None where it was not compared.
-    select_folds: where aggregator or sequence were fitted on val_select, into how many folds it was dealt so that each image's score
-    there is by a fit on the others (cross_fit.py); 0: its scores are by what ships, all the same. None: nothing was fitted on it.
+    select_folds: where aggregator or sequence were fitted on val_select, into how many folds it was dealt so that each
+    image's score there is by a fit on the others (cross_fit.py); 0: its scores are by what ships, all the same. None:
+    nothing was fitted on it.
     Raises DataError where policy, aggregator and sequence are about different numbers of views.
     """
 
@@ -56,7 +60,9 @@ class FrozenViews:
 
     @property
     def pooled(self) -> bool:
-        """Whether the head makes one answer of the features of all views, so that the model's logits are the image's."""
+        """Whether the head makes one answer of the features of all views, so that the model's logits are the
+        image's.
+        """
         return isinstance(self.aggregator, Pooled)
 
     @property
@@ -76,8 +82,9 @@ class FrozenViews:
     def aggregate(self, view_logits: ArrayLike) -> tuple[Floats, Ints, Ints]:
         """(logits float64 [N, K], views looked at int64 [N], deciding view int64 [N]) of view logits [N, V, K].
 
-        The deciding view is that with the largest pull towards the answer (the class of the larger aggregated logit). With a
-        sequence the logits are of its calibrated log-odds; views past the stop are not looked at. Raises DataError.
+        The deciding view is that with the largest pull towards the answer (the class of the larger aggregated logit).
+        With a sequence the logits are of its calibrated log-odds; views past the stop are not looked at. Raises
+        DataError.
         """
         logits = checked(view_logits)
         if logits.shape[1] != self.policy.count:

@@ -1,6 +1,7 @@
 """The learned aggregator: logistic regression on the whole view and the sorted margins of the others.
 
-Views of which the head itself makes one answer, from pooled features: there is nothing left to aggregate, only to explain.
+Views of which the head itself makes one answer, from pooled features: there is nothing left to aggregate, only to
+explain.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from stage1.calibration.solver import minimise
 from stage1.errors import DataError
 from stage1.views.pooling import Floats, as_logits, checked, margins
 
-# A unit Gaussian prior on the slope of each standardised column: sorted margins of one image are nearly collinear, and without
-# it a few hundred images would choose among them by noise.
+# A unit Gaussian prior on the slope of each standardised column: sorted margins of one image are nearly collinear, and
+# without it a few hundred images would choose among them by noise.
 RIDGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """a = shift + sum_j slopes[j] * f_j; f: the whole margin (if `has_whole`), then the other views' margins, largest first.
+    """a = shift + sum_j slopes[j] * f_j; f: the whole margin (if `has_whole`), then the other views' margins, largest
+    first.
 
-    Sorting makes it a function of the set of tiles: which tile shows what does not matter. The result is a log-odds, calibrated on
-    the rows it was fitted on.
+    Sorting makes it a function of the set of tiles: which tile shows what does not matter. The result is a log-odds,
+    calibrated on the rows it was fitted on.
     """
 
     has_whole: bool
@@ -38,7 +40,8 @@ class Learned:
 
     @classmethod
     def fit(cls, view_margins: Floats, labels: NDArray[np.int64], *, has_whole: bool, ridge: float = RIDGE) -> Learned:
-        """Least cross-entropy plus ridge / 2 times the squared slopes of the standardised columns. view_margins: [N, V].
+        """Least cross-entropy plus ridge / 2 times the squared slopes of the standardised columns. view_margins: [N,
+        V].
 
         Raises DataError where a class has no row or labels are not 0 and 1.
         """
@@ -59,7 +62,8 @@ class Learned:
                 f"view logits: {view_margins.shape[1]} views, the learned aggregator was fitted on {len(self.slopes)}; "
                 "score with the same views"
             )
-        # Not a matrix product: its sums depend on how many rows there are, and one image alone must score as among others.
+        # Not a matrix product: its sums depend on how many rows there are, and one image alone must score as among
+        # others.
         return np.asarray(
             np.einsum("nv,v->n", _sorted(view_margins, self.has_whole), np.array(self.slopes)) + self.shift
         )
@@ -138,9 +142,9 @@ class Pooled:
 def weight_of_views(logits: ArrayLike, without_view: ArrayLike) -> Floats:
     """How much each view adds to the margin of the image's answer, float64 [N, V].
 
-    logits: [N, K] of the image. without_view: [N, V, K], the logits were that view like the average of all of them. The answer is
-    the class of the largest logit, its margin the distance to the next one: the class may change without the view, the answer meant
-    stays. Raises DataError for NaN, infinity or shapes that do not fit.
+    logits: [N, K] of the image. without_view: [N, V, K], the logits were that view like the average of all of them. The
+    answer is the class of the largest logit, its margin the distance to the next one: the class may change without the
+    view, the answer meant stays. Raises DataError for NaN, infinity or shapes that do not fit.
     """
     without = checked(without_view)
     whole = checked(np.asarray(logits, dtype=np.float64)[:, None, :])

@@ -1,8 +1,9 @@
-"""From the logits of an image's views to the logits of the image: mean, top-k mean, log-sum-exp, noisy-or, max, or the whole view alone.
+"""From the logits of an image's views to the logits of the image: mean, top-k mean, log-sum-exp, noisy-or, max, or the
+whole view alone.
 
-Two classes: a pool works on the margins m = logit_1 - logit_0 of the views and gives one margin a; the image's logits are
-(-a/2, +a/2), so that P(0) = 1 - P(1). The largest logit of each class by itself would be no pool: both classes would gain
-with every view, and their probabilities would belong to no answer.
+Two classes: a pool works on the margins m = logit_1 - logit_0 of the views and gives one margin a; the image's logits
+are (-a/2, +a/2), so that P(0) = 1 - P(1). The largest logit of each class by itself would be no pool: both classes
+would gain with every view, and their probabilities would belong to no answer.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Aggregator(Protocol):
         ...
 
     def pulls(self, view_logits: ArrayLike) -> Floats:
-        """How far each view pulls the image towards class 1, float [N, V]; NaN for a view that had no say. Two classes."""
+        """How far each view pulls the image towards class 1, float [N, V]; NaN for a view that had no say. Two
+        classes.
+        """
         ...
 
     def to_document(self) -> dict[str, Any]:
@@ -99,7 +102,9 @@ def topk_mean(m: Floats, k: int) -> Floats:
 
 
 def log_mean_exp(m: Floats, beta: float) -> Floats:
-    """log(mean(exp(beta m))) / beta of each row: the mean for small beta, the maximum for large; equal views give their value."""
+    """log(mean(exp(beta m))) / beta of each row: the mean for small beta, the maximum for large; equal views give
+    their value.
+    """
     top = m.max(axis=1)
     return np.asarray(top + np.log(np.exp(beta * (m - top[:, None])).mean(axis=1)) / beta)
 
@@ -107,8 +112,8 @@ def log_mean_exp(m: Floats, beta: float) -> Floats:
 def noisy_or(m: Floats) -> Floats:
     """The logit of 1 - prod(1 - sigma(m)): at least one view shows class 1, were they independent.
 
-    With S = sum log(1 + e^m) that probability has odds e^S - 1. Both ends are exact: S where it is large, log S (from the
-    logarithms of its terms) where all of them vanish.
+    With S = sum log(1 + e^m) that probability has odds e^S - 1. Both ends are exact: S where it is large, log S (from
+    the logarithms of its terms) where all of them vanish.
     """
     terms = np.logaddexp(0.0, m)
     total = terms.sum(axis=1)
@@ -154,7 +159,9 @@ def _number(name: str) -> float:
 
 
 def checked(view_logits: ArrayLike) -> Floats:
-    """The logits of all views as float64 [N, V, K], V >= 1, K >= 2. Raises DataError for another shape, NaN or infinity."""
+    """The logits of all views as float64 [N, V, K], V >= 1, K >= 2. Raises DataError for another shape, NaN or
+    infinity.
+    """
     logits = np.asarray(view_logits, dtype=np.float64)
     if logits.ndim != 3 or logits.shape[1] < 1 or logits.shape[2] < 2:
         raise DataError(
@@ -190,10 +197,11 @@ def check_classes(name: str, n_classes: int) -> None:
 def aggregator(
     name: str, policy: ViewPolicy, select_view_logits: ArrayLike | None = None, select_labels: ArrayLike | None = None
 ) -> Aggregator:
-    """The aggregator of this name for views cut by `policy`; "learned" is fitted on the view logits and labels of val_select.
+    """The aggregator of this name for views cut by `policy`; "learned" is fitted on the view logits and labels of
+    val_select.
 
-    Raises ConfigError (unknown name; "learned" without what it is fitted on; "whole" of a policy that has no whole view),
-    DataError (logits that do not fit the policy).
+    Raises ConfigError (unknown name; "learned" without what it is fitted on; "whole" of a policy that has no whole
+    view), DataError (logits that do not fit the policy).
     """
     if name == "whole" and not policy.whole:
         raise ConfigError(
@@ -214,7 +222,9 @@ def aggregator(
 
 
 def from_document(document: Mapping[str, Any]) -> Aggregator:
-    """The inverse of `to_document`. Raises ConfigError for an unknown name, DataError for parameters that do not fit."""
+    """The inverse of `to_document`. Raises ConfigError for an unknown name, DataError for parameters that do not
+    fit.
+    """
     # Not above: their modules take the checks from here.
     from stage1.views.learned import NAME, Learned, Pooled
 

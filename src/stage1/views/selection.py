@@ -1,7 +1,7 @@
 """Scores of val_select by views that were not fitted on them: each image by a fit on the other folds, groups whole.
 
-An aggregator or a sequence that learned from val_select has its labels in its scores there. A map fitted on those is too sure of
-itself, and so is whatever else looks at val_select afterwards.
+An aggregator or a sequence that learned from val_select has its labels in its scores there. A map fitted on those is
+too sure of itself, and so is whatever else looks at val_select afterwards.
 
 Which aggregator: AUGRC on val_select against the whole view alone, with the interval of the paired difference.
 """
@@ -46,8 +46,8 @@ def cross_fitted(
 ) -> tuple[tuple[Refit, ...], str]:
     """(one refit for each fold, "") or ((), why there is none), one sentence.
 
-    labels: int [N] of two classes. fit: the whole fit, on these rows alone. Fewer than 10 units of a class: no folds, and no map is
-    fitted on so few either. Neither are there where a fit on the other folds cannot be had.
+    labels: int [N] of two classes. fit: the whole fit, on these rows alone. Fewer than 10 units of a class: no folds,
+    and no map is fitted on so few either. Neither are there where a fit on the other folds cannot be had.
     """
     truth = np.asarray(labels, dtype=np.int64)
     keys = Scores(logits=np.zeros((len(truth), 2)), labels=truth, groups=groups)  # type: ignore[arg-type]
@@ -73,9 +73,10 @@ _BINS = 15
 class Candidate:
     """One line of the comparison on val_select.
 
-    augrc: of the aggregated score after a Platt map, both fitted on other folds (groups whole), so that a pool that is merely
-    shifted is not punished for it; raw_augrc: as the pool stands. difference, low, high: augrc minus the reference's, and its paired
-    interval; None in the reference's own line. ece_before, ece_after: of the probabilities without and with that map.
+    augrc: of the aggregated score after a Platt map, both fitted on other folds (groups whole), so that a pool that is
+    merely shifted is not punished for it; raw_augrc: as the pool stands. difference, low, high: augrc minus the
+    reference's, and its paired interval; None in the reference's own line. ece_before, ece_after: of the probabilities
+    without and with that map.
     """
 
     name: str
@@ -90,7 +91,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """name: the aggregator chosen. reference: what it was compared with. table: reference first. reason: one sentence."""
+    """name: the aggregator chosen. reference: what it was compared with. table: reference first. reason: one
+    sentence.
+    """
 
     name: str
     reference: str
@@ -127,8 +130,9 @@ def choose_aggregator(
 ) -> Choice:
     """The aggregator of least AUGRC among those whose gain over the whole view is shown; else the whole view alone.
 
-    view_logits: float [N, V, K] of val_select and nothing else; groups stay whole in folds and resamples. names: what is compared;
-    with more than two classes only whole and mean are. A gain is shown where the 95 % interval of the paired difference excludes 0.
+    view_logits: float [N, V, K] of val_select and nothing else; groups stay whole in folds and resamples. names: what
+    is compared; with more than two classes only whole and mean are. A gain is shown where the 95 % interval of the
+    paired difference excludes 0.
     Without a whole view the mean is what the others are compared with. One name alone is taken without comparison.
     Raises ConfigError for names that cannot be had, DataError for logits that do not fit.
     """

@@ -2,18 +2,21 @@
 
 Three things are read off, none of them searched for, since a few hundred images are soon fitted:
 
-- the last view worth looking at: that of least NLL, or a later one where coverage asks for it; after it everything stops.
-- from which view on an image may be answered 0 early. One view can show what makes it a 1; that nothing does is known once nearly
-  all that views are worth has been seen. A 1 may be answered from the first view on.
-- one bound for each side and all steps: as near as keeps the errors expected of early answers within a share of those that a
-  certificate will let pass, and never nearer than the threshold itself. A side without a target: of those that the thresholds make
-  when all views are looked at. A side that never exits (miss_rate or false_exit_rate alone): what defers can stop as well, and an
-  error is an image that would have exited.
+- the last view worth looking at: that of least NLL, or a later one where coverage asks for it; after it everything
+  stops.
+- from which view on an image may be answered 0 early. One view can show what makes it a 1; that nothing does is known
+  once nearly all that views are worth has been seen. A 1 may be answered from the first view on.
+- one bound for each side and all steps: as near as keeps the errors expected of early answers within a share of those
+  that a certificate will let pass, and never nearer than the threshold itself. A side without a target: of those that
+  the thresholds make when all views are looked at. A side that never exits (miss_rate or false_exit_rate alone): what
+  defers can stop as well, and an error is an image that would have exited.
 
-The share, `tolerance`, is the one number of the rule. Early answers are few, far from the thresholds and mostly right; what costs
-coverage is a handful of them on the wrong side, since a certificate at a few percent from some hundred images allows for a handful.
+The share, `tolerance`, is the one number of the rule. Early answers are few, far from the thresholds and mostly right;
+what costs coverage is a handful of them on the wrong side, since a certificate at a few percent from some hundred
+images allows for a handful.
 
-How much would exit: thresholds on a score of val_select that meet the targets as a certificate will, and the share beyond them.
+How much would exit: thresholds on a score of val_select that meet the targets as a certificate will, and the share
+beyond them.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ from stage1.risk.testing import max_errors
 from stage1.scores import Scores
 from stage1.views.pooling import Floats, as_logits
 
-_RECOVERED = 0.95  # of what the views lower the NLL by, before an image may be answered 0; .9 lost .01 of coverage on the benchmark's train images
+# of what the views lower the NLL by, before an image may be answered 0; .9 lost .01 of coverage on the benchmark's
+# train images
+_RECOVERED = 0.95
 _LOST = 0.02  # of expected coverage, as far as one val_select of some hundred images can tell
 _STEP = 0.1  # log-odds between the bounds tried
 _FAR = 12.0  # log-odds beyond the threshold: nothing to gain further out
@@ -55,8 +60,9 @@ _ALL = Bounds(0.0, 0.0)  # all stop
 class Plan:
     """Bounds of every step and what val_select expects of them.
 
-    coverage: certified, by the mean of two beliefs in each image, that where it stopped and that with all views: the first alone
-    says too much (early answers are sure of themselves), the second too little. coverage_all: where all see every view.
+    coverage: certified, by the mean of two beliefs in each image, that where it stopped and that with all views: the
+    first alone says too much (early answers are sure of themselves), the second too little. coverage_all: where all see
+    every view.
     """
 
     bounds: list[Bounds]
@@ -78,9 +84,9 @@ class Plan:
 def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, float], tolerance: float) -> Plan:
     """The bounds. score: log-odds after each view by maps that have not seen the row, float [N, V].
 
-    rates: those a certificate will let pass (`expected_rates`). tolerance: share of these errors that early answers may use up, each
-    side its own; 0: no early answers. An order that val_select chose makes the first views look better there than they are: where
-    coverage is lost by it, the last view is a later one.
+    rates: those a certificate will let pass (`expected_rates`). tolerance: share of these errors that early answers may
+    use up, each side its own; 0: no early answers. An order that val_select chose makes the first views look better
+    there than they are: where coverage is lost by it, the last view is a later one.
     """
     beliefs = np.stack([_belief(column, labels) for column in score.T], axis=1)
     last, first_low = _worth_looking(score, labels)
@@ -98,7 +104,9 @@ def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, flo
 
 
 def _sides(whole: Expected) -> tuple[float, float]:
-    """Where bounds may begin, (low, high): the thresholds, and for a side that never exits the threshold of the other."""
+    """Where bounds may begin, (low, high): the thresholds, and for a side that never exits the threshold of the
+    other.
+    """
     low = whole.lo if np.isfinite(whole.lo) else whole.hi
     return low, whole.hi if np.isfinite(whole.hi) else whole.lo
 
@@ -130,7 +138,9 @@ def _worth_looking(score: Floats, labels: NDArray[np.int64]) -> tuple[int, int]:
 
 
 def _errors_allowed(labels: NDArray[np.int64], rates: Mapping[str, float]) -> tuple[float, float]:
-    """(1 answered 0, 0 answered 1): how many of val_select's images the rates let pass; infinite where no target limits them."""
+    """(1 answered 0, 0 answered 1): how many of val_select's images the rates let pass; infinite where no target
+    limits them.
+    """
     ones, zeros = float(labels.sum()), float((1 - labels).sum())
     missed = [rates[name] * ones for name in ("fnr", "miss_rate") if name in rates]
     false = [rates[name] * zeros for name in ("fpr", "false_exit_rate") if name in rates]
@@ -139,7 +149,8 @@ def _errors_allowed(labels: NDArray[np.int64], rates: Mapping[str, float]) -> tu
 
 
 def _limited(allowed: tuple[float, float], whole: Expected, score: Floats, belief: Floats) -> tuple[float, float]:
-    """The same, where no target limits a side as many as `whole` answers wrongly on score and belief of all views, float [N].
+    """The same, where no target limits a side as many as `whole` answers wrongly on score and belief of all views,
+    float [N].
 
     On a side that never exits: images that would have exited on the other, as many as coverage may be lost.
     """
@@ -155,7 +166,8 @@ def _limited(allowed: tuple[float, float], whole: Expected, score: Floats, belie
 def _innermost(score: Floats, threshold: float, allowed: float) -> float | None:
     """The bound next to `threshold` with at most `allowed` errors expected of the rows that stop at or below it.
 
-    score: float [N, S], of the steps at which rows may stop; the sooner they do, the less sure they are. None: nothing stops.
+    score: float [N, S], of the steps at which rows may stop; the sooner they do, the less sure they are. None: nothing
+    stops.
     """
     if not np.isfinite(threshold) or allowed <= 0 or not score.shape[1]:
         return None
@@ -201,10 +213,12 @@ class Expected:
 
 
 def expected_rates(risks: Mapping[str, float], confidence: float, units: int, prior: float) -> dict[str, float]:
-    """The rate that a certificate on `units` calibration units will let pass for each target: (errors allowed + 1/2) / counted.
+    """The rate that a certificate on `units` calibration units will let pass for each target: (errors allowed + 1/2) /
+    counted.
 
-    prior: share of class 1. Raises ConfigError for a risk that two classes do not have (miss_rate.<class> ..). A certificate at .02 from 500 units of a class stands on observed rates near .01; stop bounds made
-    for .02 would lie inside the thresholds that it gives.
+    prior: share of class 1. Raises ConfigError for a risk that two classes do not have (miss_rate.<class> ..). A
+    certificate at .02 from 500 units of a class stands on observed rates near .01; stop bounds made for .02 would lie
+    inside the thresholds that it gives.
     """
     found = {}
     for name, target in risks.items():
@@ -219,10 +233,12 @@ def expected_rates(risks: Mapping[str, float], confidence: float, units: int, pr
 
 
 def expected_exits(score: Floats, belief: Floats, rates: Mapping[str, float]) -> Expected:
-    """The thresholds of most coverage whose rates stay within `rates`, where row i is of class 1 to the share belief[i].
+    """The thresholds of most coverage whose rates stay within `rates`, where row i is of class 1 to the share
+    belief[i].
 
-    score, belief: float [N]. rates: of fnr, fpr, miss_rate, false_exit_rate, error. With miss_rate or false_exit_rate alone the other
-    side never exits, as in their certificate; with fnr or fpr alone every row does, and the cut lies as far as the rate allows.
+    score, belief: float [N]. rates: of fnr, fpr, miss_rate, false_exit_rate, error. With miss_rate or false_exit_rate
+    alone the other side never exits, as in their certificate; with fnr or fpr alone every row does, and the cut lies as
+    far as the rate allows.
     """
     order = np.argsort(score, kind="stable")
     ordered, ones = score[order], belief[order]
@@ -240,7 +256,8 @@ def expected_exits(score: Floats, belief: Floats, rates: Mapping[str, float]) ->
     if not allowed.any():
         return Expected(-np.inf, np.inf, 0.0)
     exits = np.where(allowed, cuts[low] + n - cuts, -1)
-    # Of equal coverage the fewest errors on the side that no rate limits, as order statistics of the other side have it.
+    # Of equal coverage the fewest errors on the side that no rate limits, as order statistics of the other side have
+    # it.
     best = len(cuts) - 1 - int(exits[::-1].argmax()) if set(rates) <= {"fnr", "miss_rate"} else int(exits.argmax())
     return Expected(_cut(ordered, int(cuts[low[best]])), _cut(ordered, int(cuts[best])), float(exits[best] / n))
 
@@ -250,8 +267,9 @@ def _largest_low(
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """For each place of hi among the cuts the largest place of lo within the rates, and whether there is one.
 
-    below1, below0: mass of each class below each cut. Every risk but error either limits the misses from above, which lo alone
-    makes, or asks for a lo that is large enough; so the largest lo that misses allow decides. error is tried pair by pair.
+    below1, below0: mass of each class below each cut. Every risk but error either limits the misses from above, which
+    lo alone makes, or asks for a lo that is large enough; so the largest lo that misses allow decides. error is tried
+    pair by pair.
     """
     total1, total0, n = below1[-1], below0[-1], cuts[-1]
     false = total0 - below0

@@ -9,8 +9,8 @@
 | Swin V2 | its own | Swinv2ForImageClassification | one to one |
 | ConvNeXt V2 | its own | ConvNextV2ForImageClassification | one to one |
 
-All of these load in transformers 4.45, which the client pins. Anything else is refused by name: a model that merely looks
-alike would load there, and answer differently.
+All of these load in transformers 4.45, which the client pins. Anything else is refused by name: a model that merely
+looks alike would load there, and answer differently.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _LOADABLE = "ViT, DINOv2 without registers, SigLIP, BEiT, Swin V2, ConvNeXt V2"
 
 
 def stock_model(model: nn.Module, name: str, pooling: str, size: int, weight: Tensor, bias: Tensor) -> StockModel:
-    """The stock twin of a timm model without classifier, with the linear head `weight` [K, D], `bias` [K] on its features.
+    """The stock twin of a timm model without classifier, with the linear head `weight` [K, D], `bias` [K] on its
+    features.
 
     pooling: as in BackboneConfig. size: side of the input. Raises ConfigError (one line, with the way out) for a model
     that transformers 4.45 has no twin of.

@@ -1,4 +1,6 @@
-"""Swin V2: the same modules under other names; timm merges patches before a stage, the stock class after the one before."""
+"""Swin V2: the same modules under other names; timm merges patches before a stage, the stock class after the one
+before.
+"""
 
 from __future__ import annotations
 

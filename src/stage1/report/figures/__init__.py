@@ -21,9 +21,10 @@ def draw_figures(
 ) -> dict[str, Drawing]:
     """All figures of the report by name, each as PNG and SVG bytes.
 
-    risk_coverage, score_histogram, reliability, exit_confusion, units_needed, exits; threshold_plane where `calibration` gives
-    back the counts of the certificate (stage1.report.explorer.collect).
-    certificate, evaluation, policy: the documents certificate.json, evaluation.json, thresholds.json. Optional in evaluation:
+    risk_coverage, score_histogram, reliability, exit_confusion, units_needed, exits; threshold_plane where
+    `calibration` gives back the counts of the certificate (stage1.report.explorer.collect).
+    certificate, evaluation, policy: the documents certificate.json, evaluation.json, thresholds.json. Optional in
+    evaluation:
     `reliability_before` (rows as `reliability`, before the calibration map), `slices` (rows {slice, value, counts}).
     scores: the scores of val_test, [N, 2] with labels; they draw how each certified risk moves with its threshold.
     calibration: the labelled units of val_calib that the certificate counted.

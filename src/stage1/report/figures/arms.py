@@ -1,4 +1,6 @@
-"""The figure of a comparison of arms: paired differences to the first arm with their intervals, one panel for each metric."""
+"""The figure of a comparison of arms: paired differences to the first arm with their intervals, one panel for each
+metric.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,13 @@ _LONGEST_NAME = 22
 
 
 def arms_drawing(document: Mapping[str, Any]) -> Drawing:
-    """PNG and SVG of the differences in a document of kind "comparison_arms"; the one confirmed on val_test as a diamond.
+    """PNG and SVG of the differences in a document of kind "comparison_arms"; the one confirmed on val_test as a
+    diamond.
 
-    Colour and marker both say the verdict: better (filled green circle), worse (filled vermilion square), no difference shown (open).
-    The same document gives the same bytes. Raises DataError where there is no second arm, MissingError without matplotlib.
+    Colour and marker both say the verdict: better (filled green circle), worse (filled vermilion square), no difference
+    shown (open).
+    The same document gives the same bytes. Raises DataError where there is no second arm, MissingError without
+    matplotlib.
     """
     reference = document["reference"]
     others = [arm["name"] for arm in document["arms"] if arm["name"] != reference]

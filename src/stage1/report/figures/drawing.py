@@ -1,7 +1,7 @@
 """What all figures share: white panel, colours, type, and PNG and SVG bytes that depend on nothing but the input.
 
-The white panel reads on a light and on a dark page. Colours are Okabe and Ito's, told apart by the colour blind as well;
-what matters is also told by position, dash or label, never by colour alone.
+The white panel reads on a light and on a dark page. Colours are Okabe and Ito's, told apart by the colour blind as
+well; what matters is also told by position, dash or label, never by colour alone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def new_figure(height: float) -> Any:
 
 
 def fitting(name: str, most: int = 28) -> str:
-    """A name as a figure has room for it: on one line, the middle of a long one left out. The page beside it has the whole name."""
+    """A name as a figure has room for it: on one line, the middle of a long one left out. The page beside it has
+    the whole name.
+    """
     line = "".join(char if char.isprintable() else " " for char in name)
     return line if len(line) <= most else f"{line[: most - 10]}..{line[-8:]}"
 
@@ -82,7 +84,8 @@ def finished(figure: Any) -> Drawing:
 
 
 def _saved(figure: Any) -> Drawing:
-    # The solver of the layout is exact only up to float noise, which the names inside an SVG would show: once, then rounded.
+    # The solver of the layout is exact only up to float noise, which the names inside an SVG would show: once, then
+    # rounded.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axis in figure.axes:

@@ -27,8 +27,8 @@ _RISKS = (("miss_rate", "o", (CLASS_COLOURS[1])), ("false_exit_rate", "s", CLASS
 def draw_frontier(document: Document) -> Drawing:
     """document: cascade.json. Two panels, one per risk: observed on val_calib and upper bound against cost.
 
-    The cost is money for 1,000 images where some stage has a price, else milliseconds an image. Raises DataError where the
-    document has no frontier and no chosen configuration, MissingError without matplotlib.
+    The cost is money for 1,000 images where some stage has a price, else milliseconds an image. Raises DataError where
+    the document has no frontier and no chosen configuration, MissingError without matplotlib.
     """
     rows = list(document["frontier"]) or [document["chosen"]]
     if not rows:

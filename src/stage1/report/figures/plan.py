@@ -1,4 +1,6 @@
-"""The figure of `stage1 plan`: labelled units that each risk takes, and the chance of a certificate against their number."""
+"""The figure of `stage1 plan`: labelled units that each risk takes, and the chance of a certificate against their
+number.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ def draw_plan(
 ) -> bytes:
     """PNG bytes of how many images each risk needs against the wrong answers to be survived.
 
-    needs: rows as stage1.risk.sample_size.ClassNeed (dataclasses.asdict of it). confidence: for the title. at_hand: images of the
-    "positive" and "negative" class that there are; drawn as a line. The same rows give the same bytes.
+    needs: rows as stage1.risk.sample_size.ClassNeed (dataclasses.asdict of it). confidence: for the title. at_hand:
+    images of the "positive" and "negative" class that there are; drawn as a line. The same rows give the same bytes.
     Raises DataError for no rows or a row without a field, MissingError without matplotlib.
     """
     return plan_drawing(needs, confidence=confidence, at_hand=at_hand).png
@@ -122,7 +124,9 @@ def _draw_needs(
 
 
 def _draw_chance(axis: Any, success: Mapping[str, Any] | None, pilot: Mapping[str, Any] | None) -> None:
-    """P(certified) against the number of labels: by the exact tail at fixed thresholds, and by drawing from the pilot."""
+    """P(certified) against the number of labels: by the exact tail at fixed thresholds, and by drawing from the
+    pilot.
+    """
     wanted = (pilot or success or {})["wanted"]
     marks: list[tuple[int, str]] = []
     if success is not None:

@@ -1,4 +1,6 @@
-"""Reliability: the observed share against the stated probability, with exact intervals; before and after the calibration map."""
+"""Reliability: the observed share against the stated probability, with exact intervals; before and after the
+calibration map.
+"""
 
 from __future__ import annotations
 

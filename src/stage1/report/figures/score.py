@@ -26,8 +26,9 @@ def histogram_edges(values: Floats, thresholds: list[float], bins: int = 60) -> 
     """Bin edges [B+1] over where the scores are, and whether scores lie beyond them.
 
     values: raw scores [N]. A threshold is always an edge: no bar straddles it, so what exits can be counted.
-    Ends at the last score within 2.5 interquartile ranges of the quartiles: a few scores far out (a saturated probability
-    has a raw score of 700) must not press everything else into one bar. What lies beyond belongs into the outermost bars.
+    Ends at the last score within 2.5 interquartile ranges of the quartiles: a few scores far out (a saturated
+    probability has a raw score of 700) must not press everything else into one bar. What lies beyond belongs into the
+    outermost bars.
     """
     ends = list(thresholds)
     if len(values):

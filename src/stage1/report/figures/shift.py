@@ -27,8 +27,8 @@ _NAMES = {"mlls": "estimated, mlls", "bbse": "estimated, bbse", "stated": "state
 def draw_shift(evaluation: Document) -> Drawing | None:
     """The figure of evaluation.json's section `label_shift`; None without one, or for more than two classes.
 
-    The lines follow from the rates within each class, which do not move: coverage is straight, error a ratio of straight
-    lines. Points: each estimate with its intervals, across (share) and upwards. Same document, same bytes.
+    The lines follow from the rates within each class, which do not move: coverage is straight, error a ratio of
+    straight lines. Points: each estimate with its intervals, across (share) and upwards. Same document, same bytes.
     Raises MissingError without matplotlib.
     """
     if "label_shift" not in evaluation or len(evaluation["classes"]) != 2:

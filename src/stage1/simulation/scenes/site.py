@@ -1,6 +1,7 @@
 """Where roadwork stands: a site is added to a finished street, and nothing else changes.
 
-`place_site` draws sites until enough of one can be seen in every frame of the video: an object behind a bus is no label.
+`place_site` draws sites until enough of one can be seen in every frame of the video: an object behind a bus is no
+label.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def _worn(colour: Colour, dust: float) -> Colour:
 
 
 def visible_share(site: list[Thing], others: list[Thing], view: View) -> float:
-    """Share of the picture covered by `site` and not hidden by nearer `others`, estimated on a 6 x 6 grid per object."""
+    """Share of the picture covered by `site` and not hidden by nearer `others`, estimated on a 6 x 6 grid per
+    object.
+    """
     total = 0.0
     hiding = [(other.z, _outline(other, view), other.opaque) for other in others if other.z > view.z + 1.4]
     for thing in site:

@@ -1,8 +1,8 @@
 """A street that has nothing to do with roadwork: road, sky, houses, trees, traffic, and things that look like roadwork.
 
-`Street.sample` fixes the world once; `backdrop` and `Thing.paint` draw it from any view, so that the frames of one video
-show the same place. Look-alikes (orange cars, awnings, bins, vests, striped poles, other signs) stand in every street
-with the same chances, whatever the label: colour alone must not tell roadwork.
+`Street.sample` fixes the world once; `backdrop` and `Thing.paint` draw it from any view, so that the frames of one
+video show the same place. Look-alikes (orange cars, awnings, bins, vests, striped poles, other signs) stand in every
+street with the same chances, whatever the label: colour alone must not tell roadwork.
 """
 
 from __future__ import annotations

@@ -78,7 +78,9 @@ class Made:
 def tasks_for(
     table: SampleTable, rows: Sequence[int] | NDArray[np.int64], level: str, copies: int, seed: int
 ) -> list[tuple[int, Task]]:
-    """(row, task) of every copy of the rows of `table`, in order. Raises ConfigError for an unknown level or no copy."""
+    """(row, task) of every copy of the rows of `table`, in order. Raises ConfigError for an unknown level or no
+    copy.
+    """
     if copies < 1:
         raise ConfigError(f"challenge: copies {copies} is less than 1")
     found = []
@@ -145,12 +147,14 @@ def write_folder(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """A data set of challenges of `table` and the path of its labels.csv, which is written last: where it is, all images are.
+    """A data set of challenges of `table` and the path of its labels.csv, which is written last: where it is, all
+    images are.
 
-    Columns: image (relative), label (the class's name), group, level, source_image (relative to `base` where it lies below it),
-    source, timestamp and role where the table has them, and its slices. Copies keep the group of their image, so a split by group
-    never parts them. balance: as many images of every class, the others left out by hash of their id, within each role; the client
-    draws labels evenly. A folder of the same parameters is completed; every file appears whole or not at all.
+    Columns: image (relative), label (the class's name), group, level, source_image (relative to `base` where it lies
+    below it), source, timestamp and role where the table has them, and its slices. Copies keep the group of their
+    image, so a split by group never parts them. balance: as many images of every class, the others left out by hash of
+    their id, within each role; the client draws labels evenly. A folder of the same parameters is completed; every file
+    appears whole or not at all.
     Raises ConfigError for a folder that holds other challenges, and as `write_challenges`.
     """
     folder = Path(folder)
@@ -176,7 +180,9 @@ def write_folder(
 
 
 def balanced_rows(table: SampleTable, seed: int) -> NDArray[np.int64]:
-    """Rows of `table`, ascending, with equally many of each class in each role: the larger classes lose by hash of seed and id."""
+    """Rows of `table`, ascending, with equally many of each class in each role: the larger classes lose by hash of
+    seed and id.
+    """
     ranks = [hashlib.sha256(f"balance/{seed}/{name}".encode()).digest() for name in table.ids.tolist()]
     kept: list[int] = []
     for role in np.unique(table.roles).tolist():

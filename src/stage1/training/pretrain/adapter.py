@@ -5,8 +5,8 @@
              W_k           (frozen)
              W_v + s B A   (LoRA)
              norms         (whole)
-Source: Khanna et al. 2025 (2406.10973), section 3. timm keeps q, k and v in one matrix [3D, D], rows in this order; the update is
-a parametrization of it that leaves the middle third as it is.
+Source: Khanna et al. 2025 (2406.10973), section 3. timm keeps q, k and v in one matrix [3D, D], rows in this order; the
+update is a parametrization of it that leaves the middle third as it is.
 """
 
 from __future__ import annotations

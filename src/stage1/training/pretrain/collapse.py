@@ -1,4 +1,6 @@
-"""Is the representation collapsing? Rank and spread of the features of fixed images, against what they were at the start."""
+"""Is the representation collapsing? Rank and spread of the features of fixed images, against what they were at the
+start.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from stage1.errors import Stage1Error
 def effective_rank(features: NDArray[np.float32]) -> float:
     """exp of the entropy of the normalised singular values of the centred features [N, D]; 1 .. min(N - 1, D).
 
-    1 where all vary along one direction; 0.0 where nothing varies. Source: Garrido et al. 2023 (RankMe), equation 1, on centred
-    features (a common offset is no information).
+    1 where all vary along one direction; 0.0 where nothing varies. Source: Garrido et al. 2023 (RankMe), equation 1, on
+    centred features (a common offset is no information).
     """
     values = np.linalg.svd(features.astype(np.float64) - features.mean(axis=0, dtype=np.float64), compute_uv=False)
     scale = float(np.abs(features).max(initial=0.0))
@@ -28,7 +30,8 @@ def effective_rank(features: NDArray[np.float32]) -> float:
 def spread(features: NDArray[np.float32]) -> float:
     """sqrt(D) times the mean standard deviation per column of the features [N, D] set to unit length; 0 .. about 1.
 
-    About 1 where directions are spread evenly, 0 where all images point one way. Source: Chen and He 2021 (SimSiam), section 4.1.
+    About 1 where directions are spread evenly, 0 where all images point one way. Source: Chen and He 2021 (SimSiam),
+    section 4.1.
     """
     values = features.astype(np.float64)
     values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)

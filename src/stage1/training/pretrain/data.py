@@ -22,13 +22,16 @@ from stage1.runtime.stream import Item, read_item
 from stage1.storage.files import digest_bytes
 
 log = logging.getLogger("stage1")
-# Images on which certificate and report are made: a backbone that has seen them makes scores unlike those of new images.
+# Images on which certificate and report are made: a backbone that has seen them makes scores unlike those of new
+# images.
 PROTECTED = ("val_calib", "val_test")
 
 
 @dataclass(frozen=True, slots=True)
 class Prints:
-    """Of N readable images: names, ids (sha256 of the bytes), gray thumbnails uint8 [N, 8, 9], and the items to read."""
+    """Of N readable images: names, ids (sha256 of the bytes), gray thumbnails uint8 [N, 8, 9], and the items to
+    read.
+    """
 
     names: tuple[str, ...]
     ids: tuple[str, ...]
@@ -54,7 +57,8 @@ def unlabelled_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def printed(items: Sequence[Item], names: Sequence[str], *, workers: int = 0, max_pixels: int = MAX_PIXELS) -> Prints:
-    """Read every image once. Unreadable ones are left out, counted in the log, the first named. Copies of one file count once.
+    """Read every image once. Unreadable ones are left out, counted in the log, the first named. Copies of one file
+    count once.
 
     Raises DataError where none can be read.
     """
@@ -91,7 +95,8 @@ def protected_images(table: SampleTable, roles: Sequence[str] = PROTECTED, *, wo
 def overlapping(unlabelled: Prints, protected: Prints, distance: int) -> list[tuple[int, int, str]]:
     """(row of unlabelled, row of protected, "same bytes" or "near-duplicate"), one per unlabelled image that overlaps.
 
-    Near-duplicate as in data/duplicates.py, or joined to a protected image by a chain of near-duplicates (frames of one scene).
+    Near-duplicate as in data/duplicates.py, or joined to a protected image by a chain of near-duplicates (frames of one
+    scene).
     """
     places = {name: row for row, name in enumerate(protected.ids)}
     found = {row: (places[name], "same bytes") for row, name in enumerate(unlabelled.ids) if name in places}
@@ -106,9 +111,11 @@ def overlapping(unlabelled: Prints, protected: Prints, distance: int) -> list[tu
 
 
 def refuse_overlap(unlabelled: Prints, protected: Prints, distance: int) -> None:
-    """Raises DataError where an unlabelled image is, or nearly is, one of the protected ones: leakage through pretraining.
+    """Raises DataError where an unlabelled image is, or nearly is, one of the protected ones: leakage through
+    pretraining.
 
-    The message names the first pair and the number; nothing is dropped in silence. distance: data.near_duplicate_distance.
+    The message names the first pair and the number; nothing is dropped in silence. distance:
+    data.near_duplicate_distance.
     """
     found = overlapping(unlabelled, protected, distance)
     if found:

@@ -1,9 +1,11 @@
-"""The student-teacher objective: the student's view of an image must be told like the averaged teacher's other view of it.
+"""The student-teacher objective: the student's view of an image must be told like the averaged teacher's other view of
+it.
 
 p_t = softmax((teacher(view 1) - center) / teacher_temperature), p_s = softmax(student(view 2) / student_temperature)
 loss = mean over images and both ways of -sum p_t log p_s;  center <- m center + (1 - m) mean of the teacher's outputs
 (from the mean of the first batch on, not from 0: else the first loss is low only because all outputs are alike).
-Centring alone would make all outputs alike, sharpening (the low teacher temperature) alone one-sided; together they hold.
+Centring alone would make all outputs alike, sharpening (the low teacher temperature) alone one-sided; together they
+hold.
 Source: Caron et al. 2021 (DINO), section 3.
 """
 
@@ -50,7 +52,9 @@ def dino_loss(
 
 
 def momentum_at(step: int, total: int, base: float) -> float:
-    """Share of itself that the teacher keeps at step `step`: from `base` to 1 along half a cosine (paper, section 3.1)."""
+    """Share of itself that the teacher keeps at step `step`: from `base` to 1 along half a cosine (paper, section
+    3.1).
+    """
     return 1.0 - (1.0 - base) * (math.cos(math.pi * step / total) + 1.0) / 2.0
 
 
@@ -114,7 +118,9 @@ class DinoObjective(nn.Module):
             tensor.copy_(state[name])
 
     def watched(self) -> dict[str, float]:
-        """teacher_entropy of the last batch, nats: log(prototypes) is a teacher that tells nothing, 0 one that says one thing."""
+        """teacher_entropy of the last batch, nats: log(prototypes) is a teacher that tells nothing, 0 one that says
+        one thing.
+        """
         return {"teacher_entropy": self._entropy}
 
     def _own(self) -> list[tuple[str, nn.Parameter]]:

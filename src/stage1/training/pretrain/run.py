@@ -1,6 +1,7 @@
 """ExPLoRA: self-supervision goes on, on unlabelled images of the domain; the one entry point.
 
-Source: Khanna et al. 2025 (2406.10973); what learns stands in pretrain_adapter.py, the objectives in masked.py and dino.py.
+Source: Khanna et al. 2025 (2406.10973); what learns stands in pretrain_adapter.py, the objectives in masked.py and
+dino.py.
 
 One pretraining run: epochs of steps on unlabelled images, vitals after each, checkpoints, bit-equal resume.
 """
@@ -52,8 +53,9 @@ WEIGHTS = "backbone_explora.safetensors"
 class PretrainResult:
     """The merged backbone (CPU, frozen, a fingerprint of its own) and how it came about.
 
-    rows: one per epoch: epoch, step, learning_rate, loss, rank, spread (dino: teacher_entropy). before: vitals of the features
-    before the first step. share: trained parameters of the backbone / all of them. adapted: layers that got an update of q and v.
+    rows: one per epoch: epoch, step, learning_rate, loss, rank, spread (dino: teacher_entropy). before: vitals of the
+    features before the first step. share: trained parameters of the backbone / all of them. adapted: layers that got an
+    update of q and v.
     """
 
     backbone: Backbone
@@ -75,15 +77,17 @@ def pretrain(
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
 ) -> PretrainResult:
-    """Adapt `backbone` to unlabelled `images`, in place: the result has its own, the one given must not be used after this.
+    """Adapt `backbone` to unlabelled `images`, in place: the result has its own, the one given must not be used after
+    this.
 
-    images: from `printed`, after `refuse_overlap`. Goes on from `folder`/checkpoints/pretrain.safetensors, bit-equal to never
-    having stopped (same machine, versions, threads). Writes that file, pretrain.csv, log.jsonl and, at the end,
+    images: from `printed`, after `refuse_overlap`. Goes on from `folder`/checkpoints/pretrain.safetensors, bit-equal to
+    never having stopped (same machine, versions, threads). Writes that file, pretrain.csv, log.jsonl and, at the end,
     backbone_explora.safetensors: plain timm weights, to be given as backbone.weights.
-    progress: called with each row. started: called before the first step with the number of trained parameters of the backbone and
-    of all. stop: asked before each step. fresh: drop what an earlier run left.
-    Raises ConfigError (ConvNets; another run's checkpoint), DataError (too few images), Stage1Error (loss not finite: names the
-    step; collapse: names rank or spread; the last good checkpoint stays), MissingError (device), Checkpointed.
+    progress: called with each row. started: called before the first step with the number of trained parameters of the
+    backbone and of all. stop: asked before each step. fresh: drop what an earlier run left.
+    Raises ConfigError (ConvNets; another run's checkpoint), DataError (too few images), Stage1Error (loss not finite:
+    names the step; collapse: names rank or spread; the last good checkpoint stays), MissingError (device),
+    Checkpointed.
     """
     folder = Path(folder)
     if len(images) < config.batch_size:
