@@ -10,11 +10,11 @@ import numpy as np
 from stage1 import Scores
 from stage1.config import load_config, to_yaml
 from stage1.data.table import SampleTable
+from stage1.scores import write_role
+from stage1.stages.calibrate import fit_configured
+from stage1.stages.certify import save_policy
 from stage1.storage.documents import write_document
 from stage1.storage.files import write_text
-from stage1.stages.certify import save_policy
-from stage1.stages.calibrate import fit_configured
-from stage1.scores import write_role
 
 SIZES = {"train": 60, "val_select": 500, "val_calib": 1600, "val_test": 900}
 CLASSES = ("none", "roadwork")

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from stage1.config import AcceptanceGate, load_config
-from stage1.storage.documents import read_document
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
+from stage1.policy import load_policy
+from stage1.runs.directory import RunDir
+from stage1.scores import read_role
 from stage1.stages.acceptance import Measured, accept, accepted_in_words, check_reference, judge, require_accepted
 from stage1.stages.certify import write_evaluation
-from stage1.runs.directory import RunDir
-from stage1.policy import load_policy
-from stage1.scores import read_role
+from stage1.storage.documents import read_document
 
 from .arm_runs import make_run, table
 from .conftest import one_line_error, stage1

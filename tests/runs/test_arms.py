@@ -10,12 +10,12 @@ import shutil
 import numpy as np
 import pytest
 
-from stage1.storage.documents import read_document
+from stage1.commands.arms import compare_runs, write_comparison
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.evaluation.comparison import NO_DIFFERENCE
-from stage1.commands.arms import compare_runs, write_comparison
 from stage1.report.arms_table import arms_lines
 from stage1.scores import read_role, write_role
+from stage1.storage.documents import read_document
 
 from .arm_runs import SIZES, make_run, table
 from .conftest import one_line_error, stage1

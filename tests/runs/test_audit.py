@@ -7,10 +7,10 @@ import pytest
 from tests.policy.multiclass_draws import NAMES, draw
 
 from stage1 import Scores
+from stage1.commands.audit import Sizes, _draw, _group_weights, audit, false_claims
 from stage1.config import RunConfig, load_config
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.rates import exit_rates
-from stage1.commands.audit import Sizes, _draw, _group_weights, audit, false_claims
 from stage1.policy import MulticlassPolicy, SoftmaxPolicy
 
 

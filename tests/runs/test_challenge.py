@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from stage1 import Scores, fit_policy
+from stage1.commands.challenge_report import level_lines, levels_of, report_levels
+from stage1.commands.reward import reward
 from stage1.config import load_config
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError
-from stage1.storage.files import digest_file
-from stage1.runs import opened
-from stage1.commands.challenge_report import level_lines, levels_of, report_levels
-from stage1.stages.split import source_state, split
-from stage1.runs.progress import Progress
-from stage1.commands.reward import reward
-from stage1.runs.runner import Context, Stop
 from stage1.policy.registry import population
+from stage1.runs import opened
+from stage1.runs.progress import Progress
+from stage1.runs.runner import Context, Stop
 from stage1.scores import read_role, write_role
+from stage1.stages.split import source_state, split
+from stage1.storage.files import digest_file
 
 from .conftest import SETTINGS, one_line_error, stage1, write_photos
 

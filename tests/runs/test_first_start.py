@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from stage1.config import load_config
-from stage1.storage.documents import read_document
 from stage1.errors import ConfigError, DataError, SourceChanged
-from stage1.runs.progress import Progress
 from stage1.runs.directory import opened, stored_config
+from stage1.runs.progress import Progress
 from stage1.runs.runner import execute, execute_one
+from stage1.storage.documents import read_document
 
 from .conftest import SETTINGS, one_line_error, stage1
 

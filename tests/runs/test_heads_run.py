@@ -12,10 +12,10 @@ import pytest
 
 from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
-from stage1.storage.documents import read_document
 from stage1.policy.calibrated import CalibratedPolicy
 from stage1.policy.gate import GatePolicy
 from stage1.scores import read_role
+from stage1.storage.documents import read_document
 
 from .conftest import SETTINGS, write_photos
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stage1.commands.label_audit import COLUMNS, _new_labels, apply_labels, audit_labels
 from stage1.config import load_config, to_yaml
 from stage1.data.sources import read_source
 from stage1.data.table import SampleTable
-from stage1.storage.documents import read_document, write_document
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.features.store import FeatureKey, FeatureStore
+from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_file, write_text
-from stage1.commands.label_audit import COLUMNS, _new_labels, apply_labels, audit_labels
 
 from ..report.browser import CHROMIUM, chromium
 from .conftest import one_line_error, stage1, write_photos

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from stage1 import fit_policy
-from stage1.config import load_config
-from stage1.storage.documents import read_document
-from stage1.errors import ConfigError, DataError, MissingError
 from stage1.commands.scores import calibrate_scores, evaluate_scores
-from stage1.stages.label_shift import Shift, adopt_target, label_shift, shift_lines
+from stage1.config import load_config
+from stage1.errors import ConfigError, DataError, MissingError
 from stage1.scores import Scores, write_scores
+from stage1.stages.label_shift import Shift, adopt_target, label_shift, shift_lines
+from stage1.storage.documents import read_document
 
 from .conftest import one_line_error, stage1
 

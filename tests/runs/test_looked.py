@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage1.views import FrozenViews, aggregator
 from stage1.config import load_config
 from stage1.errors import IntegrityError, MissingError
-from stage1.stages.views import LOOKED_FILE, LookedAt, looked_state, read_looked, save_looked, views_shown
-from stage1.runs.directory import RunDir
 from stage1.policy import Decision
+from stage1.runs.directory import RunDir
 from stage1.runtime.crops import WHOLE, ViewPolicy
+from stage1.stages.views import LOOKED_FILE, LookedAt, looked_state, read_looked, save_looked, views_shown
+from stage1.views import FrozenViews, aggregator
 
 GRID = ViewPolicy(grid=(2, 2))
 

@@ -16,19 +16,18 @@ import pytest
 from stage1 import load_bundle, load_policy
 from stage1.bundle import verify_bundle, write_bundle
 from stage1.calibration import Beta, Dirichlet, FrozenMap, Identity, Isotonic, Platt, Temperature, Vector, fit_map
+from stage1.commands.audit import Sizes, audit
+from stage1.commands.scores import calibrate_scores, evaluate_scores
 from stage1.config import CalibrationConfig, validated
-from stage1.storage.documents import read_document
 from stage1.errors import ConfigError, IntegrityError
 from stage1.evaluation import brier, ece, nll
-from stage1.commands.audit import Sizes, audit
-from stage1.stages.certify import save_policy, write_evaluation
-from stage1.stages.calibrate import fit_configured
-from stage1.stages.calibrate import automatic, frozen_map
-from stage1.stages.evaluate import report_of_scores
-from stage1.commands.scores import calibrate_scores, evaluate_scores
 from stage1.policy import CalibratedPolicy, decided_on, fit_policy, refit, stated
 from stage1.policy.calibrated import fit_calibrated
 from stage1.scores import Scores, read_scores, write_scores
+from stage1.stages.calibrate import automatic, fit_configured, frozen_map
+from stage1.stages.certify import save_policy, write_evaluation
+from stage1.stages.evaluate import report_of_scores
+from stage1.storage.documents import read_document
 
 _SPEC = importlib.util.spec_from_file_location("bundle_parts", Path(__file__).parents[1] / "bundle" / "conftest.py")
 parts = importlib.util.module_from_spec(_SPEC)

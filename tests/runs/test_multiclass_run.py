@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stage1.storage.documents import read_document
 from stage1.scores import read_role
+from stage1.storage.documents import read_document
 
 from .conftest import one_line_error, stage1
 
@@ -134,8 +134,8 @@ def test_report_speaks_of_three_classes_and_of_no_binary_part(made):
 def test_scrc_takes_three_classes_from_the_same_scores(made, tmp_path):
     from stage1 import load_policy
     from stage1.config import load_config
-    from stage1.stages.certify import certified_targets, save_policy, write_evaluation
     from stage1.stages.calibrate import fit_configured
+    from stage1.stages.certify import certified_targets, save_policy, write_evaluation
 
     overrides = [*SETTINGS, "policy.name=scrc", "coverage=0.5", "risks={miss_rate: 0.4}"]
     config, _ = load_config(recipe="baseline", overrides=overrides, environment={})

@@ -7,15 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from stage1.config import load_config
-from stage1.errors import ConfigError, DataError
 from stage1.commands import pilot as pilot_module
 from stage1.commands.audit import Sizes, audit
-from stage1.stages.calibrate import fit_configured
-from stage1.stages.calibrate import frozen_map
 from stage1.commands.pilot import _quick, pilot_plan
 from stage1.commands.plan import Ask, make_plan, plan_lines, read_pilot, write_figure
+from stage1.config import load_config
+from stage1.errors import ConfigError, DataError
 from stage1.scores import Scores, write_scores
+from stage1.stages.calibrate import fit_configured, frozen_map
 
 from .conftest import one_line_error, stage1
 

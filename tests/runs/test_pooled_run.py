@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 
 from stage1 import load_bundle, run
-from stage1.views import FrozenViews, Pooled, deciding_view
 from stage1.bundle import verify_bundle
 from stage1.config import load_config
 from stage1.data.table import SampleTable
-from stage1.storage.documents import read_document
-from stage1.runtime.session import Engine
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.inference import Predictor
 from stage1.policy import Certificate
-from stage1.scores import read_role
 from stage1.runtime.crops import ViewPolicy, cut, parse_views
+from stage1.runtime.session import Engine
+from stage1.scores import read_role
+from stage1.storage.documents import read_document
+from stage1.views import FrozenViews, Pooled, deciding_view
 
 from .conftest import SETTINGS, one_line_error, stage1
 

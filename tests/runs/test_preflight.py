@@ -12,11 +12,11 @@ import pytest
 from stage1.config import load_config
 from stage1.errors import ConfigError, MissingError, Stage1Error
 from stage1.extras import EXTRAS, import_failure, is_there, require
-from stage1.stages.preflight import preflight
-from stage1.runs.progress import Progress
 from stage1.runs.directory import opened
+from stage1.runs.progress import Progress
 from stage1.runs.runner import execute, execute_one
 from stage1.stages import STAGES
+from stage1.stages.preflight import preflight
 
 from .conftest import one_line_error
 from .test_first_start import config_of, photos_of_one_size

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from stage1.config import RunConfig
-from stage1.storage.documents import read_document
-from stage1.errors import ConfigError, DataError, MissingError
 from stage1.commands.reward import reward, reward_lines, write_reward
 from stage1.commands.scores import calibrate_scores
+from stage1.config import RunConfig
+from stage1.errors import ConfigError, DataError, MissingError
 from stage1.policy import load_policy
 from stage1.scores import Scores, read_scores, write_scores
+from stage1.storage.documents import read_document
 
 from .conftest import one_line_error, stage1
 

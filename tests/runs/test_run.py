@@ -12,11 +12,11 @@ import pytest
 
 from stage1 import load_bundle, load_policy, run
 from stage1.bundle import verify_bundle
-from stage1.storage.documents import read_document
 from stage1.errors import ConfigError, IntegrityError, NotCertifiable, Stage1Error
 from stage1.runs.directory import opened
 from stage1.runs.runner import Stage, outlook
 from stage1.scores import read_role
+from stage1.storage.documents import read_document
 
 from .conftest import SETTINGS, one_line_error, stage1
 

@@ -20,14 +20,14 @@ import pytest
 from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
 from stage1.config import load_config
-from stage1.storage.documents import read_document
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.storage.files import digest_file
 from stage1.runs import execute_one, opened, outlook
 from stage1.runs.progress import Progress
+from stage1.scores import read_role
 from stage1.stages import STAGES
 from stage1.stages.tune import require_alone
-from stage1.scores import read_role
+from stage1.storage.documents import read_document
+from stage1.storage.files import digest_file
 
 from .conftest import SETTINGS, one_line_error, stage1, write_photos
 

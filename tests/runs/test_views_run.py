@@ -16,18 +16,18 @@ import pytest
 from PIL import Image
 
 from stage1 import load_bundle, run
-from stage1.views import FrozenViews
 from stage1.bundle import verify_bundle
 from stage1.calibration import FrozenMap, choose_map
 from stage1.config import load_config
 from stage1.data.table import SampleTable
-from stage1.storage.documents import read_document, validate
 from stage1.errors import ConfigError, IntegrityError
-from stage1.runs.directory import RunDir, stored_config
-from stage1.stages import STAGES
 from stage1.policy import Certificate
-from stage1.scores import read_role
+from stage1.runs.directory import RunDir, stored_config
 from stage1.runtime.crops import WHOLE, ViewPolicy, parse_views
+from stage1.scores import read_role
+from stage1.stages import STAGES
+from stage1.storage.documents import read_document, validate
+from stage1.views import FrozenViews
 
 from .conftest import SETTINGS, one_line_error, stage1
 

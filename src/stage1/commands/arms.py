@@ -14,7 +14,7 @@ from stage1.errors import ConfigError, MissingError
 from stage1.evaluation.arms import ENOUGH_SEEDS, MODEL_METRICS, POLICY_METRICS, best_arm, compare_arms
 from stage1.evaluation.comparison import NO_DIFFERENCE
 from stage1.runs.directory import RunDir, recorded_stages, run_facts
-from stage1.runs.finished import Entrant, refuse_other_splits
+from stage1.runs.finished import FinishedRun, refuse_other_splits
 from stage1.scores import ROLES
 from stage1.storage.documents import SCHEMA_VERSION, validate, write_document
 from stage1.storage.files import write_bytes, write_text
@@ -50,25 +50,25 @@ def compare_runs(
     given = [path for paths in arms.values() for path in paths] + list(runs)
     _refuse_twice(given)
     grouped = _grouped(
-        {name: [Entrant.read(path) for path in paths] for name, paths in arms.items()},
-        [Entrant.read(path) for path in runs],
+        {name: [FinishedRun.read(path) for path in paths] for name, paths in arms.items()},
+        [FinishedRun.read(path) for path in runs],
     )
     if len(grouped) < 2:
         raise ConfigError(
             f"{', '.join(map(str, given))}: one arm only (its runs differ in nothing but the seed); give a second arm"
             " to compare with"
         )
-    everyone = [entrant for entrants in grouped.values() for entrant in entrants]
+    everyone = [finished for members in grouped.values() for finished in members]
     refuse_other_splits(everyone)
     notes = _notes(grouped, on, by)
-    decide = len({entrant.target for entrant in everyone}) == 1 and everyone[0].target is not None
+    decide = len({finished.target for finished in everyone}) == 1 and everyone[0].target is not None
     if by in POLICY_METRICS and not decide:
         raise ConfigError(
             f"--by {by}: the runs have no policy of one and the same target; calibrate them alike, or use --by augrc"
         )
 
     def found(role: str, names: Sequence[str]) -> dict[str, Any]:
-        entered = {name: [entrant.arm_run(role, decide=decide) for entrant in grouped[name]] for name in names}
+        entered = {name: [finished.arm_run(role, decide=decide) for finished in grouped[name]] for name in names}
         return compare_arms(entered, n_resamples=resamples, level=level, seed=seed)
 
     comparison = found(on, list(grouped))
@@ -78,8 +78,8 @@ def compare_runs(
         confirmation = {"role": "val_test", **found("val_test", list(dict.fromkeys((reference, chosen))))}
     for arm in comparison["arms"]:
         arm["runs"] = [
-            run_facts(entrant.path, entrant.config.seed, entrant.scored, entrant.certified)
-            for entrant in grouped[arm["name"]]
+            run_facts(finished.path, finished.config.seed, finished.scored, finished.certified)
+            for finished in grouped[arm["name"]]
         ]
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -125,65 +125,65 @@ def _refuse_twice(given: Sequence[Path]) -> None:
         seen[place] = path
 
 
-def _grouped(named: dict[str, list[Entrant]], rest: Sequence[Entrant]) -> dict[str, list[Entrant]]:
-    groups: list[list[Entrant]] = []
-    for entrant in rest:
+def _grouped(named: dict[str, list[FinishedRun]], rest: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    groups: list[list[FinishedRun]] = []
+    for finished in rest:
         for group in groups:
-            if not _apart(group[0], entrant):
-                group.append(entrant)
+            if not _apart(group[0], finished):
+                group.append(finished)
                 break
         else:
-            groups.append([entrant])
+            groups.append([finished])
     names = [group[0].config.name for group in groups]
     found = dict(named)
     for group, name in zip(groups, names, strict=True):
         folder = group[0].path
         choices = [*([name] if names.count(name) == 1 else []), folder.name, str(folder), f"{folder} (no --arm)"]
         found[next(choice for choice in choices if choice and choice not in found)] = group
-    for name, entrants in found.items():
-        if not entrants:
+    for name, members in found.items():
+        if not members:
             raise ConfigError(f"--arm {name}: no runs; it looks like {name}=runs/a0,runs/a1")
-        by_seed: dict[int, Entrant] = {}
-        for entrant in entrants:
-            if (twin := by_seed.setdefault(entrant.config.seed, entrant)) is not entrant:
+        by_seed: dict[int, FinishedRun] = {}
+        for finished in members:
+            if (twin := by_seed.setdefault(finished.config.seed, finished)) is not finished:
                 raise ConfigError(
-                    f"{twin.path} and {entrant.path}: both are seed {entrant.config.seed} of the arm {name!r}; another"
+                    f"{twin.path} and {finished.path}: both are seed {finished.config.seed} of the arm {name!r}; another"
                     " run of an arm needs another seed (seed=1), another arm another config or --arm"
                 )
     return found
 
 
-def _apart(a: Entrant, b: Entrant) -> list[str]:
+def _apart(a: FinishedRun, b: FinishedRun) -> list[str]:
     """Keys, other than seeds and places, in which two runs' configs differ."""
     keys = [line.partition(":")[0] for line in differences(a.config, b.config)]
     return [key for key in keys if key not in _NOT_THE_ARM]
 
 
-def _notes(grouped: Mapping[str, Sequence[Entrant]], on: str, by: str) -> list[str]:
+def _notes(grouped: Mapping[str, Sequence[FinishedRun]], on: str, by: str) -> list[str]:
     notes = []
-    if few := [f"{name} ({len(entrants)})" for name, entrants in grouped.items() if len(entrants) < ENOUGH_SEEDS]:
+    if few := [f"{name} ({len(members)})" for name, members in grouped.items() if len(members) < ENOUGH_SEEDS]:
         notes.append(
             f"Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. An interval holds the spread from seed to seed only as"
             " far as these seeds show it."
         )
-    for name, entrants in grouped.items():
-        apart = sorted({key for entrant in entrants[1:] for key in _apart(entrants[0], entrant) if key != "name"})
+    for name, members in grouped.items():
+        apart = sorted({key for finished in members[1:] for key in _apart(members[0], finished) if key != "name"})
         if apart:
             notes.append(f"The runs of {name} differ in more than the seed: {', '.join(apart[:6])}.")
-    everyone = [entrant for entrants in grouped.values() for entrant in entrants]
-    targets = {entrant.target for entrant in everyone}
+    everyone = [finished for members in grouped.values() for finished in members]
+    targets = {finished.target for finished in everyone}
     if None in targets:
-        lacking = next(entrant.path.name for entrant in everyone if entrant.target is None)
+        lacking = next(finished.path.name for finished in everyone if finished.target is None)
         notes.append(
             f"coverage and exit_error are left out: {lacking} has no certificate; `stage1 calibrate` makes one."
         )
     elif len(targets) > 1:
-        other = next(entrant.path.name for entrant in everyone if entrant.target != everyone[0].target)
+        other = next(finished.path.name for finished in everyone if finished.target != everyone[0].target)
         notes.append(
             f"coverage and exit_error are left out: {other} was certified for another target than"
             f" {everyone[0].path.name}."
         )
-    if stale := [entrant.path.resolve().name for entrant in everyone if _stale(entrant)]:
+    if stale := [finished.path.resolve().name for finished in everyone if _stale(finished)]:
         more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
         notes.append(
             f"Not up to date with their config or this version: {', '.join(stale[:3])}{more}; `stage1 run` would redo"
@@ -200,12 +200,12 @@ def _notes(grouped: Mapping[str, Sequence[Entrant]], on: str, by: str) -> list[s
     return notes
 
 
-def _stale(entrant: Entrant) -> bool:
+def _stale(finished: FinishedRun) -> bool:
     from stage1.stages import STAGES
 
-    if entrant.policy is None:
+    if finished.policy is None:
         return False
-    run = RunDir(entrant.path, entrant.config, recorded_stages(entrant.path))
+    run = RunDir(finished.path, finished.config, recorded_stages(finished.path))
     stage = next(stage for stage in STAGES if stage.name == "calibrate")
     try:
         return not run.is_current(stage.name, stage.inputs(run))

@@ -19,7 +19,7 @@ from stage1.storage.files import digest_ids
 
 
 @dataclass(frozen=True)
-class Entrant:
+class FinishedRun:
     """One run directory that takes part."""
 
     path: Path
@@ -27,7 +27,7 @@ class Entrant:
     table: SampleTable
 
     @classmethod
-    def read(cls, path: Path) -> Entrant:
+    def read(cls, path: Path) -> FinishedRun:
         """Raises MissingError where it is no run directory with a split."""
         config = stored_config(path)
         if config is None:
@@ -82,18 +82,19 @@ class Entrant:
         return ArmRun(scores, decision.exit, decision.label)
 
 
-def refuse_other_splits(everyone: Sequence[Entrant]) -> None:
+def refuse_other_splits(everyone: Sequence[FinishedRun]) -> None:
     first = everyone[0]
     for other in everyone[1:]:
         if other.table.classes != first.table.classes:
             raise DataError(
-                f"{other.path}: classes {', '.join(other.table.classes)}, {first.path} has {', '.join(first.table.classes)}; "
-                "compare runs of one problem"
+                f"{other.path}: classes {', '.join(other.table.classes)}, {first.path} has"
+                f" {', '.join(first.table.classes)}; compare runs of one problem"
             )
         for role in ROLES:
             if other.digests[role] != first.digests[role]:
-                counts = [len(entrant.table.rows(role)) for entrant in (other, first)]
+                counts = [len(finished.table.rows(role)) for finished in (other, first)]
                 raise DataError(
-                    f"{other.path}: {role} holds other images than in {first.path} ({counts[0]} and {counts[1]}, digests "
-                    f"{other.digests[role][:12]} and {first.digests[role][:12]}); compare runs of one split (same data, split.seed and fractions)"
+                    f"{other.path}: {role} holds other images than in {first.path} ({counts[0]} and {counts[1]},"
+                    f" digests {other.digests[role][:12]} and {first.digests[role][:12]}); compare runs of one split"
+                    " (same data, split.seed and fractions)"
                 )

@@ -5,7 +5,6 @@ The one way a run goes: stages in order, each skipped where its inputs are uncha
 
 from __future__ import annotations
 
-from pathlib import Path
 import json
 import os
 import signal
@@ -14,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
 from stage1.config import RunConfig, load_config
 from stage1.errors import Checkpointed, ConfigError, NotCertifiable, SourceChanged, Stage1Error
-from stage1.storage.files import digest_bytes
-from stage1.runs.progress import Progress
-from stage1.runs.directory import RunDir, config_digest, opened
 from stage1.policy import POLICY_FILES, Certificate
+from stage1.runs.directory import RunDir, config_digest, opened
+from stage1.runs.progress import Progress
+from stage1.storage.files import digest_bytes
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -159,8 +160,8 @@ def run(
 
 def execute(run: RunDir, progress: Progress, *, force: bool = False, ignore_acceptance: bool = False) -> RunResult:
     """All stages of an opened run directory, in order; before the bundle the acceptance gates must have passed."""
-    from stage1.stages.checks import check_split
     from stage1.stages import STAGES
+    from stage1.stages.checks import check_split
     from stage1.stages.preflight import preflight
     from stage1.stages.tune import require_alone
 
@@ -219,8 +220,8 @@ def execute_one(
         _require_accepted(run, progress, ignore_acceptance)
     if name == "split":
         from stage1.stages.checks import check_views
-        from stage1.stages.split import images_stand
         from stage1.stages.preflight import known_classes
+        from stage1.stages.split import images_stand
 
         force = force or not images_stand(run)
         if (classes := known_classes(run.config)) is not None:
@@ -239,8 +240,8 @@ def outlook(run: RunDir) -> list[dict[str, Any]]:
 
     Raises ConfigError where the config asks for what there is not with the classes that it names.
     """
-    from stage1.stages.checks import check_stated
     from stage1.stages import STAGES
+    from stage1.stages.checks import check_stated
 
     check_stated(run.config)
     rows: list[dict[str, Any]] = []

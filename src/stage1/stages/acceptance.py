@@ -29,7 +29,7 @@ from stage1.policy import CalibratedPolicy, Policy, load_policy, policy_file
 from stage1.policy.certificate import shown_bound
 from stage1.policy.gate import GatePolicy
 from stage1.runs.directory import RunDir
-from stage1.runs.finished import Entrant, refuse_other_splits
+from stage1.runs.finished import FinishedRun, refuse_other_splits
 from stage1.scores import Scores, read_role
 from stage1.storage.documents import finite_or_none, read_document, write_document
 from stage1.storage.files import digest_bytes, digest_file
@@ -173,7 +173,7 @@ def check_reference(config: RunConfig) -> Path | None:
     if config.acceptance.reference is None:
         return None
     reference = Path(config.acceptance.reference)
-    Entrant.read(reference).scores("val_test")
+    FinishedRun.read(reference).scores("val_test")
     return reference
 
 
@@ -226,7 +226,7 @@ def _gate_gain(policy: Policy, scores: Scores, options: Mapping[str, Any]) -> Me
 def _gains(run: RunDir, options: Mapping[str, Any]) -> dict[str, Measured]:
     reference = check_reference(run.config)
     assert reference is not None  # the config refuses gain.METRIC without it
-    here, there = Entrant.read(run.path), Entrant.read(reference)
+    here, there = FinishedRun.read(run.path), FinishedRun.read(reference)
     refuse_other_splits([there, here])
     alike = here.target is not None and here.target == there.target
     both = {"reference": [there.arm_run("val_test", decide=alike)], "run": [here.arm_run("val_test", decide=alike)]}
