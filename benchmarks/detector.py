@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stage1.runtime.images import Preprocessing, load_tensor
+from stage1.runtime.preprocessing import Preprocessing, load_tensor
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.bare_session import Session
 from stage1.streetvision.challenge import LEVELS, challenge

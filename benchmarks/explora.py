@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from stage1.config import BackboneConfig, HeadConfig, PretrainConfig, TrainConfig
 from stage1.evaluation.comparison import compare
 from stage1.model.backbone import Backbone, load_backbone
-from stage1.runtime.images import load_tensor
+from stage1.runtime.preprocessing import load_tensor
 from stage1.scores import Scores
 from stage1.simulation.scenes import describe_video, write_roadscenes
 from stage1.training import train_head

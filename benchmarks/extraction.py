@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stage1.runtime.images import Preprocessing, load_tensor
+from stage1.runtime.preprocessing import Preprocessing, load_tensor
 from stage1.runtime.session import Engine, cores
 from stage1.runtime.stream import StreamTimes, stream
 

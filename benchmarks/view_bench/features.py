@@ -28,7 +28,8 @@ from stage1.runs.directory import opened
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute_one
 from stage1.runtime.crops import ViewPolicy, cut
-from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.images import decode
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine, cores
 from stage1.storage.files import write_text
 

@@ -15,7 +15,8 @@ from stage1.config import BackboneConfig
 from stage1.data.table import SampleTable
 from stage1.model.backbone import load_backbone
 from stage1.runtime.crops import ViewPolicy, cut
-from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.images import decode
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine
 from stage1.views import Sequence
 from view_bench.heads import LinearHead

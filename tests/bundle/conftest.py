@@ -17,7 +17,7 @@ from stage1.bundle import write_bundle
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import sealed
 from stage1.policy import Certificate, fit_policy
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores
 from stage1.storage.files import digest_bytes, digest_file
 

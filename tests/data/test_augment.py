@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stage1.data.augment import CLIENT, RECIPES, augment, client, describe, training_tensor
 from stage1.errors import ConfigError
-from stage1.runtime.images import Preprocessing, to_tensor
+from stage1.runtime.preprocessing import Preprocessing, to_tensor
 
 SPEC = Preprocessing(size=48)
 NAMES = ("none", "moderate", "aggressive", "client")

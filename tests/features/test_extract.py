@@ -23,7 +23,8 @@ from stage1.features.extract import extract_features  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.export import export_backbone  # noqa: E402
 from stage1.runtime.crops import ViewPolicy, cut  # noqa: E402
-from stage1.runtime.images import ImageError, decode, load_tensor  # noqa: E402
+from stage1.runtime.images import ImageError, decode  # noqa: E402
+from stage1.runtime.preprocessing import load_tensor  # noqa: E402
 
 CONFIG = FeaturesConfig(shard_size=8, max_batch_size=4)
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1.runtime.images import REASONS, ImageError, Preprocessing, load_tensor
+from stage1.runtime.images import REASONS, ImageError
+from stage1.runtime.preprocessing import Preprocessing, load_tensor
 
 MUTATIONS = 200
 SECONDS, MEMORY = 10, 1536 << 20

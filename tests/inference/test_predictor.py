@@ -14,7 +14,8 @@ from PIL import Image
 
 from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.inference import Predictor, load_bundle
-from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.images import decode
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores
 
 CLASSES = ("none", "roadwork")

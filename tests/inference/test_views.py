@@ -16,7 +16,8 @@ from stage1.inference.outputs import answered_by
 from stage1.inference.views import SPREAD, ViewOutputs, look
 from stage1.policy import ViewsClaim, on_views
 from stage1.runtime.crops import ViewPolicy, cut
-from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.images import decode
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine
 from stage1.views import FrozenViews, Learned, Pool, Sequence, Step
 

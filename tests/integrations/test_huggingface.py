@@ -26,7 +26,7 @@ from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.head import Gate, GatedHead, build_gate, build_head  # noqa: E402
 from stage1.runs.directory import RunDir, read_state, stored_config  # noqa: E402
 from stage1.runtime.crops import WHOLE, ViewPolicy  # noqa: E402
-from stage1.runtime.images import Preprocessing  # noqa: E402
+from stage1.runtime.preprocessing import Preprocessing  # noqa: E402
 from stage1.stages import STAGES  # noqa: E402
 from stage1.storage.documents import read_document  # noqa: E402
 

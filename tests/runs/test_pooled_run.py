@@ -74,7 +74,8 @@ def test_the_bundle_is_certified_for_its_views_and_answers_as_it_was_scored(pool
 
 def test_scores_are_those_of_the_engine_on_cut_images(pooled):
     """By hand: cut, one forward, the gate is the model's own, the deciding view by what falls without it."""
-    from stage1.runtime.images import Preprocessing, decode
+    from stage1.runtime.images import decode
+    from stage1.runtime.preprocessing import Preprocessing
 
     manifest = read_document(pooled.bundle / "bundle.json", "bundle")
     spec = Preprocessing.from_json(manifest["preprocessing"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stage1.errors import ConfigError, DataError
 from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, aggregate_name, cut, parse_views, small_line
-from stage1.runtime.images import Preprocessing, to_tensor
+from stage1.runtime.preprocessing import Preprocessing, to_tensor
 
 SPEC = Preprocessing(size=16)
 

@@ -21,8 +21,9 @@ from PIL import Image
 
 from stage1.errors import DataError
 from stage1.runtime import images
-from stage1.runtime.images import ImageError, Preprocessing, decode, load_tensor, read_image_file, thumbnail, to_tensor
+from stage1.runtime.images import ImageError, decode, read_image_file, thumbnail
 from stage1.runtime.markers import MAX_PARTS
+from stage1.runtime.preprocessing import Preprocessing, load_tensor, to_tensor
 
 simplejpeg = images._simplejpeg()
 needs_simplejpeg = pytest.mark.skipif(simplejpeg is None, reason="extra fast-io is not installed")

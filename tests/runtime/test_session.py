@@ -15,7 +15,8 @@ from PIL import Image
 import stage1.runtime.stream as stream_module
 from stage1.errors import DataError, IntegrityError, MissingError, Stage1Error
 from stage1.runtime.crops import ViewPolicy, cut
-from stage1.runtime.images import ImageError, Preprocessing, decode, load_tensor
+from stage1.runtime.images import ImageError, decode
+from stage1.runtime.preprocessing import Preprocessing, load_tensor
 from stage1.runtime.session import BatchLimit, Engine, cores, out_of_memory
 from stage1.runtime.stream import StreamTimes, stream
 

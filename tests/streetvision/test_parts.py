@@ -27,7 +27,7 @@ from stage1.inference.views import ViewOutputs, look
 from stage1.policy import CalibratedPolicy, GatePolicy, ScrcPolicy, SoftmaxPolicy
 from stage1.policy.gate_model import GateModel
 from stage1.runtime.crops import ViewPolicy, cut
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores
 from stage1.storage.files import read_yaml
 from stage1.streetvision.bare_session import Outputs

@@ -16,7 +16,7 @@ from PIL import Image
 from stage1.errors import IntegrityError
 from stage1.inference import load_bundle
 from stage1.runtime.crops import WHOLE, ViewPolicy, cut
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.bare_session import Session
 from stage1.streetvision.looks import ALONE, views_of

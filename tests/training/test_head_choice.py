@@ -17,7 +17,7 @@ from stage1.calibration import fit_map
 from stage1.config import HeadConfig, TrainConfig, load_config
 from stage1.errors import IntegrityError, MissingError
 from stage1.model.head import BEST_WEIGHTS, load_head
-from stage1.runtime.images import load_tensor
+from stage1.runtime.preprocessing import load_tensor
 from stage1.scores import Scores
 from stage1.storage.files import digest_file
 from stage1.training import TrainResult, train_head

@@ -19,7 +19,7 @@ from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.policy import POLICY_FILES, CalibratedPolicy, Certificate, Policy, load_policy
 from stage1.policy.certify import calibration_digest
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores, read_scores
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_bytes, digest_file

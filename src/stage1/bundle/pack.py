@@ -31,7 +31,7 @@ from stage1.calibration import CALIBRATION_FILE, FrozenMap
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.policy import POLICY_FILES, Certificate
 from stage1.policy import policy_file as the_one_policy_file
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores, write_scores
 from stage1.storage.documents import SCHEMA_VERSION, write_document
 from stage1.storage.files import atomic_writer, digest_bytes, digest_file, write_error, write_text

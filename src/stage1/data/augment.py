@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from stage1.data.corruptions import CLIENT, GENERATOR, LEVELS, Pixels, distort, jpeg
 from stage1.errors import ConfigError
-from stage1.runtime.images import Preprocessing, to_tensor
+from stage1.runtime.preprocessing import Preprocessing, to_tensor
 
 Name = Literal["none", "moderate", "aggressive", "client"]
 _KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

@@ -19,7 +19,7 @@ from stage1.config import FeaturesConfig
 from stage1.errors import DataError
 from stage1.features.store import Failed, FeatureKey, FeatureStore
 from stage1.runtime.crops import ViewPolicy
-from stage1.runtime.images import load_tensor
+from stage1.runtime.preprocessing import load_tensor
 from stage1.runtime.session import Engine, Runner
 from stage1.runtime.stream import Item, StreamTimes, read_item, stream
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.inference.views import SPREAD, Looked, ViewOutputs, joined_looked, look
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from stage1.inference.outputs import Answered, joined
 from stage1.inference.views import WITHOUT, Viewing, ViewOutputs, joined_views, told
 from stage1.policy import Certificate, Policy, load_policy, policy_file, stated
 from stage1.runtime.crops import WHOLE, ViewPolicy
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine
 from stage1.runtime.stream import Item, stream
 

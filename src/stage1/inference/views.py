@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from stage1.errors import IntegrityError
 from stage1.runtime.crops import ViewPolicy, adds_nothing, cut
-from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.images import decode
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine, Outputs
 from stage1.runtime.stream import Item, stream, stream_work
 

@@ -27,7 +27,7 @@ from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.integrations.stock import WAY_OUT, stock_model
 from stage1.model.backbone import Backbone
 from stage1.model.head import Ensemble, GatedHead, Head
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.documents import write_document
 from stage1.storage.files import digest_file, write_bytes, write_error, write_text
 from stage1.storage.publishing import publish

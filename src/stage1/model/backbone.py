@@ -30,7 +30,7 @@ from stage1.model.weights import (
     state_digest,
     weights_file,
 )
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import BatchLimit, Outputs
 from stage1.storage.files import write_bytes
 

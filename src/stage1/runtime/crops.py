@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import ConfigError, DataError
-from stage1.runtime.images import Preprocessing, to_tensor
+from stage1.runtime.preprocessing import Preprocessing, to_tensor
 
 MAX_VIEWS = 64
 _GRID = re.compile(r"(\d+)x(\d+)(?:@([0-9.e-]+))?")
@@ -178,7 +178,7 @@ def cut(
 ) -> NDArray[np.float32]:
     """The views `which` (None: all, in order) of one decoded image, uint8 [H, W, 3] -> float32 [n, 3, size, size].
 
-    Each is resized by the kernel of `images.to_tensor`; view "whole" equals `to_tensor(rgb, spec)` bit by bit. The
+    Each is resized by the kernel of `preprocessing.to_tensor`; view "whole" equals `to_tensor(rgb, spec)` bit by bit. The
     pixels outside a box do not reach into it. Raises DataError for another shape or dtype, IndexError for a view that
     is not there.
     """

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from stage1.errors import DataError
 from stage1.runtime.crops import ViewPolicy, cut
-from stage1.runtime.images import MAX_PIXELS, Preprocessing, decode, load_tensor, read_image_file
+from stage1.runtime.images import MAX_PIXELS, decode, read_image_file
+from stage1.runtime.preprocessing import Preprocessing, load_tensor
 from stage1.runtime.session import Outputs, Runner, cores
 
 Item: TypeAlias = str | Path | bytes | Callable[[], bytes]

@@ -1,18 +1,8 @@
 """Scores, the hinge between models and certificates: the arrays, their files, what a label and a column mean."""
 
-from stage1.scores.scores import (
-    ROLES,
-    Scores,
-    Values,
-    appearance,
-    from_probabilities,
-    look_like_probabilities,
-    read_ids,
-    read_role,
-    read_scores,
-    write_role,
-    write_scores,
-)
+from stage1.scores.role_files import read_ids, read_role, write_role
+from stage1.scores.score_files import read_scores, write_scores
+from stage1.scores.scores import ROLES, Scores, Values, appearance, from_probabilities, look_like_probabilities
 
 __all__ = [
     "ROLES",

@@ -20,7 +20,7 @@ from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy, decided_on, lo
 from stage1.policy.calibrated import has_own_probability
 from stage1.policy.certify import calibration_digest
 from stage1.runs.directory import RunDir
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores, read_role
 from stage1.stages.acceptance import accept, acceptance_lines, accepted_in_words, read_acceptance, reference_state
 from stage1.stages.calibrate import fit_configured

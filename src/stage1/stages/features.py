@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stage1.errors import IntegrityError, SourceChanged
 from stage1.runs.directory import RunDir
 from stage1.runtime.crops import WHOLE, ViewPolicy, cut
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import write_role
 from stage1.stages.tune import backbone_config, backbone_file, better_head
 from stage1.stages.views import ROLE as LOOKED_ROLE

@@ -19,7 +19,7 @@ from stage1.errors import IntegrityError, SourceChanged
 from stage1.policy import Decision, ViewsClaim
 from stage1.runs.directory import RunDir
 from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, small_line
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_bytes, digest_file
 from stage1.views import VIEWS_FILE, FrozenViews, Refit

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stage1.errors import DataError, IntegrityError
-from stage1.runtime.images import Preprocessing, picture_pixels
+from stage1.runtime.images import picture_pixels
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.streetvision.bare_session import Session
 from stage1.streetvision.classes import require_order
 from stage1.streetvision.looks import views_of

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError, IntegrityError
 from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, cut
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores
 from stage1.streetvision.bare_session import Outputs
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from stage1.data.augment import training_tensor
 from stage1.errors import DataError, SourceChanged
-from stage1.runtime.images import Preprocessing, decode
+from stage1.runtime.images import decode
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import cores
 from stage1.runtime.stream import Item, read_item
 from stage1.storage.files import digest_bytes

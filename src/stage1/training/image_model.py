@@ -19,7 +19,7 @@ from stage1.config import AdapterConfig, ImageTrainConfig, TrainConfig
 from stage1.errors import ConfigError, Stage1Error
 from stage1.model.adapter import Adapted, adapt, layer_ids
 from stage1.model.backbone import Backbone
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import BatchLimit, Outputs, out_of_memory
 from stage1.training.distributed import Processes
 from stage1.training.image_batches import LabelledImages, Loader

@@ -21,7 +21,7 @@ from stage1.config import AdapterConfig, HeadConfig, ImageTrainConfig, TrainConf
 from stage1.data.augment import describe
 from stage1.errors import Stage1Error
 from stage1.model.head import Classifier, feature_statistics
-from stage1.runtime.images import Preprocessing
+from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.files import digest_bytes
 from stage1.training.checkpoint import LAST, config_digest, flatten_optimizer, restore_optimizer, run_facts
 from stage1.training.distributed import PeerLost, Processes, facts, lost
