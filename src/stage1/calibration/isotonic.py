@@ -70,23 +70,22 @@ def pool_adjacent_violators(
     """The non-decreasing step function of least squared error.
 
     scores, targets: float [N]; equal scores are one point. Returns (first score, last score, value, rows) of each
-    block, lowest first, values strictly rising. Source: Ayer et al. 1955; any order of pooling gives the same blocks,
-    so each pass pools all runs that do not rise at once.
+    block, lowest first, values strictly rising. Source: Ayer et al. 1955, as scipy has it (Busing 2022, linear time).
+    scipy gives the blocks; their values are sums over rows here, which are exact where the targets are 0 and 1.
 
     >>> [part.tolist() for part in pool_adjacent_violators([1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1])]
     [[1.0, 2.0, 4.0], [1.0, 3.0, 4.0], [0.0, 0.5, 1.0], [1.0, 2.0, 1.0]]
     """
-    x, block = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
-    rows = np.bincount(block).astype(np.float64)
-    total = np.bincount(block, weights=np.asarray(targets, dtype=np.float64))
-    first, last = x, x
-    while True:
-        value = total / rows
-        starts = np.flatnonzero(np.append(True, value[1:] > value[:-1]))
-        if len(starts) == len(value):
-            return first, last, value, rows
-        total, rows = np.add.reduceat(total, starts), np.add.reduceat(rows, starts)
-        first, last = first[starts], last[np.append(starts[1:], len(value)) - 1]
+    from scipy.optimize import isotonic_regression
+
+    x, point = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
+    rows = np.bincount(point).astype(np.float64)
+    total = np.bincount(point, weights=np.asarray(targets, dtype=np.float64))
+    starts = isotonic_regression(total / rows, weights=rows).blocks[:-1]
+    value = np.add.reduceat(total, starts) / np.add.reduceat(rows, starts)
+    starts = starts[np.append(True, np.diff(value) > 0)]  # rounding can keep blocks of one value apart
+    total, rows = np.add.reduceat(total, starts), np.add.reduceat(rows, starts)
+    return x[starts], x[np.append(starts[1:], len(x)) - 1], total / rows, rows
 
 
 def _curve(score: FloatArray, happened: NDArray[np.bool_]) -> Curve:
