@@ -65,6 +65,15 @@ def test_logits_are_what_the_model_says(bundle, picture):
     assert logits == pytest.approx(np.array([[0.0, 6 * 2 * (200 - 60) / 255]]), abs=1e-4)
 
 
+def test_one_decoded_image_is_answered_as_its_file_is(bundle):
+    images = [photo(seed) for seed in range(40)]
+    alone = [bundle.predictor.answer(decode(data), f"#{index}") for index, data in enumerate(images)]
+    assert alone == bundle.predict(images)
+    assert 0 < sum(row.exit for row in alone) < len(alone)
+    with pytest.raises(DataError, match="uint8 of shape"):
+        bundle.predictor.answer(np.zeros((8, 8), np.uint8))
+
+
 def test_files_bytes_arrays_and_pictures_agree(bundle, tmp_path):
     data = photo(3)
     path = tmp_path / "ä photo.jpg"

@@ -143,6 +143,23 @@ def test_adaptive_views_are_not_run_past_the_stop(tiny_model, scenes, adaptive, 
     assert max(rows) <= 16
 
 
+@pytest.mark.parametrize("kind", ["all", "adaptive"])
+def test_one_decoded_image_is_looked_at_as_among_others(tiny_model, scenes, adaptive, kind):
+    made = predictor(tiny_model(), adaptive if kind == "adaptive" else FrozenViews(GRID, Pool("max")))
+    together = made.predict(scenes[:20])
+    for index, (data, row) in enumerate(zip(scenes[:20], together, strict=True)):
+        alone = made.answer(decode(data), f"#{index}")
+        assert (alone.path, alone.label, alone.views, alone.view, alone.box) == (
+            row.path,
+            row.label,
+            row.views,
+            row.view,
+            row.box,
+        )
+        assert alone.probability == pytest.approx(row.probability, abs=1e-6)
+    assert kind == "all" or len({row.views for row in together}) > 1
+
+
 def test_large_images_are_cut_at_once_and_give_the_same(tiny_model, adaptive):
     # 4 x 5 x 3 x 16 x 16 bytes of tensors: a 100 px image takes more as pixels.
     large = [scene(seed, side=100) for seed in range(12)]

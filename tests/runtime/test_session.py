@@ -17,7 +17,7 @@ from stage1.errors import DataError, IntegrityError, MissingError, Stage1Error
 from stage1.runtime.crops import ViewPolicy, cut
 from stage1.runtime.images import ImageError, decode
 from stage1.runtime.preprocessing import Preprocessing, load_tensor
-from stage1.runtime.session import BatchLimit, Engine, cores, out_of_memory
+from stage1.runtime.session import BatchLimit, Engine, _providers, cores, out_of_memory
 from stage1.runtime.stream import StreamTimes, stream
 
 SPEC = Preprocessing(size=8)
@@ -81,6 +81,28 @@ def test_no_images_give_empty_outputs():
     features, total = Engine(model_bytes()).run(np.zeros((0, 3, 8, 8), np.float32))
     assert features.shape == (0, 3)
     assert total.shape == (0, 1)
+
+
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
+
+
+@pytest.mark.parametrize(
+    "device, cuda_there, options, logged",
+    [
+        (None, False, None, ""),
+        (None, True, CUDA_OPTIONS, ""),
+        ("cpu", True, None, ""),
+        ("cuda", True, CUDA_OPTIONS, ""),
+        ("cuda:1", True, CUDA_OPTIONS | {"device_id": "1"}, ""),
+        ("cuda:1", False, None, "device cuda:1: this onnxruntime has no CUDA provider"),
+        ("mps", True, None, "device mps: unknown here"),
+    ],
+)
+def test_the_device_chooses_the_provider_and_what_stands_in_is_logged(device, cuda_there, options, logged, caplog):
+    available = ["CUDAExecutionProvider"] * cuda_there + ["CPUExecutionProvider"]
+    *accelerator, last = _providers(device, available)
+    assert (accelerator, last) == ([] if options is None else [("CUDAExecutionProvider", options)], available[-1])
+    assert (logged in caplog.text) if logged else not caplog.records
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 9), (2, 1, 8, 8), (3, 8, 8)])

@@ -19,8 +19,8 @@ from stage1.inference.views import WITHOUT, Viewing, ViewOutputs, joined_views, 
 from stage1.policy import Certificate, Policy, load_policy, policy_file, stated
 from stage1.runtime.crops import WHOLE, ViewPolicy
 from stage1.runtime.preprocessing import Preprocessing
-from stage1.runtime.session import Engine
-from stage1.runtime.stream import Item, stream
+from stage1.runtime.session import Engine, Outputs
+from stage1.runtime.stream import Item, WholeImages, Work, stream_work
 
 if TYPE_CHECKING:
     from stage1.views import FrozenViews
@@ -74,8 +74,8 @@ class Predictor:
     image alone.
     A model that takes all views together (`Engine.views`) needs them, as views of a head on pooled features.
     batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core.
-    deadline_s: seconds that a batch may take for each of its images, None: no limit. Without a policy every image
-    defers.
+    deadline_s: seconds that a batch may take for each of its images, None: no limit. device, intra_op_threads: see
+    `Engine`. Without a policy every image defers.
     A policy with a certificate decides with the views of that certificate and with no others.
     Raises MissingError, IntegrityError (damaged, without `logits`, or of other views), DataError (preprocessing of
     another size).
@@ -93,8 +93,12 @@ class Predictor:
         threads: int = 0,
         workers: int = 0,
         deadline_s: float | None = None,
+        device: str | None = None,
+        intra_op_threads: int = 1,
     ) -> None:
-        self.engine = Engine(model, threads=threads, deadline_s=deadline_s)
+        self.engine = Engine(
+            model, threads=threads, deadline_s=deadline_s, device=device, intra_op_threads=intra_op_threads
+        )
         self.preprocessing = preprocessing
         self.classes = tuple(classes)
         self.policy = policy
@@ -114,6 +118,7 @@ class Predictor:
         self._viewing = Viewing(
             self.engine, preprocessing, self._logits, self._gate, batch_size=batch_size, workers=workers
         )
+        self._work: Work = WholeImages(self.engine, preprocessing) if views is None else self._viewing.work(views)
 
     def logits(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[Any], list[Failure]]:
         """Logits of every image that can be read: (rows int64 [M], logits [M, K], failures [(row, error)]).
@@ -175,6 +180,15 @@ class Predictor:
         """
         return [row for rows in self.stream(images) for row in rows]
 
+    def answer(self, rgb: NDArray[np.uint8], name: str = "#0") -> Row:
+        """The Row of one decoded image, uint8 [H, W, 3], as `predict` gives it; in this thread, which waits for no
+        other: the way with the least work beside the model for who has one image at a time.
+
+        name: `Row.path`. Raises DataError for another shape or dtype; may be called from several threads.
+        """
+        outputs = self._work.run([self._work.prepare(rgb)])
+        return self._answers([name], self._outputs_of(outputs, 1))[0]
+
     def stream(self, images: Iterable[Picture], names: Sequence[str] | None = None) -> Iterator[list[Row]]:
         """As `predict`, batch by batch while decoding goes on ahead. names: `Row.path` of each image, where given."""
         if isinstance(images, (str, bytes, os.PathLike)):
@@ -188,22 +202,25 @@ class Predictor:
             yield [answers[row] for row in sorted(answers)]
 
     def _batches(self, items: Sequence[Item]) -> Iterator[tuple[NDArray[np.int64], Answered, list[Failure]]]:
+        images = self._batch_size if self.views is None else self._viewing.batch_images(self.views)
+        for rows, outputs, failed in stream_work(self._work, items, batch_size=images, workers=self._workers):
+            yield rows, self._outputs_of(outputs, len(rows)), failed
+
+    def _outputs_of(self, outputs: Outputs, n: int) -> Answered:
+        """The outputs of n images, from what the engine gave for them or for their views."""
         k = len(self.classes)
         if self.views is not None:
-            for rows, looked, failed in self._viewing.looked(items, self.views):
-                if len(rows):
-                    _require_shape(looked.logits, (len(rows), k))
-                yield rows, Answered(looked.logits, looked.gate, looked), failed
-            return
-        batches = stream(self.engine, items, self.preprocessing, batch_size=self._batch_size, workers=self._workers)
-        for rows, outputs, failed in batches:
-            logits = np.asarray(outputs[self._logits], dtype=np.float32)
-            gate = None if self._gate is None else np.asarray(outputs[self._gate], dtype=np.float32)
-            if len(rows):
-                _require_shape(logits, (len(rows), k))
-            if len(rows) and gate is not None and gate.shape != (len(rows),):
-                raise IntegrityError(f"model: {GATE} {list(gate.shape)} for {len(rows)} images; export it anew")
-            yield rows, Answered(logits.reshape(len(rows), k), gate, None), failed
+            looked = self._viewing.looked(outputs, self.views)
+            if n:
+                _require_shape(looked.logits, (n, k))
+            return Answered(looked.logits, looked.gate, looked)
+        logits = np.asarray(outputs[self._logits], dtype=np.float32)
+        gate = None if self._gate is None else np.asarray(outputs[self._gate], dtype=np.float32)
+        if n:
+            _require_shape(logits, (n, k))
+        if n and gate is not None and gate.shape != (n,):
+            raise IntegrityError(f"model: {GATE} {list(gate.shape)} for {n} images; export it anew")
+        return Answered(logits.reshape(n, k), gate, None)
 
     def _answers(self, names: Sequence[str], answered: Answered) -> list[Row]:
         finite = answered.finite
@@ -324,12 +341,14 @@ def load_bundle(
     threads: int = 0,
     workers: int = 0,
     deadline_s: float | None = DEADLINE_S,
+    device: str | None = None,
+    intra_op_threads: int = 1,
 ) -> Bundle:
     """Open a bundle; nothing is written, and torch is not needed.
 
     verify: digest every file first (17 MB: about 20 ms). Without it bundle.json, the documents and the model are still
     checked against each other as they are read. deadline_s: seconds that a batch may take for each of its images before
-    it is given up (Stage1Error); None: no limit.
+    it is given up (Stage1Error); None: no limit. device, intra_op_threads: see `Engine`.
     Raises MissingError (no such folder, no bundle), IntegrityError (changed, incomplete, two policies, newer version).
 
     Example: load_bundle("runs/demo/bundle").predict(["photo.jpg"])[0].decision
@@ -351,6 +370,8 @@ def load_bundle(
         threads=threads,
         workers=workers,
         deadline_s=deadline_s,
+        device=device,
+        intra_op_threads=intra_op_threads,
     )
     if predictor.engine.digest != manifest["files"][MODEL]["sha256"]:
         raise IntegrityError(f"{folder}: {MODEL} is not the one that was certified; restore the bundle")

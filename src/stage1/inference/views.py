@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from stage1.errors import IntegrityError
 from stage1.runtime.crops import ViewPolicy, adds_nothing, cut
-from stage1.runtime.images import decode
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine, Outputs
-from stage1.runtime.stream import Item, stream, stream_work
+from stage1.runtime.stream import AllViews, Item, Work, stream
 
 if TYPE_CHECKING:
     from stage1.views import FrozenViews
@@ -85,37 +84,38 @@ class Viewing:
             self.engine, items, self.spec, views=policy, batch_size=self._batch_size, workers=self._workers
         )
         for rows, outputs, failed in batches:
-            gate = None if self._gate is None else outputs[self._gate]
-            yield rows, ViewOutputs(outputs[self._logits], gate, outputs[-1]), failed
+            yield rows, self._of_single_views(outputs), failed
 
-    def looked(self, items: Sequence[Item], views: FrozenViews) -> Iterator[tuple[Ints, Looked, list[Failure]]]:
-        """The aggregated outputs of every image, batch by batch; adaptive policies look at no view beyond the stop."""
+    def work(self, views: FrozenViews) -> Work:
+        """What a stream does with images of these views; adaptive ones look at no view beyond the stop."""
         if views.pooled:
-            batches = self._together(items, views.policy)
-        elif views.sequence is None:
-            batches = self.outputs(items, views.policy)
-        else:
-            batches = self._one_by_one(items, views)
-        for rows, outputs, failed in batches:
-            yield rows, look(outputs, views, self.spec), failed
-
-    def _together(self, items: Sequence[Item], policy: ViewPolicy) -> Iterator[tuple[Ints, ViewOutputs, list[Failure]]]:
-        work = _Together(self.engine, self.spec, policy)
-        without = self.engine.output_names.index(WITHOUT)
-        images = max(1, self._batch_size // policy.count)
-        for rows, outputs, failed in stream_work(work, items, batch_size=images, workers=self._workers):
-            gate = None if self._gate is None else outputs[self._gate]
-            yield rows, ViewOutputs(outputs[without], gate, outputs[-1], outputs[self._logits]), failed
-
-    def _one_by_one(
-        self, items: Sequence[Item], views: FrozenViews
-    ) -> Iterator[tuple[Ints, ViewOutputs, list[Failure]]]:
+            return _Together(self.engine, self.spec, views.policy)
+        if views.sequence is None:
+            return AllViews(self.engine, self.spec, views.policy)
         if self._gate is not None:
             raise IntegrityError("views.json: adaptive views with a model that has a gate; score it anew")
-        work = _OneByOne(self.engine, self.spec, views, self._logits)
-        images = max(1, self._batch_size // _ONE_BY_ONE)
-        for rows, outputs, failed in stream_work(work, items, batch_size=images, workers=self._workers):
-            yield rows, ViewOutputs(outputs[0], None, outputs[1]), failed
+        return _OneByOne(self.engine, self.spec, views, self._logits)
+
+    def batch_images(self, views: FrozenViews) -> int:
+        """How many images a batch of `work(views)` holds."""
+        views_at_once = views.policy.count if views.sequence is None else _ONE_BY_ONE
+        return max(min(1, self._batch_size), self._batch_size // views_at_once)
+
+    def looked(self, outputs: Outputs, views: FrozenViews) -> Looked:
+        """The aggregated outputs of the images of a batch, from what `work(views)` gave for it."""
+        if views.pooled:
+            gate = None if self._gate is None else outputs[self._gate]
+            without = outputs[self.engine.output_names.index(WITHOUT)]
+            of_views = ViewOutputs(without, gate, outputs[-1], outputs[self._logits])
+        elif views.sequence is None:
+            of_views = self._of_single_views(outputs)
+        else:
+            of_views = ViewOutputs(outputs[0], None, outputs[1])
+        return look(of_views, views, self.spec)
+
+    def _of_single_views(self, outputs: Outputs) -> ViewOutputs:
+        gate = None if self._gate is None else outputs[self._gate]
+        return ViewOutputs(outputs[self._logits], gate, outputs[-1])
 
 
 def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looked:
@@ -234,8 +234,7 @@ class _Together:
         self.max_pixels = spec.max_pixels
         self._engine, self._spec, self._policy = engine, spec, policy
 
-    def prepare(self, data: bytes) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        rgb = decode(data, max_pixels=self._spec.max_pixels)
+    def prepare(self, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         return cut(rgb, self._policy, self._spec), (rgb.shape[0], rgb.shape[1])
 
     def run(self, prepared: list[tuple[NDArray[np.float32], tuple[int, int]]]) -> Outputs:
@@ -274,8 +273,7 @@ class _OneByOne:
         self._engine, self._spec, self._logits = engine, spec, logits
         self._policy, self._sequence = views.policy, views.sequence
 
-    def prepare(self, data: bytes) -> _Waiting:
-        rgb = decode(data, max_pixels=self._spec.max_pixels)
+    def prepare(self, rgb: NDArray[np.uint8]) -> _Waiting:
         size = (rgb.shape[0], rgb.shape[1])
         if rgb.nbytes <= self._policy.count * 4 * 3 * self._spec.size**2:
             return _Waiting(size, rgb, None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -59,11 +59,19 @@ class Engine:
     it is used, one batch at a time. `run` may be called from several threads.
     deadline_s: a batch that takes longer than this for each of its images (or views) is given up: a model may hold a
     loop without an end. None: no limit.
+    device: "cpu", "cuda" or "cuda:N", None: CUDA where its provider is installed. What stands in for a device that is
+    not there is logged. intra_op_threads: within one batch; above 1 sums may differ in the last digit.
     Raises MissingError (no such file), IntegrityError (not a model that can run here).
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | bytes, *, threads: int = 0, deadline_s: float | None = None
+        self,
+        model: str | os.PathLike[str] | bytes,
+        *,
+        threads: int = 0,
+        deadline_s: float | None = None,
+        device: str | None = None,
+        intra_op_threads: int = 1,
     ) -> None:
         if threads < 0:
             raise DataError(f"threads: {threads}; give 0 (one per core) or more")
@@ -77,7 +85,7 @@ class Engine:
             self.digest = digest_file(model)
         else:
             raise MissingError(f"{where}: no such model file; run the stage that exports it")
-        self._session = _session(model, where)
+        self._session = _session(model, where, device, intra_op_threads)
         self.provider: str = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         self.parallel: int = 1 if self.provider == "CUDA" else threads or cores()
         inputs = self._session.get_inputs()
@@ -189,24 +197,38 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
-def _session(model: str | os.PathLike[str] | bytes, where: str) -> Any:
+def _session(
+    model: str | os.PathLike[str] | bytes, where: str, device: str | None = None, intra_op_threads: int = 1
+) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what matters is raised; warnings about its own graph passes are not for the user
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in ort.get_available_providers():
-        # The defaults (TF32, algorithms chosen by timing) would make two runs of one batch differ.
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}))
     try:
         source = model if isinstance(model, bytes) else os.fspath(model)
-        return ort.InferenceSession(source, options, providers=providers)
+        return ort.InferenceSession(source, options, providers=_providers(device, ort.get_available_providers()))
     except Exception as error:  # the runtime raises about ten kinds, some of them plain RuntimeError
         if out_of_memory(error):
             raise MemoryError(f"{where}: no memory to load this model") from error
         why = " ".join(str(error).split())[:160]
         raise IntegrityError(f"{where}: ONNX Runtime cannot load it ({why}); restore or export it anew") from error
+
+
+def _providers(device: str | None, available: Sequence[str]) -> list[Any]:
+    """The providers of ONNX Runtime for a device, the CPU always last."""
+    kind, _, number = ("cuda" if device is None else device).partition(":")
+    if kind == "cuda" and "CUDAExecutionProvider" in available:
+        # The defaults (TF32, algorithms chosen by timing) would make two runs of one batch differ.
+        cuda = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"} | ({"device_id": number} if number else {})
+        return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+    if device is not None and kind == "cuda":
+        log.warning(
+            "device %s: this onnxruntime has no CUDA provider (pip install onnxruntime-gpu); running on the CPU", device
+        )
+    elif kind not in ("cpu", "cuda"):
+        log.warning("device %s: unknown here; running on the CPU", device)
+    return ["CPUExecutionProvider"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stage1.errors import DataError
 from stage1.runtime.crops import ViewPolicy, cut
 from stage1.runtime.images import MAX_PIXELS, decode, read_image_file
-from stage1.runtime.preprocessing import Preprocessing, load_tensor
+from stage1.runtime.preprocessing import Preprocessing, to_tensor
 from stage1.runtime.session import Outputs, Runner, cores
 
 Item: TypeAlias = str | Path | bytes | Callable[[], bytes]
@@ -87,8 +87,8 @@ class Work(Protocol):
         """How many `run` calls may go on at once."""
         ...
 
-    def prepare(self, data: bytes) -> Any:
-        """What is kept of an image until its batch is full. Raises DataError where it cannot be read."""
+    def prepare(self, rgb: NDArray[np.uint8]) -> Any:
+        """What is kept of a decoded image, uint8 [H, W, 3], until its batch is full."""
         ...
 
     def run(self, prepared: list[Any]) -> Outputs:
@@ -100,7 +100,7 @@ class Work(Protocol):
         ...
 
 
-class _WholeImages:
+class WholeImages:
     """One tensor for each image."""
 
     def __init__(self, engine: Runner, spec: Preprocessing) -> None:
@@ -108,8 +108,8 @@ class _WholeImages:
         self.max_pixels = spec.max_pixels
         self._engine, self._spec = engine, spec
 
-    def prepare(self, data: bytes) -> NDArray[np.float32]:
-        return load_tensor(data, self._spec)
+    def prepare(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return to_tensor(rgb, self._spec)
 
     def run(self, prepared: list[NDArray[np.float32]]) -> Outputs:
         return self._engine.run(np.stack(prepared))
@@ -118,7 +118,7 @@ class _WholeImages:
         return self._engine.empty()
 
 
-class _AllViews:
+class AllViews:
     """All views of each image, from one decode, in one forward of the batch."""
 
     def __init__(self, engine: Runner, spec: Preprocessing, views: ViewPolicy) -> None:
@@ -126,8 +126,7 @@ class _AllViews:
         self.max_pixels = spec.max_pixels
         self._engine, self._spec, self._views = engine, spec, views
 
-    def prepare(self, data: bytes) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        rgb = decode(data, max_pixels=self._spec.max_pixels)
+    def prepare(self, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         return cut(rgb, self._views, self._spec), (rgb.shape[0], rgb.shape[1])
 
     def run(self, prepared: list[tuple[NDArray[np.float32], tuple[int, int]]]) -> Outputs:
@@ -169,7 +168,7 @@ def stream(
     workers: decoding threads, 0 = one per core. At most (engine.parallel + 4) batches are held in memory. The threads
     end with the generator, however it ends (exhausted, closed, Ctrl-C). Other errors (bugs, MemoryError) go through.
     """
-    work: Work = _WholeImages(engine, spec) if views is None else _AllViews(engine, spec, views)
+    work: Work = WholeImages(engine, spec) if views is None else AllViews(engine, spec, views)
     images = batch_size if views is None or batch_size < 1 else max(1, batch_size // views.count)
     yield from stream_work(work, items, batch_size=images, workers=workers, cuts=cuts, times=times)
 
@@ -252,7 +251,7 @@ def _prepared(work: Work, item: Item, clock: StreamTimes) -> Any:
     """What `work` keeps of the image, or the exception that says why there is nothing."""
     start = time.perf_counter()
     try:
-        return work.prepare(read_item(item, max_pixels=work.max_pixels))
+        return work.prepare(decode(read_item(item, max_pixels=work.max_pixels), max_pixels=work.max_pixels))
     except (DataError, OSError) as error:
         return error
     finally:
