@@ -11,7 +11,7 @@ import pytest
 from stage1.bundle import read_calibration, recompute, verify_bundle
 from stage1.bundle.manifest import sealed
 from stage1.bundle.recompute import TRUSTED
-from stage1.calibration import choose_map, frozen
+from stage1.calibration import choose_map, fitted_map
 from stage1.errors import IntegrityError
 from stage1.policy import Certificate, fit_policy, load_policy
 from stage1.policy.calibrated import fit_calibrated
@@ -269,7 +269,7 @@ def test_the_calibration_map_follows_from_val_select(make_parts, draw_scores, tm
     """Any map passed that claimed to be fitted on val_select: it makes every stated probability."""
     select = draw_scores(500, 77)
     parts = make_parts(n=900)
-    chosen = frozen(choose_map(select, candidates=("temperature", "platt"), keep_order=True, seed=0), select)
+    chosen = fitted_map(choose_map(select, candidates=("temperature", "platt"), keep_order=True, seed=0), select)
     asked = {"risks": {"fnr": 0.05, "false_exit_rate": 0.05}, "classes": list(parts.arguments()["classes"])}
     policy = fit_calibrated(
         chosen,

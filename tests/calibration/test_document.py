@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from stage1.calibration import FrozenMap, Identity, Isotonic, Platt, choose_map, frozen, frozen_identity, load_map
+from stage1.calibration import FittedMap, Identity, Isotonic, Platt, choose_map, fitted_identity, fitted_map, load_map
 from stage1.errors import IntegrityError
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
@@ -24,20 +24,20 @@ def sample(n=800, seed=0, slope=2.5, shift=0.7, sign=1.0):
 
 def test_the_digest_is_that_of_the_file(tmp_path):
     for made in (
-        frozen(choose_map(sample()), sample()),
-        frozen_identity(sample(), "calibration.map=none"),
-        FrozenMap(Isotonic.fit(sample())),
+        fitted_map(choose_map(sample()), sample()),
+        fitted_identity(sample(), "calibration.map=none"),
+        FittedMap(Isotonic.fit(sample())),
     ):
         made.save(tmp_path / "calibration.json")
         assert made.digest == digest_file(tmp_path / "calibration.json")
-        again = FrozenMap.load(tmp_path / "calibration.json")
+        again = FittedMap.load(tmp_path / "calibration.json")
         assert (again, again.digest) == (made, made.digest)
         assert load_map(tmp_path / "calibration.json") == made.map
 
 
 def test_the_comparison_is_the_table_of_choose_map(tmp_path):
     choice = choose_map(sample(), candidates=["temperature", "platt"])
-    frozen(choice, sample()).save(tmp_path / "calibration.json")
+    fitted_map(choice, sample()).save(tmp_path / "calibration.json")
     document = read_document(tmp_path / "calibration.json", "calibration")
     assert document["comparison"] == choice.to_document()
     assert document["name"] == choice.name == document["comparison"]["chosen"] != "identity"
@@ -47,7 +47,7 @@ def test_the_comparison_is_the_table_of_choose_map(tmp_path):
 def test_the_identity_is_honest_and_changes_not_a_bit():
     honest = sample(3000, slope=1.0, shift=0.0)
     choice = choose_map(honest, candidates=["isotonic"])
-    made = frozen(choice, honest)
+    made = fitted_map(choice, honest)
     assert isinstance(made.map, Identity)
     assert made.score == "raw"
     assert made.reason.startswith("identity: no map lowers")
@@ -60,15 +60,15 @@ def test_the_identity_is_honest_and_changes_not_a_bit():
 def test_a_fitted_map_of_no_rows_and_an_identity_with_parameters_are_damaged(tmp_path):
     path = tmp_path / "calibration.json"
     for made, change in (
-        (FrozenMap(Platt(slope=1.0, shift=0.0, n=9, n_classes=2)), {"n": 0}),
-        (FrozenMap(Identity(n=0, n_classes=2)), {"parameters": {"slope": 2.0}}),
-        (FrozenMap(Identity(n=0, n_classes=2)), {"comparison": {"chosen": "identity"}}),
+        (FittedMap(Platt(slope=1.0, shift=0.0, n=9, n_classes=2)), {"n": 0}),
+        (FittedMap(Identity(n=0, n_classes=2)), {"parameters": {"slope": 2.0}}),
+        (FittedMap(Identity(n=0, n_classes=2)), {"comparison": {"chosen": "identity"}}),
     ):
         made.save(path)
-        assert FrozenMap.load(path) == made
+        assert FittedMap.load(path) == made
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         with pytest.raises(IntegrityError, match=r"calibration\.json"):
-            FrozenMap.load(path)
+            FittedMap.load(path)
 
 
 def test_keep_order_passes_over_a_map_that_ties_all_scores():

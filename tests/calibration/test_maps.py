@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stage1.calibration import (
-    BINARY,
     MAPS,
-    MULTICLASS,
     Beta,
     Dirichlet,
     Isotonic,
     Platt,
     Temperature,
     Vector,
+    candidates,
     fit_map,
     load_map,
     map_from_document,
@@ -29,7 +28,7 @@ from stage1.scores import Scores
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_ids
 
-EVERY = [(name, 2) for name in (*BINARY, "dirichlet")] + [(name, 3) for name in MULTICLASS]
+EVERY = [(name, 2) for name in (*candidates(2), "dirichlet")] + [(name, 3) for name in candidates(3)]
 
 
 def sample(k=2, n=400, seed=0, slope=2.5, shift=0.7):
@@ -94,7 +93,7 @@ def test_order_of_rows_and_refit_change_nothing(name, k):
         np.testing.assert_allclose(other.apply(scores.logits), fitted.apply(scores.logits), atol=2e-6)
 
 
-@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("name", candidates(2))
 def test_monotone_maps_rise_strictly_in_the_raw_score(name):
     fitted = fit_map(name, sample())
     margin = np.linspace(-12, 12, 2001)
@@ -105,7 +104,7 @@ def test_monotone_maps_rise_strictly_in_the_raw_score(name):
 
 
 def test_no_map_of_three_classes_is_monotone():
-    assert not any(fit_map(name, sample(3)).monotone for name in MULTICLASS)
+    assert not any(fit_map(name, sample(3)).monotone for name in candidates(3))
     # and rightly so: a temperature moves one row's top probability past another's
     logits = np.array([[3.0, 2.0, -20.0], [2.5, 1.0, 1.0]])
     tops = [Temperature(slope=slope, n=1, n_classes=3).apply(logits).max(axis=1) for slope in (1.0, 3.0)]

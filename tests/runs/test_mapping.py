@@ -15,7 +15,18 @@ import pytest
 
 from stage1 import load_bundle, load_policy
 from stage1.bundle import verify_bundle, write_bundle
-from stage1.calibration import Beta, Dirichlet, FrozenMap, Identity, Isotonic, Platt, Temperature, Vector, fit_map
+from stage1.calibration import (
+    Beta,
+    Dirichlet,
+    FittedMap,
+    Identity,
+    Isotonic,
+    Platt,
+    Temperature,
+    Vector,
+    automatic,
+    fit_map,
+)
 from stage1.commands.audit import Sizes, audit
 from stage1.commands.scores import calibrate_scores, evaluate_scores
 from stage1.config import CalibrationConfig, validated
@@ -24,7 +35,7 @@ from stage1.evaluation import brier, ece, nll
 from stage1.policy import CalibratedPolicy, decided_on, fit_policy, refit, stated
 from stage1.policy.calibrated import fit_calibrated
 from stage1.scores import Scores, read_scores, write_scores
-from stage1.stages.calibrate import automatic, fit_configured, frozen_map
+from stage1.stages.calibrate import fit_configured, frozen_map
 from stage1.stages.certify import save_policy, write_evaluation
 from stage1.stages.evaluate import report_of_scores
 from stage1.storage.documents import read_document
@@ -207,7 +218,7 @@ def test_thresholds_and_map_cannot_be_parted_where_the_score_is_mapped(policies,
     with pytest.raises(IntegrityError, match=r"calibration\.json: missing"):
         load_policy(tmp_path)
     for other in (fit_map("isotonic", sample(1500, 7)), Temperature(slope=0.4, n=9, n_classes=2)):
-        FrozenMap(other).save(tmp_path / "calibration.json")
+        FittedMap(other).save(tmp_path / "calibration.json")
         with pytest.raises(IntegrityError, match="is not the map"):
             load_policy(tmp_path)
     document = json.loads(whole)
@@ -282,7 +293,7 @@ def test_the_bundle_predicts_the_calibrated_probability(kind, tmp_path):
 def test_verify_finds_a_map_that_was_not_made_on_val_select(tmp_path):
     """The control: isotonic fitted on the calibration images themselves, resealed with every digest right."""
     select, calib = replace(parts.draw(1200, 5), ids=[f"s{row}" for row in range(1200)]), parts.draw(2000, 6)
-    cheat = FrozenMap(Isotonic.fit(calib))
+    cheat = FittedMap(Isotonic.fit(calib))
 
     def fit(rows, units, calibration):
         return fit_policy("softmax", select=rows, calib=units, risks=RISKS, classes=CLASSES, calibration=calibration)
@@ -377,13 +388,13 @@ def three(n, seed):
     ],
 )
 def test_on_which_score_the_thresholds_lie(made, score):
-    assert FrozenMap(made).score == score
+    assert FittedMap(made).score == score
 
 
 @pytest.mark.parametrize("name, score", [("temperature", "raw"), ("vector", "mapped"), ("dirichlet", "mapped")])
 def test_three_classes(name, score, tmp_path):
     select, calib, fresh = three(900, 1), three(2500, 2), three(2000, 3)
-    frozen = FrozenMap(fit_map(name, select))
+    frozen = FittedMap(fit_map(name, select))
     assert frozen.score == score
 
     def fit(rows, units, calibration):
@@ -531,5 +542,5 @@ def test_a_run_has_its_map_in_folder_and_bundle(finished):
     assert "calibration.json" in entry["calibrate"]["outputs"]
     run, shipped = finished.folder / "calibration.json", finished.bundle / "calibration.json"
     assert run.read_bytes() == shipped.read_bytes()
-    assert FrozenMap.load(run).comparison["table"][0]["name"] == "identity"
+    assert FittedMap.load(run).comparison["table"][0]["name"] == "identity"
     assert "calibration" in read_document(finished.folder / "evaluation.json", "evaluation")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
-from stage1.calibration import FrozenMap, choose_map
+from stage1.calibration import FittedMap, choose_map
 from stage1.config import load_config
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, IntegrityError
@@ -222,9 +222,9 @@ def scored_by_others(result):
     assert not np.allclose(answers.logits, stored.logits, atol=1e-3)
     assert np.corrcoef(answers.logits[:, 1], stored.logits[:, 1])[0, 1] > 0.8
     assert stored.ids.tolist() == table.ids[table.rows("val_select")].tolist()
-    frozen = FrozenMap.load(result.folder / "calibration.json")
+    frozen = FittedMap.load(result.folder / "calibration.json")
     chosen = choose_map(stored, candidates=("temperature", "platt", "beta"), keep_order=True, seed=0)
-    assert frozen.to_document() == FrozenMap.load(result.bundle / "calibration.json").to_document()
+    assert frozen.to_document() == FittedMap.load(result.bundle / "calibration.json").to_document()
     assert frozen.comparison == chosen.to_document()
 
 

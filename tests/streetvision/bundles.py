@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stage1.bundle import write_bundle
-from stage1.calibration import CalibrationMap, FrozenMap, fit_map
+from stage1.calibration import CalibrationMap, FittedMap, fit_map
 from stage1.policy import Policy, ViewsClaim, fit_policy, on_views
 from stage1.policy.calibrated import fit_calibrated
 from stage1.scores import Scores
@@ -145,7 +145,7 @@ def make_bundle(
     found: Policy = fitted(select, calib)
     map_file = None
     if map_name is not None:
-        frozen = FrozenMap(fit_map(map_name, select))
+        frozen = FittedMap(fit_map(map_name, select))
         found = fit_calibrated(frozen, fitted, select=select, calib=calib)
         map_file = run / "calibration.json"
         frozen.save(map_file)

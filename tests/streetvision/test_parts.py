@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1.calibration import FrozenMap, Isotonic
+from stage1.calibration import FittedMap, Isotonic
 from stage1.calibration.binary import Beta, Platt
 from stage1.calibration.scaling import Temperature
 from stage1.errors import ConfigError, IntegrityError, MissingError
@@ -100,14 +100,14 @@ def maps(draw):
     kind = draw(st.sampled_from(["none", "temperature", "platt", "beta", "isotonic"]))
     number = st.floats(0.05, 3)
     if kind == "temperature":
-        return FrozenMap(Temperature(slope=draw(number), **COUNTS))
+        return FittedMap(Temperature(slope=draw(number), **COUNTS))
     if kind == "platt":
-        return FrozenMap(Platt(slope=draw(number), shift=draw(st.floats(-3, 3)), smoothing=True, **COUNTS))
+        return FittedMap(Platt(slope=draw(number), shift=draw(st.floats(-3, 3)), smoothing=True, **COUNTS))
     if kind == "beta":
-        return FrozenMap(Beta(a=draw(number), b=draw(number), c=draw(st.floats(-3, 3)), **COUNTS))
+        return FittedMap(Beta(a=draw(number), b=draw(number), c=draw(st.floats(-3, 3)), **COUNTS))
     if kind == "isotonic":
         values = sorted(draw(st.lists(st.floats(0.01, 0.99), min_size=2, max_size=6)))
-        return FrozenMap(Isotonic(curves=((tuple(np.linspace(-5, 5, len(values)).tolist()), tuple(values)),), **COUNTS))
+        return FittedMap(Isotonic(curves=((tuple(np.linspace(-5, 5, len(values)).tolist()), tuple(values)),), **COUNTS))
     return None
 
 

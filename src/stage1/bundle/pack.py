@@ -27,7 +27,7 @@ from stage1.bundle.manifest import (
     verify_bundle,
 )
 from stage1.bundle.shown import shown_evaluation
-from stage1.calibration import CALIBRATION_FILE, FrozenMap
+from stage1.calibration import CALIBRATION_FILE, FittedMap
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.policy import POLICY_FILES, Certificate
 from stage1.policy import policy_file as the_one_policy_file
@@ -157,7 +157,7 @@ def _fill(
     frozen = None
     if map_file is not None:
         _copy(map_file, fresh / CALIBRATION_FILE)
-        frozen = FrozenMap.load(fresh / CALIBRATION_FILE)
+        frozen = FittedMap.load(fresh / CALIBRATION_FILE)
     if views_file is not None:
         _copy(views_file, fresh / VIEWS_FILE)
     views = read_views(fresh, certificate)

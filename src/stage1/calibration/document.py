@@ -1,4 +1,4 @@
-"""calibration.json: the one map of a run or bundle, frozen, with the comparison that it won; the identity included."""
+"""calibration.json: the one fitted map of a run or bundle, with the comparison that it won; the identity included."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stage1.calibration.maps import CalibrationMap, Identity
-from stage1.calibration.registry import map_from_document
+from stage1.calibration.registry import map_from_document, non_monotone
 from stage1.calibration.selection import Choice, choose_map
 from stage1.scores import Scores
 from stage1.storage.documents import SCHEMA_VERSION, read_document, write_document
@@ -20,7 +20,7 @@ Score = Literal["raw", "mapped"]
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenMap:
+class FittedMap:
     """What calibration.json holds.
 
     map: applied to every probability that is stated. comparison: how it was chosen (`Choice.to_document`), for the
@@ -56,7 +56,7 @@ class FrozenMap:
         write_document(path, self.to_document(), "calibration")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FrozenMap:
+    def load(cls, path: str | os.PathLike[str]) -> FittedMap:
         """Read calibration.json. Raises MissingError, IntegrityError (damaged, or claims its parameters do not bear
         out).
         """
@@ -64,22 +64,18 @@ class FrozenMap:
         return cls(map_from_document(document, str(path)), document.get("comparison"))
 
 
-def frozen(choice: Choice, select: Scores) -> FrozenMap:
+def fitted_map(choice: Choice, select: Scores) -> FittedMap:
     """The outcome of `choose_map` on `select`; the identity where no map was chosen."""
-    return FrozenMap(Identity.fit(select) if choice.map is None else choice.map, choice.to_document())
+    return FittedMap(Identity.fit(select) if choice.map is None else choice.map, choice.to_document())
 
 
-def frozen_identity(select: Scores, reason: str) -> FrozenMap:
+def fitted_identity(select: Scores, reason: str) -> FittedMap:
     """The identity without a comparison of maps. reason: why none was made, one sentence."""
     choice = Choice(None, (), f"identity: {reason}", len(select), 0)
-    return FrozenMap(Identity.fit(select), choice.to_document())
+    return FittedMap(Identity.fit(select), choice.to_document())
 
 
-# Maps that may change which images exit: they are asked for by name, and may move the order of the scores.
-REORDERING = ("isotonic", "vector", "dirichlet")
-
-
-def made_again(stated: FrozenMap, select: Scores, seed: int) -> FrozenMap:
+def made_again(stated: FittedMap, select: Scores, seed: int) -> FittedMap:
     """What the same choice among the same candidates gives on labelled scores of val_select; equals `stated` where it
     was made so.
 
@@ -87,9 +83,9 @@ def made_again(stated: FrozenMap, select: Scores, seed: int) -> FrozenMap:
     nothing to fit.
     """
     if stated.comparison is None:
-        return FrozenMap(stated.map.refit(select))
+        return FittedMap(stated.map.refit(select))
     candidates = [row["name"] for row in stated.comparison["table"] if row["name"] != "identity"]
     if not candidates:
-        return FrozenMap(Identity.fit(select), stated.comparison)
-    keep_order = not any(name in REORDERING for name in candidates)
-    return frozen(choose_map(select, candidates=candidates, keep_order=keep_order, seed=seed), select)
+        return FittedMap(Identity.fit(select), stated.comparison)
+    keep_order = not any(non_monotone(name) for name in candidates)
+    return fitted_map(choose_map(select, candidates=candidates, keep_order=keep_order, seed=seed), select)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -11,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.calibration.maps import CalibrationMap, FloatArray, checked_fit, log_softmax, provenance
 from stage1.errors import DataError
 from stage1.scores import Scores
+
+ISOTONIC_ROWS = 1000
+"""About as many rows as a step function needs before it is better than a smooth map."""
 
 Curve = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -56,6 +60,14 @@ class Isotonic(CalibrationMap):
     @property
     def parameters(self) -> dict[str, Any]:
         return {"curves": [{"scores": list(knots), "values": list(values)} for knots, values in self.curves]}
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: Mapping[str, Any], *, n: int, n_classes: int, fitted_on: str | None
+    ) -> CalibrationMap:
+        curves = tuple((tuple(curve["scores"]), tuple(curve["values"])) for curve in parameters.get("curves", ()))
+        values = {**parameters, "curves": curves}
+        return cls(**values, n=n, n_classes=n_classes, fitted_on=fitted_on)
 
     def _log_probabilities(self, logits: FloatArray) -> FloatArray:
         columns = [np.interp(odds, *curve) for odds, curve in zip(_log_odds(logits), self.curves, strict=True)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -68,6 +69,14 @@ class CalibrationMap(ABC):
     @abstractmethod
     def fit(cls, scores: Scores) -> Self:
         """The map of this kind that fits labelled scores best. Each class says how, with which options and errors."""
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: Mapping[str, Any], *, n: int, n_classes: int, fitted_on: str | None
+    ) -> CalibrationMap:
+        """The inverse of `parameters`. Raises TypeError or DataError for values that are no parameters of this map."""
+        values = {name: _tuples(value) for name, value in parameters.items()}
+        return cls(**values, n=n, n_classes=n_classes, fitted_on=fitted_on)
 
     def refit(self, scores: Scores) -> Self:
         """The same kind of map with the same options, fitted on other scores (bootstrap)."""
@@ -191,6 +200,11 @@ def refuse_separable(log_probabilities: FloatArray, labels: NDArray[np.int64], n
             f"{name}: no row of {len(labels)} is wrong after the map, so its slope has no finite best value; use platt "
             "(two classes) or more rows"
         )
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as tuples, at every depth: parameters do not change."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _checked_logits(values: ArrayLike, k: int) -> FloatArray:

@@ -1,4 +1,4 @@
-"""All maps by name: fitting one, and reading one back from its document.
+"""The table of maps, by name: which there are, for how many classes and rows, and reading one back from its document.
 
 | map | K = 2 | K > 2 | strictly rising in the raw score |
 |---|---|---|---|
@@ -15,27 +15,77 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from stage1.calibration.binary import Beta, Platt
 from stage1.calibration.dirichlet import Dirichlet
-from stage1.calibration.isotonic import Isotonic
+from stage1.calibration.isotonic import ISOTONIC_ROWS, Isotonic
 from stage1.calibration.maps import CalibrationMap, Identity
 from stage1.calibration.scaling import Temperature, Vector
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
 
-MAPS: dict[str, type[CalibrationMap]] = {
-    kind.name: kind for kind in (Temperature, Platt, Beta, Vector, Dirichlet, Isotonic)
+
+@dataclass(frozen=True, slots=True)
+class MapKind:
+    """A row of MAPS: a map, and where it is a candidate.
+
+    binary, multiclass: a candidate for two classes, for more. monotone: of the form that thresholds on the raw score
+    may stand beside (`calibration.map=auto` compares these alone); the others are asked for by name, and thresholds and
+    certificate are then of the mapped score. least_rows, most_classes: outside of these it is left out of a comparison
+    in which nobody named it.
+    """
+
+    map: type[CalibrationMap]
+    binary: bool
+    multiclass: bool
+    monotone: bool
+    least_rows: int = 0
+    most_classes: int | None = None
+
+    def left_out(self, rows: int, n_classes: int) -> str | None:
+        """Why it is not compared on so many rows and classes where nobody named it; None where it is."""
+        if rows < self.least_rows:
+            return f"left out: {rows} rows, it needs about {self.least_rows}"
+        if self.most_classes is not None and n_classes > self.most_classes:
+            return f"left out: {n_classes} classes, more than {self.most_classes}"
+        return None
+
+
+MAPS: dict[str, MapKind] = {
+    kind.map.name: kind
+    for kind in (
+        MapKind(Temperature, binary=True, multiclass=True, monotone=True),
+        MapKind(Platt, binary=True, multiclass=False, monotone=True),
+        MapKind(Beta, binary=True, multiclass=False, monotone=True),
+        MapKind(Vector, binary=False, multiclass=True, monotone=False),
+        MapKind(Dirichlet, binary=False, multiclass=True, monotone=False, most_classes=100),
+        MapKind(Isotonic, binary=True, multiclass=True, monotone=False, least_rows=ISOTONIC_ROWS),
+    )
 }
-_READABLE: dict[str, type[CalibrationMap]] = {**MAPS, Identity.name: Identity}
-BINARY = ("temperature", "platt", "beta", "isotonic")
-BINARY_KEEPING_ORDER = ("temperature", "platt", "beta")
-"""The candidates of `calibration.map=auto` for two classes: thresholds on the raw score stay as they are under
-these.
-"""
-MULTICLASS = ("temperature", "vector", "dirichlet", "isotonic")
+"""Every map that can be asked for, compared and read back. A further one is its file and its row here."""
+
+
+def candidates(n_classes: int) -> tuple[str, ...]:
+    """The maps for so many classes."""
+    return tuple(name for name, kind in MAPS.items() if (kind.binary if n_classes == 2 else kind.multiclass))
+
+
+def automatic(n_classes: int) -> tuple[str, ...]:
+    """The candidates of `calibration.map=auto`: under these, thresholds on the raw score stay as they are."""
+    return tuple(name for name in candidates(n_classes) if MAPS[name].monotone)
+
+
+def non_monotone(name: str) -> bool:
+    """Whether `name` is a map that may change which images exit: it moves the order of the scores."""
+    return name in MAPS and not MAPS[name].monotone
+
+
+def config_names() -> tuple[str, ...]:
+    """What `calibration.map` may be: auto, none, the maps for two classes, then the others."""
+    return tuple(dict.fromkeys(("auto", "none", *candidates(2), *MAPS)))
 
 
 def fit_map(name: str, scores: Scores, **options: Any) -> CalibrationMap:
@@ -44,7 +94,7 @@ def fit_map(name: str, scores: Scores, **options: Any) -> CalibrationMap:
     if name not in MAPS:
         raise ConfigError(f"calibration: {name!r} is unknown; use {', '.join(MAPS)}")
     try:
-        return MAPS[name].fit(scores, **options)
+        return MAPS[name].map.fit(scores, **options)
     except TypeError as error:
         raise ConfigError(f"calibration: {name}: {error}") from error
 
@@ -57,20 +107,16 @@ def load_map(path: str | os.PathLike[str]) -> CalibrationMap:
 
 def map_from_document(document: Mapping[str, Any], where: str = "calibration") -> CalibrationMap:
     """The map of a document that fits the schema; `where` names it in errors (IntegrityError)."""
-    parameters = dict(document["parameters"])
-    if document["name"] == "isotonic":
-        curves = parameters.get("curves", ())
-        parameters["curves"] = tuple((tuple(curve["scores"]), tuple(curve["values"])) for curve in curves)
-    common = {name: document[name] for name in ("n", "n_classes", "fitted_on")}
+    name = document["name"]
+    if name != Identity.name and name not in MAPS:
+        raise IntegrityError(f"{where}: name: {name!r} is not one of {[Identity.name, *MAPS]}; calibrate again")
+    kind = Identity if name == Identity.name else MAPS[name].map
+    common = {key: document[key] for key in ("n", "n_classes", "fitted_on")}
     try:
-        found = _READABLE[document["name"]](**{name: _frozen(value) for name, value in parameters.items()}, **common)
+        found = kind.from_parameters(document["parameters"], **common)
     except (TypeError, DataError) as error:
-        raise IntegrityError(f"{where}: {document['name']}: {error}; it is damaged, calibrate again") from error
+        raise IntegrityError(f"{where}: {name}: {error}; it is damaged, calibrate again") from error
     for claim in ("monotone", "constrained"):
         if document[claim] != found.to_document()[claim]:
             raise IntegrityError(f"{where}: {claim} {document[claim]} is not what its parameters say; calibrate again")
     return found
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from stage1.calibration.folds import fold_of_rows
 from stage1.calibration.maps import CalibrationMap, FloatArray, log_softmax
-from stage1.calibration.registry import BINARY, MAPS, MULTICLASS, fit_map
+from stage1.calibration.registry import MAPS, fit_map
+from stage1.calibration.registry import candidates as candidates_for
 from stage1.errors import ConfigError, DataError
 from stage1.scores import Scores
 
 UNITS_PER_CLASS = 10
 """Fewer images (or groups) of a class than this, and no map is fitted: a fold would hold one or two."""
-ISOTONIC_ROWS = 1000
-DIRICHLET_CLASSES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +138,9 @@ def _candidates(scores: Scores, wanted: Sequence[str] | None) -> tuple[list[str]
         if unknown:
             raise ConfigError(f"calibration: {unknown[0]!r} is unknown; use {', '.join(MAPS)}")
         return list(dict.fromkeys(wanted)), []
-    names = list(BINARY if scores.n_classes == 2 else MULTICLASS)
-    left_out = []
-    if len(scores) < ISOTONIC_ROWS:
-        names.remove("isotonic")
-        left_out.append(_out("isotonic", f"left out: {len(scores)} rows, it needs about {ISOTONIC_ROWS}"))
-    if "dirichlet" in names and scores.n_classes > DIRICHLET_CLASSES:
-        names.remove("dirichlet")
-        left_out.append(_out("dirichlet", f"left out: {scores.n_classes} classes, more than {DIRICHLET_CLASSES}"))
-    return names, left_out
+    why = {name: MAPS[name].left_out(len(scores), scores.n_classes) for name in candidates_for(scores.n_classes)}
+    left_out = [_out(name, reason) for name, reason in why.items() if reason is not None]
+    return [name for name, reason in why.items() if reason is None], left_out
 
 
 def _shortage(scores: Scores) -> str | None:

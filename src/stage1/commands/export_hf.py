@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stage1.calibration import CALIBRATION_FILE, FrozenMap
+from stage1.calibration import CALIBRATION_FILE, FittedMap
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import require
 from stage1.policy import POLICY_FILES, load_policy
@@ -105,7 +105,7 @@ def margin_at(folder: Path, threshold: float, n_classes: int) -> float:
         )
     if not (folder / CALIBRATION_FILE).is_file():
         return math.log(threshold) - math.log1p(-threshold)
-    found = FrozenMap.load(folder / CALIBRATION_FILE).map
+    found = FittedMap.load(folder / CALIBRATION_FILE).map
     if not found.keeps_order:
         raise ConfigError(
             f"--threshold {threshold:g}: the {found.name} map of this run is not strictly rising; use 0.5"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.calibration import FrozenMap
+from stage1.calibration import FittedMap, non_monotone
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.label_shift import prior_weights
@@ -23,7 +23,7 @@ from stage1.policy.threshold_choice import PATH_METHOD, Choice, rule
 from stage1.policy.units import choose_unit
 from stage1.risk import binomial_lower, binomial_upper
 from stage1.scores import Scores
-from stage1.stages.calibrate import REORDERING, fit_configured, frozen_map
+from stage1.stages.calibrate import fit_configured, frozen_map
 
 _BLOCK = 20
 _HOPELESS = 1e-6
@@ -215,7 +215,7 @@ def _fitter(config: RunConfig, pilot: Scores) -> Fit:
     if len(classes) != pilot.n_classes:
         classes = tuple(str(index) for index in range(pilot.n_classes))
     frozen = None
-    if config.calibration.map not in REORDERING:
+    if not non_monotone(config.calibration.map):
         # Such a map only says which exits are favoured: that of the whole pilot will do, one in every draw would cost
         # time.
         frozen = frozen_map(config, pilot, gate=False, say=lambda text: None)
@@ -239,7 +239,7 @@ def _plain(config: RunConfig, pilot: Scores) -> bool:
     return config.policy.name == "softmax" and pilot.n_classes == 2 and images and not config.data.slices
 
 
-def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FrozenMap) -> Fit:
+def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FittedMap) -> Fit:
     """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times
     slower).
     """

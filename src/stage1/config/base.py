@@ -6,10 +6,12 @@ The known name that a wrong one was meant to be, for messages.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -22,6 +24,30 @@ class Section(BaseModel):
     """A part of the config: unknown keys are errors, values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Marks a text that is one of the names of a registry: `Annotated[str, OneOf(names)]`.
+
+    names: asked when a value is checked, not when the config is imported, so that a row added to the registry is known
+    and `import stage1` stays light. Errors and JSON Schema read as those of a Literal of these names.
+    """
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.names())}
+
+    def _checked(self, value: Any) -> Any:
+        names = list(self.names())
+        if value not in names:
+            *others, last = [repr(name) for name in names]
+            raise ValueError(f"Input should be {', '.join(others)} or {last}")
+        return value
 
 
 # What others call a key, where no spelling comes near it.

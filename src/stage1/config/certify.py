@@ -9,11 +9,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stage1.config.base import Rate, Section, nearest
+from stage1.config.base import OneOf, Rate, Section, nearest
+
+
+def _map_names() -> tuple[str, ...]:
+    from stage1.calibration.registry import config_names
+
+    return config_names()
 
 
 class CalibrationConfig(Section):
-    map: Literal["auto", "none", "temperature", "platt", "beta", "isotonic", "vector", "dirichlet"] = "auto"
+    map: Annotated[str, OneOf(_map_names)] = "auto"
     """From raw scores to the probability that is stated; fitted on val_select, kept only if it lowers the
     cross-validated NLL.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from stage1.calibration import BINARY_KEEPING_ORDER, CalibrationMap, Identity, choose_map
+from stage1.calibration import CalibrationMap, Identity, automatic, choose_map
 from stage1.scores import Scores
 
 _FARTHEST = 1e12  # a score beyond this is none that a model gives
@@ -66,7 +66,7 @@ def boundary_of_scores(select: Scores | None, target_prior: float | None, seed: 
     """
     found: CalibrationMap | None = None
     if select is not None and select.labels is not None and len(select):
-        found = choose_map(select, candidates=BINARY_KEEPING_ORDER, keep_order=True, seed=seed).map
+        found = choose_map(select, candidates=automatic(2), keep_order=True, seed=seed).map
     if found is None:
         found = Identity(n=0, n_classes=2)
     return boundary_of_map(found, select, target_prior)

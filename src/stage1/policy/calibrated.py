@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stage1.calibration import CALIBRATION_FILE, CalibrationMap, FrozenMap, Identity
+from stage1.calibration import CALIBRATION_FILE, CalibrationMap, FittedMap, Identity
 from stage1.errors import IntegrityError
 from stage1.policy.base import Decision, Policy
 from stage1.policy.certificate import Certificate
@@ -33,7 +33,7 @@ class CalibratedPolicy:
     """
 
     base: Policy
-    frozen: FrozenMap
+    frozen: FittedMap
 
     @property
     def name(self) -> str:
@@ -115,7 +115,7 @@ def stated(policy: Policy, scores: Scores) -> Scores:
 
 
 def fit_calibrated(
-    frozen: FrozenMap,
+    frozen: FittedMap,
     fit: Callable[[Scores | None, Scores, CalibrationMap], Policy],
     *,
     select: Scores | None,
@@ -168,7 +168,7 @@ def with_map(policy: Policy, document: Mapping[str, Any], folder: Path) -> Polic
         if score == "mapped":
             raise IntegrityError(f"{path}: missing; the thresholds beside it lie on its scores: restore it")
         return policy
-    found = FrozenMap.load(path)
+    found = FittedMap.load(path)
     if found.score != score or (score == "mapped" and found.digest != document.get("calibration")):
         raise IntegrityError(
             f"{path}: is not the map that the thresholds beside it were certified with ({score} score); run "

@@ -30,7 +30,7 @@ from scipy import special
 
 from stage1.calibration import CalibrationMap, Choice, choose_map, fit_map, map_from_document
 from stage1.calibration.folds import fold_of_rows
-from stage1.calibration.selection import ISOTONIC_ROWS
+from stage1.calibration.isotonic import ISOTONIC_ROWS
 from stage1.errors import ConfigError, DataError
 from stage1.policy.gate_features import Extra, checked_extra, feature, gate_logit
 from stage1.scores import Scores

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from stage1.calibration import (
-    BINARY,
-    BINARY_KEEPING_ORDER,
-    MULTICLASS,
-    REORDERING,
     CalibrationMap,
-    FrozenMap,
+    FittedMap,
+    automatic,
+    candidates,
     choose_map,
-    frozen,
-    frozen_identity,
+    fitted_identity,
+    fitted_map,
+    non_monotone,
 )
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
@@ -38,7 +37,7 @@ def fit_configured(
     uncertified_because: str | None = None,
     views: ViewsClaim | None = None,
     dealing: str | None = None,
-    frozen: FrozenMap | None = None,
+    frozen: FittedMap | None = None,
 ) -> CalibratedPolicy:
     """fit_policy with everything the config says. A gate that shows no gain on val_select is refused and softmax kept.
 
@@ -128,12 +127,7 @@ def _confidence_score(config: RunConfig, select: Scores | None, n_classes: int, 
     return name
 
 
-def automatic(n_classes: int) -> tuple[str, ...]:
-    """The candidates of `calibration.map=auto`: under these, thresholds on the raw score stay as they are."""
-    return BINARY_KEEPING_ORDER if n_classes == 2 else ("temperature",)
-
-
-def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[str], None]) -> FrozenMap:
+def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[str], None]) -> FittedMap:
     """The map of least cross-validated NLL on val_select among those that the config allows; the identity, if none is
     better.
 
@@ -141,21 +135,21 @@ def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[
     with the numbers. Raises ConfigError where the map asked for by name is not for so many classes.
     """
     wanted = config.calibration.map
-    suited = BINARY if select.n_classes == 2 else MULTICLASS
+    suited = candidates(select.n_classes)
     if wanted not in ("auto", "none", *suited):
         raise ConfigError(
             f"calibration.map: {wanted} is not for {select.n_classes} classes; use auto, none, {', '.join(suited)}"
         )
     if gate:
-        found = frozen_identity(select, "the gate states a probability of its own, fitted on val_select too")
+        found = fitted_identity(select, "the gate states a probability of its own, fitted on val_select too")
     elif wanted == "none":
-        found = frozen_identity(select, "calibration.map=none")
+        found = fitted_identity(select, "calibration.map=none")
     elif select.labels is None or len(select) == 0:
-        found = frozen_identity(select, "val_select has no labelled rows to fit a map on")
+        found = fitted_identity(select, "val_select has no labelled rows to fit a map on")
     else:
-        candidates = automatic(select.n_classes) if wanted == "auto" else (wanted,)
-        choice = choose_map(select, candidates=candidates, keep_order=wanted not in REORDERING, seed=config.seed)
-        found = frozen(choice, select)
+        compared = automatic(select.n_classes) if wanted == "auto" else (wanted,)
+        choice = choose_map(select, candidates=compared, keep_order=not non_monotone(wanted), seed=config.seed)
+        found = fitted_map(choice, select)
     on = "" if found.score == "raw" else "; it moves the order, so thresholds and certificate are of the mapped score"
     say(f"  calibration map: {found.reason}{on}")
     return found

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.bundle.licences import licence_text
-from stage1.calibration import CALIBRATION_FILE, REORDERING
+from stage1.calibration import CALIBRATION_FILE, non_monotone
 from stage1.errors import IntegrityError, MissingError
 from stage1.evaluation.calibration_report import Stated
 from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy, decided_on, load_policy, policy_file, stated
@@ -119,7 +119,7 @@ def _attempt(run: RunDir, calib: Scores) -> int:
         "target_prior": config.target_prior,
         "against_argmax": config.policy.against_argmax,
     }
-    if config.calibration.map in REORDERING:
+    if non_monotone(config.calibration.map):
         present["calibration"] = config.calibration.map  # thresholds on another score are another target
     if (views := views_claim(run)) is not None:
         present["views"] = views.digest
