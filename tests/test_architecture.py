@@ -24,7 +24,7 @@ NUMPY |= {
     "bundle": CORE | {"calibration", "policy", "evaluation", "views"},
     "inference": CORE | {"calibration", "policy", "evaluation", "views", "bundle"},
     "report": CORE | {"calibration", "policy", "evaluation", "views"},
-    "cascade": CORE | {"calibration", "policy", "evaluation", "views", "bundle", "inference"},
+    "cascade": CORE | {"config", "calibration", "policy", "evaluation", "views", "bundle", "inference"},
 }
 # The config stands above what it names: its maps are those of the registry.
 NUMPY["config"] = CORE | {"calibration"}
