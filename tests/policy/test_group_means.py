@@ -100,7 +100,7 @@ def test_show_two_through_fit_policy(risks, mixed):
             + "".join(f"{unit:>12}: {broken / draws:.3f} {cover:.3f}" for unit, (broken, cover, _) in found.items())
         )
         assert all(found[unit][0] <= limit(draws) for unit in ("group", "group_mean", "auto")), lines
-        # The tests of risk/test_groups.py say how often the choice is wrong; here: what that costs.
+        # The tests of risk/test_clusters.py say how often the choice is wrong; here: what that costs.
         assert found["auto"][1] >= max(found["group"][1], found["group_mean"][1]) - 0.1, lines
     print("\n" + "\n".join(lines))
 

@@ -1,6 +1,6 @@
 """bundle.json: what a bundle holds, the digest of every byte of it, and the check that it is still so.
 
-The views of a bundle: views.json beside its certificate, and whether the two speak of the same views.
+Part of the check is that views.json and the certificate beside it are about the same views.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What every calibration map is: from raw scores to probabilities, frozen, the same everywhere it is applied.
 
-The identity: no map lowered the loss, or none was asked for. Written all the same, so that its absence says nothing.
+The one map that needs no fit stands here as well, the identity: no map lowered the loss, or none was asked for. It is
+written all the same, so that a missing file never means "none".
 """
 
 from __future__ import annotations

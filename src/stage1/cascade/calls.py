@@ -1,7 +1,8 @@
-"""Calls that know no deadline of their own, waited for up to one: Python cannot stop them, so their number is bounded
-instead.
+"""One call of a stage that may fail, bounded in time and in number: every end of it is an outcome, never an exception.
 
-Asking a stage that may fail: retries with jitter, a budget per minute, a circuit breaker; every end is an outcome.
+- A call that knows no deadline of its own is waited for up to one. Python cannot stop it, so the number of such calls
+  is bounded instead.
+- Around each call: retries with jitter, a budget of calls per minute, and a circuit breaker.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The certificate of a cascade: which configuration, what is promised of it, how delta was shared, with which failures.
-
-The certificate of a cascade in words: what is claimed, how delta was shared, which failures were measured.
-"""
+"""The certificate of a cascade (configuration, promises, shared delta, measured failures), and its statement."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Whether a stage can take what those before it defer: an upper bound of the share that reaches it against a capacity.
+"""What a cascade costs: the load of each later stage against its capacity, and cost against risk (the frontier).
 
-Cost against risk as the first stage's thresholds move: what each stage costs, measured, and one row per configuration.
+The load is an upper bound of the share of images that reaches a stage. The frontier has one row for each configuration
+of the first stage's thresholds, with the measured costs of each stage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One POST to an endpoint that may do anything: bounded in time and size, never redirected, the key in no message.
 
-A connection within one deadline: the name looked up, an address that answers, and the TLS handshake, all of it
-together.
+One deadline covers all of it: looking up the name, the first address that answers, the TLS handshake and the reply.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""cascade evaluate: from recorded answers to the certificate of the whole, its frontier and the document that holds
-both.
+"""`cascade run` and `cascade evaluate`: from paths to recorded answers, from these to the certificate and its frontier.
 
-cascade run: from paths to a record of answers; and what people are shown of runs and evaluations.
+The document that `evaluate` writes holds both; the lines that people see of either command are made here as well.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What every section of the config is, and the numbers that it holds.
-
-The known name that a wrong one was meant to be, for messages.
-"""
+"""What every section of the config is: its rules, the types of its numbers, and the nearest known name for messages."""
 
 from __future__ import annotations
 

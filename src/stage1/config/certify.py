@@ -1,6 +1,7 @@
-"""Sections calibration and policy: the probability that is stated, and when the first stage answers.
+"""Sections of what is promised and judged: calibration, policy, evaluation and acceptance.
 
-Sections evaluation and acceptance: the intervals of the report, and the limits that a run must keep.
+The probability that is stated, when the first stage answers, the intervals of the report, and the limits that a run
+must keep.
 """
 
 from __future__ import annotations

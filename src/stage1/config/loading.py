@@ -1,8 +1,7 @@
-"""The recipes of the package, and the phases that stand for some of them.
+"""From recipe, file, environment and command line to a RunConfig, with where each value came from.
 
-A config as dotted keys and values: which there are, as YAML, and what differs between two.
-
-From recipe, file, environment and command line to a RunConfig; where each value came from.
+A recipe is a file of the package, a phase stands for one of them. Between a file and a RunConfig a config is dotted
+keys and values: which keys there are, how they are written as YAML, and in which of them two configs differ.
 """
 
 from __future__ import annotations

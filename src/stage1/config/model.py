@@ -1,7 +1,4 @@
-"""Sections backbone, features and export: from an image to its features, and the model as it ships.
-
-Sections adapter, images and pretrain: what the backbone itself learns, with labels and without.
-"""
+"""Sections of the model: backbone, adapter, pretrain, images (what the backbone learns), features and export."""
 
 from __future__ import annotations
 

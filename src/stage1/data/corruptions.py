@@ -1,6 +1,7 @@
-"""The four levels of the StreetVision client on pixels, and its JPEG, with the client's own arithmetic.
+"""The challenges of the StreetVision client: its four levels of corruption and its JPEG, with its own arithmetic.
 
-What the client does to pixels, as its public source was measured (v2.0.4), and what is done here:
+A challenge is a function of the image's bytes, the level, the seed and the number of the copy. What the client does to
+pixels, as its public source was measured (v2.0.4), and what is done here:
 
 - Area: the crop keeps 20 to 100 % of the whole frame's area, uniform. A square of that area that does not fit into the
   frame is drawn again; after ten times it is the largest centre square. Its place is uniform, in whole pixels.
@@ -15,8 +16,6 @@ What the client does to pixels, as its public source was measured (v2.0.4), and 
 - Noise: of the stated variance (pixels in [0, 1]), added to Y, Cb and Cr in studio range, so that it comes back larger:
   3.9 times the variance in R, 2.2 in G and 5.4 in B, correlated over the channels.
 - Blur: kernel taps at whole pixels; the edge is mirrored without its last pixel.
-
-One challenge from one image: a function of its bytes, the level, the seed and the number of the copy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Metrics at another class balance: weights that restate a sample.
-
-Label shift: the class balance of unlabelled data from their scores, and probabilities at another balance.
+"""Label shift: the class balance of unlabelled data from their scores, and metrics at another balance.
 
 Assumes that scores within a class stay as they were and only the shares of the classes differ. Then class-conditional
 certificates (fnr, fpr, miss_rate, false_exit_rate) hold unchanged; coverage, error and every pooled metric move, and

@@ -1,7 +1,6 @@
-"""The choice between the confidence scores of `stage1.scores.confidence`: the one that ranks right above wrong best on
-val_select.
+"""Which score ranks right above wrong best on val_select: among confidence scores, and the gate against softmax.
 
-Is a gate worth more than softmax? The paired gain in AUGRC on val_select, and the verdict.
+The gate is accepted on its paired gain in AUGRC. The scores themselves are those of `stage1.scores.confidence`.
 """
 
 from __future__ import annotations

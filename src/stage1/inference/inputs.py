@@ -1,6 +1,6 @@
-"""What `predict` is given: files, folders, tables, lists and stdin, as one stream of named images.
+"""What a predictor is given, as one stream of named images, all by way of the one decoder.
 
-What a predictor is given, as items of the stream: paths, bytes, arrays and PIL images, all by way of the one decoder.
+From the command line: files, folders, tables, lists and stdin. From Python: paths, bytes, arrays and PIL images.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Heads on pooled features of several views: how the views' features become one row, and the module that is exported.
+"""Models that take all views of an image together: pooled features for the head, and the ONNX graph around it.
 
-The row holds the whole view's features (where there is a whole view), the largest of each column over the other views,
-and their mean. The largest says that something is there though it fills one tile of ten, the mean what the place looks
-like; which counts is learned. Concatenated global poolings are old practice in fine-tuning (Howard and Gugger 2020,
-section 3.2: average and maximum side by side); over the tiles of a large image they are the embedding-level pooling of
-Ilse et al. 2018, section 2.2.
+The head's row holds the whole view's features (where there is a whole view), the largest of each column over the other
+views, and their mean. The largest says that something is there though it fills one tile of ten, the mean what the place
+looks like; which counts is learned. Concatenated global poolings are old practice in fine-tuning (Howard and Gugger
+2020, section 3.2: average and maximum side by side); over the tiles of a large image they are the embedding-level
+pooling of Ilse et al. 2018, section 2.2.
 
-An ONNX graph that takes all views of an image together, made of one that takes images.
+The graph is made of one that takes images, between two reshapes: views become rows before it, and rows views behind.
 """
 
 from __future__ import annotations

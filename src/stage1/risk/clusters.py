@@ -158,7 +158,7 @@ def group_power(
     .6 of the target: the groups with an error are drawn as often as brings them there (weights exp(c err) would favour
     groups with few errors, and so make frames look less alike than they are); without an error, as they are.
     Deterministic by seed. Raises DataError as group_means does, for no row, and for n_groups_calib < 1.
-    Measured in tests/risk/test_groups.py and tests/policy/test_group_means.py.
+    Measured in tests/risk/test_clusters.py and tests/policy/test_group_means.py.
     """
     if n_groups_calib < 1:
         raise DataError(f"n_groups_calib: must be >= 1, got {n_groups_calib}")

@@ -1,6 +1,6 @@
-"""Backbone and head as one trainable module: what is frozen, what learns how fast, how the average is looked at.
+"""Backbone and head as one trainable module: what is frozen, what learns at which rate, and its averaged weights.
 
-The passes over images that memory may cut into pieces: gradients of one step, and outputs of many images.
+A pass over the images of one step may be cut into as many pieces as memory needs: the gradients are the same.
 """
 
 from __future__ import annotations

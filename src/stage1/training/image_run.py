@@ -1,6 +1,6 @@
 """One training run on images: steps over all processes, validation, checkpoints, bit-equal resume.
 
-As in run.py order, distortions and dropout follow from (seed, epoch, step, image), and where it stands is the ledger's.
+As in head_run.py, order, distortions and dropout follow from (seed, epoch, step, image), and where it stands is the ledger's.
 A checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
 """
 

@@ -1,9 +1,8 @@
-"""Losses of one batch: cross-entropy, the three selective losses, entropy; and the class weights.
+"""Losses of one batch: cross-entropy, the three selective losses, entropy; class weights, and the choice between them.
 
 Sums over rows (weighted by class) where a loss is a sum, so that batches of one step add up to the big batch;
-SelectiveNet's is a ratio, and belongs to its batch.
-
-What a head is trained for: from its kind and the config to the loss of one batch, and the state that a loss keeps.
+SelectiveNet's is a ratio, and belongs to its batch. `Objective` takes the loss from the kind of head and the config,
+and holds the state that some losses keep.
 """
 
 from __future__ import annotations

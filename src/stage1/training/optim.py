@@ -1,10 +1,9 @@
-"""Learning rate as a closed form of the step: its state is the step number.
+"""How every training run steps: learning rate, average of the weights, random numbers, torch's global state.
 
-Exponential moving average of the weights, with a decay that warms up.
-
-Every random number of training is a function of (seed, purpose, epoch, step): nothing to store, nothing to skip.
-
-Torch's global state around training: one thread, deterministic, and as it was afterwards.
+- The learning rate is a closed form of the step: its state is the step number.
+- The exponential moving average of the weights has a decay that warms up.
+- Every random number is a function of (seed, purpose, epoch, step): nothing to store, nothing to skip.
+- Torch runs on one thread, deterministic, and is put back afterwards as it was.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""What training tells the world: metrics.csv (one row per epoch), log.jsonl (events with times), TensorBoard.
+"""Where a supervised run stands, and the files that follow from it.
 
-Where a run stands and which files follow from it: the bookkeeping of every supervised run, whatever it trains.
-
-The checkpoint is the one truth. Weights file and metrics table are made from it, so after a kill at any moment they are
-brought to the same state again.
+The checkpoint is the one truth. The weights file and metrics.csv (one row per epoch) are made from it, so after a kill
+at any moment they are brought to the same state again. log.jsonl (events with times) and TensorBoard tell how it went.
 """
 
 from __future__ import annotations

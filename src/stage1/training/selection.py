@@ -1,7 +1,4 @@
-"""Features and labels of one role, checked before anything is computed from them.
-
-Metrics on val_select, and the rule by which one set of weights beats another.
-"""
+"""Checked features and labels of one role, metrics on val_select, and when one set of weights beats another."""
 
 from __future__ import annotations
 

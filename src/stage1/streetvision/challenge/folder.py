@@ -1,6 +1,6 @@
-"""The client's filter of real rows: only where label and scene_description agree.
+"""Challenges on disk: images/*.jpg, challenge.json (the parameters) and, last of all, labels.csv.
 
-Challenges on disk: images/*.jpg, challenge.json (the parameters) and, last of all, labels.csv.
+Rows that carry the client's scene_description are taken only where label and description agree, as the client does.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""ExPLoRA: self-supervision goes on, on unlabelled images of the domain; the one entry point.
+"""ExPLoRA: self-supervised pretraining goes on, on unlabelled images of the domain.
 
-Source: Khanna et al. 2025 (2406.10973); what learns stands in pretrain_adapter.py, the objectives in masked.py and
-dino.py.
-
-One pretraining run: epochs of steps on unlabelled images, vitals after each, checkpoints, bit-equal resume.
+`pretrain` is the entry point. A run is epochs of steps, vital signs after each, checkpoints, and bit-equal resume; what
+learns stands in adapter.py, the objectives in masked.py and dino.py. Source: Khanna et al. 2025 (2406.10973).
 """
 
 from __future__ import annotations
