@@ -39,6 +39,7 @@ from stage1.model.backbone import load_backbone
 from stage1.model.head import build_head, load_head
 from stage1.policy import fit_policy
 from stage1.runs.directory import RunDir
+from stage1.runs.documents import FEATURES_KIND, TRAIN_KIND
 from stage1.scores import Scores, read_role
 from stage1.stages.tune import along_file, backbone_config, backbone_file
 from stage1.storage.documents import read_document
@@ -114,7 +115,7 @@ def both(run: RunDir, keep: Path, name: str) -> dict[str, dict[str, Scores]]:
         keep.mkdir(parents=True, exist_ok=True)
         np.savez(path, **logits(run, keep / "features" / name))  # type: ignore[arg-type]
     made = np.load(path)
-    ships = read_document(run / "train.json", "train").get("along", {}).get("ships", "again")
+    ships = read_document(run / "train.json", TRAIN_KIND).get("along", {}).get("ships", "again")
     for role, scores in kept.items():
         if not np.abs(made[f"{role}_{ships}"] - scores.logits).max() < SAME:
             raise SystemExit(
@@ -133,7 +134,7 @@ def logits(run: RunDir, store: Path) -> dict[str, np.ndarray]:
     """ "role_head" -> logits, on features made now."""
     config, table = run.config, SampleTable.read(run / "samples.parquet")
     backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
-    if backbone.fingerprint != read_document(run / "features.json", "features")["fingerprint"]:
+    if backbone.fingerprint != read_document(run / "features.json", FEATURES_KIND)["fingerprint"]:
         raise SystemExit(f"{run.path}: features.json is of another backbone")
     along = load_head(run / along_file(config), ALONG, backbone.dim, len(table.classes))
     again = build_head(ALONG, backbone.dim, len(table.classes), config.seed).eval()

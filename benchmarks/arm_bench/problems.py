@@ -16,6 +16,7 @@ from stage1.data.table import SampleTable
 from stage1.features import FeatureKey, FeatureStore, extract_features
 from stage1.model.backbone import load_backbone
 from stage1.runs.directory import RunDir, opened
+from stage1.runs.documents import FEATURES_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute_one
 from stage1.scores import ROLES
@@ -83,7 +84,7 @@ def problem(name: str, work: Path, demo_run: Path, table_file: Path | None, scen
             for stage in ("split", "extract"):
                 execute_one(run, stage, Progress(quiet=False))
         source = folder
-    document = read_document(source / "features.json", "features")
+    document = read_document(source / "features.json", FEATURES_KIND)
     table = SampleTable.read(source / "samples.parquet")
     features = _features(RunDir(source, config), document, table, FeatureStore(folder / "features"))
     risks, assume_iid = TARGETS[name]

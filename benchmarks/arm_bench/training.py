@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from arm_bench.problems import Problem
 from stage1.config import RunConfig, load_config
 from stage1.runs.directory import opened
+from stage1.runs.documents import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute_one
 from stage1.scores import ROLES, Scores, read_role
@@ -172,8 +173,11 @@ def _tune(data: Problem, config: RunConfig, seed: int, place: Path) -> None:
                     before = float(spent.read_text(encoding="utf-8")) if spent.is_file() else 0.0
                     write_text(spent, str(before + time.process_time() - began))
         found = {role: read_role(run.path, role) for role in JUDGED}
-        tune, train = read_document(run / "tune" / "tune.json", "tune"), read_document(run / "train.json", "train")
-        head = 2 * (read_document(run / "features.json", "features")["dim"] + 1)
+        tune, train = (
+            read_document(run / "tune" / "tune.json", TUNE_KIND),
+            read_document(run / "train.json", TRAIN_KIND),
+        )
+        head = 2 * (read_document(run / "features.json", FEATURES_KIND)["dim"] + 1)
     for role, scores in found.items():
         if scores.ids is None or scores.ids.tolist() != data.table.ids[data.rows(role)].tolist():
             raise SystemExit(f"{place}: {role} is not that of the other arms; start over with another --work")

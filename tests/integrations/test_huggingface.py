@@ -25,6 +25,7 @@ from stage1.integrations import huggingface  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.head import Gate, GatedHead, build_gate, build_head  # noqa: E402
 from stage1.runs.directory import RunDir, read_state, stored_config  # noqa: E402
+from stage1.runs.documents import FEATURES_KIND  # noqa: E402
 from stage1.runtime.crops import WHOLE, ViewPolicy  # noqa: E402
 from stage1.runtime.preprocessing import Preprocessing  # noqa: E402
 from stage1.stages import STAGES  # noqa: E402
@@ -82,7 +83,7 @@ def test_scores_are_those_of_the_run(exported, run, photos):  # noqa: F811
         model=AutoModelForImageClassification.from_pretrained(folder),
         image_processor=ViTImageProcessorPil.from_pretrained(folder),
     )
-    spec = Preprocessing.from_json(read_document(run / "features.json", "features")["preprocessing"])
+    spec = Preprocessing.from_json(read_document(run / "features.json", FEATURES_KIND)["preprocessing"])
     paths = sorted((photos.parent / "images").iterdir())[:20]
     _, logits, _, _ = Predictor(run / "model.onnx", spec, ("day", "night")).outputs([path.read_bytes for path in paths])
     wanted = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
@@ -316,7 +317,7 @@ def test_the_clients_transformers_give_the_same_scores(photos, tmp_path):  # noq
         [python, "-c", THERE, tmp_path / "stock", *paths], capture_output=True, text=True, timeout=300
     )
     assert there.returncode == 0, there.stderr
-    spec = Preprocessing.from_json(read_document(tmp_path / "run" / "features.json", "features")["preprocessing"])
+    spec = Preprocessing.from_json(read_document(tmp_path / "run" / "features.json", FEATURES_KIND)["preprocessing"])
     predictor = Predictor(tmp_path / "run" / "model.onnx", spec, ("day", "night"))
     _, logits, _, _ = predictor.outputs([path.read_bytes for path in paths])
     for scores, pair in zip(json.loads(there.stdout.splitlines()[-1]), logits.astype(np.float64), strict=True):

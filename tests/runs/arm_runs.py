@@ -10,6 +10,7 @@ import numpy as np
 from stage1 import Scores
 from stage1.config import load_config, to_yaml
 from stage1.data.table import SampleTable
+from stage1.runs.documents import STAGES_KIND
 from stage1.scores import write_role
 from stage1.stages.calibrate import fit_configured
 from stage1.stages.certify import save_policy
@@ -82,5 +83,5 @@ def make_run(
         name: {"inputs": "0" * 64, "outputs": {}, "seconds": seconds, "peak_mib": 100.0 * seconds}
         for name, seconds in (("train", 2.0 + seed), ("score", 10.0))
     }
-    write_document(folder / "stages.json", {"stage1_version": "0", "stages": stages}, "stages")
+    write_document(folder / "stages.json", {"stage1_version": "0", "stages": stages}, STAGES_KIND)
     return folder

@@ -11,6 +11,7 @@ from stage1.config import AcceptanceGate, load_config
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.policy import load_policy
 from stage1.runs.directory import RunDir
+from stage1.runs.documents import ACCEPTANCE_KIND
 from stage1.scores import read_role
 from stage1.stages.acceptance import Measured, accept, accepted_in_words, check_reference, judge, require_accepted
 from stage1.stages.certify import write_evaluation
@@ -96,7 +97,7 @@ def accepted(root, name, gates, *options):
         seed=0,
     )
     written = accept(run, evaluation)
-    return (read_document(written[0], "acceptance") if written else None), run
+    return (read_document(written[0], ACCEPTANCE_KIND) if written else None), run
 
 
 def test_the_gates_of_the_issue(root):

@@ -15,6 +15,7 @@ from PIL import Image
 from stage1.config import load_config
 from stage1.errors import ConfigError, DataError, SourceChanged
 from stage1.runs.directory import opened, stored_config
+from stage1.runs.documents import STAGES_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute, execute_one
 from stage1.storage.documents import read_document
@@ -107,12 +108,12 @@ def test_a_config_without_a_finished_stage_gives_way(tmp_path):
 
 def test_a_refused_stage_leaves_config_and_state_as_they_were(finished, tmp_path):
     copy = shutil.copytree(finished.folder, tmp_path / "run")
-    config, state = (copy / "config.yaml").read_bytes(), read_document(copy / "stages.json", "stages")
+    config, state = (copy / "config.yaml").read_bytes(), read_document(copy / "stages.json", STAGES_KIND)
     one_line_error(stage1("calibrate", copy, "train.epochs=3"), 2, "out of date")
     assert (copy / "config.yaml").read_bytes() == config
     one_line_error(stage1("calibrate", copy, "risks={fnr.cat: 0.1}"), 2, "cat")  # refused inside the stage
     assert (copy / "config.yaml").read_bytes() == config
-    assert read_document(copy / "stages.json", "stages") == state
+    assert read_document(copy / "stages.json", STAGES_KIND) == state
     assert stage1("calibrate", copy, "risks.miss_rate=0.35").returncode == 0
     assert stored_config(copy).risks["miss_rate"] == 0.35
 
@@ -152,7 +153,7 @@ def test_the_advice_of_a_stage_that_met_other_bytes_works(advice, tmp_path):
         assert result.returncode == 0
     result = stage1("run", "--recipe", "baseline", *SETTINGS, f"data.table={table}", "-o", tmp_path / "run")
     assert "have changed since" not in result.stderr
-    assert read_document(tmp_path / "run" / "stages.json", "stages")["stages"].keys() >= {
+    assert read_document(tmp_path / "run" / "stages.json", STAGES_KIND)["stages"].keys() >= {
         "split",
         "extract",
         "train",

@@ -14,6 +14,7 @@ from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
 from stage1.policy.calibrated import CalibratedPolicy
 from stage1.policy.gate import GatePolicy
+from stage1.runs.documents import PARITY_KIND, TRAIN_KIND
 from stage1.scores import read_role
 from stage1.storage.documents import read_document
 
@@ -81,11 +82,11 @@ def test_gate_logits_reach_the_bundle_and_decide_in_predict(tmp_path, monkeypatc
     assert gate.kept == "gate"
     assert "gate" in (gate.model.source, *gate.model.features)
     assert verify_bundle(result.bundle, recompute=True).problems == ()
-    assert "gate" in read_document(result.folder / "train.json", "train")
+    assert "gate" in read_document(result.folder / "train.json", TRAIN_KIND)
     # What predict gives hangs on the gate output: with other gate logits the same images get other answers.
     other = bundle.policy.decide(replace(scores, gate=-scores.gate))
     assert not np.allclose(other.probability, bundle.policy.decide(scores).probability)
-    parity = read_document(result.folder / "parity.json", "parity")
+    parity = read_document(result.folder / "parity.json", PARITY_KIND)
     assert parity["passed"]
 
 
@@ -104,7 +105,7 @@ def test_recipes_run_to_a_bundle(recipe, photos, features_store, tmp_path):
 def test_a_sweep_writes_its_table_and_its_winner_is_the_same_alone(photos, features_store, tmp_path):
     options = ["head.kind=mlp", "sweep.hidden=[4, 8]", "sweep.seeds=2"]
     result = go("sweep", photos, features_store, tmp_path / "run", *options)
-    facts = read_document(result.folder / "train.json", "train")["sweep"]
+    facts = read_document(result.folder / "train.json", TRAIN_KIND)["sweep"]
     assert facts["agrees"]
     assert facts["largest_difference"] <= 1e-4
     with open(result.folder / "sweep.csv", newline="") as stream:
@@ -127,7 +128,7 @@ def test_a_sweep_writes_its_table_and_its_winner_is_the_same_alone(photos, featu
         ],
     )
     assert "train" in again.done
-    assert read_document(result.folder / "train.json", "train")["sweep"]["hidden"] == 6
+    assert read_document(result.folder / "train.json", TRAIN_KIND)["sweep"]["hidden"] == 6
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from stage1.data.sources import read_source
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.features.store import FeatureKey, FeatureStore
+from stage1.runs.documents import FEATURES_KIND
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_file, write_text
 
@@ -76,7 +77,7 @@ def audited(tmp_path_factory):
             "seed": 0,
             "key": {name: getattr(KEY, name) for name in ("preprocessing", "backbone", "pooling", "dtype", "engine")},
         },
-        "features",
+        FEATURES_KIND,
     )
     document = audit_labels(run, top=30)
     return run, document, set(table.ids[wrong].tolist()), photos

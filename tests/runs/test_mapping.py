@@ -34,6 +34,7 @@ from stage1.errors import ConfigError, IntegrityError
 from stage1.evaluation import brier, ece, nll
 from stage1.policy import CalibratedPolicy, decided_on, fit_policy, refit, stated
 from stage1.policy.calibrated import fit_calibrated
+from stage1.runs.documents import STAGES_KIND
 from stage1.scores import Scores, read_scores, write_scores
 from stage1.stages.calibrate import fit_configured, frozen_map
 from stage1.stages.certify import save_policy, write_evaluation
@@ -538,7 +539,7 @@ def test_the_mapped_certificate_keeps_its_promise_long():
 
 
 def test_a_run_has_its_map_in_folder_and_bundle(finished):
-    entry = read_document(finished.folder / "stages.json", "stages")["stages"]
+    entry = read_document(finished.folder / "stages.json", STAGES_KIND)["stages"]
     assert "calibration.json" in entry["calibrate"]["outputs"]
     run, shipped = finished.folder / "calibration.json", finished.bundle / "calibration.json"
     assert run.read_bytes() == shipped.read_bytes()

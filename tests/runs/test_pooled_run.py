@@ -17,6 +17,7 @@ from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.inference import Predictor
 from stage1.policy import Certificate
+from stage1.runs.documents import LOOKED_KIND, PARITY_KIND
 from stage1.runtime.crops import ViewPolicy, cut, parse_views
 from stage1.runtime.session import Engine
 from stage1.scores import read_role
@@ -66,7 +67,7 @@ def test_the_bundle_is_certified_for_its_views_and_answers_as_it_was_scored(pool
     assert [answer.exit for answer in answers] == expected.exit.tolist()
     assert np.allclose([answer.probability for answer in answers], expected.probability, atol=1e-4)
     assert {answer.views for answer in answers} == {5}
-    assert read_document(pooled.folder / "parity.json", "parity")["passed"]
+    assert read_document(pooled.folder / "parity.json", PARITY_KIND)["passed"]
     evaluation = read_document(pooled.folder / "evaluation.json", "evaluation")
     assert evaluation["views"]["mean"] == 5.0
     assert "pooled over the views" in (pooled.folder / "report.html").read_text()
@@ -89,7 +90,7 @@ def test_scores_are_those_of_the_engine_on_cut_images(pooled):
     assert np.allclose(scores.logits[:6], outputs["logits"], atol=1e-4)
     assert scores.gate is not None
     assert np.allclose(scores.gate[:6], outputs["gate_logits"], atol=1e-4)
-    looked = read_document(pooled.folder / "looked.json", "looked")
+    looked = read_document(pooled.folder / "looked.json", LOOKED_KIND)
     assert looked["deciding"][:6] == deciding_view(outputs["logits"], outputs["without_view"]).tolist()
     without = outputs["without_view"].astype(np.float64)
     assert np.allclose(scores.extra["view_spread"][:6], (without[..., 1] - without[..., 0]).std(axis=1), atol=1e-4)

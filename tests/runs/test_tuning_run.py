@@ -22,6 +22,7 @@ from stage1.bundle import verify_bundle
 from stage1.config import load_config
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.runs import execute_one, opened, outlook
+from stage1.runs.documents import FEATURES_KIND, PARITY_KIND, PRETRAIN_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.progress import Progress
 from stage1.scores import read_role
 from stage1.stages import STAGES
@@ -94,14 +95,14 @@ def answers_as_scored(result) -> None:
 def test_the_tuned_backbone_is_the_one_that_ships(tuned):
     assert tuned.done == ("split", "tune", "extract", "train", "export", "score", "calibrate", "evaluate", "bundle")
     features, facts = (
-        read_document(tuned.folder / "features.json", "features"),
-        read_document(tuned.folder / "tune" / "tune.json", "tune"),
+        read_document(tuned.folder / "features.json", FEATURES_KIND),
+        read_document(tuned.folder / "tune" / "tune.json", TUNE_KIND),
     )
     assert features["fingerprint"] == facts["fingerprint"] == fingerprint(tuned, WEIGHTS) != fingerprint(tuned, None)
     assert features["weights"] == "backbone_tuned.safetensors"
     assert 0 < facts["share"] < 0.2
     assert (tuned.folder / "tune" / "adapter" / "adapter_config.json").is_file()
-    assert read_document(tuned.folder / "parity.json", "parity")["passed"]
+    assert read_document(tuned.folder / "parity.json", PARITY_KIND)["passed"]
     assert tuned.certificate.certified
     answers_as_scored(tuned)
 
@@ -132,7 +133,7 @@ def test_nothing_is_done_twice_and_what_follows_from_tune_follows(tuned, photos,
         assert [row["stage"] for row in outlook(directory)][:3] == ["split", "extract", "train"]
         assert skipped(directory) == ["split"]
         assert execute_one(directory, "extract", quiet)
-        assert read_document(folder / "features.json", "features")["fingerprint"] == fingerprint(tuned, None)
+        assert read_document(folder / "features.json", FEATURES_KIND)["fingerprint"] == fingerprint(tuned, None)
         with pytest.raises(ConfigError, match=r"no stage 'tune'.*adapter\.kind=lora.*images\.unfreeze=last"):
             execute_one(directory, "tune", quiet)
 
@@ -254,7 +255,7 @@ def until(photos, folder: Path, *more: str, recipe: str = "lora", last: str = "t
 
 
 def facts_of(folder: Path) -> dict:
-    return read_document(folder / "train.json", "train")
+    return read_document(folder / "train.json", TRAIN_KIND)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def along(tuned, photos, tmp_path_factory):
 
 def test_the_head_trained_along_ships_where_it_is_better(along):
     folder, said = along
-    facts, tune = facts_of(folder), read_document(folder / "tune" / "tune.json", "tune")
+    facts, tune = facts_of(folder), read_document(folder / "tune" / "tune.json", TUNE_KIND)
     found = facts["along"]
     assert found["ships"] == "along"
     assert found["along"]["scaled_nll"] < found["again"]["scaled_nll"]
@@ -362,8 +363,8 @@ def test_pretraining_then_a_probe(photos, unlabelled, tmp_path):
     result = run(recipe="explora", overrides=settings, output=tmp_path / "run")
     assert result.done[:3] == ("split", "pretrain", "extract")
     assert "tune" not in result.done
-    facts = read_document(result.folder / "pretrain.json", "pretrain")
-    features = read_document(result.folder / "features.json", "features")
+    facts = read_document(result.folder / "pretrain.json", PRETRAIN_KIND)
+    features = read_document(result.folder / "features.json", FEATURES_KIND)
     assert (
         features["fingerprint"] == facts["fingerprint"] == fingerprint(result, PRETRAINED) != fingerprint(result, None)
     )
@@ -380,7 +381,7 @@ def test_pretraining_then_a_probe(photos, unlabelled, tmp_path):
     with opened(tmp_path / "run", None) as directory:
         assert [row["stage"] for row in outlook(directory) if row["skip"]] == ["split"]
         assert execute_one(directory, "pretrain", Progress(quiet=True))
-    assert read_document(result.folder / "pretrain.json", "pretrain")["images"] == facts["images"] + 4
+    assert read_document(result.folder / "pretrain.json", PRETRAIN_KIND)["images"] == facts["images"] + 4
 
 
 def test_unlabelled_images_of_val_calib_and_val_test_are_refused(photos, unlabelled, tmp_path):
@@ -400,7 +401,7 @@ def test_unlabelled_images_of_val_calib_and_val_test_are_refused(photos, unlabel
         row = int(table.rows("train")[0])
         (unlabelled / "copied.jpg").write_bytes(table.read_bytes(row))
         execute_one(directory, "pretrain", Progress(quiet=True))
-        assert read_document(directory / "pretrain.json", "pretrain")["images"] == 25
+        assert read_document(directory / "pretrain.json", PRETRAIN_KIND)["images"] == 25
 
 
 @pytest.mark.slow
@@ -411,7 +412,7 @@ def test_pretraining_and_tuning_in_one_run(photos, tmp_path):
     assert result.done[:4] == ("split", "pretrain", "tune", "extract")
     made = {fingerprint(result, file) for file in (None, PRETRAINED, WEIGHTS)}
     assert len(made) == 3
-    assert read_document(result.folder / "features.json", "features")["fingerprint"] == fingerprint(result, WEIGHTS)
+    assert read_document(result.folder / "features.json", FEATURES_KIND)["fingerprint"] == fingerprint(result, WEIGHTS)
 
 
 # ---- stopping, and many processes --------------------------------------------------------------------------------
@@ -475,8 +476,8 @@ def test_two_processes_tune_what_one_would(tuned, photos, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(str(folder / WEIGHTS)) == 1  # one of them reports
-    facts = read_document(folder / "tune" / "tune.json", "tune")
-    alone = read_document(tuned.folder / "tune" / "tune.json", "tune")
+    facts = read_document(folder / "tune" / "tune.json", TUNE_KIND)
+    alone = read_document(tuned.folder / "tune" / "tune.json", TUNE_KIND)
     assert (facts["processes"], alone["processes"]) == (2, 1)
     assert facts["metrics"]["train_loss"] == pytest.approx(alone["metrics"]["train_loss"], rel=1e-4)
     assert stage1("tune", folder).returncode == 0  # what two have made is current for one

@@ -18,6 +18,7 @@ from stage1.config import load_config
 from stage1.data.listing import list_table
 from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.inference.inputs import iterate_inputs
+from stage1.runs.documents import TRAIN_KIND
 from stage1.scores import read_scores
 from stage1.storage.documents import read_document, schema, schema_kinds, write_document
 from stage1.storage.files import (
@@ -257,8 +258,8 @@ TRAIN = {
 
 
 def test_documents_round_trip(tmp_path):
-    write_document(tmp_path / "train.json", TRAIN, "train")
-    assert read_document(tmp_path / "train.json", "train") == {"schema_version": 1, **TRAIN}
+    write_document(tmp_path / "train.json", TRAIN, TRAIN_KIND)
+    assert read_document(tmp_path / "train.json", TRAIN_KIND) == {"schema_version": 1, **TRAIN}
 
 
 @pytest.mark.parametrize(
@@ -272,14 +273,14 @@ def test_documents_round_trip(tmp_path):
 )
 def test_documents_are_checked_on_write(tmp_path, change, message):
     with pytest.raises(IntegrityError, match=message):
-        write_document(tmp_path / "train.json", {**TRAIN, **change}, "train")
+        write_document(tmp_path / "train.json", {**TRAIN, **change}, TRAIN_KIND)
     assert not (tmp_path / "train.json").exists()
 
 
 def test_documents_are_checked_on_read(tmp_path):
     path = tmp_path / "train.json"
     with pytest.raises(MissingError, match="no such file"):
-        read_document(path, "train")
+        read_document(path, TRAIN_KIND)
     for text, message in (
         ("{", "not valid JSON"),
         ("[]", "schema train"),
@@ -287,10 +288,10 @@ def test_documents_are_checked_on_read(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(IntegrityError, match=message):
-            read_document(path, "train")
+            read_document(path, TRAIN_KIND)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(IntegrityError, match="damaged"):
-        read_document(path, "train")
+        read_document(path, TRAIN_KIND)
 
 
 @pytest.mark.parametrize("kind", schema_kinds())

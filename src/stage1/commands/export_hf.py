@@ -17,6 +17,7 @@ from stage1.extras import require
 from stage1.policy import POLICY_FILES, load_policy
 from stage1.policy.calibrated import has_own_probability
 from stage1.runs.directory import RunDir, read_state, stored_config
+from stage1.runs.documents import PARITY_KIND
 from stage1.stages.features import trained_head
 from stage1.stages.tune import backbone_config, backbone_file
 from stage1.stages.views import shipped_views
@@ -126,7 +127,7 @@ def margin_at(folder: Path, threshold: float, n_classes: int) -> float:
 
 
 def _check_run(run: RunDir) -> None:
-    parity = read_document(run / "parity.json", "parity")
+    parity = read_document(run / "parity.json", PARITY_KIND)
     if not parity["passed"] or parity["model"] != digest_file(run / "model.onnx"):
         raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
     _check_views(run)

@@ -23,6 +23,7 @@ from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError, SourceChanged
 from stage1.evaluation.label_errors import FOLDS, NEIGHBOURS, LabelErrors, find_label_errors
 from stage1.runs.directory import stored_config
+from stage1.runs.documents import FEATURES_KIND
 from stage1.runtime.images import thumbnail
 from stage1.scores.labels import normal_form, place_labels
 from stage1.storage.cells import plain_cell, text_cell
@@ -211,7 +212,7 @@ def _require_run(run: Path) -> Any:
 def _features(run: Path, table: SampleTable, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     from stage1.features.store import FeatureKey, FeatureStore
 
-    document = read_document(run / "features.json", "features")
+    document = read_document(run / "features.json", FEATURES_KIND)
     folder = Path(document["store"] or run / "features")
     if not folder.is_dir():
         raise MissingError(f"{folder}: no cached features; run `stage1 extract {run}`")

@@ -12,9 +12,10 @@ from stage1.config import load_config
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.policy import POLICY_FILES, Certificate, policy_file
 from stage1.policy.certify import calibration_digest
+from stage1.runs.documents import ATTEMPTS_KIND, FEATURES_KIND, PARITY_KIND, STAGES_KIND, TRAIN_KIND
 from stage1.runtime.images import IMAGE_COLUMNS
 from stage1.scores import read_role
-from stage1.storage.documents import read_document
+from stage1.storage.documents import DocumentKind, read_document
 from stage1.storage.files import digest_file, write_through
 
 Check = dict[str, Any]
@@ -89,15 +90,15 @@ def _checked(policy: str, name: str, check: Callable[[], str]) -> Check:
 
 def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "artifacts are there", lambda: _all_there(folder)
-    kinds = {
+    kinds: dict[str, DocumentKind | str] = {
         "splits.json": "splits",
-        "features.json": "features",
-        "parity.json": "parity",
-        "train.json": "train",
+        "features.json": FEATURES_KIND,
+        "parity.json": PARITY_KIND,
+        "train.json": TRAIN_KIND,
         "certificate.json": "certificate",
         "evaluation.json": "evaluation",
-        "attempts.json": "attempts",
-        "stages.json": "stages",
+        "attempts.json": ATTEMPTS_KIND,
+        "stages.json": STAGES_KIND,
         "bundle/bundle.json": "bundle",
     }
     for name, kind in kinds.items():
@@ -113,7 +114,7 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "predict answers from the bundle", lambda: _predicts(folder)
 
 
-def _fits(path: Path, kind: str) -> str:
+def _fits(path: Path, kind: DocumentKind | str) -> str:
     return f"schema_version {read_document(path, kind)['schema_version']}"
 
 
@@ -138,7 +139,7 @@ def _same_calibration(folder: Path) -> str:
 
 
 def _same_model(folder: Path) -> str:
-    parity = read_document(folder / "parity.json", "parity")
+    parity = read_document(folder / "parity.json", PARITY_KIND)
     for field, name in (("model", "model.onnx"), ("weights", "model_best.pth"), ("model", "bundle/model.onnx")):
         if digest_file(folder / name) != parity[field]:
             raise DataError(f"{name} is not what parity.json compared")

@@ -19,6 +19,7 @@ from stage1 import __version__
 from stage1.config import RunConfig, differences, text_keys, to_yaml, validated
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.runs.anchoring import anchored
+from stage1.runs.documents import STAGES_KIND
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_bytes, digest_file, locked, read_text, read_yaml, write_text
 
@@ -48,7 +49,7 @@ class RunDir:
     def save_state(self) -> None:
         if not self.writes:
             return
-        write_document(self / STATE_FILE, {"stage1_version": __version__, "stages": self.state}, "stages")
+        write_document(self / STATE_FILE, {"stage1_version": __version__, "stages": self.state}, STAGES_KIND)
 
     def keep_config(self) -> None:
         """Write `config` to config.yaml, where it does not stand there already."""
@@ -178,7 +179,7 @@ def kept_config(folder: Path) -> RunConfig | None:
 def has_finished(folder: Path) -> bool:
     """Whether stages.json names a finished stage, of whatever version."""
     path = folder / STATE_FILE
-    return path.is_file() and bool(read_document(path, "stages")["stages"])
+    return path.is_file() and bool(read_document(path, STAGES_KIND)["stages"])
 
 
 @contextmanager
@@ -237,7 +238,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE_FILE
     if not path.is_file():
         return {}
-    document = read_document(path, "stages")
+    document = read_document(path, STAGES_KIND)
     if document["stage1_version"] != __version__:
         return {}  # another version may compute something else from the same inputs
     stages = document["stages"]
@@ -252,7 +253,7 @@ _FLOATS = (1, 10, 11, 16)  # onnx.TensorProto FLOAT, FLOAT16, DOUBLE, BFLOAT16
 def recorded_stages(folder: Path) -> dict[str, Any]:
     """The stages of stages.json, {} where there is none. Whatever version wrote it: seconds stay seconds."""
     path = folder / STATE_FILE
-    return dict(read_document(path, "stages")["stages"]) if path.is_file() else {}
+    return dict(read_document(path, STAGES_KIND)["stages"]) if path.is_file() else {}
 
 
 def run_facts(folder: Path, seed: int, scored: int, certified: bool | None) -> dict[str, Any]:

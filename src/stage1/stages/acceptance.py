@@ -29,6 +29,7 @@ from stage1.policy import CalibratedPolicy, Policy, load_policy, policy_file
 from stage1.policy.certificate import shown_bound
 from stage1.policy.gate import GatePolicy
 from stage1.runs.directory import RunDir
+from stage1.runs.documents import ACCEPTANCE_KIND
 from stage1.runs.finished import FinishedRun, refuse_other_splits
 from stage1.scores import Scores, read_role
 from stage1.storage.documents import finite_or_none, read_document, write_document
@@ -72,7 +73,7 @@ def accept(run: RunDir, evaluation: Mapping[str, Any]) -> list[Path]:
         "reference": None if reference is None else Path(reference).resolve().name,
         "gates": judged,
     }
-    write_document(path, document, "acceptance")
+    write_document(path, document, ACCEPTANCE_KIND)
     return [path]
 
 
@@ -148,7 +149,7 @@ def accepted_in_words(folder: Path) -> str | None:
 def read_acceptance(folder: Path) -> dict[str, Any] | None:
     """acceptance.json of a run directory, None where there is none."""
     path = folder / ACCEPTANCE_FILE
-    return read_document(path, "acceptance") if path.is_file() else None
+    return read_document(path, ACCEPTANCE_KIND) if path.is_file() else None
 
 
 def acceptance_state(run: RunDir) -> str:

@@ -20,6 +20,7 @@ from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy, decided_on, lo
 from stage1.policy.calibrated import has_own_probability
 from stage1.policy.certify import calibration_digest
 from stage1.runs.directory import RunDir
+from stage1.runs.documents import ATTEMPTS_KIND, FEATURES_KIND
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores, read_role
 from stage1.stages.acceptance import accept, acceptance_lines, accepted_in_words, read_acceptance, reference_state
@@ -105,7 +106,7 @@ def _attempt(run: RunDir, calib: Scores) -> int:
     included.
     """
     path = run / "attempts.json"
-    attempts = read_document(path, "attempts")["attempts"] if path.is_file() else []
+    attempts = read_document(path, ATTEMPTS_KIND)["attempts"] if path.is_file() else []
     config = run.config
     present: dict[str, Any] = {
         "calib_digest": calibration_digest(calib),
@@ -125,7 +126,7 @@ def _attempt(run: RunDir, calib: Scores) -> int:
         present["views"] = views.digest
     if present not in attempts:
         attempts.append(present)
-        write_document(path, {"attempts": attempts}, "attempts")
+        write_document(path, {"attempts": attempts}, ATTEMPTS_KIND)
     return sum(item["calib_digest"] == present["calib_digest"] for item in attempts)
 
 
@@ -254,7 +255,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
     from stage1.data.table import SampleTable
 
     config = run.config
-    features = read_document(run / "features.json", "features")
+    features = read_document(run / "features.json", FEATURES_KIND)
     table = SampleTable.read(run / "samples.parquet")
     roles = {
         role: {name: int((table.labels[table.rows(role)] == index).sum()) for index, name in enumerate(table.classes)}

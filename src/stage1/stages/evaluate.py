@@ -14,6 +14,7 @@ from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, decided_on, load_policy
 from stage1.policy.units import one_per_group
 from stage1.runs.directory import CONFIG_FILE, RunDir, opened
+from stage1.runs.documents import FEATURES_KIND
 from stage1.runtime.images import decode, thumbnail
 from stage1.scores import ROLES, Scores, read_role, read_scores
 from stage1.stages.split import can_certify
@@ -168,7 +169,7 @@ def report_of_run(
         # The mapping of thousands of groups to roles is for the machine.
         **{key: split[key] for key in ("method", "seed", "fractions", "near_duplicates", "leakage")},
     }
-    features = read_document(run / "features.json", "features")
+    features = read_document(run / "features.json", FEATURES_KIND)
     config = run.config
     facts = {
         "name": config.name,

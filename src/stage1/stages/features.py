@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import IntegrityError, SourceChanged
 from stage1.runs.directory import RunDir
+from stage1.runs.documents import FEATURES_KIND, PARITY_KIND, TRAIN_KIND
 from stage1.runtime.crops import WHOLE, ViewPolicy, cut
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import write_role
@@ -107,7 +108,7 @@ def extract(run: RunDir, context: Context) -> list[Path]:
             "seed": config.seed,
             **({} if views is None else {"views": views.to_json()}),
         },
-        "features",
+        FEATURES_KIND,
     )
     return [onnx, run / "features.json"]
 
@@ -116,7 +117,7 @@ def _made_of(run: RunDir, fingerprint: str, onnx: Path) -> bool:
     path = run / "features.json"
     if not path.is_file():
         return False
-    document = read_document(path, "features")
+    document = read_document(path, FEATURES_KIND)
     return bool(document["fingerprint"] == fingerprint and document["backbone_onnx"] == digest_file(onnx))
 
 
@@ -128,7 +129,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
     from stage1.training import train_head
     from stage1.training.view_pooling import ViewTraining
 
-    config, document = run.config, read_document(run / "features.json", "features")
+    config, document = run.config, read_document(run / "features.json", FEATURES_KIND)
     table = SampleTable.read(run / "samples.parquet")
     features, labels = zip(*(_features(run, document, table, role) for role in TRAINING_ROLES), strict=True)
     inputs = run / "checkpoints" / "inputs"
@@ -197,7 +198,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
         context.progress.say(f"  gate: {state}")
     if swept is not None:
         facts["sweep"] = _winner(swept, result.head, features[1], context)
-    write_document(run / "train.json", facts, "train")
+    write_document(run / "train.json", facts, TRAIN_KIND)
     written = [run / "model_best.pth", run / "metrics.csv", run / "train.json"]
     return written if swept is None else [*written, run / "sweep.csv"]
 
@@ -267,7 +268,7 @@ def trained_head(run: RunDir) -> HeadConfig:
     config = run.config
     if not config.sweep.enabled:
         return config.head
-    chosen = read_document(run / "train.json", "train")["sweep"]
+    chosen = read_document(run / "train.json", TRAIN_KIND)["sweep"]
     return config.head.model_copy(update={"hidden": chosen["hidden"]})
 
 
@@ -297,7 +298,7 @@ def export(run: RunDir, context: Context) -> list[Path]:
     from stage1.model.view_pooling import pooled_width
     from stage1.training import load_head
 
-    config, document = run.config, read_document(run / "features.json", "features")
+    config, document = run.config, read_document(run / "features.json", FEATURES_KIND)
     table = SampleTable.read(run / "samples.parquet")
     backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
     if backbone.fingerprint != document["fingerprint"]:
@@ -332,7 +333,7 @@ def export(run: RunDir, context: Context) -> list[Path]:
             "model": digest_file(run / "model.onnx"),
             "weights": digest_file(run / "model_best.pth"),
         },
-        "parity",
+        PARITY_KIND,
     )
     if not passed:
         raise IntegrityError(
@@ -394,8 +395,8 @@ def score(run: RunDir, context: Context) -> list[Path]:
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
 
-    document = read_document(run / "features.json", "features")
-    parity = read_document(run / "parity.json", "parity")
+    document = read_document(run / "features.json", FEATURES_KIND)
+    parity = read_document(run / "parity.json", PARITY_KIND)
     if not parity["passed"] or parity["model"] != digest_file(run / "model.onnx"):
         raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
     table = SampleTable.read(run / "samples.parquet")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stage1.config import BackboneConfig, RunConfig, TrainConfig
 from stage1.errors import ConfigError
 from stage1.runs.directory import RunDir
+from stage1.runs.documents import PRETRAIN_KIND, TUNE_KIND
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_bytes, digest_file, write_text
 
@@ -173,7 +174,7 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
             "adapted": len(result.adapted),
             "fingerprint": result.backbone.fingerprint,
         },
-        "pretrain",
+        PRETRAIN_KIND,
     )
     return [run / _PRETRAINED, run / "pretrain.csv", run / "pretrain.json"]
 
@@ -285,7 +286,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
             "processes": group.world,
             "fingerprint": result.backbone.fingerprint,
         },
-        "tune",
+        TUNE_KIND,
     )
     adapter = sorted((folder / ADAPTER).glob("*"))
     return [run / _TUNED, run / _ALONG, folder / "metrics.csv", folder / "tune.json", *adapter]
@@ -313,7 +314,7 @@ def better_head(
     if (reason := why_not_compared(run.config)) is not None:
         context.progress.say(f"  the head trained along with the backbone is not compared: {reason}")
         return again, {"along": {"ships": "again", "skipped": reason}}
-    by, facts = run.config.train.select_by, read_document(run / TUNE_FOLDER / "tune.json", "tune")
+    by, facts = run.config.train.select_by, read_document(run / TUNE_FOLDER / "tune.json", TUNE_KIND)
     result, compared = better(again, run / _ALONG, facts, select, labels, by=by, n_classes=n_classes, folder=run.path)
     which = "one trained along" if compared.ships == "along" else "new one"
     scaled = ", at the temperature that is best for each" if by == "nll" else ""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stage1.errors import IntegrityError, SourceChanged
 from stage1.policy import Decision, ViewsClaim
 from stage1.runs.directory import RunDir
+from stage1.runs.documents import LOOKED_KIND
 from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, small_line
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.documents import read_document, write_document
@@ -315,7 +316,7 @@ def save_looked(run: RunDir, looked: Looked | None) -> Iterator[Path]:
             "used": looked.used.tolist(),
             "deciding": looked.deciding.tolist(),
         }
-        write_document(path, document, "looked")
+        write_document(path, document, LOOKED_KIND)
         yield path
 
 
@@ -328,7 +329,7 @@ def read_looked(run: RunDir, n: int) -> LookedAt | None:
     if views is None:
         return None
     path = run / LOOKED_FILE
-    document = read_document(path, "looked")
+    document = read_document(path, LOOKED_KIND)
     used, deciding = (np.array(document[name], dtype=np.int64) for name in ("used", "deciding"))
     whole = len(used) == len(deciding) == n and document["views"] == views.digest
     if not whole or max(used.max(initial=1), deciding.max(initial=0) + 1) > views.policy.count:

@@ -1,19 +1,56 @@
-"""JSON documents: each kind has a JSON Schema in `schemas/`, checked on every write and every read."""
+"""JSON documents: each kind is typed once, beside the concept that owns it, and checked on every write and every read.
+
+A document is a `TypedDict` below `Document`: a key is required, or may be absent (`NotRequired`), or may be null
+(`| None`), which are three things; the document stays the dict that stands in the file. Its `DocumentKind` names it in
+messages, and the file `schemas/<name>.schema.json`, which tools/schemas.py makes from the type.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from stage1.errors import IntegrityError, MissingError
 from stage1.storage.files import MOST_DOCUMENT, read_json, require_text, write_text
+from stage1.storage.violations import violation
 
 SCHEMA_VERSION = 1
+
+
+def _whole(version: Any) -> Any:
+    if isinstance(version, bool):  # which equals 1
+        raise ValueError(f"{version!r} is not of type 'integer'")
+    return version
+
+
+class Document(TypedDict):
+    """What every document is: closed (no other keys), strict (1 is no text, true is no number), with a version."""
+
+    # The parts of a document, TypedDicts themselves, inherit this.
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)  # type: ignore[misc]
+    schema_version: Annotated[Literal[1], BeforeValidator(_whole)]
+
+
+@dataclass(frozen=True)
+class DocumentKind:
+    """A kind of document. name: e.g. "certificate". type: a subclass of Document, or a union of some."""
+
+    name: str
+    type: Any
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """What checks documents of this kind; made at the first use (some ten milliseconds)."""
+        return TypeAdapter(self.type)
 
 
 @cache
@@ -32,8 +69,8 @@ def schema_kinds() -> list[str]:
     )
 
 
-def validate(document: Any, kind: str, where: str) -> None:
-    """Check `document` against the schema of `kind`; `where` names it in the error.
+def validate(document: Any, kind: DocumentKind | str, where: str) -> None:
+    """Check `document` against the type of `kind`; `where` names it in the error.
 
     Raises IntegrityError (one line: where, the field, what is wrong); a newer schema_version is named as such.
     """
@@ -42,6 +79,29 @@ def validate(document: Any, kind: str, where: str) -> None:
         raise IntegrityError(
             f"{where}: schema_version {version} is newer than this stage1 reads ({SCHEMA_VERSION}); upgrade stage1-pro"
         )
+    if isinstance(kind, str):
+        problem, name = _problem_of_schema(document, kind, where), kind
+    else:
+        problem, name = _problem(document, kind), kind.name
+    if problem is not None:
+        field, words = problem
+        raise IntegrityError(
+            f"{where}: {field[:160] or 'document'}: {words[:200]} (schema {name}); rewrite it with the stage that"
+            " makes it"
+        )
+
+
+def _problem(document: Any, kind: DocumentKind) -> tuple[str, str] | None:
+    """Field and words of what is wrong with `document`, None where nothing is."""
+    try:
+        kind.adapter.validate_python(document)
+    except ValidationError as error:
+        return violation(error, document)
+    return None
+
+
+def _problem_of_schema(document: Any, kind: str, where: str) -> tuple[str, str] | None:
+    """The same for a kind that has no type yet: its schema file is written by hand."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
@@ -49,30 +109,26 @@ def validate(document: Any, kind: str, where: str) -> None:
         problem = best_match(Draft202012Validator(schema(kind)).iter_errors(document))
     except (RecursionError, OverflowError) as error:  # nested, or a number, beyond what the validator can follow
         raise IntegrityError(f"{where}: nested or numbered beyond what can be checked; it is damaged") from error
-    if problem is not None:
-        field = ".".join(str(part) for part in problem.absolute_path)[:160] or "document"
-        raise IntegrityError(
-            f"{where}: {field}: {problem.message[:200]} (schema {kind}); rewrite it with the stage that makes it"
-        )
+    return problem and (".".join(str(part) for part in problem.absolute_path), problem.message)
 
 
-def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind: str) -> None:
+def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind: DocumentKind | str) -> None:
     """Add `schema_version`, validate, and write as JSON (UTF-8, sorted as given, 2 spaces), whole or not at all.
 
-    Raises IntegrityError where the document does not fit its schema or holds a NaN or an infinity (JSON has neither).
+    Raises IntegrityError where the document does not fit its kind or holds a NaN or an infinity (JSON has neither).
     """
     document = {"schema_version": SCHEMA_VERSION, **document}
-    validate(document, kind, str(path))
-    try:
+    try:  # first: a NaN lies within no bounds either, and is better called by its name
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise IntegrityError(f"{path}: {error}; NaN and infinity have no place in JSON") from error
+    validate(document, kind, str(path))
     write_text(path, text + "\n")
 
 
-def read_document(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
-    """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not the
-    schema).
+def read_document(path: str | os.PathLike[str], kind: DocumentKind | str) -> dict[str, Any]:
+    """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not of the
+    kind).
     """
     path = Path(path)
     try:

@@ -1,0 +1,269 @@
+"""The JSON documents of a run directory that stages write for the stages and pages after them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
+
+from stage1.storage.documents import Document, DocumentKind
+from stage1.storage.fields import Count, Digest, NotNegative, PositiveInt, PositiveShare, Text
+
+SelectBy = Literal["nll", "accuracy", "augrc"]
+Pooling = Literal["cls", "mean", "cls+mean", "pool"]
+
+# ---- what each stage made ----------------------------------------------------------------------------------------
+
+
+class OutputState(TypedDict):
+    """A file as the stage left it."""
+
+    sha256: Digest
+    size: int
+    mtime_ns: int
+
+
+class StageState(TypedDict):
+    """One finished stage. inputs: digest of all that it depends on."""
+
+    inputs: Digest
+    seconds: float
+    peak_mib: NotRequired[float | None]
+    """Most memory that the process held meanwhile, MiB; null where the system does not say."""
+    outputs: dict[str, OutputState]
+
+
+class StagesDocument(Document):
+    """What each stage of a run has made from what."""
+
+    stage1_version: str
+    stages: dict[str, StageState]
+
+
+STAGES_KIND = DocumentKind("stages", StagesDocument)
+
+# ---- the backbone and its features -------------------------------------------------------------------------------
+
+
+class PretrainDocument(Document):
+    """How the backbone was pretrained on unlabelled images."""
+
+    objective: Literal["masked", "dino"]
+    images: PositiveInt
+    loss_first: float
+    loss_last: float
+    rank_before: float
+    rank_after: float
+    spread_before: float
+    spread_after: float
+    share: PositiveShare
+    adapted: Count
+    fingerprint: Digest
+
+
+PRETRAIN_KIND = DocumentKind("pretrain", PretrainDocument)
+
+
+class FeaturesDocument(Document):
+    """Which backbone made the features of a run, and where they are."""
+
+    backbone: Text
+    pooling: Pooling
+    fingerprint: Digest
+    licence: Text
+    base_model: NotRequired[str | None]
+    weights_sha256: NotRequired[Digest | None]
+    weights: Text
+    dim: PositiveInt
+    preprocessing: dict[str, Any]
+    backbone_onnx: Digest
+    engine: Literal["onnx", "torch"]
+    key: str | dict[str, Any]
+    store: str | None
+    seed: int
+    views: NotRequired[dict[str, Any]]
+    """The views of each image whose features stand side by side; absent: those of the whole image."""
+
+
+FEATURES_KIND = DocumentKind("features", FeaturesDocument)
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+class Chosen(Document):
+    """The epoch and the weights that were kept, by what they reach on val_select."""
+
+    best_epoch: Count
+    best_metric: float
+    select_by: SelectBy
+    used_ema: bool
+    epochs_run: Count
+    metrics: dict[str, float]
+
+
+class TuneDocument(Chosen):
+    """How the backbone was tuned on labelled images."""
+
+    trainable: PositiveInt
+    share: PositiveShare
+    processes: PositiveInt
+    fingerprint: Digest
+
+
+TUNE_KIND = DocumentKind("tune", TuneDocument)
+
+
+class GateFacts(TypedDict):
+    """The gate on val_select."""
+
+    collapsed: str | None
+    passed: float
+    low: float
+    high: float
+    auroc: float | None
+
+
+class HeadMetrics(TypedDict):
+    """What a head reaches on val_select."""
+
+    nll: float
+    accuracy: float
+    augrc: float
+    scaled_nll: float
+
+
+class HeadComparison(TypedDict):
+    """Where the backbone was tuned: this head (again) and the one trained along with the backbone (along) on the same
+    features of val_select. The better one by select_by ships, again where they are equal; for nll it is scaled_nll that
+    decides, the NLL at the temperature that is best for each. What the document says is of the one that ships. skipped:
+    why they were not compared.
+    """
+
+    ships: Literal["again", "along"]
+    skipped: NotRequired[str]
+    along: NotRequired[HeadMetrics]
+    again: NotRequired[HeadMetrics]
+
+
+def _compared_or_skipped(choice: HeadComparison) -> HeadComparison:
+    skipped = "skipped" in choice and choice["ships"] == "again"
+    if skipped == ("along" in choice and "again" in choice):
+        raise ValueError("along: either `skipped` and again ships, or the metrics of both heads")
+    return choice
+
+
+class SweepChoice(TypedDict):
+    """The configuration that the sweep chose, and whether it ends the same trained alone."""
+
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    hidden: PositiveInt
+    seed: int
+    augrc: float
+    augrc_low: float | None
+    augrc_high: float | None
+    largest_difference: float
+    agrees: bool
+
+
+class TrainDocument(Chosen):
+    """How the shipped head came about."""
+
+    gate: NotRequired[GateFacts]
+    along: NotRequired[Annotated[HeadComparison, AfterValidator(_compared_or_skipped)]]
+    sweep: NotRequired[SweepChoice]
+
+
+TRAIN_KIND = DocumentKind("train", TrainDocument)
+
+# ---- the exported model ------------------------------------------------------------------------------------------
+
+
+class ParityDocument(Document):
+    """Trained model against exported model, on real images through the full path."""
+
+    images: PositiveInt
+    tolerance: float
+    largest_difference: NotNegative
+    same_class: Count
+    passed: bool
+    model: Digest
+    weights: Digest
+
+
+PARITY_KIND = DocumentKind("parity", ParityDocument)
+
+
+class LookedDocument(Document):
+    """How many views of each image of val_test were looked at, and which one decided."""
+
+    role: Literal["val_test"]
+    views: Digest
+    """sha256 of views.json."""
+    used: list[PositiveInt]
+    deciding: list[Count]
+
+
+LOOKED_KIND = DocumentKind("looked", LookedDocument)
+
+# ---- the certificate ---------------------------------------------------------------------------------------------
+
+
+class Attempt(TypedDict):
+    """One certificate that was asked for."""
+
+    calib_digest: Digest
+    model: Digest
+    policy: Text
+    risks: dict[str, float]
+    confidence: float
+    assume_iid: bool
+    coverage: float | None
+    class_coverage: dict[str, float]
+    target_prior: float | None
+    views: NotRequired[Digest]
+    """Digest of views.json, where the scores are made of several views."""
+    against_argmax: NotRequired[bool]
+    """Whether images may exit as a class that their probability does not favour. Absent: true."""
+    calibration: NotRequired[Text]
+    """The map that was asked for, where it could move the order of the scores."""
+
+
+class AttemptsDocument(Document):
+    """Every certificate that the calibration images of this run were asked for."""
+
+    attempts: list[Attempt]
+
+
+ATTEMPTS_KIND = DocumentKind("attempts", AttemptsDocument)
+
+
+class AcceptanceGate(TypedDict):
+    """One gate, judged."""
+
+    phase: int | None
+    metric: Text
+    by: Literal["value", "bound"]
+    at_least: float | None
+    at_most: float | None
+    limit: float
+    observed: float | None
+    bound: float | None
+    """Lower end for at_least, upper end for at_most."""
+    passed: bool
+    reason: Text
+
+
+class AcceptanceDocument(Document):
+    """The acceptance gates of a run, judged after `evaluate`."""
+
+    passed: bool
+    """Every gate passed."""
+    reference: str | None
+    """Name of the run that gain.METRIC compares with."""
+    gates: Annotated[list[AcceptanceGate], Field(min_length=1)]
+
+
+ACCEPTANCE_KIND = DocumentKind("acceptance", AcceptanceDocument)
