@@ -15,7 +15,7 @@ from stage1.config import RunConfig, SplitConfig
 from stage1.data.dealing import BY_SIZE, STRATIFIED, unit_interval
 from stage1.data.duplicates import dhash
 from stage1.data.sources import Ingest, read_source
-from stage1.data.splits import assign_roles, dealing_of, join_groups, split_table
+from stage1.data.splits import SPLITS_KIND, assign_roles, dealing_of, join_groups, split_table
 from stage1.data.table import SampleTable
 from stage1.errors import DataError
 from stage1.scores import ROLES
@@ -115,8 +115,8 @@ def test_balanced_split_leaves_no_role_empty(sizes: list[int]) -> None:
 
 def test_balanced_split_keeps_old_groups(tmp_path: Path) -> None:
     first = split_table(ingest(videos(12)), config(method="balanced"))
-    write_document(tmp_path / "splits.json", first.document, "splits")
-    previous = read_document(tmp_path / "splits.json", "splits")
+    write_document(tmp_path / "splits.json", first.document, SPLITS_KIND)
+    previous = read_document(tmp_path / "splits.json", SPLITS_KIND)
     more = split_table(ingest([*[f"a{n}" for n in range(30)], *videos(12)]), config(method="balanced"), previous)
     for group, role in previous["groups"].items():
         assert more.document["groups"][group] == role
@@ -174,8 +174,8 @@ def test_join_groups_names_the_union_by_known_then_smallest_name() -> None:
 def test_document_fits_its_schema_and_adds_up(tmp_path: Path) -> None:
     source = ingest(videos(60), [row if row != 7 else 20 for row in range(120)])
     result = split_table(source, config())
-    write_document(tmp_path / "splits.json", result.document, "splits")
-    document = read_document(tmp_path / "splits.json", "splits")
+    write_document(tmp_path / "splits.json", result.document, SPLITS_KIND)
+    document = read_document(tmp_path / "splits.json", SPLITS_KIND)
     assert sum(sum(counts.values()) for counts in document["counts"].values()) == 120
     assert document["n_groups"] == 59 == sum(document["group_counts"].values())
     assert document["near_duplicates"] == {"distance": 3, "pairs": 1, "clusters": 1, "images": 2, "joined_groups": 1}
@@ -288,8 +288,8 @@ def test_leakage_across_given_roles_lists_the_pairs_or_marks_the_run(kind: str, 
     result = split_table(source, config(allow_leakage=True))
     assert result.leakage
     assert result.table.roles.tolist() == roles
-    write_document(tmp_path / "splits.json", result.document, "splits")
-    assert read_document(tmp_path / "splits.json", "splits")["leaks"] == 1
+    write_document(tmp_path / "splits.json", result.document, SPLITS_KIND)
+    assert read_document(tmp_path / "splits.json", SPLITS_KIND)["leaks"] == 1
 
 
 def test_leakage_lists_ten_and_counts_all() -> None:

@@ -13,7 +13,7 @@ from stage1 import Scores
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import augrc, bootstrap, brier, compare, ece, mcc, nll
 from stage1.evaluation.arms import ArmRun, _seed_shares, best_arm, compare_arms
-from stage1.evaluation.comparison import METRICS, NO_DIFFERENCE, same_samples
+from stage1.evaluation.comparison import COMPARISON_KIND, METRICS, NO_DIFFERENCE, same_samples
 from stage1.storage.documents import read_document, write_document
 
 
@@ -282,8 +282,8 @@ def test_bad_options_are_named(options, words):
 def test_document_fits_its_schema_and_is_the_same_each_time(tmp_path):
     a, b = pair()
     document = compare(a, b, n_resamples=50)
-    write_document(tmp_path / "comparison.json", document, "comparison")
-    assert read_document(tmp_path / "comparison.json", "comparison") == {"schema_version": 1, **document}
+    write_document(tmp_path / "comparison.json", document, COMPARISON_KIND)
+    assert read_document(tmp_path / "comparison.json", COMPARISON_KIND) == {"schema_version": 1, **document}
     assert compare(a, b, n_resamples=50) == document
     assert compare(a, b, n_resamples=50, seed=1) != document
 
@@ -304,7 +304,7 @@ def test_any_small_input_gives_a_valid_document(tmp_path_factory, rows, weighted
         for side in (first, second)
     )
     document = compare(a, b, weights=weights if weighted else None, n_resamples=7)
-    write_document(tmp_path_factory.mktemp("doc") / "comparison.json", document, "comparison")
+    write_document(tmp_path_factory.mktemp("doc") / "comparison.json", document, COMPARISON_KIND)
     for row in document["rows"]:
         if row["low"] is None:
             assert row["verdict"] == "undefined"

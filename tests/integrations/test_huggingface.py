@@ -22,6 +22,7 @@ from stage1.config import BackboneConfig, HeadConfig, to_yaml  # noqa: E402
 from stage1.config.views import ViewsConfig  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
 from stage1.integrations import huggingface  # noqa: E402
+from stage1.integrations.huggingface import HF_EXPORT_KIND  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.head import Gate, GatedHead, build_gate, build_head  # noqa: E402
 from stage1.runs.directory import RunDir, read_state, stored_config  # noqa: E402
@@ -65,7 +66,7 @@ def test_the_folder_is_what_the_client_asks_for(exported):
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "None", "1": "Roadwork"}
     assert config["architectures"] == ["ViTForImageClassification"]
-    stored = read_document(folder / "stage1_export.json", "hf_export")
+    stored = read_document(folder / "stage1_export.json", HF_EXPORT_KIND)
     assert stored == {"schema_version": 1, **facts}
     assert facts["parity"]["largest_difference"] <= 1e-4
     assert facts["parity"]["same_class"] == facts["parity"]["images"] == 8
@@ -104,7 +105,7 @@ def test_threshold_lands_on_one_half(run, exported):
     probability = stated(load_policy(run), scores).probabilities[:, 1]
     shift = margin_at(run, 0.8, 2)
     assert ((probability > 0.8) == (scores.margin > shift)).all()
-    facts = read_document(target / "stage1_export.json", "hf_export")
+    facts = read_document(target / "stage1_export.json", HF_EXPORT_KIND)
     assert facts["margin_shift"] == pytest.approx(shift)
     image = [np.full((64, 64, 3), 128, dtype=np.uint8)]
     here, there = (huggingface.stock_logits(folder, image)[0] for folder in (exported[0], target))

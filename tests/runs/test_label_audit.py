@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stage1.commands.label_audit import COLUMNS, _new_labels, apply_labels, audit_labels
+from stage1.commands.label_audit import COLUMNS, LABEL_AUDIT_KIND, _new_labels, apply_labels, audit_labels
 from stage1.config import load_config, to_yaml
 from stage1.data.sources import read_source
 from stage1.data.table import SampleTable
@@ -103,7 +103,7 @@ def test_planted_noise_is_on_top(audited):
     found = [item["id"] for item in document["suspects"][: len(wrong)]]
     assert len(wrong & set(found)) / len(wrong) >= 0.75
     assert {item["role"] for item in document["suspects"]} <= {"train", "val_select"}
-    assert document == read_document(run / "label_audit" / "label_audit.json", "label_audit")
+    assert document == read_document(run / "label_audit" / "label_audit.json", LABEL_AUDIT_KIND)
     first = document["suspects"][0]
     assert first["suggested"] != first["label"]
     assert sum(first["neighbours"].values()) == 10

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from stage1.commands.reward import reward, reward_lines, write_reward
+from stage1.commands.reward import REWARD_KIND, reward, reward_lines, write_reward
 from stage1.commands.scores import calibrate_scores
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError, MissingError
@@ -50,7 +50,7 @@ def test_a_file_with_roles_and_levels(file, tmp_path):
         low, high = table["score_spread"]
         assert low < table["rows"][-1]["reward"] < high
     write_reward(document, tmp_path / "reward.json")
-    assert read_document(tmp_path / "reward.json", "reward")["decision_threshold"] == document["decision_threshold"]
+    assert read_document(tmp_path / "reward.json", REWARD_KIND)["decision_threshold"] == document["decision_threshold"]
     assert any("decision_threshold:" in line for line in reward_lines(document))
 
 
@@ -138,7 +138,7 @@ def test_exits_keep_their_side_and_no_exits_is_the_bare_threshold(file, tmp_path
     assert not (tmp_path / "mine" / "reward.json").exists()
     ours = stage1("streetvision", "reward", tmp_path / "mine", "--resamples", "20")
     assert f"{decision.exit.sum()} of {len(test)} rows exit: they keep their side" in ours.stdout
-    assert read_document(tmp_path / "mine" / "reward.json", "reward")["exits"] == decision.exit.sum()
+    assert read_document(tmp_path / "mine" / "reward.json", REWARD_KIND)["exits"] == decision.exit.sum()
 
 
 def test_bad_input_is_named(file, tmp_path):
@@ -167,7 +167,7 @@ def test_bad_input_is_named(file, tmp_path):
 def test_command_line(file, tmp_path):
     result = stage1("streetvision", "reward", file, "--json", "--resamples", "50", "-o", tmp_path / "reward.json")
     assert result.returncode == 0, result.stderr
-    assert read_document(tmp_path / "reward.json", "reward") == {"schema_version": 1, **json.loads(result.stdout)}
+    assert read_document(tmp_path / "reward.json", REWARD_KIND) == {"schema_version": 1, **json.loads(result.stdout)}
     one_line_error(stage1("streetvision", "reward", tmp_path / "none.npz"), 3, "none.npz")
 
 

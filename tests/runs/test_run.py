@@ -12,6 +12,7 @@ import pytest
 
 from stage1 import load_bundle, load_policy, run
 from stage1.bundle import verify_bundle
+from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, IntegrityError, NotCertifiable, Stage1Error
 from stage1.runs.directory import opened
 from stage1.runs.runner import Stage, outlook
@@ -103,7 +104,7 @@ def test_not_certifiable_defers_everything_writes_the_report_and_no_bundle(copy,
 
 def test_certifying_on_images_of_another_role_is_refused(copy):
     ids = json.loads((copy / "val_calib_ids.json").read_text())
-    train = read_document(copy / "splits.json", "splits")
+    train = read_document(copy / "splits.json", SPLITS_KIND)
     from stage1.data.table import SampleTable
 
     table = SampleTable.read(copy / "samples.parquet")

@@ -20,6 +20,7 @@ import pytest
 from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
 from stage1.config import load_config
+from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.runs import execute_one, opened, outlook
 from stage1.runs.documents import FEATURES_KIND, PARITY_KIND, PRETRAIN_KIND, TRAIN_KIND, TUNE_KIND
@@ -368,7 +369,7 @@ def test_pretraining_then_a_probe(photos, unlabelled, tmp_path):
     assert (
         features["fingerprint"] == facts["fingerprint"] == fingerprint(result, PRETRAINED) != fingerprint(result, None)
     )
-    counts = read_document(result.folder / "splits.json", "splits")["counts"]["train"]
+    counts = read_document(result.folder / "splits.json", SPLITS_KIND)["counts"]["train"]
     assert facts["images"] == 24 + sum(counts.values())
     with (result.folder / "pretrain.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -6,8 +6,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from stage1.errors import Stage1Error
-from stage1.storage.documents import read_document, write_document
+from stage1.storage.documents import Document, DocumentKind, read_document, write_document
+from stage1.storage.fields import Digest
+
+
+class CascadeAttempt(TypedDict):
+    """One configuration, tried on the calibration images of this digest."""
+
+    calib_digest: Digest
+    configuration: Digest
+
+
+class CascadeAttemptsDocument(Document):
+    """Every configuration of a cascade that the calibration images among these answers were used for."""
+
+    attempts: list[CascadeAttempt]
+
+
+CASCADE_ATTEMPTS_KIND = DocumentKind("cascade_attempts", CascadeAttemptsDocument)
 
 
 def earlier_attempts(answers: Path, documents: list[Path], calib_digest: str) -> list[str]:
@@ -18,7 +37,7 @@ def earlier_attempts(answers: Path, documents: list[Path], calib_digest: str) ->
     """
     found: list[str] = []
     if (path := attempts_path(answers)).is_file():
-        noted = read_document(path, "cascade_attempts")["attempts"]
+        noted = read_document(path, CASCADE_ATTEMPTS_KIND)["attempts"]
         found += [one["configuration"] for one in noted if one["calib_digest"] == calib_digest]
     for path in documents:
         if path.is_file():
@@ -31,13 +50,13 @@ def earlier_attempts(answers: Path, documents: list[Path], calib_digest: str) ->
 def note_attempts(answers: Path, calib_digest: str, history: list[str]) -> str | None:
     """Keep `history` beside the answers; what to say where that folder cannot be written, None where it could."""
     path = attempts_path(answers)
-    noted = read_document(path, "cascade_attempts")["attempts"] if path.is_file() else []
+    noted = read_document(path, CASCADE_ATTEMPTS_KIND)["attempts"] if path.is_file() else []
     own = [{"calib_digest": calib_digest, "configuration": configuration} for configuration in history]
     new = [one for one in own if one not in noted]
     if not new:
         return None
     try:
-        write_document(path, {"attempts": [*noted, *new]}, "cascade_attempts")
+        write_document(path, {"attempts": [*noted, *new]}, CASCADE_ATTEMPTS_KIND)
     except Stage1Error as error:
         # Answers may lie where nobody may write; the certificate in `output` counts its own attempts all the same.
         return f"warning: an attempt in a third folder will not know of this one ({error})"

@@ -9,6 +9,7 @@ from typing import Any
 from stage1.commands.scores import checked_values
 from stage1.config import load_config
 from stage1.errors import ConfigError, DataError, MissingError
+from stage1.evaluation.comparison import COMPARISON_KIND
 from stage1.scores import Scores, read_role, read_scores
 from stage1.storage.documents import SCHEMA_VERSION, validate
 
@@ -82,7 +83,7 @@ def compare_sources(
         "schema_version": SCHEMA_VERSION,
         **compare(*scores, names=names, n_resamples=resamples, level=level, seed=seed),
     }
-    validate(document, "comparison", f"{a} against {b}")
+    validate(document, COMPARISON_KIND, f"{a} against {b}")
     return document
 
 

@@ -14,10 +14,12 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError, SourceChanged
@@ -27,13 +29,69 @@ from stage1.runs.documents import FEATURES_KIND
 from stage1.runtime.images import thumbnail
 from stage1.scores.labels import normal_form, place_labels
 from stage1.storage.cells import plain_cell, text_cell
-from stage1.storage.documents import read_document, write_document
+from stage1.storage.documents import Document, DocumentKind, read_document, write_document
+from stage1.storage.fields import Count, Digest, PositiveInt, Share, Text
 from stage1.storage.files import write_text
 
 AUDITED = ("train", "val_select")
 FOLDER = "label_audit"
 COLUMNS = ("id", "path", "label", "suggested", "probability", "reason", "new_label")
 _THUMBNAIL_SIDE = 240
+
+
+class SwappedLabels(TypedDict):
+    """How many images of class `label` may be of class `suggested`."""
+
+    label: Text
+    suggested: Text
+    count: Count
+
+
+class WrongLabels(TypedDict):
+    """How many labels may be wrong: confident learning's count, an estimate."""
+
+    total: Count
+    pairs: list[SwappedLabels]
+
+
+class Suspect(TypedDict):
+    """One image whose label is doubted."""
+
+    id: Digest
+    path: Text
+    role: Literal["train", "val_select"]
+    label: Text
+    suggested: Text
+    probability: Share
+    """Of the given label, cross-fitted."""
+    confident: bool
+    """Counted by confident learning."""
+    neighbours: dict[str, Count]
+    """Labels of the nearest images of other groups."""
+    reason: Text
+
+
+class LabelAuditDocument(Document):
+    """Labels of train and val_select that a cross-fitted probe doubts."""
+
+    run: Text
+    roles: list[Literal["train", "val_select"]]
+    classes: Annotated[list[Text], Field(min_length=2)]
+    n: PositiveInt
+    n_groups: PositiveInt
+    folds: PositiveInt
+    neighbours: PositiveInt
+    ridge: float
+    seed: int
+    nll: float
+    accuracy: Share
+    """Agreement of the cross-fitted probe with the labels as given."""
+    estimated: WrongLabels
+    suspects: list[Suspect]
+    """Most doubtful first."""
+
+
+LABEL_AUDIT_KIND = DocumentKind("label_audit", LabelAuditDocument)
 
 
 def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed: int = 0) -> dict[str, Any]:
@@ -82,7 +140,7 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
     row_of = {name: row for row, name in zip(rows.tolist(), table.ids[rows].tolist(), strict=True)}
     page = contact_sheet(document, [_picture(table, row_of[item["id"]]) for item in suspects])
     folder.mkdir(parents=True, exist_ok=True)
-    write_document(folder / "label_audit.json", document, "label_audit")
+    write_document(folder / "label_audit.json", document, LABEL_AUDIT_KIND)
     write_text(folder / "contact_sheet.html", page)
     paths = [str(table.paths[row_of[item["id"]]]) for item in suspects]
     write_text(
@@ -101,7 +159,7 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
             ],
         ),
     )
-    return read_document(folder / "label_audit.json", "label_audit")
+    return read_document(folder / "label_audit.json", LABEL_AUDIT_KIND)
 
 
 def apply_labels(run: Path, file: Path, output: Path | None = None) -> dict[str, Any]:

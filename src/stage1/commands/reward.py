@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from stage1.commands.scores import checked_values
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.policy import POLICY_FILES, Policy, load_policy, stated
 from stage1.scores import Scores, read_role, read_scores
 from stage1.stages.evaluate import SCORES_FILE
-from stage1.storage.documents import finite_or_none, write_document
+from stage1.storage.documents import Document, DocumentKind, finite_or_none, write_document
+from stage1.storage.fields import Count, PositiveInt, Rate, Share
 from stage1.streetvision.classes import require_order
 from stage1.streetvision.reward import simulated
 from stage1.streetvision.reward_levels import DEFAULT, OPEN, LevelRates, LevelReward, reward_threshold
@@ -29,6 +32,68 @@ LEVEL = "level"
 # After so many answers the moving average has forgotten where it started (.95^900 is 1e-20), and 400 of them place its
 # 2.5 % and 97.5 % points within about a tenth of their distance.
 _ANSWERS, _RUNS = 1000, 400
+
+
+class FittedThreshold(TypedDict):
+    """The threshold fitted on val_select."""
+
+    role: Literal["val_select"]
+    rows: Annotated[int, Field(ge=2)]
+    modelled_reward: Share
+
+
+class RewardGain(TypedDict):
+    """Reward at the fitted threshold less that at 0.5, with its interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    verdict: Literal["better", "worse", "not shown"]
+
+
+class RewardRow(TypedDict):
+    """One level of difficulty, or the mixture."""
+
+    level: str
+    positives: PositiveInt
+    negatives: PositiveInt
+    tpr: Share
+    fpr: Share
+    mcc: Annotated[float, Field(ge=-1, le=1)]
+    accuracy: Share
+    reward: Share
+    low: float | None
+    high: float | None
+
+
+class RewardTable(TypedDict):
+    """The levels at one threshold. score_spread: where the client's moving average lies, low and high."""
+
+    threshold: Rate
+    score_spread: Annotated[list[float], Field(min_length=2, max_length=2)]
+    rows: Annotated[list[RewardRow], Field(min_length=1)]
+
+
+class RewardDocument(Document):
+    """The client's reward of a run or of scores, per level and mixture."""
+
+    source: str
+    role: str
+    scale: str
+    prior: Rate
+    level: Rate
+    resamples: PositiveInt
+    groups: PositiveInt | None
+    rows: Annotated[int, Field(ge=2)]
+    exits: Count | None
+    """Rows whose answer no threshold moves, as they exit; null: no policy."""
+    decision_threshold: Rate | None
+    fitted: FittedThreshold | None
+    gain: RewardGain | None
+    tables: Annotated[list[RewardTable], Field(min_length=1)]
+
+
+REWARD_KIND = DocumentKind("reward", RewardDocument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +198,7 @@ def reward(
 
 def write_reward(document: dict[str, Any], path: Path) -> None:
     """Write reward.json; the detector takes its `decision_threshold` as a key of its own config."""
-    write_document(path, document, "reward")
+    write_document(path, document, REWARD_KIND)
 
 
 def reward_lines(document: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1.config import load_config
+from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.policy import POLICY_FILES, Certificate, policy_file
 from stage1.policy.certify import calibration_digest
@@ -91,7 +92,7 @@ def _checked(policy: str, name: str, check: Callable[[], str]) -> Check:
 def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "artifacts are there", lambda: _all_there(folder)
     kinds: dict[str, DocumentKind | str] = {
-        "splits.json": "splits",
+        "splits.json": SPLITS_KIND,
         "features.json": FEATURES_KIND,
         "parity.json": PARITY_KIND,
         "train.json": TRAIN_KIND,

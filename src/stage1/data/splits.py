@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from stage1.config import FractionsConfig, RunConfig, SplitConfig
 from stage1.data.dealing import BY_SIZE, REDRAWN, STRATIFIED, deal, unit_interval
@@ -20,9 +22,85 @@ from stage1.data.sources import Ingest
 from stage1.data.table import SampleTable
 from stage1.errors import DataError
 from stage1.scores import ROLES
+from stage1.storage.documents import Document, DocumentKind
+from stage1.storage.fields import Count, Distinct, Share
 
 Texts = NDArray[np.str_]
 BRIDGE = "bridges two roles"
+
+
+class RoleShares(TypedDict):
+    """A share of the images for each role."""
+
+    train: Share
+    val_select: Share
+    val_calib: Share
+    val_test: Share
+
+
+class RoleCounts(TypedDict):
+    """A count for each role."""
+
+    train: Count
+    val_select: Count
+    val_calib: Count
+    val_test: Count
+
+
+class RoleClassCounts(TypedDict):
+    """Images of each class name, for each role."""
+
+    train: dict[str, Count]
+    val_select: dict[str, Count]
+    val_calib: dict[str, Count]
+    val_test: dict[str, Count]
+
+
+class NearDuplicates(TypedDict):
+    """What the search for near-duplicates found."""
+
+    distance: Annotated[int, Field(ge=0, le=7)] | None
+    """null: not searched."""
+    pairs: Count
+    clusters: Count
+    images: Count
+    """Images in a cluster of two or more."""
+    joined_groups: Count
+    """Groups that went into another one."""
+
+
+class SplitsDocument(Document):
+    """Which group is in which role, and how that came about."""
+
+    method: Literal["hash", "balanced", "given"]
+    dealing: NotRequired[Literal["stratified-random", "by-size"]]
+    """Of balanced: stratified, every group with the same chance of each role; by-size (also where it is absent and a
+    group has several images): some groups were dealt by size, val_calib is no fair sample.
+    """
+    redraws: NotRequired[Count]
+    """Of balanced: deals thrown away as a role lacked a class; groups that hold the same classes still have equal
+    chances.
+    """
+    seed: int
+    fractions: RoleShares
+    """Target share of the images per role."""
+    classes: Annotated[Distinct[str], Field(min_length=2)]
+    counts: RoleClassCounts
+    group_counts: RoleCounts
+    """Groups per role, near-duplicate clusters joined."""
+    n_groups: Count
+    groups: dict[str, Literal["train", "val_select", "val_calib", "val_test"]]
+    """Role of every group name ever seen, also of those that were joined to another one."""
+    near_duplicates: NearDuplicates
+    bridges: list[str]
+    """Ids of images left out because they would join groups of different roles."""
+    leakage: bool
+    """true: the same or a near-identical image, or one group, stands in two given roles. Nothing may be certified."""
+    leaks: Count
+    """Pairs across given roles, where leakage was allowed."""
+
+
+SPLITS_KIND = DocumentKind("splits", SplitsDocument)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,12 @@ of probabilities that cancels in the difference. NLL and Brier have no such bias
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import resampling
@@ -28,7 +30,8 @@ from stage1.evaluation.probability import Calibration, brier_rows, mcc_of_counts
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, Weights, checked_weights
 from stage1.evaluation.score_selection import msp
 from stage1.scores import Scores
-from stage1.storage.documents import finite_or_none
+from stage1.storage.documents import Document, DocumentKind, finite_or_none
+from stage1.storage.fields import PositiveInt, PositiveShare, Rate, Text
 
 METRICS = ("aurc", "augrc", "auroc_failure", "accuracy", "nll", "brier", "ece", "mcc")
 HIGHER_IS_BETTER = ("auroc_failure", "accuracy", "mcc", "coverage")
@@ -36,6 +39,46 @@ _RANKED = ("aurc", "augrc", "auroc_failure")
 _PERMUTED = ("aurc", "augrc", "accuracy", "nll")
 _ECE_BINS = 15
 NO_DIFFERENCE = "no difference shown"
+
+
+class MetricDifference(TypedDict):
+    """One metric of both models, and what lies between them."""
+
+    metric: Literal["aurc", "augrc", "auroc_failure", "accuracy", "nll", "brier", "ece", "mcc"]
+    a: float | None
+    b: float | None
+    difference: float | None
+    """a - b."""
+    low: float | None
+    high: float | None
+    p_value: PositiveShare | None
+    """Paired permutation, two-sided; null where none is made."""
+    better: Literal["a", "b", None]
+    """Whose metric is better where the interval of the difference excludes 0."""
+    verdict: Text
+
+
+class ComparisonDocument(Document):
+    """Two models on the same samples: paired differences with bootstrap intervals and permutation p-values."""
+
+    a: Text
+    """Name of the first model."""
+    b: Text
+    """Name of the second model."""
+    n: PositiveInt
+    n_groups: PositiveInt
+    unit: Literal["image", "group"]
+    """What the bootstrap draws and the permutation swaps."""
+    matched_by: Literal["ids", "labels"]
+    """How the samples are known to be the same; labels: by equal length and labels only."""
+    weighted: bool
+    level: Rate
+    resamples: PositiveInt
+    seed: int
+    rows: Annotated[list[MetricDifference], Field(min_length=1)]
+
+
+COMPARISON_KIND = DocumentKind("comparison", ComparisonDocument)
 
 
 def compare(

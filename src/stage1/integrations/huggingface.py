@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from stage1.bundle.licences import licence_header, licence_text
 from stage1.errors import ConfigError, IntegrityError, MissingError
@@ -28,7 +30,8 @@ from stage1.integrations.stock import WAY_OUT, stock_model
 from stage1.model.backbone import Backbone
 from stage1.model.head import Ensemble, GatedHead, Head
 from stage1.runtime.preprocessing import Preprocessing
-from stage1.storage.documents import write_document
+from stage1.storage.documents import Document, DocumentKind, write_document
+from stage1.storage.fields import Count, Digest, NotNegative, Pooling, PositiveInt, Rate
 from stage1.storage.files import digest_file, write_bytes, write_error, write_text
 from stage1.storage.publishing import publish
 from stage1.storage.temporaries import temporary_folder
@@ -37,6 +40,43 @@ FACTS, WEIGHTS = "stage1_export.json", "model.safetensors"
 TOLERANCE = 1e-4  # of a logit, absolute
 CLIENT_SIDE = 224  # pixels of what the client sends
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
+
+
+class StockParity(TypedDict):
+    """The folder, loaded again by transformers, against the exported model."""
+
+    images: PositiveInt
+    tolerance: Annotated[float, Field(gt=0)]
+    largest_difference: NotNegative
+    same_class: Count
+
+
+class ClientProcessor(TypedDict):
+    """What the client's own resizing to `side` changes."""
+
+    images: PositiveInt
+    side: PositiveInt
+    largest_difference: NotNegative
+
+
+class HfExportDocument(Document):
+    """What an exported folder was made of, and how it answers."""
+
+    backbone: str
+    pooling: Pooling
+    architecture: str
+    classes: Annotated[list[str], Field(min_length=2)]
+    labels: Annotated[list[str], Field(min_length=2)]
+    decision_threshold: Rate
+    margin_shift: float
+    parity: StockParity
+    client_processor: ClientProcessor | None
+    transformers: str
+    model: Digest
+    weights: Digest
+
+
+HF_EXPORT_KIND = DocumentKind("hf_export", HfExportDocument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +140,7 @@ def write_stock_folder(
                 "client_processor": client_difference(fresh, reference.images), "transformers": version("transformers"),
                 "model": reference.digest, "weights": digest_file(fresh / WEIGHTS),
             }  # fmt: skip
-            write_document(fresh / FACTS, facts, "hf_export")
+            write_document(fresh / FACTS, facts, HF_EXPORT_KIND)
             write_text(fresh / "README.md", _readme(facts, backbone))
             text = licence_text(backbone.name, backbone.licence, None)
             write_text(fresh / "LICENSES" / "backbone.txt", text)

@@ -8,10 +8,9 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from stage1.storage.documents import Document, DocumentKind
-from stage1.storage.fields import Count, Digest, NotNegative, PositiveInt, PositiveShare, Text
+from stage1.storage.fields import Count, Digest, NotNegative, Pooling, PositiveInt, PositiveShare, Text
 
 SelectBy = Literal["nll", "accuracy", "augrc"]
-Pooling = Literal["cls", "mean", "cls+mean", "pool"]
 
 # ---- what each stage made ----------------------------------------------------------------------------------------
 

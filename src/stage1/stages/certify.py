@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stage1.bundle.licences import licence_text
 from stage1.calibration import CALIBRATION_FILE, non_monotone
+from stage1.data.splits import SPLITS_KIND
 from stage1.errors import IntegrityError, MissingError
 from stage1.evaluation.calibration_report import Stated
 from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy, decided_on, load_policy, policy_file, stated
@@ -52,7 +53,7 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     config = run.config
     select, calib = read_role(run.path, "val_select"), read_role(run.path, "val_calib")
     _check_roles(SampleTable.read(run / "samples.parquet"), calib)
-    splits = read_document(run / "splits.json", "splits")
+    splits = read_document(run / "splits.json", SPLITS_KIND)
     check_all(config, splits["classes"])  # before the attempt is counted: what is refused was not asked of the images
     attempt = _attempt(run, calib)
     policy = fit_configured(

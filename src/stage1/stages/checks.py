@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stage1.config import RunConfig
+from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError
 from stage1.policy.registry import SCRC_COVERAGE, check_classes
 from stage1.policy.scrc_fit import checked_targets
@@ -26,7 +27,7 @@ def check_split(run: RunDir, *, views_only: bool = False) -> None:
     """`check_all` with the classes of the split. views_only: for a stage alone, as the target may still be given to
     `calibrate`.
     """
-    classes = read_document(run / "splits.json", "splits")["classes"]
+    classes = read_document(run / "splits.json", SPLITS_KIND)["classes"]
     (check_views if views_only else check_all)(run.config, classes)
 
 

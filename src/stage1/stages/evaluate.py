@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stage1.config import RunConfig, leaves, text_keys, validated
+from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, decided_on, load_policy
 from stage1.policy.units import one_per_group
@@ -154,7 +155,7 @@ def report_of_run(
     """The report of a run directory; scores: of val_test."""
     from stage1.report import write_report
 
-    split = read_document(run / "splits.json", "splits")
+    split = read_document(run / "splits.json", SPLITS_KIND)
     views = views_shown(run)
     certifiable = "; ".join(f"{name}: {text}" for name, text in can_certify(table, run.config).items())
     shown = {

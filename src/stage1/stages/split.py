@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stage1.config import DataConfig, RunConfig
+from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, SourceChanged
 from stage1.policy.certificate import images
 from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
@@ -85,7 +86,7 @@ def split(run: RunDir, context: Context) -> list[Path]:
     result = challenged(split_table(ingest, config, _previous(run)), run, context)
     write_quarantine(quarantine_file, [*ingest.quarantine, *result.quarantine])
     result.table.write(run / "samples.parquet")
-    write_document(run / "splits.json", result.document, "splits")
+    write_document(run / "splits.json", result.document, SPLITS_KIND)
     for line in split_lines(result.document, result.table, config):
         context.progress.say(f"  {line}")
     return [run / "samples.parquet", run / "splits.json", quarantine_file]
@@ -117,7 +118,7 @@ def _previous(run: RunDir) -> dict[str, Any] | None:
     path = run / "splits.json"
     if not path.is_file():
         return None
-    document, config = read_document(path, "splits"), run.config.split
+    document, config = read_document(path, SPLITS_KIND), run.config.split
     same = (document["method"], document["seed"], document["fractions"]) == (
         config.method,
         config.seed,
@@ -155,7 +156,7 @@ def split_report(folder: Path) -> list[str]:
     config = stored_config(folder)
     assert config is not None, "a run directory that was just split has a config"
     return split_lines(
-        read_document(folder / "splits.json", "splits"), SampleTable.read(folder / "samples.parquet"), config
+        read_document(folder / "splits.json", SPLITS_KIND), SampleTable.read(folder / "samples.parquet"), config
     )
 
 

@@ -18,6 +18,10 @@ Text = Annotated[str, Field(min_length=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """A sha256 in hexadecimal."""
 
+JpegQuality = Annotated[int, Field(ge=1, le=100, description="JPEG quality of the files")]
+
+Pooling = Literal["cls", "mean", "cls+mean", "pool"]
+"""How the tokens of a backbone become one feature vector."""
 PolicyName = Literal["softmax", "gate", "scrc"]
 
 

@@ -11,9 +11,12 @@ import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.storage.documents import SCHEMA_VERSION, validate
+from stage1.storage.documents import SCHEMA_VERSION, Document, DocumentKind, validate
 from stage1.storage.files import read_json, write_text
 
 FILE = "model_card.json"
@@ -21,6 +24,19 @@ NETWORK = 42  # the ss58 prefix of the client's chain: addresses that start with
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 _LONGEST_NAME, _LONGEST_DESCRIPTION = 200, 5000
+
+
+class ModelCardDocument(Document):
+    """What the client's five fields hold. The document is theirs: our schema_version is checked with it, not written."""
+
+    model_name: Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
+    description: Annotated[str, Field(min_length=1, max_length=_LONGEST_DESCRIPTION)]
+    version: Annotated[str, Field(pattern=r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)$")]
+    submitted_by: Annotated[str, Field(pattern="^[1-9A-HJ-NP-Za-km-z]{46,49}$")]
+    submission_time: Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
+
+
+MODEL_CARD_KIND = DocumentKind("model_card", ModelCardDocument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +79,7 @@ class ModelCard:
 def write_card(card: ModelCard, path: str | os.PathLike[str]) -> None:
     """Write model_card.json with exactly the client's five fields (no schema_version: it is their document)."""
     document = card.to_document()
-    validate({"schema_version": SCHEMA_VERSION, **document}, "model_card", str(path))
+    validate({"schema_version": SCHEMA_VERSION, **document}, MODEL_CARD_KIND, str(path))
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -80,7 +96,7 @@ def read_card(path: str | os.PathLike[str]) -> ModelCard:
         raise IntegrityError(f"{path}: not JSON ({error}); write it anew") from error
     if not isinstance(document, dict):
         raise IntegrityError(f"{path}: not a model card; write it anew")
-    validate({"schema_version": SCHEMA_VERSION, **document}, "model_card", str(path))
+    validate({"schema_version": SCHEMA_VERSION, **document}, MODEL_CARD_KIND, str(path))
     return ModelCard(**document)
 
 

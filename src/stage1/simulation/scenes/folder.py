@@ -8,18 +8,35 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
+from pydantic import Field
 
 from stage1.data.processes import mapper
 from stage1.errors import ConfigError
 from stage1.simulation.scenes.videos import GENERATOR, Video, describe_video, video_frames
-from stage1.storage.documents import read_document, write_document
+from stage1.storage.documents import Document, DocumentKind, read_document, write_document
+from stage1.storage.fields import JpegQuality, PositiveInt
 from stage1.storage.files import write_bytes, write_text
 
 QUALITY = 88  # of the JPEG files
 _COLUMNS = ("image", "label", "group", "source", "timestamp")
+
+
+class RoadScenesDocument(Document):
+    """Parameters of a folder of generated road scenes."""
+
+    generator: PositiveInt
+    """Version of the drawing code: other pixels, other number."""
+    videos: PositiveInt
+    size: Annotated[int, Field(ge=64, le=2048)]
+    """Side of the square frames in pixels."""
+    seed: int
+    quality: JpegQuality
+
+
+ROADSCENES_KIND = DocumentKind("roadscenes", RoadScenesDocument)
 
 
 def write_roadscenes(
@@ -82,9 +99,9 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     """Note the parameters in a new folder; refuse a folder of other parameters, whose images would be mixed in."""
     note = folder / "roadscenes.json"
     if not note.exists():
-        write_document(note, parameters, "roadscenes")
+        write_document(note, parameters, ROADSCENES_KIND)
         return
-    found = read_document(note, "roadscenes")
+    found = read_document(note, ROADSCENES_KIND)
     for key, value in parameters.items():
         if found[key] != value:
             raise ConfigError(

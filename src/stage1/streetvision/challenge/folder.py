@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,8 @@ from stage1.data.corruptions import CLIENT, GENERATOR, Origin, challenge, level_
 from stage1.data.processes import mapper
 from stage1.data.table import SampleTable, read_locator, split_locator
 from stage1.errors import ConfigError, DataError, Stage1Error
-from stage1.storage.documents import read_document, write_document
+from stage1.storage.documents import Document, DocumentKind, read_document, write_document
+from stage1.storage.fields import Digest, JpegQuality, PositiveInt
 from stage1.storage.files import digest_bytes, write_bytes, write_text
 
 DESCRIPTION = "scene_description"
@@ -49,6 +50,29 @@ def agreeing(labels: ArrayLike, descriptions: Sequence[str | None] | NDArray[np.
 
 
 NOTE = "challenge.json"
+
+
+class ChallengeDocument(Document):
+    """Parameters of a folder of challenges, as `stage1 challenge make` writes it."""
+
+    generator: PositiveInt
+    """Version of the generator: other pixels, other number."""
+    level: Literal["L0", "L1", "L2", "L3", "mixture"]
+    copies: PositiveInt
+    """Challenges per image."""
+    seed: int
+    balance: bool
+    """true: classes made equally frequent."""
+    quality: JpegQuality
+    size: PositiveInt
+    """Side of the images in pixels."""
+    origin: NotRequired[Literal["real", "image_to_image"]]
+    """How the validator prepares the frame; not in folders of generator 1."""
+    images: Digest
+    """sha256 of the ids of the source images, in order."""
+
+
+CHALLENGE_KIND = DocumentKind("challenge", ChallengeDocument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +225,9 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     if not note.exists():
         if (folder / "labels.csv").exists() or (folder / "images").exists():
             raise ConfigError(f"{folder}: holds images of something else (no {NOTE}); choose another folder")
-        write_document(note, parameters, "challenge")
+        write_document(note, parameters, CHALLENGE_KIND)
         return
-    found = read_document(note, "challenge")
+    found = read_document(note, CHALLENGE_KIND)
     for key, value in parameters.items():
         if found[key] != value:
             shown = ("other images", "these") if key == "images" else (f"{key}={found[key]}", f"{value}")
