@@ -17,7 +17,8 @@ from stage1.evaluation.rates import exit_rates
 from stage1.policy import Certificate, MulticlassPolicy, refit
 from stage1.policy.counts import count_class_exits, never_wrong, risks_hold
 from stage1.policy.ordering_multiclass import ClassGoal, class_path
-from stage1.policy.target import Request, risk_names, risk_parts
+from stage1.policy.target import Request
+from stage1.risk.risks import risk_names, risk_parts
 
 from .multiclass_draws import NAMES, draw
 

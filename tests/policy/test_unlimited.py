@@ -9,8 +9,8 @@ import pytest
 
 from stage1.evaluation import exit_rates
 from stage1.policy import fit_policy
-from stage1.policy.target import risk_names
 from stage1.policy.unlimited import unlimited, unlimited_rates
+from stage1.risk.risks import risk_names
 from stage1.scores import Scores
 
 CLASSES = ("none", "roadwork")

@@ -12,7 +12,8 @@ import numpy as np
 from stage1.commands.pilot import Trial, pilot_plan
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
-from stage1.risk.sample_size import SIDES, plan, plan_success, success_probability
+from stage1.risk.risks import closed_forms
+from stage1.risk.sample_size import plan, plan_success, success_probability
 from stage1.scores import Scores, Values, read_scores
 from stage1.storage.files import write_bytes
 
@@ -50,7 +51,7 @@ def make_plan(
     classes = config.data.classes
     config = config.for_classes(pilot.n_classes if pilot is not None else len(classes) if classes else 2)
     risks = config.risks_for(2)
-    closed = all(name in SIDES for name in risks)
+    closed = all(name in closed_forms() for name in risks)
     settings: dict[str, Any] = {"confidence": config.confidence, "prior": prior, "exit_rates": ask.exit_rates}
     needs = [] if pilot is not None and not closed else [asdict(need) for need in plan(risks, **settings)]
     document: dict[str, Any] = {

@@ -10,7 +10,8 @@ from math import copysign, floor, inf
 from typing import Any
 
 from stage1.policy.slices import SliceClaim, SliceCounts
-from stage1.policy.target import Request, risk_parts
+from stage1.policy.target import Request
+from stage1.risk.risks import risk_of
 from stage1.storage.documents import read_document, write_document
 
 _LARGEST = sys.float_info.max
@@ -213,29 +214,10 @@ def percent(share: float) -> str:
 
 def claim(name: str, target: float, classes: Sequence[str], prior: float | None = None) -> str:
     """One risk limit in words, e.g. "among roadwork images that exit, at most 2 % are called 'none'"."""
-    if len(classes) > 2:
-        return _class_claim(name, target, classes)
-    negative, positive = classes[0], classes[1]
-    at_most = f"at most {percent(target)}"
-    return {
-        "fnr": f"among {images(positive)} that exit, {at_most} are called '{negative}'",
-        "fpr": f"among {images(negative)} that exit, {at_most} are called '{positive}'",
-        "miss_rate": f"{at_most} of all {images(positive)} exit as '{negative}'",
-        "false_exit_rate": f"{at_most} of all {images(negative)} exit as '{positive}'",
-        "error": f"among images that exit, {at_most} are answered wrongly{_where(prior, positive)}",
-    }[name]
-
-
-def _class_claim(name: str, target: float, classes: Sequence[str]) -> str:
-    """A risk of more than two classes in words: error, or one said of a class."""
-    kind, index = risk_parts(name, classes)
-    at_most, of = f"at most {percent(target)}", classes[index]
-    return {
-        "error": f"among images that exit, {at_most} are answered wrongly{_where(None, '')}",
-        "fnr": f"among '{of}' images that exit, {at_most} are answered wrongly",
-        "wrong": f"of the images that exit as '{of}', {at_most} are not '{of}'{_where(None, '')}",
-        "miss_rate": f"{at_most} of all '{of}' images exit with a wrong answer",
-    }[kind]
+    risk, index = risk_of(name, classes)
+    limit = risk.text(f"at most {percent(target)}", classes, index, images)
+    # What counts images of several classes moves with their shares.
+    return limit if risk.of_one_class else limit + _where(prior, classes[-1])
 
 
 def _where(prior: float | None, positive: str) -> str:
@@ -313,7 +295,7 @@ def refused_statement(request: Request, reason: str) -> str:
 
 def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...]:
     """What must be true for the sentence to be true."""
-    moved = [name for name in request.risks if name == "error" or name.startswith("wrong.")]
+    moved = [name for name in request.risks if not risk_of(name, request.classes)[0].of_one_class]
     moved += ["coverage"] if request.coverage is not None else []
     if not moved:
         class_balance = "The share of each class may differ from that of the calibration data: the risks are per class."
@@ -321,7 +303,7 @@ def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...
         several = len(moved) > 1
         named = (
             "error and coverage move"
-            if len(request.classes) == 2
+            if len(request.classes) == 2 and {*moved} <= {"error", "coverage"}
             else f"{' and '.join(moved)} move{'' if several else 's'}"
         )
         class_balance = f"The share of each class is that of the calibration data: {named} with it."

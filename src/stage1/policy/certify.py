@@ -43,7 +43,7 @@ from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import choose_unit, clustered, one_per_group
 from stage1.policy.unlimited import shut_by_target, unlimited
 from stage1.risk import binomial_upper, minimum_samples
-from stage1.risk.sample_size import SIDES
+from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 from stage1.storage.files import digest_bytes, digest_ids
 
@@ -194,7 +194,7 @@ def measured_risks(
         errors, n = (int(column[0]) for column in exits.counts(name))
         observed = errors / n if n else None
         needed = minimum_samples(target, delta)
-        never = certified and name in SIDES and closed[SIDES[name][0]]
+        never = certified and closed.get(RISKS[name].side, False)
         if isinstance(sample, Frames):
             observed, needed = estimate(sample, claims[name], thresholds), minimum_groups(target, delta)
         if never:

@@ -6,14 +6,15 @@ threshold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.policy.target import Request, risk_parts
+from stage1.policy.target import Request
 from stage1.risk import binomial_lower, binomial_pvalue, binomial_upper
+from stage1.risk.risks import RISKS, cells, risk_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -37,16 +38,15 @@ class Exits:
 
     def counts(self, name: str) -> tuple[Ints, Ints]:
         """(errors, trials) of a risk, int [T] each."""
-        wrong = self.miss + self.false_exit
-        exits = wrong + self.right_positive + self.right_negative
-        everyone = np.full_like(self.miss, self.positives), np.full_like(self.miss, self.negatives)
-        return {
-            "fnr": (self.miss, self.miss + self.right_positive),
-            "fpr": (self.false_exit, self.false_exit + self.right_negative),
-            "miss_rate": (self.miss, everyone[0]),
-            "false_exit_rate": (self.false_exit, everyone[1]),
-            "error": (wrong, exits),
-        }[name]
+        defers = (
+            self.negatives - self.right_negative - self.false_exit,
+            self.positives - self.miss - self.right_positive,
+        )
+        table = np.array(
+            [[self.right_negative, self.false_exit, defers[0]], [self.miss, self.right_positive, defers[1]]]
+        )
+        errors, trials = (table[chosen].sum(axis=0) for chosen in cells(RISKS[name]))
+        return errors, trials
 
     @property
     def exits(self) -> Ints:
@@ -134,16 +134,29 @@ class ClassExits:
 
     def counts(self, name: str, classes: Sequence[str]) -> tuple[Floats, Floats]:
         """(errors, trials) of a risk, float [T] each."""
-        kind, index = risk_parts(name, classes)
-        if kind == "error":
-            exits = self.as_class.sum(axis=1)
-            return exits - self.right.sum(axis=1), exits
-        if kind == "wrong":
-            return self.as_class[:, index] - self.right[:, index], self.as_class[:, index]
-        missed = self.of_class[:, index] - self.right[:, index]
-        if kind == "fnr":
-            return missed, self.of_class[:, index]
-        return missed, np.full_like(missed, self.members[index])
+        risk, index = risk_of(name, classes)
+        errors, trials = cells(risk, of_many=True)
+        return self._sum(errors, index), self._sum(trials, index)
+
+    def _sum(self, chosen: Bools, index: int) -> Floats:
+        """Exits of the chosen cells (risk/risks.py, three classes), from the sums that are kept: float [T].
+
+        Each cell is a difference of such sums, so most of them cancel; what is left is added first, then subtracted.
+        chosen: bool [3, 4]; class 0 stands for `index`, 1 and 2 for the others, which are alike.
+        """
+        (own, missed, _, own_defers), (as_own, others, others_wrong, others_defer) = chosen[:2].astype(int).tolist()
+        sums: list[tuple[int, Callable[[], Floats]]] = [
+            (as_own - others_wrong, lambda: self.as_class[:, index]),
+            (missed + others_defer - others_wrong - own_defers, lambda: self.of_class[:, index]),
+            (own_defers - others_defer, lambda: np.full_like(self.exits, self.members[index])),
+            (others_wrong - others_defer, lambda: self.exits),
+            (others_defer, lambda: np.full_like(self.exits, self.total)),
+            (own + 2 * others_wrong - as_own - missed - others, lambda: self.right[:, index]),
+            (others - others_wrong, lambda: np.asarray(self.right.sum(axis=1))),
+        ]
+        added = [times * values() for times, values in sums if times > 0]
+        taken = [times * values() for times, values in sums if times < 0]
+        return np.asarray(sum((*added[1:], *taken), start=added[0]))
 
     @property
     def exits(self) -> Floats:
@@ -185,11 +198,15 @@ def never_wrong(name: str, classes: Sequence[str], open_classes: Bools) -> Bools
 
     wrong.c: nothing exits as c. fnr.c, miss_rate.c: nothing exits as another class. error: nothing exits.
     """
-    kind, index = risk_parts(name, classes)
-    if kind == "wrong":
-        return ~open_classes[:, index]
-    others = open_classes if kind == "error" else np.delete(open_classes, index, axis=1)
-    return np.asarray(~others.any(axis=1))
+    risk, index = risk_of(name, classes)
+    errors, _ = cells(risk, of_many=True)
+    as_own, as_others = errors[:, 0].any(), errors[:, 1:].any()
+    given = np.zeros(len(open_classes), dtype=np.bool_)
+    if as_own:
+        given |= open_classes[:, index]
+    if as_others:
+        given |= np.delete(open_classes, index, axis=1).any(axis=1)
+    return np.asarray(~given)
 
 
 def risks_hold(

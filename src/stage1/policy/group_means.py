@@ -30,6 +30,7 @@ from stage1.risk.clusters import (
     shares_pvalue,
     shares_upper,
 )
+from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
 Floats = NDArray[np.float64]
@@ -56,15 +57,9 @@ class Claim(NamedTuple):
     rows: Callable[[Labels, Bools, Bools], tuple[Bools, Bools | None]]
 
 
-def risk_rows(name: str, labels: Labels, negative: Bools, positive: Bools) -> tuple[Bools, Bools | None]:
+def risk_rows(name: str, labels: Labels, negative: Bools, positive: Bools) -> tuple[Bools, Bools]:
     """(wrong, tried) of a risk; labels [N, 1] or [N], exits as 0 and as 1 of the shape of the result."""
-    one, zero = labels == 1, labels == 0
-    exits = negative | positive
-    if name == "error":
-        return (one & negative) | (zero & positive), exits
-    wrong = one & negative if name in ("fnr", "miss_rate") else zero & positive
-    own = np.broadcast_to(one if name in ("fnr", "miss_rate") else zero, exits.shape)
-    return wrong, own & exits if name in ("fnr", "fpr") else own
+    return RISKS[name].counts(negative | positive, positive.astype(np.int64), labels)
 
 
 def risk_claims(request: Request) -> dict[str, Claim]:

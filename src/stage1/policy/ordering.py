@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from stage1.risk.risks import RISKS, Bools, cells
 from stage1.risk.testing import max_errors_each
 
 Floats = NDArray[np.float64]
@@ -35,6 +36,8 @@ _PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way
 _SURE, _UNSURE = 0.95, 0.9
 HEDGE = 0.1
 _MINIMUM = 10  # of each class in val_select, for a map with three parameters
+# Each of these sets a limit to one cut, given the other; every other risk is kept by how sure an answer has to be.
+_BY_CUT = frozenset({"fnr", "fpr", "miss_rate", "false_exit_rate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +255,8 @@ def _solve(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int])
     """
     limits = {name: np.minimum(shares * target, 0.999) for name, target in goal.targets.items()}
     last = np.full(len(shares), len(model.below1) - 1)
-    if "error" not in limits:
+    by_bar = [name for name in limits if name not in _BY_CUT]
+    if not by_bar:
         return _class_cuts(model, limits, np.minimum(last, ends[0]), np.full_like(last, ends[1]))
     prior = model.prior if goal.prior is None else goal.prior
     # At another prior the odds move by a constant factor.
@@ -261,24 +265,30 @@ def _solve(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int])
     # First cut from the left (right) at which the likelier answer is less likely than the bar asks; any order of
     # posteriors.
     rising, falling = np.maximum.accumulate(posterior), np.maximum.accumulate(1 - posterior[::-1])
+    # A side whose wrong answers none of these risks counts needs no bar.
+    misses = any(_limits(name, "positive") for name in by_bar)
+    false_exits = any(_limits(name, "negative") for name in by_bar)
 
     def cuts(bar: Floats) -> tuple[Cuts, Cuts]:
         # Of all pairs with one error rate, the one with most exits leaves out where the likelier answer is least
         # likely.
         low, high = np.searchsorted(rising, bar, side="right"), last - np.searchsorted(falling, bar, side="right")
+        low, high = (low if misses else last), (high if false_exits else np.zeros_like(last))
         return _class_cuts(model, limits, np.minimum(low, ends[0]), np.maximum(high, ends[1]))
 
     low, high = np.zeros(len(shares)), np.full(len(shares), 0.5)
     for _ in range(12):
         bar = (low + high) / 2
-        kept = _error(model, prior, *cuts(bar)) <= limits["error"]
+        low_cut, high_cut = cuts(bar)
+        kept = np.all([_rate(name, model, prior, low_cut, high_cut) <= limits[name] for name in by_bar], axis=0)
         low, high = np.where(kept, bar, low), np.where(kept, high, bar)
     return cuts(low)
 
 
 def _class_cuts(model: ClassModel, limits: Mapping[str, Floats], low: Cuts, high: Cuts) -> tuple[Cuts, Cuts]:
     """Greatest fixed point: start from everything that the caps allow, and shrink until every class risk is kept."""
-    bound_low, bound_high = {"fnr", "miss_rate"} & set(limits), {"fpr", "false_exit_rate"} & set(limits)
+    bound_low = any(_limits(name, "positive") for name in limits)
+    bound_high = any(_limits(name, "negative") for name in limits)
     odds = {name: limits[name] / (1 - limits[name]) for name in ("fnr", "fpr") if name in limits}
     most_low, least_high = low, high
     for _ in range(200):
@@ -293,9 +303,9 @@ def _class_cuts(model: ClassModel, limits: Mapping[str, Floats], low: Cuts, high
         if "fpr" in limits:
             high = np.maximum(high, _smallest(model.below0, odds["fpr"] * right0))
         # A side without a limit of its own meets the other one, or stays where it may not go further.
-        if not bound_low and "error" not in limits:
+        if not bound_low:
             low = np.minimum(most_low, high)
-        if not bound_high and "error" not in limits:
+        if not bound_high:
             high = np.maximum(least_high, low)
         if np.array_equal(low, before[0]) and np.array_equal(high, before[1]):
             break
@@ -314,9 +324,35 @@ def _smallest(below: Floats, limit: Floats) -> Cuts:
     return np.searchsorted(below, 1 - limit, side="left")
 
 
-def _error(model: ClassModel, prior: float, low: Cuts, high: Cuts) -> Floats:
-    wrong = prior * model.below1[low] + (1 - prior) * (1 - model.below0[high])
-    right = prior * (1 - model.below1[high]) + (1 - prior) * model.below0[low]
+def _limits(name: str, side: str) -> bool:
+    """Whether a risk counts wrong answers to images of this side."""
+    return RISKS[name].side in (side, "both")
+
+
+def _mass(chosen: Bools, model: ClassModel, low: Cuts, high: Cuts) -> tuple[Floats, Floats]:
+    """Share of the positives and of the negatives in the chosen cells (risk/risks.py), float [T] each."""
+    miss, right1 = model.below1[low], 1 - model.below1[high]
+    false, right0 = 1 - model.below0[high], model.below0[low]
+    shares = []
+    for own, (as_zero, as_one) in zip(chosen.tolist()[::-1], ((miss, right1), (right0, false)), strict=True):
+        if all(own):
+            shares.append(np.ones_like(miss))
+        else:
+            assert not own[-1], "trials are exits, or all members of a class"
+            shares.append(own[0] * as_zero + own[1] * as_one)
+    return shares[0], shares[1]
+
+
+def _rate(name: str, model: ClassModel, prior: float, low: Cuts, high: Cuts) -> Floats:
+    """The modelled risk where P(y = 1) is `prior`, float [T]."""
+    errors, trials = cells(RISKS[name])
+    wrong1, wrong0 = _mass(errors, model, low, high)
+    if RISKS[name].among == "members":
+        all1, all0 = _mass(trials, model, low, high)
+        rest1, rest0 = all1 - wrong1, all0 - wrong0
+    else:
+        rest1, rest0 = _mass(trials & ~errors, model, low, high)
+    wrong, right = prior * wrong1 + (1 - prior) * wrong0, prior * rest1 + (1 - prior) * rest0
     return np.divide(wrong, wrong + right, out=np.zeros_like(wrong), where=wrong + right > 0)
 
 
@@ -332,18 +368,10 @@ def _coverage(model: ClassModel, low: Cuts, high: Cuts) -> Floats:
 def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
     """Predicted chance of each pair to pass every test on n units, float [T]: binomial at the expected counts."""
     n1, n0 = goal.n * model.prior, goal.n * (1 - model.prior)
-    miss, right1 = model.below1[low], 1 - model.below1[high]
-    false, right0 = 1 - model.below0[high], model.below0[low]
-    trials = {
-        "fnr": (n1 * miss, n1 * (miss + right1)),
-        "fpr": (n0 * false, n0 * (false + right0)),
-        "miss_rate": (n1 * miss, np.full_like(miss, n1)),
-        "false_exit_rate": (n0 * false, np.full_like(false, n0)),
-        "error": (n1 * miss + n0 * false, n1 * (miss + right1) + n0 * (false + right0)),
-    }
     chance = np.ones(len(low))
     for name, target in goal.targets.items():
-        errors, expected = trials[name]
+        masses = [_mass(chosen, model, low, high) for chosen in cells(RISKS[name])]
+        errors, expected = (n1 * positives + n0 * negatives for positives, negatives in masses)
         n = np.round(expected)
         rate = np.divide(errors, expected, out=np.ones_like(expected), where=expected > 0)
         allowed = max_errors_each(n, target, goal.delta)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import special
 
 from stage1.policy.counts import ClassExits
-from stage1.policy.target import risk_parts
 from stage1.policy.thresholds_multiclass import Blocks, Model, answer_maps, model_of
 from stage1.risk import minimum_samples
+from stage1.risk.risks import risk_of, risk_parts
 from stage1.risk.testing import max_errors_each
 
 Floats = NDArray[np.float64]
@@ -31,6 +31,8 @@ MINIMUM_ROWS = 10
 # Far beyond the targets: where the maps see too much risk, testing itself says where to stop.
 _SHARES = np.geomspace(0.1, 40.0, 120)
 _BARS = 400
+# Wrong answers of these count by the true class of the image; they have sums of their own, as error and wrong have.
+_OF_TRUTH = ("fnr", "miss_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class _Solver:
 
     def _weights(self, kind: str, index: int) -> Floats:
         """What a wrong answer of each class counts in a risk, [blocks.k]."""
-        return np.ones(self._blocks.k) if kind == "error" else self._model.kinds[: self._blocks.k, index]
+        return self._model.kinds[: self._blocks.k, index] if kind in _OF_TRUTH else np.ones(self._blocks.k)
 
     def _table(self, kind: str, index: int) -> Ints:
         """Places [bars, K] at which no block adds more than a bar to the wrong answers of the risk; bars rise."""
@@ -173,9 +175,9 @@ class _Solver:
                 places[index] = self._answered(index, min(share * self._goal.targets[name], 0.999))
         for _ in range(50):
             before = places
-            for name, (kind, index) in self._parts.items():
+            for name, (kind, _) in self._parts.items():
                 if kind != "wrong":
-                    places = self._shrunk(places, name, kind, index, min(share * self._goal.targets[name], 0.999))
+                    places = self._shrunk(places, name, min(share * self._goal.targets[name], 0.999))
             places = self._shut(places)
             if (places == before).all():
                 break
@@ -199,23 +201,27 @@ class _Solver:
         places[short] = 0
         return places
 
-    def _shrunk(self, places: Ints, name: str, kind: str, index: int, limit: float) -> Ints:
+    def _shrunk(self, places: Ints, name: str, limit: float) -> Ints:
         """The places under the highest bar that keeps the risk; wrong answers beyond the bar go first, they buy
         least.
         """
-        if self._kept(places, kind, index, limit):
+        if self._kept(places, name, limit):
             return places
         table = self._bars[name]
         low, high = 0, len(table) - 1
         while high - low > 1:
             middle = (low + high) // 2
-            if self._kept(np.minimum(places, table[middle]), kind, index, limit):
+            if self._kept(np.minimum(places, table[middle]), name, limit):
                 low = middle
             else:
                 high = middle
         return np.asarray(np.minimum(places, table[low]))
 
-    def _kept(self, places: Ints, kind: str, index: int, limit: float) -> bool:
+    def _kept(self, places: Ints, name: str, limit: float) -> bool:
+        kind, index = self._parts[name]
+        if kind not in ("error", *_OF_TRUTH):
+            errors, trials = self._model.at(places[None, :], self._blocks).counts(name, self._goal.classes)
+            return bool(errors[0] <= limit * trials[0])
         flat = self._blocks.offset + places
         wrong, exits = self._model.wrong[flat], self._model.exits[flat]
         if kind == "error":
@@ -257,5 +263,5 @@ def _chance(exits: ClassExits, goal: ClassGoal) -> Floats:
         rate = np.clip(np.divide(errors, trials, out=np.zeros_like(errors), where=trials > 0), 0.0, 1.0)
         passed = np.where(allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), rate), 0.0)
         # A class that stays shut asks nothing of wrong.<class>.
-        chance *= np.where((trials == 0) & (risk_parts(name, goal.classes)[0] == "wrong"), 1.0, passed)
+        chance *= np.where((trials == 0) & risk_of(name, goal.classes)[0].by_answer, 1.0, passed)
     return chance

@@ -17,7 +17,7 @@ from stage1.policy.target import Request, passing_targets, rounded_up, settable
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, path_from, rule
 from stage1.risk import binomial_upper
 from stage1.risk.clusters import GroupLayout
-from stage1.risk.sample_size import SIDES
+from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
 Floats = NDArray[np.float64]
@@ -95,10 +95,10 @@ def _too_few(
     reasons, needs = [], []
     labels = sample.labels
     # Where the class that sets the first threshold is too small, the exits of the other class say nothing.
-    first_short = any(name in SIDES and not SIDES[name][1] and bound.n < bound.needed for name, bound in bounds.items())
+    first_short = any(RISKS[name].among == "members" and bound.n < bound.needed for name, bound in bounds.items())
     for name, bound in bounds.items():
-        side, only_exits = SIDES[name]
-        index = 1 if side == "positive" else 0
+        only_exits = RISKS[name].among == "exits"
+        index = 1 if RISKS[name].side == "positive" else 0
         class_name = request.classes[index]
         units = images(class_name, unit)
         members = int((labels == index).sum())

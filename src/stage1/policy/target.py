@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +10,7 @@ from math import ceil
 
 from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
-from stage1.risk.sample_size import SIDES
-
-RISKS = (*SIDES, "error")
-# More than two classes: each of these is said of one class, as KIND.CLASS.
-CLASS_RISKS = ("fnr", "wrong", "miss_rate")
+from stage1.risk.risks import check_risk, risk_names, risk_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +41,7 @@ class Request:
                 f"risks: an empty target; name at least one, e.g. {'fnr' if len(self.classes) == 2 else 'error'}=0.02"
             )
         for name, target in self.risks.items():
-            _check_name(name, self.classes)
+            check_risk(name, self.classes)
             _check_rate(f"risks.{name}", target)
         _check_rate("confidence", self.confidence)
         for name, value in (("coverage", self.coverage), ("target_prior", self.target_prior)):
@@ -61,6 +56,12 @@ class Request:
                 f"target_prior: {self.target_prior:g} is a share of positives, and there are {len(self.classes)}"
                 " classes; leave it out (fnr.<class> and miss_rate.<class> hold at every class balance)"
             )
+        moved = [name for name in self.risks if name != "error" and not risk_of(name, self.classes)[0].of_one_class]
+        if self.target_prior is not None and moved:
+            raise ConfigError(
+                f"target_prior: {moved[0]} moves with the class balance and is not restated at another one; leave"
+                " target_prior out, or take the risk out of the target"
+            )
         if self.one_sided and not self.allow_one_sided:
             raise ConfigError(f"risks: {' + '.join(self.risks)} {self._way_out}, or set allow_one_sided=true")
 
@@ -73,13 +74,14 @@ class Request:
     @property
     def one_sided(self) -> bool:
         """True where some wrong answers are without a limit: "always answer this class" would satisfy the risks."""
-        if "error" in self.risks:
+        asked = [risk_of(name, self.classes) for name in self.risks]
+        sides = {risk.side for risk, _ in asked}
+        if "both" in sides:
             return False
         if len(self.classes) == 2:
-            return len({SIDES[name][0] for name in self.risks if name in SIDES}) == 1
-        parts = [risk_parts(name, self.classes) for name in self.risks]
-        by_truth = {index for kind, index in parts if kind != "wrong"}
-        by_answer = {index for kind, index in parts if kind == "wrong"}
+            return len(sides) == 1
+        by_truth = {index for risk, index in asked if not risk.by_answer}
+        by_answer = {index for risk, index in asked if risk.by_answer}
         return max(len(by_truth), len(by_answer)) < len(self.classes)
 
     @property
@@ -136,45 +138,6 @@ def passing_targets(
         if max(targets.values()) >= 1:
             return None
     return None
-
-
-def risk_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Every risk that can be asked for with these classes, in a fixed order."""
-    if len(classes) == 2:
-        return RISKS
-    return ("error", *(f"{kind}.{name}" for kind in CLASS_RISKS for name in classes))
-
-
-def risk_parts(name: str, classes: Sequence[str]) -> tuple[str, int]:
-    """(kind, class) of a risk of more than two classes: "fnr.cat" -> ("fnr", 3); ("error", -1) for error.
-
-    Raises ConfigError for a name that `risk_names` does not hold.
-    """
-    _check_name(name, classes)
-    kind, _, of = name.partition(".")
-    return kind, list(classes).index(of) if of else -1
-
-
-def _check_name(name: str, classes: Sequence[str]) -> None:
-    if name in risk_names(classes):
-        return
-    kind, dot, of = name.partition(".")
-    if len(classes) > 2 and name in SIDES:
-        known = f"{kind}.<class>" if kind in CLASS_RISKS else "fnr.<class>"
-        raise ConfigError(
-            f"risk {name!r} is for two classes, there are {len(classes)}; use error, or {known}, e.g. "
-            f"{known.split('.')[0]}.{classes[0]}; risks={{error: 0.05}} replaces the whole target"
-        )
-    if dot and kind in CLASS_RISKS:
-        if len(classes) == 2:
-            raise ConfigError(f"risk {name!r} is for more than two classes; with two, risks are {', '.join(RISKS)}")
-        near = difflib.get_close_matches(of, classes, n=1, cutoff=0.5)
-        raise ConfigError(
-            f"risk {name!r}: no class {of!r}{f'; did you mean {kind}.{near[0]}?' if near else ''}; classes are"
-            f" {', '.join(classes)}"
-        )
-    shown = RISKS if len(classes) == 2 else ("error", *(f"{kind}.<class>" for kind in CLASS_RISKS))
-    raise ConfigError(f"risk {name!r} is unknown; risks are {', '.join(shown)}")
 
 
 def _check_rate(name: str, value: object) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from stage1.policy.certificate import images
-from stage1.policy.target import risk_parts
-from stage1.risk.sample_size import SIDES
+from stage1.risk.risks import RISKS, closed_forms, risk_of
 
 
 def unlimited(risks: Collection[str], classes: Sequence[str], never_answered: Collection[str]) -> tuple[str, ...]:
@@ -25,7 +24,7 @@ def unlimited(risks: Collection[str], classes: Sequence[str], never_answered: Co
         return ()
     nothing = f"this certificate does not limit {', '.join(rates)}."
     if len(classes) == 2:
-        index = 0 if SIDES[rates[0]][0] == "negative" else 1
+        index = 0 if RISKS[rates[0]].side == "negative" else 1
         return (
             (
                 f"Wrong answers to {images(classes[index])} have no limit: any number of them may exit as"
@@ -42,7 +41,8 @@ def unlimited(risks: Collection[str], classes: Sequence[str], never_answered: Co
 
 def unlimited_rates(risks: Collection[str], classes: Sequence[str], never_answered: Collection[str]) -> tuple[str, ...]:
     """Names of the rates (as evaluation.json has them) of the wrong answers that are given and that no risk limits."""
-    if "error" in risks or len(never_answered) == len(classes):
+    limits_all = any(risk_of(name, classes)[0].side == "both" for name in risks)
+    if limits_all or len(never_answered) == len(classes):
         return ()
     by_truth, by_answer = _limited(risks, classes)
     given = [name for name in classes if name not in never_answered]
@@ -52,7 +52,7 @@ def unlimited_rates(risks: Collection[str], classes: Sequence[str], never_answer
             for truth, answer, side in ((classes[0], classes[1], "negative"), (classes[1], classes[0], "positive"))
             if answer in given and truth not in by_truth
         ]
-        return tuple(name for name, (side, _) in SIDES.items() if side in open_sides)
+        return tuple(name for name, risk in closed_forms().items() if risk.side in open_sides)
     free = [name for name in given if name not in by_answer]
     truths = [truth for truth in classes if truth not in by_truth and any(answer != truth for answer in free)]
     if truths and not by_truth:
@@ -75,11 +75,11 @@ def shut_by_target(never_answered: Sequence[str], closed: str | None) -> tuple[s
 def _limited(risks: Collection[str], classes: Sequence[str]) -> tuple[list[str], list[str]]:
     """(classes whose images' wrong answers are limited, classes whose wrong exits are limited), in their order."""
     if len(classes) == 2:
-        sides = {SIDES[name][0] for name in risks}
+        sides = {RISKS[name].side for name in risks}
         return [name for name, side in zip(classes, ("negative", "positive"), strict=True) if side in sides], []
-    parts = [risk_parts(name, classes) for name in risks]
-    by_truth = {index for kind, index in parts if kind != "wrong"}
-    by_answer = {index for kind, index in parts if kind == "wrong"}
+    limited = [risk_of(name, classes) for name in risks]
+    by_truth = {index for risk, index in limited if not risk.by_answer}
+    by_answer = {index for risk, index in limited if risk.by_answer}
     return [name for k, name in enumerate(classes) if k in by_truth], [
         name for k, name in enumerate(classes) if k in by_answer
     ]

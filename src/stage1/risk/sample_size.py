@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
 from stage1.risk.bounds import binomial_pvalue
+from stage1.risk.risks import RISKS, closed_forms
 from stage1.risk.testing import minimum_samples
 
 
@@ -35,15 +36,6 @@ class ClassNeed:
     in_total: int
 
 
-# The class whose images are counted, and whether only those that exit count.
-SIDES: dict[str, tuple[str, bool]] = {
-    "fnr": ("positive", True),
-    "miss_rate": ("positive", False),
-    "fpr": ("negative", True),
-    "false_exit_rate": ("negative", False),
-}
-
-
 def shared_delta(confidence: float, risks: int) -> float:
     """delta of each of `risks` tests on independent classes so that all hold jointly at `confidence` (Sidak)."""
     return 1.0 - confidence if risks == 1 else 1.0 - sqrt(confidence)
@@ -55,7 +47,8 @@ def delta_of_each(risks: Collection[str], confidence: float) -> float:
     Two ratios, or two risks of one class, are tested together along a path: a pair is refused where one test fails
     (union null), and every test has the whole delta.
     """
-    sides = {SIDES[name][0] for name in risks if name in SIDES}
+    forms = closed_forms()
+    sides = {forms[name].side for name in risks if name in forms}
     by_class = len(risks) == len(sides) == 2 and set(risks) != {"fnr", "fpr"}
     return shared_delta(confidence, len(risks)) if by_class else 1.0 - confidence
 
@@ -76,15 +69,15 @@ def plan(
     """
     if not 0 < prior < 1:
         raise ConfigError(f"prior: must lie strictly between 0 and 1, got {prior}")
-    delta = delta_of_each(risks, confidence)
+    delta, forms = delta_of_each(risks, confidence), closed_forms()
     needs = []
     for name, target in risks.items():
-        if name not in SIDES:
+        if name not in forms:
             raise ConfigError(
-                f"risk {name!r}: has no closed form; use {', '.join(SIDES)}, or pilot scores (stage1 plan --scores"
+                f"risk {name!r}: has no closed form; use {', '.join(forms)}, or pilot scores (stage1 plan --scores"
                 " FILE)"
             )
-        side, only_exits = SIDES[name]
+        side, only_exits = forms[name].side, forms[name].among == "exits"
         rate = exit_rates[1 if side == "positive" else 0] if only_exits else 1.0
         if not 0 < rate <= 1:
             raise ConfigError(f"exit rate of the {side} class: must lie in (0, 1], got {rate}")
@@ -251,7 +244,7 @@ def _trials(
         true = expected.get(need.risk)
         if true is None or not 0 < true < 1:
             raise ConfigError(f"expected {need.risk}: must lie strictly between 0 and 1, got {true}")
-        only_exits = SIDES[need.risk][1]
+        only_exits = RISKS[need.risk].among == "exits"
         rate = exit_rates[1 if need.side == "positive" else 0] if only_exits else 1.0
         trials.append(_Trial(need.risk, need.target, true, need.side, rate, delta))
     return trials

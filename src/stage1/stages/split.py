@@ -16,7 +16,8 @@ from stage1.errors import ConfigError, SourceChanged
 from stage1.policy.certificate import images
 from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
 from stage1.policy.units import choose_unit, one_per_group
-from stage1.risk.sample_size import SIDES, shared_delta
+from stage1.risk.risks import closed_forms
+from stage1.risk.sample_size import shared_delta
 from stage1.risk.targets import default_risks
 from stage1.risk.testing import max_errors, minimum_samples
 from stage1.runs.directory import RunDir, stored_config
@@ -177,10 +178,10 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
     delta = shared_delta(config.confidence, len(risks))
     lines = {}
     for name, target in risks.items():
-        if name not in SIDES:
+        risk = closed_forms().get(name)
+        if risk is None:
             continue
-        side, only_exits = SIDES[name]
-        index = 1 if side == "positive" else 0
+        index = 1 if risk.side == "positive" else 0
         n, needed = int((labels == index).sum()), minimum_samples(target, delta)
         units = f"{n} {images(table.classes[index], unit)} in val_calib"
         if n < needed:
@@ -188,7 +189,7 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
                 f"WARNING {units} cannot certify <= {target:g} ({needed} needed with 0 errors, {needed - n} short)"
             )
         else:
-            exits = " if all of them exit" if only_exits else ""
+            exits = " if all of them exit" if risk.among == "exits" else ""
             lines[name] = (
                 f"{units} certify <= {target:g} with up to {max_errors(n, target, delta)} errors{exits} ({needed}"
                 " needed with 0)"

@@ -31,7 +31,8 @@ from scipy import special
 from stage1.calibration.binary import Beta
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.probability import nll_rows
-from stage1.risk.sample_size import SIDES, delta_of_each
+from stage1.risk.risks import RISKS
+from stage1.risk.sample_size import delta_of_each
 from stage1.risk.testing import max_errors
 from stage1.scores import Scores
 from stage1.views.pooling import Floats, as_logits
@@ -198,7 +199,7 @@ def _belief(score: Floats, labels: NDArray[np.int64]) -> Floats:
         return np.asarray(special.expit(score))
 
 
-KNOWN = (*SIDES, "error")
+KNOWN = ("fnr", "miss_rate", "fpr", "false_exit_rate", "error")  # those that `expected_exits` has a rule for
 _EXIT_RATE = 0.7  # share of a class that exits, for the size of a sample of exits; as `stage1 plan` assumes
 _ROUNDING = 1e-9  # sums of beliefs miss a round number by a few ulps
 
@@ -224,10 +225,11 @@ def expected_rates(risks: Mapping[str, float], confidence: float, units: int, pr
     for name, target in risks.items():
         if name not in KNOWN:
             raise ConfigError(f"risk {name!r}: adaptive views are for two classes, whose risks are {', '.join(KNOWN)}")
-        side, of_exits = SIDES.get(name, ("both", True))
-        share = {"positive": prior, "negative": 1.0 - prior, "both": 1.0}[side] * (_EXIT_RATE if of_exits else 1.0)
+        risk = RISKS[name]
+        share = {"positive": prior, "negative": 1.0 - prior}.get(risk.side, 1.0)
+        share *= _EXIT_RATE if risk.among == "exits" else 1.0
         counted = max(1, round(units * share))
-        delta = delta_of_each(risks, confidence) if name in SIDES else 1.0 - confidence
+        delta = delta_of_each(risks, confidence) if risk.of_one_class else 1.0 - confidence
         found[name] = min(target, (max(int(max_errors(counted, target, delta)), 0) + 0.5) / counted)
     return found
 

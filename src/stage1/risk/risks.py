@@ -1,0 +1,364 @@
+"""THE table of risks: what each counts, of which class, and how it is said. Every user of a risk's name asks here.
+
+A risk is a share: errors (wrong answers that are given) among trials, row by row. From its `counts` on rows follows
+everything else that is counted: at many thresholds (policy/counts.py), in a model (policy/ordering.py), in group means.
+
+| asked with | rows of the table |
+|---|---|
+| two classes, 1 = positive | fnr, fpr, miss_rate, false_exit_rate, error |
+| more classes | fnr.<class>, wrong.<class>, miss_rate.<class>, error |
+
+A risk is added by its row alone: `register_risk(Risk(...))`, or `RISKS["name"] = Risk(...)`. It is then certified along
+the calibrated path (fixed sequence, exact binomial); closed forms stay with the risks that they are proved for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.errors import ConfigError
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Side = Literal["positive", "negative", "both", "class"]
+Counting = Callable[..., tuple[Bools, Bools]]
+
+OF_CLASS = ".<class>"
+# The order in which a target names its risks: the sides of two classes, then what is about all, then class by class.
+_ORDER: tuple[Side, ...] = ("positive", "negative", "both", "class")
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """One row of the table.
+
+    side: the class whose images are answered wrongly in an error ("positive", "negative": two classes; "both": any
+    class); "class": said of one class of more than two, asked as NAME.<class>.
+    among: the trials: "exits" (images that exit) or "members" (all images of its class, or of all).
+    monotone: never rises where a threshold moves outwards; so only where the trials do not depend on the thresholds.
+    words: the limit as a clause of the certificate, with {at_most} and, of two classes, {positive}, {negative} (names)
+    and {positives}, {negatives} ("roadwork images"), of one class {of}. meaning: the same as a share, for pages.
+    counts(exits, answer, truth, k): (errors, trials), bool of the shape that the arguments broadcast to, row by row.
+    exits: bool; answer, truth: int classes, answer without meaning where the row defers; k: the class of "class", else
+    None. Raises ConfigError where side, among or monotone is not what `counts` does.
+    """
+
+    name: str
+    side: Side
+    among: Literal["exits", "members"]
+    monotone: bool
+    words: str
+    counts: Counting
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ConfigError(f"risk {self.name!r}: a name is letters, digits and _, not starting with a digit")
+        if self.side not in _ORDER or self.among not in ("exits", "members"):
+            raise ConfigError(f"risk {self.name!r}: side is one of {', '.join(_ORDER)}, among exits or members")
+        errors, trials = cells(self)
+        rows = np.arange(len(errors))
+        given_wrong = rows[:, None] != np.arange(errors.shape[1])[None, :]
+        given_wrong[:, -1] = False
+        if not errors.any() or (errors & ~(trials & given_wrong)).any():
+            raise ConfigError(
+                f"risk {self.name!r}: its errors must be wrong answers that are given, and part of its trials"
+            )
+        members = np.array_equal(trials, np.broadcast_to(trials.all(axis=1)[:, None], trials.shape))
+        if members != (self.among == "members") or (not members and trials[:, -1].any()):
+            raise ConfigError(f"risk {self.name!r}: its trials are not what among={self.among!r} says")
+        if self.monotone and not members:
+            raise ConfigError(f"risk {self.name!r}: monotone, but its trials move with the thresholds")
+        if self.side != "class":
+            wrong = errors.any(axis=1)
+            side = "both" if wrong.all() else "positive" if wrong[1] else "negative"
+            if side != self.side:
+                raise ConfigError(f"risk {self.name!r}: side is {self.side!r}, but its errors are of {side!r}")
+
+    @property
+    def key(self) -> str:
+        """Its place in the table: its name, with ".<class>" where it is said of one class of many."""
+        return self.name + OF_CLASS if self.side == "class" else self.name
+
+    @property
+    def of_one_class(self) -> bool:
+        """Whether its trials are images of one class: then it stays as it is where the shares of the classes move."""
+        trials = cells(self)[1]
+        return int(trials.any(axis=1).sum()) == 1
+
+    @property
+    def by_answer(self) -> bool:
+        """Of side "class": whether it limits the images answered as the class, not the images of the class."""
+        errors, _ = cells(self)
+        return self.side == "class" and not bool(errors[0].any())
+
+    def text(self, at_most: str, classes: Sequence[str], k: int = -1, images: Callable[[str], str] = str) -> str:
+        """The limit in words, of classes (negative, positive) or of classes[k]. images: "roadwork" -> its images."""
+        return self.words.format(at_most=at_most, **_named(classes, k, images))
+
+    def share(self, classes: Sequence[str], k: int = -1) -> str:
+        """What the share is, in words."""
+        if not self.meaning:
+            return self.text("the share that", classes, k)
+        return self.meaning.format(**_named(classes, k, str))
+
+
+def _named(classes: Sequence[str], k: int, images: Callable[[str], str]) -> dict[str, str]:
+    negative, positive = str(classes[0]), str(classes[-1])
+    return {
+        "negative": negative,
+        "positive": positive,
+        "negatives": images(negative),
+        "positives": images(positive),
+        "of": str(classes[k]),
+    }
+
+
+# ---- a risk as sums of cells -------------------------------------------------------------------------------------
+
+
+def cells(risk: Risk, *, of_many: bool = False) -> tuple[Bools, Bools]:
+    """Which cells of the table of exits are errors, which are trials: bool [classes, classes + 1] each.
+
+    Rows: true class; columns: answer, the last one: defers. Two classes: (negative, positive). of_many (and side
+    "class" in any case): three, which stand for all: the class that the risk is said of, and two others.
+    """
+    if risk.side == "class":
+        return _probed(risk.counts, 3, 0)
+    return _probed(risk.counts, 3 if of_many else 2, None)
+
+
+@cache
+def _probed(counts: Counting, n_classes: int, k: int | None) -> tuple[Bools, Bools]:
+    truth, answer = np.indices((n_classes, n_classes + 1)).astype(np.int64)
+    errors, trials = counts(answer < n_classes, answer, truth, k)
+    return np.broadcast_to(errors, truth.shape), np.broadcast_to(trials, truth.shape)
+
+
+# ---- what is counted ---------------------------------------------------------------------------------------------
+
+
+def _among_exits(exits: Bools, answer: Ints, truth: Ints, k: int | None = None) -> tuple[Bools, Bools]:
+    """Images of class k that exit with a wrong answer, among those of class k that exit."""
+    trials = exits & (truth == k)
+    return trials & (answer != truth), trials
+
+
+def _among_members(exits: Bools, answer: Ints, truth: Ints, k: int | None = None) -> tuple[Bools, Bools]:
+    """Images of class k that exit with a wrong answer, among all of class k."""
+    errors = exits & (truth == k) & (answer != truth)
+    return errors, np.broadcast_to(truth == k, errors.shape)
+
+
+def _among_answers(exits: Bools, answer: Ints, truth: Ints, k: int | None = None) -> tuple[Bools, Bools]:
+    """Wrong ones among images that exit as class k."""
+    trials = exits & (answer == k)
+    return trials & (answer != truth), trials
+
+
+def _among_all_exits(exits: Bools, answer: Ints, truth: Ints, k: int | None = None) -> tuple[Bools, Bools]:
+    """Wrong ones among images that exit."""
+    wrong = exits & (answer != truth)
+    return wrong, np.broadcast_to(exits, wrong.shape)
+
+
+def _of(k: int, counting: Counting) -> Counting:
+    """The same of the class k of two, whatever class is asked."""
+
+    def counts(exits: Bools, answer: Ints, truth: Ints, _: int | None = None) -> tuple[Bools, Bools]:
+        return counting(exits, answer, truth, k)
+
+    return counts
+
+
+RISKS: dict[str, Risk] = {
+    risk.key: risk
+    for risk in (
+        Risk(
+            "fnr",
+            side="positive",
+            among="exits",
+            monotone=False,
+            words="among {positives} that exit, {at_most} are called '{negative}'",
+            counts=_of(1, _among_exits),
+            meaning="of {positive} images that exit, the share answered {negative}",
+        ),
+        Risk(
+            "fpr",
+            side="negative",
+            among="exits",
+            monotone=False,
+            words="among {negatives} that exit, {at_most} are called '{positive}'",
+            counts=_of(0, _among_exits),
+            meaning="of {negative} images that exit, the share answered {positive}",
+        ),
+        Risk(
+            "miss_rate",
+            side="positive",
+            among="members",
+            monotone=True,
+            words="{at_most} of all {positives} exit as '{negative}'",
+            counts=_of(1, _among_members),
+            meaning="of all {positive} images, the share that exits as {negative}",
+        ),
+        Risk(
+            "false_exit_rate",
+            side="negative",
+            among="members",
+            monotone=True,
+            words="{at_most} of all {negatives} exit as '{positive}'",
+            counts=_of(0, _among_members),
+            meaning="of all {negative} images, the share that exits as {positive}",
+        ),
+        Risk(
+            "fnr",
+            side="class",
+            among="exits",
+            monotone=False,
+            words="among '{of}' images that exit, {at_most} are answered wrongly",
+            counts=_among_exits,
+            meaning="of {of} images that exit, the share answered wrongly",
+        ),
+        Risk(
+            "wrong",
+            side="class",
+            among="exits",
+            monotone=False,
+            words="of the images that exit as '{of}', {at_most} are not '{of}'",
+            counts=_among_answers,
+            meaning="of images that exit as {of}, the share that is not {of}",
+        ),
+        Risk(
+            "miss_rate",
+            side="class",
+            among="members",
+            monotone=True,
+            words="{at_most} of all '{of}' images exit with a wrong answer",
+            counts=_among_members,
+            meaning="of all {of} images, the share that exits with a wrong answer",
+        ),
+        Risk(
+            "error",
+            side="both",
+            among="exits",
+            monotone=False,
+            words="among images that exit, {at_most} are answered wrongly",
+            counts=_among_all_exits,
+            meaning="of all images that exit, the share answered wrongly",
+        ),
+    )
+}
+
+
+def register_risk(risk: Risk) -> Risk:
+    """Add a row to the table; it can then be named in a target. Returns it.
+
+    Raises ConfigError where the table has another risk of this name.
+
+    >>> def wrong_positives(exits, answer, truth, k=None):
+    ...     trials = exits & (answer == 1)
+    ...     return trials & (truth == 0), trials
+    >>> risk = register_risk(
+    ...     Risk("false_discovery", "negative", "exits", False, "{at_most} of '{positive}' answers are wrong", wrong_positives)
+    ... )
+    >>> risk.text("at most 5 %", ("none", "roadwork"))
+    "at most 5 % of 'roadwork' answers are wrong"
+    >>> del RISKS["false_discovery"]
+    """
+    if RISKS.get(risk.key, risk) != risk:
+        raise ConfigError(f"risk {risk.name!r}: the table has another one of this name")
+    RISKS[risk.key] = risk
+    return risk
+
+
+# ---- which there are ---------------------------------------------------------------------------------------------
+
+
+def risks_for(n_classes: int) -> tuple[Risk, ...]:
+    """The rows that can be asked for with so many classes, in the order of the table."""
+    return tuple(risk for risk in RISKS.values() if risk.side in _sides(n_classes))
+
+
+def _sides(n_classes: int) -> tuple[Side, ...]:
+    return ("positive", "negative", "both") if n_classes == 2 else ("both", "class")
+
+
+def _in_order(n_classes: int) -> list[Risk]:
+    return sorted(risks_for(n_classes), key=lambda risk: _ORDER.index(risk.side))
+
+
+def risk_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Every risk that can be asked for with these classes, in the order of a target.
+
+    >>> risk_names(["none", "roadwork"])
+    ('fnr', 'miss_rate', 'fpr', 'false_exit_rate', 'error')
+    """
+    return tuple(
+        name
+        for risk in _in_order(len(classes))
+        for name in ([f"{risk.name}.{of}" for of in classes] if risk.side == "class" else [risk.name])
+    )
+
+
+def risk_parts(name: str, classes: Sequence[str]) -> tuple[str, int]:
+    """(kind, class) of a risk of more than two classes: "fnr.cat" -> ("fnr", 3); -1 where it is of no class (error).
+
+    Raises ConfigError for a name that `risk_names` does not hold.
+    """
+    check_risk(name, classes)
+    if len(classes) == 2:
+        return name, -1
+    kind, _, of = name.partition(".")
+    return kind, list(classes).index(of) if of else -1
+
+
+def risk_of(name: str, classes: Sequence[str]) -> tuple[Risk, int]:
+    """(row of the table, class) of a risk with these classes; class -1 where it is said of no one class.
+
+    Raises ConfigError for a name that `risk_names` does not hold.
+    """
+    kind, index = risk_parts(name, classes)
+    return RISKS[kind if index < 0 else kind + OF_CLASS], index
+
+
+def check_risk(name: str, classes: Sequence[str]) -> None:
+    """Raises ConfigError for a risk that cannot be asked for with these classes, saying which can."""
+    if name in risk_names(classes):
+        return
+    kinds = class_kinds()
+    kind, dot, of = name.partition(".")
+    if len(classes) > 2 and name in RISKS:
+        known = f"{kind}.<class>" if kind in kinds else "fnr.<class>"
+        raise ConfigError(
+            f"risk {name!r} is for two classes, there are {len(classes)}; use error, or {known}, e.g. "
+            f"{known.split('.')[0]}.{classes[0]}; risks={{error: 0.05}} replaces the whole target"
+        )
+    shown = [risk.key for risk in _in_order(len(classes))]
+    if dot and kind in kinds:
+        if len(classes) == 2:
+            raise ConfigError(f"risk {name!r} is for more than two classes; with two, risks are {', '.join(shown)}")
+        near = difflib.get_close_matches(of, classes, n=1, cutoff=0.5)
+        raise ConfigError(
+            f"risk {name!r}: no class {of!r}{f'; did you mean {kind}.{near[0]}?' if near else ''}; classes are"
+            f" {', '.join(classes)}"
+        )
+    raise ConfigError(f"risk {name!r} is unknown; risks are {', '.join(shown)}")
+
+
+def class_kinds() -> tuple[str, ...]:
+    """The names of the risks that are said of one class of more than two."""
+    return tuple(risk.name for risk in RISKS.values() if risk.side == "class")
+
+
+def closed_forms() -> dict[str, Risk]:
+    """The risks of two classes whose trials are images of one class, in the order of a target: their samples can be
+    planned by arithmetic.
+    """
+    return {risk.name: risk for risk in _in_order(2) if risk.of_one_class}
