@@ -22,6 +22,7 @@ from stage1.policy.ordering_multiclass import ClassGoal
 from stage1.policy.shortfall_multiclass import Sample
 from stage1.policy.softmax_multiclass import path_of
 from stage1.risk import binomial_lower, binomial_upper
+from stage1.risk.risks import risks_for
 from stage1.scores import Scores
 from stage1.stages.calibrate import fit_configured
 
@@ -235,7 +236,8 @@ def _false_risks(
 def _false_of_scrc(policy: ScrcPolicy, population: Scores, weights: Floats | None) -> list[str]:
     labels = population.known_labels
     selected, in_set = policy.sets(population)
-    of_class = {"miss_rate": 1, "false_exit_rate": 0}
+    # scrc limits risks that are monotone: those of all members of a class.
+    of_class = {risk.name: int(risk.side == "positive") for risk in risks_for(2) if risk.monotone}
     of_class |= {f"miss_rate.{name}": index for index, name in enumerate(policy.classes)}
     false = []
     for name, target in policy.alpha.items():

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stage1.config.base import OneOf, Rate, Section, nearest
+from stage1.risk.risks import class_kinds, risks_for
 
 
 def _map_names() -> tuple[str, ...]:
@@ -82,12 +83,6 @@ _ACCEPTED = (
     "brier",
     "ece",
     "coverage",
-    "fnr",
-    "fpr",
-    "miss_rate",
-    "false_exit_rate",
-    "error",
-    "wrong",
 )
 _GAINS = ("augrc", "aurc", "nll", "mcc", "accuracy", "coverage", "exit_error")
 
@@ -112,9 +107,10 @@ class AcceptanceGate(Section):
             raise ValueError(f"gate {self.metric}: one of at_least and at_most is needed")
         head, _, rest = self.metric.partition(".")
         known = {"gain": rest in _GAINS, "gate": rest == "gain", "certificate": bool(rest)}
-        if not known.get(head, head in _ACCEPTED):
+        accepted = (*_ACCEPTED, *dict.fromkeys((*(risk.name for risk in risks_for(2)), *class_kinds())))
+        if not known.get(head, head in accepted):
             names = (
-                *_ACCEPTED,
+                *accepted,
                 "certificate.RISK",
                 "certificate.coverage",
                 "gate.gain",

@@ -19,6 +19,7 @@ from stage1.config.model import (
     PretrainConfig,
 )
 from stage1.config.views import ViewsConfig
+from stage1.risk.risks import class_kinds, risks_for
 from stage1.risk.targets import default_risks
 
 
@@ -135,11 +136,11 @@ class RunConfig(Section):
     def _known_risks(cls, risks: dict[str, float] | None) -> dict[str, float] | None:
         if risks is None:
             return None
-        known = ("fnr", "fpr", "miss_rate", "false_exit_rate", "error")
+        known, kinds = [risk.name for risk in risks_for(2)], class_kinds()
         for name in risks:
             kind, dot, of_class = name.partition(".")
             # Class names are known only once the data are read; which of them is meant is checked there.
-            if dot and of_class and kind in ("fnr", "wrong", "miss_rate"):
+            if dot and of_class and kind in kinds:
                 continue
             if name not in known:
                 raise ValueError(f"unknown risk {name!r}{nearest(name, known)}; risks are {', '.join(known)}")

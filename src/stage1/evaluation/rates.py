@@ -39,23 +39,18 @@ def exit_shares(
     decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, classes: Sequence[str]
 ) -> tuple[dict[str, Share], Share, dict[str, Share]]:
     """(risks, overall coverage, coverage of each class) of an exit rule as masks; see `exit_rates`."""
+    # scipy comes with the room of risks, and training needs this one only for its curves
+    from stage1.risk.risks import risks_for
+
     leaves, answer, truth = _checked(decision_exit, decision_label, labels, len(classes))
-    wrong = leaves & (answer != truth)
     risks: dict[str, Share] = {}
-    if len(classes) == 2:
-        positive, negative = truth == 1, truth == 0
-        risks["fnr"] = Share(wrong & positive, leaves & positive)
-        risks["fpr"] = Share(wrong & negative, leaves & negative)
-        risks["miss_rate"] = Share(wrong & positive, positive)
-        risks["false_exit_rate"] = Share(wrong & negative, negative)
-    else:
-        for index, name in enumerate(classes):
-            risks[f"fnr.{name}"] = Share(wrong & (truth == index), leaves & (truth == index))
-        for index, name in enumerate(classes):
-            risks[f"wrong.{name}"] = Share(wrong & (answer == index), leaves & (answer == index))
-        for index, name in enumerate(classes):
-            risks[f"miss_rate.{name}"] = Share(wrong & (truth == index), truth == index)
-    risks["error"] = Share(wrong, leaves)
+    for risk in risks_for(len(classes)):
+        if risk.side == "class":
+            risks |= {
+                f"{risk.name}.{of}": Share(*risk.counts(leaves, answer, truth, k)) for k, of in enumerate(classes)
+            }
+        else:
+            risks[risk.name] = Share(*risk.counts(leaves, answer, truth, None))
     per_class = {name: Share(leaves & (truth == index), truth == index) for index, name in enumerate(classes)}
     return risks, Share(leaves, np.ones_like(leaves)), per_class
 

@@ -10,7 +10,7 @@ from math import ceil
 
 from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
-from stage1.risk.risks import check_risk, risk_names, risk_of
+from stage1.risk.risks import risk_names, risk_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Request:
                 f"risks: an empty target; name at least one, e.g. {'fnr' if len(self.classes) == 2 else 'error'}=0.02"
             )
         for name, target in self.risks.items():
-            check_risk(name, self.classes)
+            risk_of(name, self.classes)
             _check_rate(f"risks.{name}", target)
         _check_rate("confidence", self.confidence)
         for name, value in (("coverage", self.coverage), ("target_prior", self.target_prior)):

@@ -19,10 +19,13 @@ import numpy as np
 from stage1.policy.counts import Exits, count_exits
 from stage1.report.figures.drawing import Document, Floats
 from stage1.risk import binomial_upper
+from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
-# The class whose threshold gives the wrong answer of each risk: shut that threshold and the risk is 0 by construction.
-RISKS = {"fnr": ("lo",), "miss_rate": ("lo",), "fpr": ("hi",), "false_exit_rate": ("hi",), "error": ("lo", "hi")}
+# The threshold that gives the wrong answers to images of each side: shut it and the risk is 0 by construction.
+_THRESHOLDS = {"positive": ("lo",), "negative": ("hi",), "both": ("lo", "hi")}
+# Those that explorer.js counts.
+EXPLORED = ("fnr", "miss_rate", "fpr", "false_exit_rate", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
     if certificate["n_units"] != evidence.n:
         return f"The certificate counted {certificate['n_units']:,} units, the scores at hand are {evidence.n:,}."
     risks = certificate["risks"]
-    shown = [name for name in risks if name in RISKS and (not certified or _gives_back(evidence, name, risks[name]))]
+    shown = [name for name in risks if name in EXPLORED and (not certified or _gives_back(evidence, name, risks[name]))]
     if not shown:
         return (
             f"The bounds of this certificate ({certificate['method']}) are not those of wrong answers counted at two"
@@ -112,7 +115,7 @@ def count(evidence: Evidence, name: str, target: float, delta: float, lo: float 
     """One risk at one pair of thresholds; None: that side never exits."""
     exits = evidence.exits(np.array([-np.inf if lo is None else lo]), np.array([np.inf if hi is None else hi]))
     errors, n = (int(values[0]) for values in exits.counts(name))
-    never = all({"lo": lo, "hi": hi}[side] is None for side in RISKS[name])
+    never = all({"lo": lo, "hi": hi}[side] is None for side in _THRESHOLDS[RISKS[name].side])
     bound = 0.0 if never else float(binomial_upper(errors, n, delta))
     return RiskCount(name, target, delta, errors, n, bound, never)
 
@@ -145,7 +148,12 @@ def explorer(evidence: Evidence | str) -> dict[str, Any] | str:
             "hi": hi,
             "certified": evidence.certified,
             "risks": [
-                {"name": risk.name, "target": risk.target, "delta": risk.delta, "sides": list(RISKS[risk.name])}
+                {
+                    "name": risk.name,
+                    "target": risk.target,
+                    "delta": risk.delta,
+                    "sides": list(_THRESHOLDS[RISKS[risk.name].side]),
+                }
                 for risk in risks
             ],
         },

@@ -22,6 +22,7 @@ from stage1.report.figures.drawing import Drawing
 from stage1.report.figures.shift import draw_shift
 from stage1.report.figures.views import draw_looked
 from stage1.report.numbers import number, percent, upper_percent, whole, words
+from stage1.risk.risks import is_risk, risk_of
 from stage1.scores import Scores
 from stage1.scores.columns import words_of
 from stage1.storage.files import write_bytes, write_text
@@ -31,18 +32,6 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 
-RISK_MEANINGS = {
-    "fnr": "of {pos} images that exit, the share answered {neg}",
-    "fpr": "of {neg} images that exit, the share answered {pos}",
-    "miss_rate": "of all {pos} images, the share that exits as {neg}",
-    "false_exit_rate": "of all {neg} images, the share that exits as {pos}",
-    "error": "of all images that exit, the share answered wrongly",
-}
-CLASS_RISK_MEANINGS = {
-    "fnr": "of {name} images that exit, the share answered wrongly",
-    "wrong": "of images that exit as {name}, the share that is not {name}",
-    "miss_rate": "of all {name} images, the share that exits with a wrong answer",
-}
 AGGREGATOR_MEANINGS = {
     "whole": "the whole image alone",
     "mean": "the mean of the views' logits",
@@ -237,21 +226,18 @@ def _template() -> Template:
 
 def _meaning(name: str, evaluation: Document) -> str:
     """A risk in words; with more than two classes the name says of which: fnr.cat."""
-    kind, dot, of = name.partition(".")
-    if dot:
-        return CLASS_RISK_MEANINGS.get(kind, "share of answers that are wrong").format(name=of)
-    return RISK_MEANINGS.get(name, "share of answers that are wrong").format(**_class_words(evaluation))
+    classes = evaluation["classes"]
+    if not is_risk(name, classes):
+        # A document of a version, or with a registered risk, that this one does not have.
+        return "share of answers that are wrong"
+    risk, index = risk_of(name, classes)
+    return risk.share(classes, index)
 
 
 def aggregator_meaning(name: str) -> str:
     """How the views' answers become one, in words: "topk:3" -> "the mean of the 3 largest log-odds"."""
     kind, _, argument = name.partition(":")
     return AGGREGATOR_MEANINGS[kind].format(number=argument)
-
-
-def _class_words(evaluation: Document) -> dict[str, str]:
-    names = evaluation["classes"]
-    return {"neg": str(names[0]), "pos": str(names[-1])}
 
 
 def _not_limited(certificate: Document, evaluation: Document) -> list[tuple[str, Any]]:

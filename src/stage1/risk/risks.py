@@ -307,49 +307,57 @@ def risk_names(classes: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def risk_parts(name: str, classes: Sequence[str]) -> tuple[str, int]:
-    """(kind, class) of a risk of more than two classes: "fnr.cat" -> ("fnr", 3); -1 where it is of no class (error).
-
-    Raises ConfigError for a name that `risk_names` does not hold.
-    """
-    check_risk(name, classes)
-    if len(classes) == 2:
-        return name, -1
-    kind, _, of = name.partition(".")
-    return kind, list(classes).index(of) if of else -1
-
-
 def risk_of(name: str, classes: Sequence[str]) -> tuple[Risk, int]:
-    """(row of the table, class) of a risk with these classes; class -1 where it is said of no one class.
+    """(row of the table, class) of a risk with these classes: "fnr.cat" -> (fnr of a class, 3); class -1: of no one.
 
-    Raises ConfigError for a name that `risk_names` does not hold.
+    Raises ConfigError for a name that `risk_names` does not hold, saying which there are.
+
+    >>> risk, index = risk_of("wrong.cat", ["dog", "cow", "cat"])
+    >>> risk.text("at most 5 %", ["dog", "cow", "cat"], index)
+    "of the images that exit as 'cat', at most 5 % are not 'cat'"
     """
-    kind, index = risk_parts(name, classes)
-    return RISKS[kind if index < 0 else kind + OF_CLASS], index
+    found = _find(name, classes)
+    if found is None:
+        raise ConfigError(_unknown(name, classes))
+    return found
 
 
-def check_risk(name: str, classes: Sequence[str]) -> None:
-    """Raises ConfigError for a risk that cannot be asked for with these classes, saying which can."""
-    if name in risk_names(classes):
-        return
+def risk_parts(name: str, classes: Sequence[str]) -> tuple[str, int]:
+    """(name of the row, class) of a risk: "fnr.cat" -> ("fnr", 3), "error" -> ("error", -1). Raises as `risk_of`."""
+    risk, index = risk_of(name, classes)
+    return risk.name, index
+
+
+def is_risk(name: str, classes: Sequence[str]) -> bool:
+    """Whether a risk of this name can be asked for with these classes."""
+    return _find(name, classes) is not None
+
+
+def _find(name: str, classes: Sequence[str]) -> tuple[Risk, int] | None:
+    kind, dot, of = name.partition(".")
+    risk = RISKS.get(kind + OF_CLASS if dot else name)
+    if risk is None or risk.side not in _sides(len(classes)) or (dot and of not in classes):
+        return None
+    return risk, list(classes).index(of) if dot else -1
+
+
+def _unknown(name: str, classes: Sequence[str]) -> str:
     kinds = class_kinds()
     kind, dot, of = name.partition(".")
     if len(classes) > 2 and name in RISKS:
         known = f"{kind}.<class>" if kind in kinds else "fnr.<class>"
-        raise ConfigError(
+        return (
             f"risk {name!r} is for two classes, there are {len(classes)}; use error, or {known}, e.g. "
             f"{known.split('.')[0]}.{classes[0]}; risks={{error: 0.05}} replaces the whole target"
         )
-    shown = [risk.key for risk in _in_order(len(classes))]
+    shown = ", ".join(risk.key for risk in _in_order(len(classes)))
     if dot and kind in kinds:
         if len(classes) == 2:
-            raise ConfigError(f"risk {name!r} is for more than two classes; with two, risks are {', '.join(shown)}")
+            return f"risk {name!r} is for more than two classes; with two, risks are {shown}"
         near = difflib.get_close_matches(of, classes, n=1, cutoff=0.5)
-        raise ConfigError(
-            f"risk {name!r}: no class {of!r}{f'; did you mean {kind}.{near[0]}?' if near else ''}; classes are"
-            f" {', '.join(classes)}"
-        )
-    raise ConfigError(f"risk {name!r} is unknown; risks are {', '.join(shown)}")
+        meant = f"; did you mean {kind}.{near[0]}?" if near else ""
+        return f"risk {name!r}: no class {of!r}{meant}; classes are {', '.join(classes)}"
+    return f"risk {name!r} is unknown; risks are {shown}"
 
 
 def class_kinds() -> tuple[str, ...]:

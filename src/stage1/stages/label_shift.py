@@ -29,6 +29,7 @@ from stage1.evaluation.ranking import FloatArray
 from stage1.evaluation.restate import ClassCounts, restated_interval, restated_metrics
 from stage1.evaluation.summary import confidence_of, pooled_metrics
 from stage1.policy import Certificate, Policy, decided_on, stated
+from stage1.risk.risks import risk_of
 from stage1.runs.directory import RunDir
 from stage1.scores import Scores, Values, read_role, read_scores, write_scores
 from stage1.storage.documents import finite_or_none
@@ -260,8 +261,7 @@ def _certified_risks(certificate: Certificate | None) -> tuple[list[str], list[s
     """(risks that hold at every balance, risks that hold at their own), of what is certified."""
     if certificate is None or not certificate.certified:
         return [], []
-    stem = {name: name.partition(".")[0] for name in certificate.risks}
-    stays = [name for name, kind in stem.items() if kind in ("fnr", "fpr", "miss_rate", "false_exit_rate")]
+    stays = [name for name in certificate.risks if risk_of(name, certificate.classes)[0].of_one_class]
     return stays, [name for name in certificate.risks if name not in stays]
 
 

@@ -21,25 +21,26 @@ from stage1.report.figures.drawing import (
     numbers,
 )
 from stage1.report.numbers import percent, upper_percent
+from stage1.risk.risks import RISKS, closed_forms
 from stage1.scores import Scores
 
 MAX_POINTS = 400
-# A risk that depends on where class 0 begins to exit, and one that depends on where class 1 does.
-MOVES_LO, MOVES_HI = ("fnr", "miss_rate"), ("fpr", "false_exit_rate")
 
 
 def risk_path(risk: str, scores: Scores, lo: float | None, hi: float | None) -> tuple[Floats, Floats] | None:
     """How a risk and the coverage change while its own threshold moves over all scores and the other stays.
 
-    risk: "fnr" or "miss_rate" (lo moves, at most to hi), "fpr" or "false_exit_rate" (hi moves, at least to lo).
+    risk: one among images of one class: of positives (fnr, miss_rate) lo moves, at most to hi; of negatives (fpr,
+    false_exit_rate) hi moves, at least to lo.
     scores: [N, 2] with labels. lo, hi: raw scores, None = that side never exits.
     Returns (coverage [T], risk [T]) by rising coverage, T <= 400; None for another risk, where both sides are shut
     (there is no point to start from), or where the class has no image. Undefined risks (nobody exits) are left out.
     """
-    if risk not in MOVES_LO + MOVES_HI or (lo is None and hi is None):
+    row = closed_forms().get(risk)
+    if row is None or (lo is None and hi is None):
         return None
     # Mirrored, "hi moves down the negatives" is "lo moves up the positives": one sweep for all four risks.
-    moves_lo = risk in MOVES_LO
+    moves_lo = row.side == "positive"
     sign = 1.0 if moves_lo else -1.0
     margin = sign * scores.margin
     own = scores.known_labels == (1 if moves_lo else 0)
@@ -53,8 +54,7 @@ def risk_path(risk: str, scores: Scores, lo: float | None, hi: float | None) -> 
     wrong = np.concatenate([[0], np.searchsorted(ordered_own, steps, side="right")])
     exits = np.concatenate([[0], np.searchsorted(ordered, steps, side="right")]) + int((margin > other).sum())
     right = int((margin[own] > other).sum())
-    ratio = risk in ("fnr", "fpr")
-    below = wrong + right if ratio else np.full_like(wrong, own.sum())
+    below = wrong + right if row.among == "exits" else np.full_like(wrong, own.sum())
     defined = below > 0
     coverage, value = exits[defined] / len(scores), wrong[defined] / below[defined]
     keep: Any = np.unique(np.linspace(0, len(coverage) - 1, MAX_POINTS).round().astype(int)) if len(coverage) else []
@@ -115,7 +115,7 @@ def _selective_panel(axis: Any, certificate: Document, evaluation: Document) -> 
 
 def _risk_panel(axis: Any, name: str, path: tuple[Floats, Floats], certificate: Document, evaluation: Document) -> None:
     bound, observed, point = certificate["risks"][name], evaluation["risks"].get(name), evaluation["operating_point"]
-    colour = CLASS_COLOURS[1 if name in MOVES_LO else 0]
+    colour = CLASS_COLOURS[1 if RISKS[name].side == "positive" else 0]
     axis.step(path[0], path[1], where="post", color=colour)
     marks = [bound["target"], bound["bound"] or 0.0]
     if observed and observed["observed"] is not None and point["coverage"]:
