@@ -64,21 +64,18 @@ class Risk:
         if self.side not in _ORDER or self.among not in ("exits", "members"):
             raise ConfigError(f"risk {self.name!r}: side is one of {', '.join(_ORDER)}, among exits or members")
         errors, trials = cells(self)
-        rows = np.arange(len(errors))
-        given_wrong = rows[:, None] != np.arange(errors.shape[1])[None, :]
-        given_wrong[:, -1] = False
-        if not errors.any() or (errors & ~(trials & given_wrong)).any():
-            raise ConfigError(
-                f"risk {self.name!r}: its errors must be wrong answers that are given, and part of its trials"
-            )
-        members = np.array_equal(trials, np.broadcast_to(trials.all(axis=1)[:, None], trials.shape))
+        wrong = ~np.eye(*errors.shape, dtype=np.bool_)
+        wrong[:, -1] = False  # who defers gives no answer
+        if not errors.any() or (errors & ~(trials & wrong)).any():
+            raise ConfigError(f"risk {self.name!r}: its errors must be wrong answers that are given, among its trials")
+        members = bool((trials.all(axis=1) == trials.any(axis=1)).all())
         if members != (self.among == "members") or (not members and trials[:, -1].any()):
             raise ConfigError(f"risk {self.name!r}: its trials are not what among={self.among!r} says")
         if self.monotone and not members:
             raise ConfigError(f"risk {self.name!r}: monotone, but its trials move with the thresholds")
         if self.side != "class":
-            wrong = errors.any(axis=1)
-            side = "both" if wrong.all() else "positive" if wrong[1] else "negative"
+            negative, positive = errors.any(axis=1).tolist()
+            side = "both" if negative and positive else "positive" if positive else "negative"
             if side != self.side:
                 raise ConfigError(f"risk {self.name!r}: side is {self.side!r}, but its errors are of {side!r}")
 
