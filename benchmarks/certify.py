@@ -152,12 +152,14 @@ def main() -> None:
             for fwer in ("bonferroni", "bonferroni_holm", "split_fixed_sequence")
         ]
     print(
-        f"\n{f'certify two risks <= {TARGET:g} at 95 %':<74}{'labels':>10}{'seconds':>9}{'CPU s':>8}{'peak MiB':>10}{'coverage':>10}"
+        f"\n{f'certify two risks <= {TARGET:g} at 95 %':<74}"
+        f"{'labels':>10}{'seconds':>9}{'CPU s':>8}{'peak MiB':>10}{'coverage':>10}"
     )
     for what, kind, name, labels in rows:
         found = measured(kind, name, labels)
         print(
-            f"{what:<74}{labels:>10,}{found['seconds']:>9.2f}{found['cpu']:>8.2f}{found['peak']:>10.0f}{found['coverage']:>10.3f}"
+            f"{what:<74}{labels:>10,}{found['seconds']:>9.2f}{found['cpu']:>8.2f}"
+            f"{found['peak']:>10.0f}{found['coverage']:>10.3f}"
         )
     stage1 = [sys.executable, "-m", "stage1.cli"]
     with tempfile.TemporaryDirectory() as folder:

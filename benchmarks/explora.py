@@ -182,8 +182,8 @@ def main() -> None:
     print(f"{'metric':<10}{'before':>9}{'after':>9}{'gain':>9}{'low':>9}{'high':>9}  verdict")
     for row in found["rows"]:
         print(
-            f"{row['metric']:<10}{row['b']:>9.4f}{row['a']:>9.4f}{row['difference']:>9.4f}{row['low']:>9.4f}{row['high']:>9.4f}"
-            f"  {row['verdict']}"
+            f"{row['metric']:<10}{row['b']:>9.4f}{row['a']:>9.4f}{row['difference']:>9.4f}"
+            f"{row['low']:>9.4f}{row['high']:>9.4f}  {row['verdict']}"
         )
 
 

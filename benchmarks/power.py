@@ -109,7 +109,8 @@ def main() -> None:
         sizes = Sizes(int(labels * share), labels - int(labels * share))
         found = audit(populations[make], config, draws=arguments.draws, sizes=sizes, seed=arguments.seed)
         print(
-            f"{name:<27}{labels:>7}{target:>8g}{found['coverage']:>10.3f}{wanted:>8g}{found['certified']:>11.3f}{found['violation']:>11.3f}"
+            f"{name:<27}{labels:>7}{target:>8g}{found['coverage']:>10.3f}{wanted:>8g}"
+            f"{found['certified']:>11.3f}{found['violation']:>11.3f}"
             f"{found['plug_in_coverage']:>25.3f}{found['plug_in_violation']:>11.3f}",
             flush=True,
         )

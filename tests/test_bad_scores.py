@@ -77,7 +77,8 @@ ERRORS = {
     "inf": ({"label": LABELS, "prob_1": replaced(P, 5, "inf")}, ["finite"]),
     "a word among the numbers": ({"label": LABELS, "prob_1": replaced(P, 5, "high")}, ["prob_1", "'high'"]),
     "one column of class 0": ({"label": LABELS, "prob_0": P}, ["no probabilities found", "--columns scores=NAME"]),
-    "labels as text, order not said": ({"label": np.where(LABELS, "cat", "dog"), "prob_1": P}, ["cat, dog", "data.classes"]),
+    "labels as text, order not said": (
+        {"label": np.where(LABELS, "cat", "dog"), "prob_1": P}, ["cat, dog", "data.classes"]),
     "rows that do not sum to 1": ({"label": LABELS, "prob_0": P, "prob_1": P}, ["sums to", "not 1"]),
     "logits called probabilities": ({"label": LABELS, "prob_1": 9 * P}, ["in [0, 1]", "logits"]),
     "an id in val_select and val_calib": (
@@ -87,7 +88,8 @@ ERRORS = {
     "half labels": ({"label": LABELS / 2, "prob_1": P}, ["labels", "whole numbers"]),
     "no labels": ({"id": np.arange(N), "prob_1": P}, ["labels", "none"]),
     "a role with a typo": ({"label": LABELS, "prob_1": P, "role": replaced(ROLES, 3, "val_clib")}, ["val_clib"]),
-    "no row of val_calib": ({"label": LABELS, "prob_1": P, "role": ["val_test"] * N}, ["no row has the role val_calib"]),
+    "no row of val_calib": (
+        {"label": LABELS, "prob_1": P, "role": ["val_test"] * N}, ["no row has the role val_calib"]),
     "no row at all": ({"label": [], "prob_1": []}, ["no rows"]),
 }  # fmt: skip
 
@@ -108,7 +110,8 @@ REFUSED = {
     "too few": ({"label": LABELS[:20], "prob_1": P[:20]}, ["cannot certify", "needed with 0 errors", "more labelled"]),
     "all tied": ({"label": LABELS, "prob_1": np.full(N, 0.5)}, ["tied"]),
     "all certain and half wrong": ({"label": LABELS, "prob_1": np.ones(N)}, ["tied"]),
-    "one giant group": ({"label": LABELS, "prob_1": P, "group": ["all"] * N}, ["groups cannot certify", "more labelled"]),
+    "one giant group": (
+        {"label": LABELS, "prob_1": P, "group": ["all"] * N}, ["groups cannot certify", "more labelled"]),
     "groups with one label each, too few": (
         {"label": LABELS, "prob_1": P, "group": [f"{label}-{row % 40}" for row, label in enumerate(LABELS)]},
         ["groups cannot certify"],

@@ -31,8 +31,9 @@ import numpy as np
 _LIBRARIES = ("numpy", "scipy", "onnxruntime", "pillow", "pyarrow", "torch", "timm", "onnx", "onnxscript", "matplotlib")
 # Keys of JSON and JSONL whose values say when, where or how fast, and nothing of what was computed.
 _VOLATILE = re.compile(
-    r"seconds|_s$|_ms$|milliseconds|per_second|rate_per|time$|^at$|created|started|finished|date|memory|peak|rss|waiting|"
-    r"host|machine|pid|path$|folder|store$|output|^run$|^file$|images_per|latency|duration|elapsed|engine_choice|micro$|mtime_ns"
+    r"seconds|_s$|_ms$|milliseconds|per_second|rate_per|time$|^at$|created|started|finished|date|memory|peak|rss|"
+    r"waiting|host|machine|pid|path$|folder|store$|output|^run$|^file$|images_per|latency|duration|elapsed|"
+    r"engine_choice|micro$|mtime_ns"
 )
 _SUFFIXES_OF_TEXT = (".html", ".md", ".yaml", ".csv", ".txt")
 # In pages and cards the same things stand in sentences.

@@ -74,12 +74,14 @@ FAULTS = {
     "not a policy": (lambda p: {"policy_file": p.run / "certificate.json"}, ConfigError, "not a policy file"),
     "swapped": (lambda p: {"certificate_file": p.run / "thresholds.json"}, IntegrityError, "schema certificate"),
     "no ids": (lambda p: {"calibration": replace(p.calibration, ids=None)}, DataError, "needs the ids and labels"),
-    "no labels": (lambda p: {"calibration": replace(p.calibration, labels=None)}, DataError, "needs the ids and labels"),
+    "no labels": (
+        lambda p: {"calibration": replace(p.calibration, labels=None)}, DataError, "needs the ids and labels"),
     "other ids": (lambda p: {"calibration": p.calibration.take(range(100))}, IntegrityError, "its 100 ids are not"),
     "class order": (lambda p: {"classes": ("roadwork", "none")}, IntegrityError, "bundle.json says roadwork, none"),
     "no licence": (lambda p: {"licences": {}}, DataError, "licence text"),
     "licence path": (lambda p: {"licences": {"../evil": "x"}}, DataError, "cannot be a file name"),
-    "size": (lambda p: {"preprocessing": replace(p.arguments()["preprocessing"], size=32)}, IntegrityError, "model.onnx"),
+    "size": (
+        lambda p: {"preprocessing": replace(p.arguments()["preprocessing"], size=32)}, IntegrityError, "model.onnx"),
 }  # fmt: skip
 
 

@@ -193,14 +193,16 @@ def test_maps_say_for_how_many_classes_they_are():
         fit_map("platt", sample(), smooth=True)
 
 
+DIRICHLET = Dirichlet(weights=((1.0, 0.0), (0.0, 1.0)), shifts=(0.0, 0.0), lam=0.1, mu=0.1, n=9, n_classes=2)
+ISOTONIC = Isotonic(curves=(((0.0, 1.0), (0.2, 0.8)),), n=9, n_classes=2)
 SPOILED = [
     (Temperature(slope=0.5, n=9, n_classes=2), {"slope": -0.5}),
     (Platt(slope=0.5, shift=0.1, n=9, n_classes=2), {"shift": float("nan")}),
     (Beta(a=1.0, b=1.0, c=0.0, n=9, n_classes=2), {"extra": 1.0}),
     (Vector(slopes=(1.0, 1.0, 1.0), shifts=(0.0, 0.0, 0.0), n=9, n_classes=3), {"shifts": [0.0, 0.0]}),
-    (Dirichlet(weights=((1.0, 0.0), (0.0, 1.0)), shifts=(0.0, 0.0), lam=0.1, mu=0.1, n=9, n_classes=2), {"weights": [[1.0, 0.0], [0.0]]}),
-    (Isotonic(curves=(((0.0, 1.0), (0.2, 0.8)),), n=9, n_classes=2), {"curves": [{"scores": [0.0, 1.0], "values": [0.8, 0.2]}]}),
-    (Isotonic(curves=(((0.0, 1.0), (0.2, 0.8)),), n=9, n_classes=2), {"curves": [{"scores": [1.0, 1.0], "values": [0.2, 0.8]}]}),
+    (DIRICHLET, {"weights": [[1.0, 0.0], [0.0]]}),
+    (ISOTONIC, {"curves": [{"scores": [0.0, 1.0], "values": [0.8, 0.2]}]}),
+    (ISOTONIC, {"curves": [{"scores": [1.0, 1.0], "values": [0.2, 0.8]}]}),
 ]  # fmt: skip
 
 

@@ -46,7 +46,10 @@ GOOD = {
     "no": (message('{"answer": "no"}'), 0.2),
     "no refusal": (message(YES, refusal=None), 0.9),
     "spaces": (message(' {"answer":\n"yes"} '), 0.9),
-    "log-probabilities": (message(YES, [token("yes", math.log(0.6), ("yes", math.log(0.6)), ("no", math.log(0.2)))]), 0.75),
+    "log-probabilities": (
+        message(YES, [token("yes", math.log(0.6), ("yes", math.log(0.6)), ("no", math.log(0.2)))]),
+        0.75,
+    ),
     "rounded up": (message(YES, [token("yes", 1e-6)]), 1.0),
     "logprob above 0": (message(YES, [token("yes", 5.0)]), 0.9),
     "logprob no number": (message(YES, [token("yes", "high")]), 0.9),

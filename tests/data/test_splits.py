@@ -190,7 +190,8 @@ def test_document_fits_its_schema_and_adds_up(tmp_path: Path) -> None:
 
 def two_roles(document: dict[str, Any], a: str, b: str) -> tuple[str, str]:
     """One group of role a, one of role b."""
-    return tuple(next(g for g, r in document["groups"].items() if r == role) for role in (a, b))  # type: ignore[return-value]
+    first, second = (next(g for g, r in document["groups"].items() if r == role) for role in (a, b))
+    return first, second
 
 
 def grown() -> tuple[dict[str, Any], list[str], list[int]]:

@@ -292,7 +292,8 @@ assert transformers.__version__ == "4.45.2", transformers.__version__
 fast = {"use_fast": True} if find_spec("torchvision") else {}  # the client asks for it, and has torchvision
 answer = pipeline("image-classification", model=AutoModelForImageClassification.from_pretrained(sys.argv[1]),
                   image_processor=AutoImageProcessor.from_pretrained(sys.argv[1], **fast))
-print(json.dumps([{row["label"]: row["score"] for row in answer(Image.open(path).convert("RGB"))} for path in sys.argv[2:]]))
+found = [answer(Image.open(path).convert("RGB")) for path in sys.argv[2:]]
+print(json.dumps([{row["label"]: row["score"] for row in rows} for rows in found]))
 """
 
 

@@ -18,6 +18,8 @@ from stage1.model.backbone import _Pooled  # noqa: E402
 
 VIT = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2}
 DINO = {**VIT, "img_size": 56}
+SWIN = {"img_size": 64, "window_size": 4, "depths": (2, 2), "embed_dim": 16, "num_heads": (2, 2)}
+CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 CASES = {
     "vit cls": ("vit_tiny_patch16_224", VIT, "cls", 64, "ViTForImageClassification"),
     "vit pool": ("vit_tiny_patch16_224", VIT, "pool", 64, "ViTForImageClassification"),
@@ -29,8 +31,8 @@ CASES = {
     "siglip": ("vit_base_patch16_siglip_224", VIT, "mean", 64, "SiglipForImageClassification"),
     "siglip tanh": ("vit_so400m_patch14_siglip_224", DINO, "mean", 56, "SiglipForImageClassification"),
     "beit": ("beit_base_patch16_224", VIT, "pool", 64, "BeitForImageClassification"),
-    "swinv2": ("swinv2_base_window8_256", {"img_size": 64, "window_size": 4, "depths": (2, 2), "embed_dim": 16, "num_heads": (2, 2)}, "pool", 64, "Swinv2ForImageClassification"),
-    "convnextv2": ("convnextv2_atto", {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}, "pool", 64, "ConvNextV2ForImageClassification"),
+    "swinv2": ("swinv2_base_window8_256", SWIN, "pool", 64, "Swinv2ForImageClassification"),
+    "convnextv2": ("convnextv2_atto", CONVNEXT, "pool", 64, "ConvNextV2ForImageClassification"),
 }  # fmt: skip
 
 

@@ -32,7 +32,9 @@ const note = (move) => {
   const row = { move, state: document.getElementById("x-state").textContent };
   document.querySelectorAll("[data-value]").forEach((cell) => { row[cell.id] = cell.dataset.value; });
   document.querySelectorAll("[id$=-verdict]").forEach((cell) => { row[cell.id] = cell.textContent; });
-  for (const side of ["lo", "hi"]) row["slider-" + side] = document.getElementById("x-" + side).getAttribute("aria-valuetext");
+  for (const side of ["lo", "hi"]) {
+    row["slider-" + side] = document.getElementById("x-" + side).getAttribute("aria-valuetext");
+  }
   noted.push(row);
 };
 const frame = () => new Promise((done) => setTimeout(done, 0));
@@ -45,10 +47,15 @@ const frame = () => new Promise((done) => setTimeout(done, 0));
   document.getElementById("x-reset").click(); note("reset");
   for (const [side, share] of SLIDES) {
     const slider = document.getElementById("x-" + side);
-    slider.value = Math.round(share * slider.max); slider.dispatchEvent(new Event("input", { bubbles: true })); note(side + " " + share);
+    slider.value = Math.round(share * slider.max);
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    note(side + " " + share);
   }
   document.getElementById("x-reset").click(); note("reset");
-  const out = document.createElement("pre"); out.id = "noted"; out.textContent = JSON.stringify(noted); document.body.append(out);
+  const out = document.createElement("pre");
+  out.id = "noted";
+  out.textContent = JSON.stringify(noted);
+  document.body.append(out);
 })();
 """
 

@@ -165,17 +165,29 @@ def test_the_same_documents_give_the_same_bytes(certified):
 
 
 CHANGES = [
-    ("certificate", ("risks", "fnr", "target"), "risk_coverage"), ("certificate", ("risks", "fnr", "bound"), "risk_coverage"),
-    ("evaluation", ("operating_point", "coverage"), "risk_coverage"), ("evaluation", ("operating_point", "selective_risk"), "risk_coverage"),
-    ("evaluation", ("risks", "false_exit_rate", "observed"), "risk_coverage"), ("evaluation", ("risks", "false_exit_rate", "high"), "risk_coverage"),
-    ("evaluation", ("curve", "selective_risk", 40), "risk_coverage"), ("evaluation", ("curve", "generalised_risk", 40), "risk_coverage"),
-    ("evaluation", ("curve", "coverage", 40), "risk_coverage"), ("policy", ("lo",), "score_histogram"), ("policy", ("hi",), "score_histogram"),
-    ("evaluation", ("exit_confusion", "counts", 0, 1), "score_histogram"), ("evaluation", ("exit_confusion", "counts", 0, 1), "exit_confusion"),
-    ("evaluation", ("reliability", 5, "count"), "reliability"), ("evaluation", ("reliability", 5, "observed_rate"), "reliability"),
-    ("evaluation", ("reliability", 5, "mean_probability"), "reliability"), ("evaluation", ("level",), "reliability"), ("evaluation", ("exit_confusion", "counts", 1, 2), "exits"),
-    ("certificate", ("risks", "fnr", "target"), "units_needed"), ("certificate", ("risks", "fnr", "n"), "units_needed"),
-    ("certificate", ("risks", "fnr", "errors"), "units_needed"), ("certificate", ("risks", "fnr", "delta"), "units_needed"),
-]  # fmt: skip
+    ("certificate", ("risks", "fnr", "target"), "risk_coverage"),
+    ("certificate", ("risks", "fnr", "bound"), "risk_coverage"),
+    ("evaluation", ("operating_point", "coverage"), "risk_coverage"),
+    ("evaluation", ("operating_point", "selective_risk"), "risk_coverage"),
+    ("evaluation", ("risks", "false_exit_rate", "observed"), "risk_coverage"),
+    ("evaluation", ("risks", "false_exit_rate", "high"), "risk_coverage"),
+    ("evaluation", ("curve", "selective_risk", 40), "risk_coverage"),
+    ("evaluation", ("curve", "generalised_risk", 40), "risk_coverage"),
+    ("evaluation", ("curve", "coverage", 40), "risk_coverage"),
+    ("policy", ("lo",), "score_histogram"),
+    ("policy", ("hi",), "score_histogram"),
+    ("evaluation", ("exit_confusion", "counts", 0, 1), "score_histogram"),
+    ("evaluation", ("exit_confusion", "counts", 0, 1), "exit_confusion"),
+    ("evaluation", ("reliability", 5, "count"), "reliability"),
+    ("evaluation", ("reliability", 5, "observed_rate"), "reliability"),
+    ("evaluation", ("reliability", 5, "mean_probability"), "reliability"),
+    ("evaluation", ("level",), "reliability"),
+    ("evaluation", ("exit_confusion", "counts", 1, 2), "exits"),
+    ("certificate", ("risks", "fnr", "target"), "units_needed"),
+    ("certificate", ("risks", "fnr", "n"), "units_needed"),
+    ("certificate", ("risks", "fnr", "errors"), "units_needed"),
+    ("certificate", ("risks", "fnr", "delta"), "units_needed"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +206,9 @@ def test_a_changed_number_changes_its_figure(certified, unchanged, document, pat
     from stage1.report.figures import drawing
 
     only = {
-        "risk_coverage": lambda: room.risk_coverage(certified.certificate, certified.evaluation, certified.policy, certified.scores),
+        "risk_coverage": lambda: room.risk_coverage(
+            certified.certificate, certified.evaluation, certified.policy, certified.scores
+        ),
         "score_histogram": lambda: room.score_histogram(certified.evaluation, certified.policy, certified.scores),
         "reliability": lambda: room.reliability(certified.evaluation),
         "exit_confusion": lambda: room._exit_confusion(certified.evaluation),

@@ -46,8 +46,8 @@ VIEWS = {
     "description": "5 views (whole + 2x2 tiles, 12 % overlap), aggregated by topk:3",
     "aggregator": "topk:3",
     "comparison": {
-        "chosen": "topk:3", "reference": "whole", "reason": "topk:3: the reason given", "n": 811, "n_groups": 407, "resamples": 213,
-        "seed": 5, "table": TABLE,
+        "chosen": "topk:3", "reference": "whole", "reason": "topk:3: the reason given",
+        "n": 811, "n_groups": 407, "resamples": 213, "seed": 5, "table": TABLE,
     },
     "order": None,
     "expected": None,

@@ -5,7 +5,6 @@ choice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -329,7 +328,10 @@ def test_choice_is_seldom_wrong_where_it_matters(correlation):
 def test_choice_is_deterministic_and_ties_go_to_one_per_group():
     groups = np.repeat(np.arange(80), FRAMES)
     errors = np.random.default_rng(27).random(800) < 0.03
-    ask: Callable = lambda seed: group_power(errors, None, groups, ALPHA, DELTA, n_groups_calib=200, seed=seed)  # noqa: E731
+
+    def ask(seed):
+        return group_power(errors, None, groups, ALPHA, DELTA, n_groups_calib=200, seed=seed)
+
     assert ask(1) == ask(1)
     assert ask(1) != ask(2)
     assert ask(1).better == "betting"

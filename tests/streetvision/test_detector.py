@@ -384,11 +384,14 @@ SPOILT = {
     "shorter": (lambda f: (f / "model.onnx").write_bytes(b"12"), IntegrityError, "has 2 bytes"),
     "not JSON": (lambda f: (f / "bundle.json").write_text("{"), IntegrityError, "not valid JSON"),
     "no bundle": (lambda f: (f / "bundle.json").unlink(), MissingError, "not a bundle"),
-    "uncertified policy": (lambda f: _edited(f, "thresholds.json", certified=False), IntegrityError, "different things"),
-    "no lo": (lambda f: edit(f / "thresholds.json", lambda d: d.pop("lo")) or reseal(f), IntegrityError, "thresholds.json"),
+    "uncertified policy": (
+        lambda f: _edited(f, "thresholds.json", certified=False), IntegrityError, "different things"),
+    "no lo": (
+        lambda f: edit(f / "thresholds.json", lambda d: d.pop("lo")) or reseal(f), IntegrityError, "thresholds.json"),
     "three classes": (lambda f: reseal(f, classes=["a", "b", "c"]), ConfigError, "3 classes"),
     "classes turned": (lambda f: reseal(f, classes=["roadwork", "none"]), ConfigError, "class 0 is roadwork"),
-    "no model": (lambda f: (f / "model.onnx").write_bytes(b"no") and reseal(f), IntegrityError, "ONNX Runtime cannot load"),
+    "no model": (
+        lambda f: (f / "model.onnx").write_bytes(b"no") and reseal(f), IntegrityError, "ONNX Runtime cannot load"),
     "another output": (
         lambda f: (f / "model.onnx").write_bytes(tiny_model(name="scores")) and reseal(f), IntegrityError, "logits"),
     "another size": (

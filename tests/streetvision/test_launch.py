@@ -68,7 +68,8 @@ class RoadworkDetector(FeatureDetector):
     def __init__(self, model_name="ROADWORK", config_name="roadwork.yaml", device="cpu"):
         super().__init__(model_name, config_name, device)
     def load_model(self):
-        self.detector = DETECTOR_REGISTRY["ViT"](model_name="ViT_roadwork", config_name="ViT_roadwork.yaml", device="cpu")
+        make = DETECTOR_REGISTRY["ViT"]
+        self.detector = make(model_name="ViT_roadwork", config_name="ViT_roadwork.yaml", device="cpu")
     def __call__(self, image):
         return self.detector(image)
 @DETECTOR_REGISTRY.register_module(module_name="ViT")

@@ -75,7 +75,8 @@ def test_a_gate_that_is_asked_for_everything_collapses_and_the_log_says_so(tmp_p
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_and_resumed_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
-    head, options = HeadConfig(kind=kind, hidden=8, members=2), {"epochs": 5, "accumulate": 2, "entropy": 0.01}  # type: ignore[arg-type]
+    head = HeadConfig(kind=kind, hidden=8, members=2)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"epochs": 5, "accumulate": 2, "entropy": 0.01}
     fit(tmp_path / "whole", head, **options)
     left = [0]
 

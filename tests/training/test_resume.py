@@ -159,7 +159,8 @@ def train(folder, pause=0.0):
     def stop():
         time.sleep(pause)
         return False
-    train_head(x[:140], y[:140], x[140:], y[140:], config=config, head=head, n_classes=2, seed=1, folder=folder, stop=stop)
+    rows = x[:140], y[:140], x[140:], y[140:]
+    train_head(*rows, config=config, head=head, n_classes=2, seed=1, folder=folder, stop=stop)
 
 def child(work):
     pid = os.fork()

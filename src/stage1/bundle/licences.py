@@ -35,7 +35,8 @@ _NOT_COMMERCIAL = ("cc-by-nc-4.0", "apple-amlr", "fair-noncommercial-research-li
 _DINOV3_TEXT = f"""{{weights}} are DINO Materials under the DINOv3 License of Meta Platforms, Inc.: {_DINOV3}
 
 What follows is a summary and not the licence; the text behind the link holds.
-- Who passes on these weights, or anything derived from them (this bundle is), does so under the terms of that agreement and
+- Who passes on these weights, or anything derived from them (this bundle is), does so under the terms of that\
+ agreement and
   gives a copy of it along.
 - A publication of results that were obtained with them acknowledges that.
 - Use must comply with the law, trade controls included; military, weapons, nuclear and espionage uses are excluded.

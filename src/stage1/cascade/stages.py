@@ -117,7 +117,8 @@ def within(seconds: float, function: Callable[[bytes], Any], concurrency: int = 
         except BaseException as error:  # of another's code, SystemExit included: it is an outcome, named in the record
             raise CallFailed("failed", f"{type(error).__name__}: {one_line(error)}"[:200]) from error
         # numpy's numbers are numbers.
-        return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value  # type: ignore[no-any-return]
+        plain: float = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+        return plain
 
     return ask
 

@@ -87,7 +87,9 @@ def compare_runs(
         "by": by,
         "classes": list(everyone[0].table.classes),
         "target": json.loads(everyone[0].target)[0] if decide and everyone[0].target else None,
-        "splits": {role: {"n": len(everyone[0].table.rows(role)), "digest": everyone[0].digests[role]} for role in ROLES},
+        "splits": {
+            role: {"n": len(everyone[0].table.rows(role)), "digest": everyone[0].digests[role]} for role in ROLES
+        },
         **comparison,
         "chosen": chosen,
         "confirmation": confirmation,
@@ -147,8 +149,8 @@ def _grouped(named: dict[str, list[FinishedRun]], rest: Sequence[FinishedRun]) -
         for finished in members:
             if (twin := by_seed.setdefault(finished.config.seed, finished)) is not finished:
                 raise ConfigError(
-                    f"{twin.path} and {finished.path}: both are seed {finished.config.seed} of the arm {name!r}; another"
-                    " run of an arm needs another seed (seed=1), another arm another config or --arm"
+                    f"{twin.path} and {finished.path}: both are seed {finished.config.seed} of the arm {name!r};"
+                    " another run of an arm needs another seed (seed=1), another arm another config or --arm"
                 )
     return found
 

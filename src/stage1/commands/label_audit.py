@@ -129,12 +129,18 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
         "estimated": {
             "total": int(found.confident.sum()),
             "pairs": [
-                {"label": table.classes[a], "suggested": table.classes[b], "count": int(((given == a) & (suggested == b)).sum())}
-                for a in range(len(table.classes)) for b in range(len(table.classes)) if a != b
+                {
+                    "label": table.classes[a],
+                    "suggested": table.classes[b],
+                    "count": int(((given == a) & (suggested == b)).sum()),
+                }
+                for a in range(len(table.classes))
+                for b in range(len(table.classes))
+                if a != b
             ],
         },
         "suspects": suspects,
-    }  # fmt: skip
+    }
     from stage1.report.contact_sheet import contact_sheet
 
     row_of = {name: row for row, name in zip(rows.tolist(), table.ids[rows].tolist(), strict=True)}

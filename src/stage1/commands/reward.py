@@ -219,7 +219,8 @@ def reward_lines(document: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"{which} above {table['threshold']:.4f} say class 1",
-            f"{'level':<10}{'pos':>6}{'neg':>6}{'TPR':>8}{'FPR':>8}{'MCC':>8}{'acc':>8}{'reward':>9}{'low':>8}{'high':>8}",
+            f"{'level':<10}{'pos':>6}{'neg':>6}{'TPR':>8}{'FPR':>8}{'MCC':>8}"
+            + f"{'acc':>8}{'reward':>9}{'low':>8}{'high':>8}",
             *(_line(row) for row in table["rows"]),
             "{:.0%} of the time a miner's moving average lies in {:.3f} .. {:.3f}".format(0.95, *table["score_spread"]),
         ]
@@ -241,8 +242,8 @@ def reward_lines(document: dict[str, Any]) -> list[str]:
 def _line(row: dict[str, Any]) -> str:
     low, high = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("low", "high"))
     return (
-        f"{row['level']:<10}{row['positives']:>6}{row['negatives']:>6}{row['tpr']:>8.4f}{row['fpr']:>8.4f}{row['mcc']:>8.3f}"
-        f"{row['accuracy']:>8.4f}{row['reward']:>9.3f}{low:>8}{high:>8}"
+        f"{row['level']:<10}{row['positives']:>6}{row['negatives']:>6}{row['tpr']:>8.4f}{row['fpr']:>8.4f}"
+        f"{row['mcc']:>8.3f}{row['accuracy']:>8.4f}{row['reward']:>9.3f}{low:>8}{high:>8}"
     )
 
 

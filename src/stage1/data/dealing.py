@@ -10,7 +10,7 @@ So the content of a group decides its stratum and its place in it, and never its
 |---|---|---|
 | strata | the rarest class that a group holds | every role gets its share of each class |
 | bands | within a stratum in order of label mix and size, neighbours | every role gets large and small groups |
-| quotas | groups of a band x roles, n f rounded at random | E quota = n f exactly; bands, their joins, strata and the whole lie within 1 of n f |
+| quotas | groups of a band x roles, n f rounded at random | E quota = n f; band, joins, stratum, whole within 1 of it |
 | roles | inside a band in an order fixed by hash(seed, name) | P(role) = f for every group |
 
 Rounding all sums at once while every expectation stays is a flow through a tree, rounded along cycles (Gandhi, Khuller,

@@ -3,8 +3,14 @@ card.
 
 | colour | when |
 |---|---|
-| red | nothing is certified; val_test contradicts the certificate; AUROC below .5; most answers that exit are wrong; accuracy below that of always answering the commonest class |
-| amber | an answer that is never given; a wrong answer without a limit; coverage under .2; few test images or none; attempt > 1; groups counted as if independent; a class balance that the certificate is not of |
+| red | nothing is certified |
+| red | val_test contradicts the certificate |
+| red | AUROC below .5, or most answers that exit are wrong |
+| red | accuracy below that of always answering the commonest class |
+| amber | an answer that is never given, or a wrong answer without a limit |
+| amber | coverage under .2, or few test images or none |
+| amber | attempt > 1, or groups counted as if independent |
+| amber | a class balance that the certificate is not of |
 | green | none of these |
 """
 

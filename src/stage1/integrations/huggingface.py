@@ -299,8 +299,10 @@ pipeline_tag: image-classification
 ---
 # {facts["architecture"]}
 
-Backbone {facts["backbone"]} ({facts["pooling"]}), labels {", ".join(facts["labels"])}; written by stage1-pro. It answers every
-image: thresholds, deferral and the certificate stay with the bundle. No error rate of these answers is certified or limited.
+Backbone {facts["backbone"]} ({facts["pooling"]}), labels {", ".join(facts["labels"])}; written by stage1-pro.\
+ It answers every
+image: thresholds, deferral and the certificate stay with the bundle. No error rate of these answers is\
+ certified or limited.
 {moved}
 Loaded again by transformers {facts["transformers"]}, its logits differed from the exported model's by at most
 {facts["parity"]["largest_difference"]:.2g} on {facts["parity"]["images"]} images.

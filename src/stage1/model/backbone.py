@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -246,8 +246,8 @@ class _Pooled(nn.Module):
 def _preprocessing(model: nn.Module, config: BackboneConfig) -> Preprocessing:
     data = timm.data.resolve_model_data_config(model)
     size = config.input_size or data["input_size"][-1]
-    kernel = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
-    return Preprocessing(size=size, fit="squash", interpolation=kernel, mean=data["mean"], std=data["std"])  # type: ignore[arg-type]
+    kernel: Literal["bilinear", "bicubic"] = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
+    return Preprocessing(size=size, fit="squash", interpolation=kernel, mean=data["mean"], std=data["std"])
 
 
 # ---- models and weights ------------------------------------------------------------------------------------------

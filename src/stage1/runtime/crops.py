@@ -178,9 +178,9 @@ def cut(
 ) -> NDArray[np.float32]:
     """The views `which` (None: all, in order) of one decoded image, uint8 [H, W, 3] -> float32 [n, 3, size, size].
 
-    Each is resized by the kernel of `preprocessing.to_tensor`; view "whole" equals `to_tensor(rgb, spec)` bit by bit. The
-    pixels outside a box do not reach into it. Raises DataError for another shape or dtype, IndexError for a view that
-    is not there.
+    Each is resized by the kernel of `preprocessing.to_tensor`; view "whole" equals `to_tensor(rgb, spec)` bit by bit.
+    The pixels outside a box do not reach into it. Raises DataError for another shape or dtype, IndexError for a view
+    that is not there.
     """
     boxes = (
         policy.boxes(*rgb.shape[:2]) if rgb.ndim == 3 and 0 not in rgb.shape else np.zeros((policy.count, 4), np.int64)

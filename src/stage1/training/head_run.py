@@ -1,7 +1,7 @@
 """One training run: epochs of steps, validation on val_select, checkpoints, bit-equal resume.
 
-The order of samples and every random number follow from (seed, epoch, step); where it stands is the ledger's
-(progress.py).
+The order of samples and every random number follow from (seed, epoch, step); where the run stands is kept
+by progress.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One training run on images: steps over all processes, validation, checkpoints, bit-equal resume.
 
-As in head_run.py, order, distortions and dropout follow from (seed, epoch, step, image), and where it stands is the ledger's.
-A checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
+Order, distortions and dropout follow from (seed, epoch, step, image); where the run stands is kept by progress.py. A
+checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
 """
 
 from __future__ import annotations

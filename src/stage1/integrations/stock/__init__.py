@@ -3,11 +3,14 @@
 | timm model | pooling | stock class | how |
 |---|---|---|---|
 | ViT, DeiT with a class token | cls | ViTForImageClassification | one to one |
-| the same, and DINOv2 (layer scale) | cls, mean, cls+mean | Dinov2ForImageClassification | its classifier sees [cls, mean]: what is not pooled gets weight 0; no layer scale is one of 1 |
+| the same, and DINOv2 (layer scale) | cls, mean, cls+mean | Dinov2ForImageClassification | see below |
 | ViT without class token (SigLIP) | mean | SiglipForImageClassification | without its attention pooling |
 | BEiT | its own (mean, then norm) | BeitForImageClassification | one to one |
 | Swin V2 | its own | Swinv2ForImageClassification | one to one |
 | ConvNeXt V2 | its own | ConvNextV2ForImageClassification | one to one |
+
+The classifier of Dinov2ForImageClassification sees [cls, mean]: what is not pooled gets weight 0, and where there is no
+layer scale it is 1.
 
 All of these load in transformers 4.45, which the client pins. Anything else is refused by name: a model that merely
 looks alike would load there, and answer differently.

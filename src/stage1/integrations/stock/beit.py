@@ -63,9 +63,11 @@ def beit(model: Any, name: str, pooling: str, size: int, weight: Tensor, bias: T
         "architectures": ["BeitForImageClassification"], "model_type": "beit", "hidden_size": model.embed_dim,
         "num_hidden_layers": len(model.blocks), "num_attention_heads": first.attn.num_heads,
         "intermediate_size": first.mlp.fc1.out_features, "hidden_act": activation(first.mlp.act),
-        "layer_norm_eps": float(model.fc_norm.eps), "image_size": size, "patch_size": int(model.patch_embed.patch_size[0]),
-        "num_channels": 3, "use_mask_token": False, "use_absolute_position_embeddings": False,
+        "layer_norm_eps": float(model.fc_norm.eps), "image_size": size,
+        "patch_size": int(model.patch_embed.patch_size[0]), "num_channels": 3,
+        "use_mask_token": False, "use_absolute_position_embeddings": False,
         "use_relative_position_bias": True, "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1,
-        "use_mean_pooling": True, "drop_path_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "use_mean_pooling": True, "drop_path_rate": 0.0, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
     return StockModel(config, prefixed("beit", weights), (weight, bias))

@@ -47,7 +47,8 @@ def swin(model: Any, name: str, pooling: str, size: int, weight: Tensor, bias: T
             ):
                 put(f"{layer}.{target}", module)
     config = {
-        "architectures": ["Swinv2ForImageClassification"], "model_type": "swinv2", "image_size": size, "num_channels": 3,
+        "architectures": ["Swinv2ForImageClassification"], "model_type": "swinv2",
+        "image_size": size, "num_channels": 3,
         "patch_size": int(model.patch_embed.patch_size[0]), "embed_dim": first.attn.dim,
         "depths": [len(stage.blocks) for stage in model.layers],
         "num_heads": [stage.blocks[0].attn.num_heads for stage in model.layers],
