@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,10 +56,11 @@ def predict(
 ) -> None:
     """Answer or defer, image by image. Broken files are named and the rest answered (exit 1 at the end).
 
-    `confidence` is the probability of the printed label, `p_<class>` that of each class. `probability` is P(class 1) for two
-    classes and that of the label for more: deprecated, take the others.
+    `confidence` is the probability of the printed label, `p_<class>` that of each class. `probability` is P(class 1)
+    for two classes and that of the label for more: deprecated, take the others.
 
-    Of a folder every image is taken, at every depth; what is no image by name or content is counted on stderr (no error).
+    Of a folder every image is taken, at every depth; what is no image by name or content is counted on stderr (no
+    error).
 
     Example: stage1 predict runs/demo/bundle photos/ --format csv
     """
@@ -71,7 +72,8 @@ def predict(
     loaded = load_bundle(bundle, deadline_s=deadline or None)
     if views is not None:
         loaded.require_views(parse_views(views))
-    with open_writer("json" if as_json else kind, output or sys.stdout, loaded.about) as writer:  # type: ignore[arg-type]
+    writer_kind: Any = "json" if as_json else kind
+    with open_writer(writer_kind, output or sys.stdout, loaded.about) as writer:
         failures = predict_to(
             loaded.predictor,
             iterate_inputs(images, sys.stdin.buffer, on_left_out=lambda line: typer.echo(line, err=True)),
@@ -100,11 +102,13 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find any changed, missing or extra byte; with --recompute also any number or sentence that does not follow from the data (exit 5).
+    """Find any changed, missing or extra byte; with --recompute also any number or sentence that does not follow from
+    the data (exit 5).
 
-    It proves that the bundle is the one with the digest it prints, and that thresholds, certificate and card follow from the scores
-    and labels in it. It takes on trust those scores and labels, which attempt it was, everything about training data, licence and
-    val_test, and who made it: there is no signature. Compare the digest with the one its maker published.
+    It proves that the bundle is the one with the digest it prints, and that thresholds, certificate and card follow
+    from the scores and labels in it. It takes on trust those scores and labels, which attempt it was, everything about
+    training data, licence and val_test, and who made it: there is no signature. Compare the digest with the one its
+    maker published.
 
     Example: stage1 verify runs/demo/bundle --recompute
     """
@@ -165,7 +169,8 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which arm is better, and is it shown? Paired differences with intervals: runs on one split with their seeds, or two score files.
+    """Which arm is better, and is it shown? Paired differences with intervals: runs on one split with their seeds, or
+    two score files.
 
     Runs whose configs differ in nothing but the seed are one arm.
 

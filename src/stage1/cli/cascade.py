@@ -65,7 +65,8 @@ def cascade_evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask every stage for every labelled image, certify the whole, and draw cost against risk (exit 4: not certifiable).
+    """Ask every stage for every labelled image, certify the whole, and draw cost against risk (exit 4: not
+    certifiable).
 
     Example: stage1 cascade evaluate cascade.yaml --table runs/demo --output runs/cascade
     """

@@ -48,7 +48,8 @@ def challenge_make(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a data set of challenges: 224 px JPEGs, quality 75. Groups and roles are kept; run it again to go on after a stop.
+    """Write a data set of challenges: 224 px JPEGs, quality 75. Groups and roles are kept; run it again to go on after
+    a stop.
 
     Example: stage1 challenge make photos.csv challenges --level mixture --seed 1
     """

@@ -26,13 +26,28 @@ _LONGEST = 2000  # characters: names in a message may be as long as a damaged fi
 
 
 class Group(TyperGroup):
-    """The commands; an end of file that nobody expected is an error as any other, not the user's wish to leave."""
+    """The commands; an end of file that nobody expected is an error as any other, not the user's wish to leave.
+
+    The help of a command is its docstring, in which a paragraph may be wrapped: it is shown as one line.
+    """
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        _unwrap(self)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except EOFError as error:
             raise RuntimeError(f"EOFError: {error or 'the input ends too early'}") from error
+
+
+def _unwrap(command: Any) -> None:
+    """Join the lines of each paragraph in the help of `command` and of those below it; Typer keeps them apart."""
+    if command.help:
+        command.help = "\n\n".join(part.replace("\n", " ") for part in command.help.split("\n\n"))
+    for below in getattr(command, "commands", {}).values():
+        _unwrap(below)
 
 
 def guarded(command: Callable[[], object]) -> int:
@@ -116,7 +131,7 @@ def _written(error: BaseException) -> str:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).splitlines()).strip()
-    # Names of files are in it: none of them may steer the terminal. Odd bytes (half characters) are escaped on the way out.
+    # Names of files are in it: none of them may steer the terminal. Odd bytes (half characters) are escaped too.
     text = "".join("?" if unicodedata.category(char) == "Cc" else char for char in text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}.."
 
@@ -129,7 +144,7 @@ def _say(text: str) -> None:
 
 
 def _open_streams() -> None:
-    """Closed standard streams get a descriptor again, one that fails when it is used: else the next file opened is stdout."""
+    """Closed standard streams get a descriptor that fails when it is used: else the next file opened is stdout."""
     for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)

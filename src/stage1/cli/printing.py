@@ -102,13 +102,17 @@ def argmax_lines(document: dict[str, Any]) -> list[str]:
         return []
     names = list(rows[0].per_class) if len(rows[0].per_class) <= _CLASSES_SHOWN else []
     widths = {name: max(len(name), 11) + 2 for name in names}
+
+    def line(row: Any) -> str:
+        error = "-" if row.error is None else f"{row.error:.4f}"
+        return f"{row.rule:<26}{row.n:>9}{row.coverage:>10.4f}{row.errors:>7}{error:>9}"
+
     return [
         "",
         f"{'wrong answers':<26}{'answered':>9}{'coverage':>10}{'wrong':>7}{'error':>9}"
         + "".join(f"{name:>{widths[name]}}" for name in names),
         *(
-            f"{row.rule:<26}{row.n:>9}{row.coverage:>10.4f}{row.errors:>7}{'-' if row.error is None else format(row.error, '.4f'):>9}"
-            + "".join(f"{'{} of {}'.format(*row.per_class[name]):>{widths[name]}}" for name in names)
+            line(row) + "".join(f"{'{} of {}'.format(*row.per_class[name]):>{widths[name]}}" for name in names)
             for row in rows
         ),
     ]

@@ -147,7 +147,8 @@ def tune(
 def extract(
     run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
-    """Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and val_select.
+    """Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and
+    val_select.
 
     Example: stage1 extract runs/photos features.engine=onnx
     """
@@ -188,7 +189,8 @@ def export(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write model.onnx and compare it with the trained model on real images; --to hf DIR: of an exported run, a stock folder.
+    """Write model.onnx and compare it with the trained model on real images; --to hf DIR: of an exported run, a stock
+    folder.
 
     Example: stage1 export runs/photos
     """
@@ -301,7 +303,8 @@ def evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any model.
+    """What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any
+    model.
 
     With --target FILE, or target_prior=0.5, also at another class balance.
 
@@ -375,7 +378,8 @@ def report(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html and its figures from what the folder holds: of a run, or of scores of any model (without images).
+    """Write report.html and its figures from what the folder holds: of a run, or of scores of any model (without
+    images).
 
     Example: stage1 report runs/mine
     """

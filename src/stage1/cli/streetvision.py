@@ -1,4 +1,4 @@
-"""streetvision: our bundle as a detector of the StreetVision client: run a miner with it, check it, and what it earns."""
+"""streetvision: our bundle as a detector of the client: run a miner with it, check it, and what it earns."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def streetvision_run(
     ] = None,
     show_only: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
 ) -> None:
-    """Register the detector with the client, then become the miner, in the miner's own Python, and say which detector it built.
+    """Register the detector with the client, then become the miner, in the miner's own Python, and say which detector
+    it built.
 
-    Example: stage1 streetvision run --registry base_miner.registry -- python neurons/miner.py --neuron.image_detector Stage1
-    --neuron.image_detector_config /abs/stage1.yaml
+    Example: stage1 streetvision run --registry base_miner.registry -- python neurons/miner.py --neuron.image_detector
+    Stage1 --neuron.image_detector_config /abs/stage1.yaml
     """
     import os
     import shlex
@@ -79,7 +80,8 @@ def streetvision_check(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Play challenges of every level through the detector: latency, failures, and what the client would pay (exit 1 if any fails).
+    """Play challenges of every level through the detector: latency, failures, and what the client would pay (exit 1 if
+    any fails).
 
     Example: stage1 streetvision check runs/demo/bundle --images photos.csv
     """
@@ -110,7 +112,8 @@ def streetvision_cascade(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Check a cascade file and write its stages and rules as one sealed file that the detector reads without our packages.
+    """Check a cascade file and write its stages and rules as one sealed file that the detector reads without our
+    packages.
 
     Example: stage1 streetvision cascade cascade.yaml --certified runs/cascade --output stages.json
     """
