@@ -12,7 +12,7 @@ from PIL import Image
 
 from stage1.errors import DataError, IntegrityError
 from stage1.inference import Predictor, load_bundle
-from stage1.inference.outputs import answered_by
+from stage1.inference.outputs import outputs_of_views
 from stage1.inference.views import SPREAD, ViewOutputs, look
 from stage1.policy import ViewsClaim, on_views
 from stage1.runtime.crops import ViewPolicy, cut
@@ -128,7 +128,7 @@ def test_adaptive_answers_equal_the_same_loop_on_complete_arrays(tiny_model, sce
     assert np.allclose(answered.looked.spread, spread, atol=1e-4)
     # What the score stage makes of complete views is what a predictor gives view by view.
     _, outputs, _ = predictor(tiny_model()).view_outputs(scenes, GRID)
-    again = answered_by(outputs, adaptive, SPEC)
+    again = outputs_of_views(outputs, adaptive, SPEC)
     assert np.allclose(again.logits, answered.logits, atol=1e-6)
     assert np.allclose(again.looked.spread, answered.looked.spread, atol=1e-6)
 

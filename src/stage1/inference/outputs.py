@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ModelOutputs:
     """The outputs of n images.
 
     logits: [n, K], float32 as the model gives them, float64 where they are aggregated from views. gate: [n] or None.
@@ -46,19 +46,19 @@ class Answered:
         )
 
 
-def answered_by(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Answered:
+def outputs_of_views(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ModelOutputs:
     """What the images' own outputs are, of all their views: as a predictor with these views gives them."""
     looked = look(outputs, views, spec)
-    return Answered(looked.logits, looked.gate, looked)
+    return ModelOutputs(looked.logits, looked.gate, looked)
 
 
-def joined(parts: Sequence[Answered], n_classes: int, *, gate: bool) -> Answered:
+def joined(parts: Sequence[ModelOutputs], n_classes: int, *, gate: bool) -> ModelOutputs:
     """All batches as one; where there is none, an empty one of this shape."""
     if not parts:
-        return Answered(np.zeros((0, n_classes), np.float32), np.zeros(0, np.float32) if gate else None)
+        return ModelOutputs(np.zeros((0, n_classes), np.float32), np.zeros(0, np.float32) if gate else None)
     gates = [part.gate for part in parts if part.gate is not None]
     looked = [part.looked for part in parts if part.looked is not None]
-    return Answered(
+    return ModelOutputs(
         np.concatenate([part.logits for part in parts]),
         np.concatenate(gates) if gates else None,
         joined_looked(looked) if looked else None,

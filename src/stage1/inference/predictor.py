@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stage1.bundle.manifest import MODEL, read_manifest, read_views, verify_bundle
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.inference.inputs import Picture, item_of, name_of
-from stage1.inference.outputs import Answered, joined
+from stage1.inference.outputs import ModelOutputs, joined
 from stage1.inference.views import WITHOUT, Viewing, ViewOutputs, joined_views, told
 from stage1.policy import Certificate, Policy, load_policy, policy_file, stated
 from stage1.runtime.crops import WHOLE, ViewPolicy
@@ -136,13 +136,13 @@ class Predictor:
         rows, answered, failures = self.answered(items)
         return rows, answered.logits, answered.gate, failures
 
-    def answered(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], Answered, list[Failure]]:
+    def answered(self, items: Sequence[Item]) -> tuple[NDArray[np.int64], ModelOutputs, list[Failure]]:
         """(rows int64 [M], outputs of these images, failures [(row, error)]).
 
         The scores that are certified are made by this.
         """
         rows: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-        made: list[Answered] = []
+        made: list[ModelOutputs] = []
         failures: list[Failure] = []
         for batch_rows, answered, failed in self._batches(items):
             rows.append(batch_rows)
@@ -201,28 +201,28 @@ class Predictor:
             answers |= {row: _unanswered(shown[row], one_line(error)) for row, error in failed}
             yield [answers[row] for row in sorted(answers)]
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[tuple[NDArray[np.int64], Answered, list[Failure]]]:
+    def _batches(self, items: Sequence[Item]) -> Iterator[tuple[NDArray[np.int64], ModelOutputs, list[Failure]]]:
         images = self._batch_size if self.views is None else self._viewing.batch_images(self.views)
         for rows, outputs, failed in stream_work(self._work, items, batch_size=images, workers=self._workers):
             yield rows, self._outputs_of(outputs, len(rows)), failed
 
-    def _outputs_of(self, outputs: Outputs, n: int) -> Answered:
+    def _outputs_of(self, outputs: Outputs, n: int) -> ModelOutputs:
         """The outputs of n images, from what the engine gave for them or for their views."""
         k = len(self.classes)
         if self.views is not None:
             looked = self._viewing.looked(outputs, self.views)
             if n:
                 _require_shape(looked.logits, (n, k))
-            return Answered(looked.logits, looked.gate, looked)
+            return ModelOutputs(looked.logits, looked.gate, looked)
         logits = np.asarray(outputs[self._logits], dtype=np.float32)
         gate = None if self._gate is None else np.asarray(outputs[self._gate], dtype=np.float32)
         if n:
             _require_shape(logits, (n, k))
         if n and gate is not None and gate.shape != (n,):
             raise IntegrityError(f"model: {GATE} {list(gate.shape)} for {n} images; export it anew")
-        return Answered(logits.reshape(n, k), gate, None)
+        return ModelOutputs(logits.reshape(n, k), gate, None)
 
-    def _answers(self, names: Sequence[str], answered: Answered) -> list[Row]:
+    def _answers(self, names: Sequence[str], answered: ModelOutputs) -> list[Row]:
         finite = answered.finite
         kept = [name for name, good in zip(names, finite, strict=True) if good]
         answers = iter(self._decided(kept, answered, finite))
@@ -232,7 +232,7 @@ class Predictor:
             for name, good in zip(names, finite, strict=True)
         ]
 
-    def _decided(self, names: Sequence[str], answered: Answered, kept: NDArray[np.bool_]) -> list[Row]:
+    def _decided(self, names: Sequence[str], answered: ModelOutputs, kept: NDArray[np.bool_]) -> list[Row]:
         if not names:
             return []
         scores = answered.scores(kept)
@@ -270,7 +270,7 @@ class Predictor:
             for name, leaves, label, probability, shares, told in columns
         ]
 
-    def _told(self, answered: Answered, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    def _told(self, answered: ModelOutputs, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
         """What each row says of its views; nothing without views."""
         if self.views is None or answered.looked is None:
             return [{}] * int(kept.sum())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stage1.config import HeadConfig
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
-    from stage1.inference.outputs import Answered
+    from stage1.inference.outputs import ModelOutputs
     from stage1.runs.runner import Context
     from stage1.training.sweep import Swept
 
@@ -403,7 +403,7 @@ def score(run: RunDir, context: Context) -> list[Path]:
     spec = Preprocessing.from_json(document["preprocessing"])
     written: list[Path] = []
     views = None
-    known: dict[str, Answered] = {}
+    known: dict[str, ModelOutputs] = {}
     (run / VIEWS_FILE).unlink(missing_ok=True)
     if (together := pooled_views(run)) is not None:
         together.save(run / VIEWS_FILE)
@@ -441,7 +441,7 @@ def score(run: RunDir, context: Context) -> list[Path]:
     return written
 
 
-def _scored(predictor: Predictor, table: SampleTable, rows: NDArray[np.int64]) -> Answered:
+def _scored(predictor: Predictor, table: SampleTable, rows: NDArray[np.int64]) -> ModelOutputs:
     places, answered, failures = predictor.answered(table.items(rows))
     require_all(table, rows, places, failures)
     return answered

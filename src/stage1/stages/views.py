@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stage1.config import RunConfig
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
-    from stage1.inference.outputs import Answered
+    from stage1.inference.outputs import ModelOutputs
     from stage1.inference.views import Looked, ViewOutputs
 
 
@@ -114,21 +114,21 @@ class Chosen:
     outputs: ViewOutputs
     refits: tuple[Refit, ...] = ()
 
-    def answered(self, spec: Preprocessing) -> Answered:
+    def answered(self, spec: Preprocessing) -> ModelOutputs:
         """The answers of val_select: of each image by the refit that has not seen it; where there are none, by what
         ships.
         """
-        from stage1.inference.outputs import Answered, answered_by
+        from stage1.inference.outputs import ModelOutputs, outputs_of_views
         from stage1.inference.views import joined_looked, look
 
         if not self.refits:
-            return answered_by(self.outputs, self.views, spec)
+            return outputs_of_views(self.outputs, self.views, spec)
         looked = joined_looked([look(_rows_of(self.outputs, refit.rows), refit.views, spec) for refit in self.refits])
         place = np.argsort(np.concatenate([refit.rows for refit in self.refits]))
         parts = {name: getattr(looked, name) for name in looked.__slots__}
         columns: dict[str, Any] = {name: None if part is None else part[place] for name, part in parts.items()}
         looked = replace(looked, **columns)
-        return Answered(looked.logits, looked.gate, looked)
+        return ModelOutputs(looked.logits, looked.gate, looked)
 
 
 def _rows_of(outputs: ViewOutputs, rows: NDArray[np.int64]) -> ViewOutputs:
