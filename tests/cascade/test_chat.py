@@ -142,7 +142,7 @@ def test_a_cascade_that_ends_in_a_chat_endpoint(tmp_path):
         with open_log(path, header(cascade.digest, [rule.to_document() for rule in rules], cascade.names)) as (_, sink):
             run_cascade(cascade, [Input(data.decode(), data) for data in said], sink, rules=rules)
     found = {answer.image: answer for answer in read_answers(path)[1]}
-    assert {name: (one.label, one.probability, one.outputs_of_views, one.fallback) for name, one in found.items()} == {
+    assert {name: (one.label, one.probability, one.answered_by, one.fallback) for name, one in found.items()} == {
         "yes": ("roadwork", 0.95, "chat", False),
         "no": ("none", 0.05, "chat", False),
         "sorry": ("roadwork", 0.6, "first", True),

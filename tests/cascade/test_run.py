@@ -107,7 +107,7 @@ def test_exits_defers_and_answers(folder):
     images = {"short": b"x", "long": b"x" * 95, "middle": b"x" * 50, "middle2": b"x" * 40}
     tally = run(cascade(folder), images, folder / "a.jsonl")
     found = by_name(folder / "a.jsonl")
-    assert {name: (found[name].label, found[name].outputs_of_views, found[name].fallback) for name in images} == {
+    assert {name: (found[name].label, found[name].answered_by, found[name].fallback) for name in images} == {
         "short": ("none", "first", False),
         "long": ("roadwork", "first", False),
         "middle": ("roadwork", "second", False),
@@ -132,7 +132,7 @@ def test_a_stage_that_fails_is_stood_in_for_by_the_one_before(folder):
     outcomes = {name: found[name].calls[1].outcome for name in images}
     assert outcomes == {"hang": "timeout", "boom": "failed", "bye": "failed", "nan": "invalid", "fine": "answered"}
     for name in ("hang", "boom", "bye", "nan"):
-        assert (found[name].label, found[name].probability, found[name].outputs_of_views) == ("roadwork", 0.75, "first")
+        assert (found[name].label, found[name].probability, found[name].answered_by) == ("roadwork", 0.75, "first")
         assert found[name].fallback
     assert not found["fine"].fallback
     assert found["boom"].calls[1].detail == "RuntimeError: boom second line"
@@ -169,7 +169,7 @@ def test_a_callable_by_name_that_raises_or_says_nan_by_the_command_line(folder):
 def test_a_first_stage_that_fails_leaves_it_to_the_next(folder):
     run(cascade(folder), {"boom": b"boom"}, folder / "a.jsonl")
     answer = by_name(folder / "a.jsonl")["boom"]
-    assert (answer.outputs_of_views, answer.label, answer.fallback) == ("second", "roadwork", False)
+    assert (answer.answered_by, answer.label, answer.fallback) == ("second", "roadwork", False)
 
 
 @pytest.mark.parametrize("default, label", [(0.5, "none"), (0.9, "roadwork")])
@@ -177,7 +177,7 @@ def test_where_no_stage_answers_the_default_does(folder, default, label):
     opened = cascade(folder, second={"callable": "MODULE:by_length"}, default_probability=default)
     run(opened, {"boom": b"boom"}, folder / "a.jsonl")
     answer = by_name(folder / "a.jsonl")["boom"]
-    assert (answer.outputs_of_views, answer.label, answer.probability) == ("default", label, default)
+    assert (answer.answered_by, answer.label, answer.probability) == ("default", label, default)
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_rest_answered(folder):
@@ -193,7 +193,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_rest_answered(folder):
     tally = run_cascade(opened, inputs, Sink(), rules=rules)
     found = {answer.image: answer for answer in answers}
     assert found["gone.jpg"].error == "No such file or directory"
-    assert found["gone.jpg"].outputs_of_views == "default"
+    assert found["gone.jpg"].answered_by == "default"
     assert (tally.answered, tally.skipped) == (3, 1)
     assert json.loads(found["b\udcff"].to_line())["image"] == "b\\udcff"
 
@@ -436,7 +436,7 @@ def test_a_bundles_own_exits_count(folder, bundle_folder, picture):
     rows = {row.path: row for row in opened.bundles[0].predict(list(images.values()))}
     for place, name in enumerate(images):
         row = rows[f"#{place}"]
-        assert found[name].outputs_of_views == ("first" if row.exit else "second")
+        assert found[name].answered_by == ("first" if row.exit else "second")
         assert not row.exit or found[name].label == row.label
     assert found["cut"].calls[0].outcome == "broken_image"
     assert {found["red"].label, found["blue"].label} == {"roadwork", "none"}

@@ -128,10 +128,10 @@ def test_every_answer_is_that_of_the_cascade(tmp_path, bundle, larger, exit, mid
         stages = set()
         for index, image in enumerate(pictures()):
             found, whole = detector.answer(image), expected[str(index)]
-            assert found.stage == whole.outputs_of_views
+            assert found.stage == whole.answered_by
             assert (found.value > 0.5) == (whole.label == "roadwork")
             assert found.value >= ABOVE_HALF or found.value <= 0.5
-            assert (found.by == "stage1") == (whole.fallback and whole.outputs_of_views == "first")
+            assert (found.by == "stage1") == (whole.fallback and whole.answered_by == "first")
             failed = [call.stage for call in whole.calls if call.probability is None]
             assert all(name in (found.trouble or "") for name in failed)
             assert (found.trouble is None) == (not failed)

@@ -58,7 +58,7 @@ class Answer:
     calls: tuple[Call, ...]
     label: str | None = None
     probability: float | None = None
-    outputs_of_views: str | None = None
+    answered_by: str | None = None
     fallback: bool = False
     error: str | None = None
 

@@ -34,8 +34,8 @@ class Tally:
     def count(self, answer: Answer) -> None:
         self.answered += 1
         self.fallbacks += answer.fallback
-        if answer.outputs_of_views is not None:
-            self.by[answer.outputs_of_views] = self.by.get(answer.outputs_of_views, 0) + 1
+        if answer.answered_by is not None:
+            self.by[answer.answered_by] = self.by.get(answer.answered_by, 0) + 1
         for call in answer.calls:
             if call.probability is None:
                 outcomes = self.failed.setdefault(call.stage, {})
