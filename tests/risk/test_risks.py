@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -285,3 +287,9 @@ def test_parts_and_order():
     errors, trials = cells(RISKS["fpr"])
     assert errors.tolist() == [[False, True, False], [False, False, False]]
     assert trials.tolist() == [[True, True, False], [False, False, False]]
+
+
+def test_the_page_on_guarantees_lists_every_row():
+    page = (Path(__file__).parents[2] / "docs" / "GUARANTEES.md").read_text(encoding="utf-8")
+    for risk in RISKS.values():
+        assert f"| `{risk.key.replace('<class>', 'CLASS')}` |" in page, risk.key

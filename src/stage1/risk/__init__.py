@@ -1,12 +1,15 @@
-"""What can be proved: exact bounds, tests and minimum sample sizes. Pure functions of counts and arrays."""
+"""What can be proved: the table of risks, exact bounds, tests and minimum sample sizes. Pure functions of counts and arrays."""
 
 from stage1.risk.bounds import binomial_lower, binomial_pvalue, binomial_upper, hoeffding_bentkus_pvalue
 from stage1.risk.conformal import crc_threshold
+from stage1.risk.risks import RISKS, Risk, register_risk
 from stage1.risk.sample_size import ClassNeed, plan
 from stage1.risk.testing import max_errors, minimum_samples, order_statistic_rank, walk_length
 
 __all__ = [
+    "RISKS",
     "ClassNeed",
+    "Risk",
     "binomial_lower",
     "binomial_pvalue",
     "binomial_upper",
@@ -16,5 +19,6 @@ __all__ = [
     "minimum_samples",
     "order_statistic_rank",
     "plan",
+    "register_risk",
     "walk_length",
 ]

@@ -74,7 +74,7 @@ class Risk:
         if self.monotone and not members:
             raise ConfigError(f"risk {self.name!r}: monotone, but its trials move with the thresholds")
         if self.side != "class":
-            negative, positive = errors.any(axis=1).tolist()
+            negative, positive = (bool(row.any()) for row in errors)
             side = "both" if negative and positive else "positive" if positive else "negative"
             if side != self.side:
                 raise ConfigError(f"risk {self.name!r}: side is {self.side!r}, but its errors are of {side!r}")
