@@ -27,6 +27,12 @@ class Platt(CalibrationMap):
 
     smoothing: fitted against (n1 + 1) / (n1 + 2) and 1 / (n0 + 2) instead of 1 and 0. That keeps the slope finite when
     the classes do not overlap, and is Platt's own form.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> {name: round(value, 2) for name, value in Platt.fit(scores).parameters.items()}
+    {'slope': 0.67, 'shift': 0.27, 'smoothing': 1}
     """
 
     slope: float
@@ -79,6 +85,12 @@ class Beta(CalibrationMap):
     """P(class 1) = sigma(a ln p - b ln(1 - p) + c), a, b >= 0, p = sigma(s) (Kull et al. 2017). K = 2.
 
     a acts on low scores (ln p is nearly s there), b on high ones: a slope for each end. a = b is the Platt map.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> Beta.fit(scores).monotone
+    True
     """
 
     a: float

@@ -34,6 +34,12 @@ class Dirichlet(CalibrationMap):
     map with a = W11 - W01, b = W00 - W10, c = b1 - b0. ln p is cut at ln 2.2e-16.
 
     weights: W, K rows of K; shifts: b; lam, mu: the penalties it was fitted with.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 3, 300)
+    >>> scores = Scores(rng.normal(size=(300, 3)) + 2 * np.eye(3)[labels], labels=labels)
+    >>> Dirichlet.fit(scores).calibrate(scores).probabilities.shape
+    (300, 3)
     """
 
     weights: tuple[tuple[float, ...], ...]
@@ -101,7 +107,11 @@ class Dirichlet(CalibrationMap):
 
 
 def odir_penalty(weights: FloatArray, shifts: FloatArray, lam: float, mu: float) -> float:
-    """lam / (K (K - 1)) sum_{i != j} W_ij^2 + mu / K sum b_j^2. weights: [K, K], shifts: [K]. Kull et al. 2019."""
+    """lam / (K (K - 1)) sum_{i != j} W_ij^2 + mu / K sum b_j^2. weights: [K, K], shifts: [K]. Kull et al. 2019.
+
+    >>> odir_penalty(np.array([[1.0, 0.2], [0.2, 1.0]]), np.array([0.5, -0.5]), lam=0.1, mu=0.1)
+    0.029
+    """
     k = len(shifts)
     off = weights - np.diag(np.diag(weights))
     return float(lam / (k * (k - 1)) * (off**2).sum() + mu / k * (shifts**2).sum())

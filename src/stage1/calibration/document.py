@@ -25,6 +25,11 @@ class FittedMap:
 
     map: applied to every probability that is stated. comparison: how it was chosen (`Choice.to_document`), for the
     reader; None where a map was saved without one.
+
+    >>> import numpy as np
+    >>> found = fitted_identity(Scores(np.array([[0.0, 2.0], [1.0, 0.0]]), labels=[1, 0]), "two rows are too few")
+    >>> found.score, found.reason
+    ('raw', 'identity: two rows are too few')
     """
 
     map: CalibrationMap
@@ -65,12 +70,27 @@ class FittedMap:
 
 
 def fitted_map(choice: Choice, select: Scores) -> FittedMap:
-    """The outcome of `choose_map` on `select`; the identity where no map was chosen."""
+    """The outcome of `choose_map` on `select`; the identity where no map was chosen.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> found = fitted_map(choose_map(scores, candidates=["temperature"]), scores)
+    >>> found.map.name, found.score
+    ('temperature', 'raw')
+    """
     return FittedMap(Identity.fit(select) if choice.map is None else choice.map, choice.to_document())
 
 
 def fitted_identity(select: Scores, reason: str) -> FittedMap:
-    """The identity without a comparison of maps. reason: why none was made, one sentence."""
+    """The identity without a comparison of maps. reason: why none was made, one sentence.
+
+    >>> import numpy as np
+    >>> scores = Scores(np.array([[0.0, 2.0], [1.0, 0.0]]), labels=[1, 0])
+    >>> fitted_identity(scores, "two rows are too few").map.name
+    'identity'
+    """
     choice = Choice(None, (), f"identity: {reason}", len(select), 0)
     return FittedMap(Identity.fit(select), choice.to_document())
 
@@ -81,6 +101,14 @@ def made_again(stated: FittedMap, select: Scores, seed: int) -> FittedMap:
 
     A map without a comparison is fitted anew. An identity for which no map was compared stays as it is: there is
     nothing to fit.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> stated = fitted_map(choose_map(scores, candidates=["platt"], seed=7), scores)
+    >>> made_again(stated, scores, seed=7) == stated
+    True
     """
     if stated.comparison is None:
         return FittedMap(stated.map.refit(select))

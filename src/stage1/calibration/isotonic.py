@@ -28,6 +28,10 @@ class Isotonic(CalibrationMap):
     scores get one value, so thresholds on it must be certified on the mapped score. Needs about 1,000 rows.
     A last block that holds one class only would say 0 or 1 and be infinitely wrong once; it says 1 / (m + 2) or
     (m + 1) / (m + 2) of its m rows instead, or its neighbour's value where that is nearer to the end.
+
+    >>> scores = Scores(np.array([[0.0, -2.0], [0.0, -1.0], [0.0, 1.0], [0.0, 2.0]]), labels=[0, 1, 0, 1])
+    >>> Isotonic.fit(scores).calibrate(scores).probabilities[:, 1].round(2).tolist()
+    [0.33, 0.5, 0.5, 0.67]
     """
 
     curves: tuple[Curve, ...]

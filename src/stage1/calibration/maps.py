@@ -30,6 +30,14 @@ class CalibrationMap(ABC):
 
     n: rows it was fitted on; n_classes: K of the logits it takes; fitted_on: sha256 of the ids of those rows, or None.
     Every map is a function of the softmax probabilities alone: a constant added to a row of logits changes nothing.
+
+    >>> from stage1.calibration import fit_map
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> found = fit_map("temperature", scores)
+    >>> found.name, found.monotone, found.calibrate(scores).n_classes
+    ('temperature', True, 2)
     """
 
     n: int
@@ -222,7 +230,12 @@ def _checked_logits(values: ArrayLike, k: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity(CalibrationMap):
-    """The softmax of the logits as they are; any K. n may be 0: it needs no row."""
+    """The softmax of the logits as they are; any K. n may be 0: it needs no row.
+
+    >>> scores = Scores(np.array([[0.0, 2.0]]), labels=[1])
+    >>> Identity.fit(scores).calibrate(scores) is scores
+    True
+    """
 
     name: ClassVar[str] = "identity"
 

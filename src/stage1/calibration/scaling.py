@@ -26,7 +26,14 @@ from stage1.scores import Scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Temperature(CalibrationMap):
-    """softmax(slope * z), slope = 1 / T >= 0. K >= 2. Never changes the largest class of a row while slope > 0."""
+    """softmax(slope * z), slope = 1 / T >= 0. K >= 2. Never changes the largest class of a row while slope > 0.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> {name: round(value, 2) for name, value in Temperature.fit(scores).parameters.items()}
+    {'slope': 0.69}
+    """
 
     slope: float
 
@@ -76,6 +83,12 @@ class Vector(CalibrationMap):
     On log-probabilities, not on raw logits: those are known only up to a constant per row, which unequal slopes would
     turn into evidence. For logits that are log-probabilities this is vector scaling as published. The first shift is 0.
     ln p is cut at ln 2.2e-16.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 3, 300)
+    >>> scores = Scores(rng.normal(size=(300, 3)) + 2 * np.eye(3)[labels], labels=labels)
+    >>> Vector.fit(scores).keeps_order
+    False
     """
 
     slopes: tuple[float, ...]

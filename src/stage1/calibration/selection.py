@@ -27,6 +27,9 @@ class Candidate:
     nll: mean negative log-likelihood in nats; standard_error: its standard error; change: nll minus that of the
     identity, with the standard error of that paired difference. Errors are by group where there are groups.
     All None where the map could not be fitted or was left out; `note` says why.
+
+    >>> Candidate("isotonic", None, None, None, None, note="left out: 90 rows, it needs about 1000").note
+    'left out: 90 rows, it needs about 1000'
     """
 
     name: str
@@ -39,7 +42,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """map: the chosen map, fitted on all rows, or None: the identity. table: identity first. reason: one sentence."""
+    """map: the chosen map, fitted on all rows, or None: the identity. table: identity first. reason: one sentence.
+
+    >>> Choice(None, (), "identity: too few rows", n=12, folds=0).name
+    'identity'
+    """
 
     map: CalibrationMap | None
     table: tuple[Candidate, ...]
@@ -78,6 +85,13 @@ def choose_map(
     keep_order: a map whose fit on all rows does not keep the order (`CalibrationMap.keeps_order`) is passed over.
     A candidate that cannot be fitted in some fold is out, and the table says why. Dirichlet chooses its penalties anew
     in every fold. Raises DataError without labels, ConfigError for an unknown candidate or folds < 2.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 400)
+    >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> found = choose_map(scores, candidates=["temperature", "platt"])
+    >>> [row.name for row in found.table], found.name
+    (['identity', 'temperature', 'platt'], 'platt')
     """
     labels = scores_select.known_labels
     names, left_out = _candidates(scores_select, candidates)

@@ -41,6 +41,13 @@ def ece_debiased(
     sqrt 2).
     `squared_ce_debiased` has none at all.
     Source: Kumar, Liang and Ma 2019, section 5 and their code (which draws 1,000 samples).
+
+    >>> rng = np.random.default_rng(0)
+    >>> p = rng.random(4000)
+    >>> round(ece_debiased(p, rng.random(4000) < p), 3)
+    0.009
+    >>> round(ece_debiased(p, rng.random(4000) < p**2), 3)
+    0.169
     """
     rows = reliability(probabilities, labels, n_bins, weights, binning=binning)
     gap = np.array([row.observed_rate - row.mean_probability for row in rows])
@@ -70,6 +77,11 @@ def squared_ce_debiased(
 
     Per bin of n_b rows, (mean probability - rate)^2 - rate (1 - rate) / (n_b - 1), averaged by mass. Raises DataError
     where a bin holds a single row.
+
+    >>> rng = np.random.default_rng(0)
+    >>> p = rng.random(4000)
+    >>> round(squared_ce_debiased(p, rng.random(4000) < p**2), 3)
+    0.033
     """
     rows = reliability(probabilities, labels, n_bins, weights, binning=binning)
     if any(row.effective < 1.0 + 1e-9 for row in rows):
@@ -95,6 +107,9 @@ def classwise_ece(
 
     Sees what top-label `ece` does not: a class that is called too rarely. K = 2: both classes, each on its own
     probability, which is `ece` but for rows at the border of two bins.
+
+    >>> round(classwise_ece([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], [0, 1, 1], n_bins=1), 3)
+    0.178
     """
     probs, truth, row_weights = checked(probabilities, labels, weights)
     bins = checked_bins(n_bins)
@@ -106,7 +121,12 @@ def classwise_ece(
 
 
 class BrierParts(NamedTuple):
-    """Brier score = reliability - resolution + uncertainty, each >= 0."""
+    """Brier score = reliability - resolution + uncertainty, each >= 0.
+
+    >>> parts = brier_decomposition([0.2, 0.2, 0.8, 0.8], [0, 1, 1, 1])
+    >>> round(parts.reliability - parts.resolution + parts.uncertainty, 4)
+    0.19
+    """
 
     reliability: float
     resolution: float

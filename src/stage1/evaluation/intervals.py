@@ -40,6 +40,11 @@ class Interval:
 
     resamples: replicates in which the statistic was defined; the interval is theirs. low and high are NaN where fewer
     than half were, or where there is only one unit to draw.
+
+    >>> metrics = {"accuracy": "accuracy"}
+    >>> found = bootstrap(metrics, confidence=[3.0, 2.0, 1.0], residuals=[0, 1, 0], n_resamples=100)["accuracy"]
+    >>> round(found.value, 3), found.level, found.resamples
+    (0.667, 0.95, 100)
     """
 
     value: float

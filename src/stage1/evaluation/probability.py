@@ -24,7 +24,11 @@ Norm = Literal["l1", "l2"]
 
 
 def nll(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Mean negative log-likelihood in nats; inf (not clipped) where a true class was given probability 0."""
+    """Mean negative log-likelihood in nats; inf (not clipped) where a true class was given probability 0.
+
+    >>> round(nll([0.9, 0.2], [1, 0]), 4)
+    0.1643
+    """
     probs, truth, row_weights = checked(probabilities, labels, weights)
     with np.errstate(divide="ignore"):
         loss = -np.log(probs[np.arange(len(truth)), truth])
@@ -70,6 +74,9 @@ def ece(
     equal_width: bins [i / n_bins, (i + 1) / n_bins). norm "l2": root of the mean square instead.
     Biased upwards by about the mean over bins of sqrt(p (1 - p) / rows in the bin): compare at equal N, and choose
     calibrators by `nll` or `brier`.
+
+    >>> round(ece([0.9, 0.9, 0.1, 0.1], [1, 0, 0, 0], n_bins=2), 4)
+    0.25
     """
     probs, truth, row_weights = checked(probabilities, labels, weights)
     return Calibration(probs, truth).error(row_weights, checked_bins(n_bins), binning, norm)
@@ -98,7 +105,13 @@ def reliability(
     *,
     binning: Binning = "equal_mass",
 ) -> list[ReliabilityBin]:
-    """The bins behind `ece`, lowest first, without empty ones; low, high: edges (equal_width) or extremes."""
+    """The bins behind `ece`, lowest first, without empty ones; low, high: edges (equal_width) or extremes.
+
+    >>> for row in reliability([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 1], n_bins=2):
+    ...     print(row.count, round(row.mean_probability, 2), row.observed_rate)
+    2.0 0.15 0.5
+    2.0 0.85 1.0
+    """
     probs, truth, row_weights = checked(probabilities, labels, weights)
     return Calibration(probs, truth).bins(row_weights, checked_bins(n_bins), binning)
 
@@ -190,7 +203,11 @@ class Calibration:
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Share of rows where prediction = label, in [0, 1]. predictions, labels: int [N]."""
+    """Share of rows where prediction = label, in [0, 1]. predictions, labels: int [N].
+
+    >>> accuracy([0, 1, 1, 0], [0, 1, 0, 0])
+    0.75
+    """
     guess, truth, row_weights = _checked_predictions(predictions, labels, weights)
     return weighted_mean(guess == truth, row_weights)
 
@@ -199,6 +216,9 @@ def mcc(predictions: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = N
     """Matthews correlation coefficient, in [-1, 1]; K classes: Gorodkin 2004. predictions, labels: int [N].
 
     NaN where predictions or labels are all of one class: it is not defined there (scikit-learn says 0).
+
+    >>> round(mcc([0, 1, 1, 0], [0, 1, 0, 0]), 4)
+    0.5774
     """
     guess, truth, row_weights = _checked_predictions(predictions, labels, weights)
     return mcc_of_counts(confusion(guess, truth, row_weights, int(max(guess.max(), truth.max())) + 1))

@@ -25,6 +25,9 @@ def clopper_pearson(errors: int, trials: int, level: float = 0.95) -> tuple[floa
 
     Each side is missed with probability at most (1 - level) / 2. Valid for independent trials only.
     Raises ConfigError for a level outside (0, 1), DataError for counts that cannot be. Source: Clopper, Pearson 1934.
+
+    >>> [round(end, 4) for end in clopper_pearson(1, 100)]
+    [0.0003, 0.0545]
     """
     if not 0.0 < level < 1.0:
         raise ConfigError(f"level: {level}; give a confidence level between 0 and 1, for example 0.95")

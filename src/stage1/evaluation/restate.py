@@ -77,6 +77,10 @@ def restate_between(low: float, high: float, rates: ClassRates) -> tuple[Restate
     """(least, greatest) coverage and error while P(class 1) is in [low, high]; two classes.
 
     Both are monotone in P(class 1), so the ends decide. Raises DataError for K > 2 or low > high.
+
+    >>> ends = restate_between(0.1, 0.5, ClassRates.binary(m=0.01, c=0.6, f=0.02, t=0.7))
+    >>> [round(end.error, 4) for end in ends]
+    [0.0226, 0.0268]
     """
     if len(rates.exits) != 2 or not low <= high:
         raise DataError(f"prior: {low}..{high} for {len(rates.exits)} classes; give low <= high, two classes")
@@ -141,6 +145,10 @@ def restated_interval(
     the replicates. Coverage rises with every class's exits; error rises with its wrong exits and falls with its right
     ones: the ends are taken there. So it is conservative, for independent rows; error up to 1 where nothing is known
     to exit. Raises DataError for shares that are none.
+
+    >>> covered, wrong = restated_interval([0.5, 0.5], ClassCounts(n=(500, 500), exits=(400, 350), errors=(4, 5)))
+    >>> [round(end, 3) for end in covered], [round(end, 3) for end in wrong]
+    ([0.704, 0.792], [0.002, 0.036])
     """
     from stage1.risk import binomial_lower, binomial_upper
 

@@ -60,6 +60,25 @@ def evaluate(
     `intervals` says "image-level, groups ignored" and group_low, group_high are bootstrapped over groups (null where
     the count is 0 or n: a bootstrap knows nothing there).
     Undefined numbers are null. Raises DataError (no labels, unequal lengths) or ConfigError (unknown target).
+
+    >>> from stage1 import Scores
+    >>> margin = np.array([-3.0, -2.0, -0.5, 0.5, 2.0, 3.0])
+    >>> scores = Scores(np.stack([0 * margin, margin], axis=1), labels=[0, 0, 1, 0, 1, 1])
+    >>> document = evaluate(
+    ...     scores,
+    ...     exit=abs(margin) > 1,
+    ...     label=margin > 0,
+    ...     lo=-1.0,
+    ...     hi=1.0,
+    ...     classes=["none", "roadwork"],
+    ...     targets={"fnr": 0.05},
+    ...     policy="softmax",
+    ...     certified=False,
+    ...     resamples=50,
+    ... )
+    >>> fnr, coverage = document["risks"]["fnr"], document["coverage"]["overall"]
+    >>> fnr["errors"], fnr["n"], round(coverage["value"], 3)
+    (0, 2, 0.667)
     """
     truth = scores.known_labels
     leaves, answer = np.asarray(exit), np.asarray(label)
@@ -130,6 +149,16 @@ def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     Metrics first (where a map is applied also "nll.before" and its kin), then risks, `coverage` (exact interval;
     `errors` holds nothing) and `coverage.<class>`. Where groups repeat, low and high of risks and coverage are those
     over groups.
+
+    >>> document = {
+    ...     "unit": "image",
+    ...     "n": 6,
+    ...     "metrics": {"accuracy": {"value": 0.5, "low": 0.2, "high": 0.8}},
+    ...     "risks": {"error": {"observed": 0.0, "low": 0.0, "high": 0.6, "n": 4, "errors": 0}},
+    ...     "coverage": {"overall": {"value": 0.67, "low": 0.2, "high": 0.9, "n": 6}, "per_class": {}},
+    ... }
+    >>> [row["metric"] for row in metrics_rows(document)]
+    ['accuracy', 'error', 'coverage']
     """
     low, high = ("group_low", "group_high") if document["unit"] == "group" else ("low", "high")
     rows = [

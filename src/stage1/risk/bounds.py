@@ -41,6 +41,9 @@ def binomial_pvalue(errors: ArrayLike, trials: ArrayLike, level: ArrayLike) -> F
     Returns P(Bin(trials, level) <= errors), 1.0 where trials == 0 (no evidence is no certificate).
     Raises DataError for a negative or fractional count, errors > trials, or a level outside (0, 1).
     Source: Clopper and Pearson 1934; uniformly most powerful for this H0 (docs/GUARANTEES.md).
+
+    >>> float(binomial_pvalue(0, 149, 0.02).round(4))
+    0.0493
     """
     k, n = _checked_counts(errors, trials)
     return np.asarray(special.bdtr(k, np.maximum(n, 1), _checked_rate(level, "level")) * (n > 0) + (n == 0))
@@ -51,6 +54,9 @@ def binomial_upper(errors: ArrayLike, trials: ArrayLike, delta: ArrayLike) -> Fl
 
     The largest level that binomial_pvalue does not reject at `delta`; 1.0 where every answer is wrong or trials == 0.
     Arguments and errors as for binomial_pvalue; delta in (0, 1). Source: Clopper and Pearson 1934.
+
+    >>> binomial_upper([0, 1], [149, 149], 0.05).round(4).tolist()
+    [0.0199, 0.0314]
     """
     k, n = _checked_counts(errors, trials)
     d = _checked_rate(delta, "delta")
@@ -59,7 +65,11 @@ def binomial_upper(errors: ArrayLike, trials: ArrayLike, delta: ArrayLike) -> Fl
 
 
 def binomial_lower(errors: ArrayLike, trials: ArrayLike, delta: ArrayLike) -> Floats:
-    """Exact one-sided lower confidence bound at confidence 1 - delta; 0.0 where errors == 0. See binomial_upper."""
+    """Exact one-sided lower confidence bound at confidence 1 - delta; 0.0 where errors == 0. See binomial_upper.
+
+    >>> float(binomial_lower(95, 100, 0.05).round(4))
+    0.8977
+    """
     k, n = _checked_counts(errors, trials)
     d = _checked_rate(delta, "delta")
     return np.asarray(np.where(k <= 0, 0.0, special.betaincinv(np.maximum(k, 1.0), n - k + 1.0, d)))
@@ -70,6 +80,9 @@ def hoeffding_bentkus_pvalue(mean: ArrayLike, trials: ArrayLike, level: ArrayLik
 
     mean: in [0, 1]; trials: whole numbers; level in (0, 1). min(Hoeffding, Bentkus); for 0/1 losses it is dominated by
     binomial_pvalue. Raises DataError as binomial_pvalue does. Source: Bates et al. 2021 (RCPS), section 3.1.
+
+    >>> float(hoeffding_bentkus_pvalue(0.01, 200, 0.05).round(3))
+    0.006
     """
     m = np.asarray(mean, dtype=np.float64)
     n = _whole(trials, "trials")
@@ -133,6 +146,9 @@ def betting_pvalue(x: ArrayLike, level: float) -> Floats:
     mean and variance before t, started at level / 2 and level / 4 with weight 1. Valid for each candidate alone.
     Raises DataError for NaN, a value outside [0, 1], more than two dimensions, or a level outside (0, 1).
     Source: Waudby-Smith and Ramdas 2024 (betting); ALGORITHMS 2.6 (stake); Ville 1939.
+
+    >>> float(betting_pvalue(np.zeros(100), 0.05).round(4))
+    0.0098
     """
     values = _checked_values(x)
     if not 0 < level < 1:
@@ -160,6 +176,9 @@ def betting_upper(x: ArrayLike, delta: float, *, idle: ArrayLike | None = None, 
     target is <= delta: the levels above a rejected target need no test of their own, since the stakes that won against
     it win more against them. Where target is not rejected, the answer is the one of the grid alone, and above target.
     Raises DataError as betting_pvalue does, and for a delta or target outside (0, 1).
+
+    >>> round(betting_upper(np.zeros(100), 0.05), 3)
+    0.033
     """
     values = _checked_values(x)
     share = np.zeros_like(values) if idle is None else _checked_values(idle)

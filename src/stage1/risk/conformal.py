@@ -40,6 +40,10 @@ def crc_threshold(losses: ArrayLike, lambdas: ArrayLike, alpha: float, loss_boun
     Raises DataError naming the argument: shapes, NaN, a loss outside its range or rising, alpha outside (0,
     loss_bound).
     Source: Angelopoulos et al. 2022 (conformal risk control), theorem 1.
+
+    >>> losses = [[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0]]
+    >>> crc_threshold(losses, lambdas=[0.1, 0.5, 0.9], alpha=0.4)
+    0.5
     """
     table = np.asarray(losses, dtype=np.float64)
     grid: NDArray[np.float64] = np.asarray(lambdas, dtype=np.float64)

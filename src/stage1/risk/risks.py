@@ -48,6 +48,13 @@ class Risk:
     counts(exits, answer, truth, k): (errors, trials), bool of the shape that the arguments broadcast to, row by row.
     exits: bool; answer, truth: int classes, answer without meaning where the row defers; k: the class of "class", else
     None. Raises ConfigError where side, among or monotone is not what `counts` does.
+
+    >>> risk = RISKS["fnr"]
+    >>> errors, trials = risk.counts(np.array([True, True, False]), np.array([0, 1, 0]), np.array([1, 1, 1]))
+    >>> errors.tolist(), trials.tolist()
+    ([True, False, False], [True, True, False])
+    >>> risk.share(["none", "roadwork"])
+    'of roadwork images that exit, the share answered none'
     """
 
     name: str
@@ -126,6 +133,10 @@ def cells(risk: Risk, *, of_many: bool = False) -> tuple[Bools, Bools]:
 
     Rows: true class; columns: answer, the last one: defers. Two classes: (negative, positive). of_many (and side
     "class" in any case): three, which stand for all: the class that the risk is said of, and two others.
+
+    >>> errors, trials = cells(RISKS["fnr"])
+    >>> errors.astype(int).tolist(), trials.astype(int).tolist()
+    ([[0, 0, 0], [1, 0, 0]], [[0, 0, 0], [1, 1, 0]])
     """
     if risk.side == "class":
         return _probed(risk.counts, 3, 0)
@@ -279,7 +290,11 @@ def register_risk(risk: Risk) -> Risk:
 
 
 def risks_for(n_classes: int) -> tuple[Risk, ...]:
-    """The rows that can be asked for with so many classes, in the order of the table."""
+    """The rows that can be asked for with so many classes, in the order of the table.
+
+    >>> [risk.key for risk in risks_for(3)]
+    ['fnr.<class>', 'wrong.<class>', 'miss_rate.<class>', 'error']
+    """
     return tuple(risk for risk in RISKS.values() if risk.side in _sides(n_classes))
 
 
@@ -320,13 +335,21 @@ def risk_of(name: str, classes: Sequence[str]) -> tuple[Risk, int]:
 
 
 def risk_parts(name: str, classes: Sequence[str]) -> tuple[str, int]:
-    """(name of the row, class) of a risk: "fnr.cat" -> ("fnr", 3), "error" -> ("error", -1). Raises as `risk_of`."""
+    """(name of the row, class) of a risk: "fnr.cat" -> ("fnr", 3), "error" -> ("error", -1). Raises as `risk_of`.
+
+    >>> risk_parts("fnr.cat", ["cow", "cat", "dog"]), risk_parts("error", ["cow", "cat", "dog"])
+    (('fnr', 1), ('error', -1))
+    """
     risk, index = risk_of(name, classes)
     return risk.name, index
 
 
 def is_risk(name: str, classes: Sequence[str]) -> bool:
-    """Whether a risk of this name can be asked for with these classes."""
+    """Whether a risk of this name can be asked for with these classes.
+
+    >>> is_risk("fnr", ["none", "roadwork"]), is_risk("fnr", ["cow", "cat", "dog"])
+    (True, False)
+    """
     return _find(name, classes) is not None
 
 
@@ -365,5 +388,8 @@ def class_kinds() -> tuple[str, ...]:
 def closed_forms() -> dict[str, Risk]:
     """The risks of two classes whose trials are images of one class, in the order of a target: their samples can be
     planned by arithmetic.
+
+    >>> list(closed_forms())
+    ['fnr', 'miss_rate', 'fpr', 'false_exit_rate']
     """
     return {risk.name: risk for risk in _in_order(2) if risk.of_one_class}

@@ -25,6 +25,10 @@ class ClassNeed:
 
     counted: independent images that must be counted by the test with `errors` wrong; in_class: images of the class for
     that, at the expected exit rate; in_total: images of any class for that, at the prior.
+
+    >>> need = plan({"fnr": 0.02}, exit_rates=(0.7, 0.8), errors=(0,))[0]
+    >>> need.side, need.counted, need.in_class, need.in_total
+    ('positive', 149, 187, 374)
     """
 
     risk: str
@@ -37,7 +41,11 @@ class ClassNeed:
 
 
 def shared_delta(confidence: float, risks: int) -> float:
-    """delta of each of `risks` tests on independent classes so that all hold jointly at `confidence` (Sidak)."""
+    """delta of each of `risks` tests on independent classes so that all hold jointly at `confidence` (Sidak).
+
+    >>> round(shared_delta(0.95, 1), 4), round(shared_delta(0.95, 2), 4)
+    (0.05, 0.0253)
+    """
     return 1.0 - confidence if risks == 1 else 1.0 - sqrt(confidence)
 
 
@@ -66,6 +74,10 @@ def plan(
     risks: name -> target. prior: P(y = 1) where the images come from. exit_rates: expected share of (negatives,
     positives) that exit on their right side. The n is of independent units: images, or groups where they cluster.
     Raises ConfigError for an unknown risk or a rate outside (0, 1]. Source: exact binomial, ALGORITHMS 2.1.
+
+    >>> needs = plan({"fnr": 0.02, "false_exit_rate": 0.05}, errors=(0,))
+    >>> [(need.risk, need.counted, need.in_class) for need in needs]
+    [('fnr', 182, 260), ('false_exit_rate', 72, 72)]
     """
     if not 0 < prior < 1:
         raise ConfigError(f"prior: must lie strictly between 0 and 1, got {prior}")

@@ -10,5 +10,9 @@ about any.
 
 
 def default_risks(n_classes: int) -> dict[str, float]:
-    """Risk -> target for so many classes, where the user names none."""
+    """Risk -> target for so many classes, where the user names none.
+
+    >>> default_risks(2), default_risks(10)
+    ({'fnr': 0.02, 'false_exit_rate': 0.05}, {'error': 0.05})
+    """
     return dict(TWO_CLASSES if n_classes == 2 else MORE_CLASSES)

@@ -18,6 +18,9 @@ def minimum_samples(level: float, delta: float, errors: int = 0) -> int:
 
     level, delta in (0, 1); errors >= 0. Example: minimum_samples(0.02, 0.05) == 149.
     Raises DataError (through binomial_pvalue) for values out of range.
+
+    >>> minimum_samples(0.02, 0.05), minimum_samples(0.02, 0.05, errors=1)
+    (149, 236)
     """
     if errors < 0:
         raise DataError(f"errors: must be >= 0, got {errors}")
@@ -36,6 +39,9 @@ def minimum_samples(level: float, delta: float, errors: int = 0) -> int:
 def max_errors(trials: int, level: float, delta: float) -> int:
     """Largest number of errors among `trials` that still certifies risk <= level at 1 - delta; -1 where even 0 does
     not.
+
+    >>> max_errors(300, 0.02, 0.05)
+    1
     """
     return order_statistic_rank(trials, level, delta) - 1
 
@@ -68,6 +74,9 @@ def order_statistic_rank(n: int, level: float, delta: float) -> int:
     Threshold at the k-th most extreme score of one class with n members: the share of that class beyond it exceeds
     `level` with probability at most delta, exactly P(Bin(n, level) <= k - 1) for continuous scores.
     Source: Tong, Feng and Li 2018 (Neyman-Pearson umbrella); ALGORITHMS 2.4.
+
+    >>> order_statistic_rank(300, 0.02, 0.05)
+    2
     """
     low, high = 0, n + 1  # F(low - 1) <= delta < F(high - 1); F(n) = 1
     while high - low > 1:
@@ -85,6 +94,9 @@ def walk_length(right: int, available: int, level: float, delta: float) -> int:
     j = 0; while j <= available and P(Bin(j + right, level) <= j) <= delta: j += 1. `available`: members of the class
     that do not exit on the right side. j = 0 means that not even zero misses certify; else j - 1 misses are allowed.
     Source: ALGORITHMS 2.4 (two-sided walk, step b).
+
+    >>> walk_length(right=290, available=10, level=0.02, delta=0.05)
+    2
     """
     # P(Bin(j + right, level) <= j) rises with j, so the first failure can be found by halving.
     low, high = 0, available + 1 if right > 0 else 0
@@ -104,6 +116,9 @@ def fixed_sequence(passed: ArrayLike, start: int = 0) -> int | None:
     Returns None where the first one fails. The chance that any rejected hypothesis is true is at most delta, whatever
     the order and the dependence. Raises DataError for a start outside 0..T-1.
     Source: Angelopoulos et al. 2021 (Learn then Test), section 2.2; ALGORITHMS 2.1.
+
+    >>> fixed_sequence([True, True, False, True])
+    1
     """
     flags = np.asarray(passed, dtype=np.bool_)
     if not 0 <= start < len(flags):

@@ -82,6 +82,9 @@ def confidence(name: str, logits: ArrayLike) -> FloatArray:
     """The confidence called `name`, as `choose_confidence` names it: "msp", "energy", "maxlogit_pnorm(3)", ..
 
     Raises ConfigError for another name, DataError as the score itself does.
+
+    >>> confidence("margin", [[0.0, 2.0], [1.0, 0.5]]).tolist()
+    [2.0, 0.5]
     """
     if name in CONFIDENCES:
         return CONFIDENCES[name](logits)
