@@ -273,9 +273,8 @@ def register_risk(risk: Risk) -> Risk:
     >>> def wrong_positives(exits, answer, truth, k=None):
     ...     trials = exits & (answer == 1)
     ...     return trials & (truth == 0), trials
-    >>> risk = register_risk(
-    ...     Risk("false_discovery", "negative", "exits", False, "{at_most} of '{positive}' answers are wrong", wrong_positives)
-    ... )
+    >>> words = "{at_most} of '{positive}' answers are wrong"
+    >>> risk = register_risk(Risk("false_discovery", "negative", "exits", False, words, wrong_positives))
     >>> risk.text("at most 5 %", ("none", "roadwork"))
     "at most 5 % of 'roadwork' answers are wrong"
     >>> del RISKS["false_discovery"]
