@@ -38,10 +38,11 @@ from stage1.features import FeatureStore, extract_features
 from stage1.model.backbone import load_backbone
 from stage1.model.head import build_head, load_head
 from stage1.policy import fit_policy
+from stage1.runs.artifacts import backbone_file, joint_head_file
 from stage1.runs.directory import RunDir
 from stage1.runs.documents import FEATURES_KIND, TRAIN_KIND
 from stage1.scores import Scores, read_role
-from stage1.stages.tune import along_file, backbone_config, backbone_file
+from stage1.stages.own_backbone import backbone_config
 from stage1.storage.documents import read_document
 from stage1.training.checkpoint import LAST, load_checkpoint
 from stage1.training.head_choice import ALONG, Judged, judged
@@ -136,7 +137,7 @@ def logits(run: RunDir, store: Path) -> dict[str, np.ndarray]:
     backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
     if backbone.fingerprint != read_document(run / "features.json", FEATURES_KIND)["fingerprint"]:
         raise SystemExit(f"{run.path}: features.json is of another backbone")
-    along = load_head(run / along_file(config), ALONG, backbone.dim, len(table.classes))
+    along = load_head(run / joint_head_file(config), ALONG, backbone.dim, len(table.classes))
     again = build_head(ALONG, backbone.dim, len(table.classes), config.seed).eval()
     stored = load_checkpoint(run / LAST)
     if stored is None:

@@ -26,7 +26,7 @@ from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.policy import fit_policy
 from stage1.policy.units import one_per_group
 from stage1.scores import Scores, from_probabilities, read_scores, write_scores
-from stage1.stages.calibrate import fit_configured
+from stage1.stages.fitting import fit_configured
 
 from .runs.conftest import one_line_error
 

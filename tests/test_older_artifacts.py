@@ -16,7 +16,7 @@ from stage1 import load_bundle, load_policy
 from stage1.bundle import verify_bundle
 from stage1.bundle.recompute import recompute
 from stage1.scores import read_scores
-from stage1.stages.evaluate import report_of_scores
+from stage1.stages.reporting import report_of_scores
 from stage1.storage.documents import read_document
 
 OLD = Path(__file__).parent / "fixtures" / "0.1.0"

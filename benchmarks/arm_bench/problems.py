@@ -20,6 +20,7 @@ from stage1.runs.documents import FEATURES_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute_one
 from stage1.scores import ROLES
+from stage1.stages import STAGES
 from stage1.storage.documents import read_document
 
 
@@ -82,7 +83,7 @@ def problem(name: str, work: Path, demo_run: Path, table_file: Path | None, scen
             config, _ = load_config(recipe="baseline", overrides=changes, environment={})
         with opened(folder, config) as run:
             for stage in ("split", "extract"):
-                execute_one(run, stage, Progress(quiet=False))
+                execute_one(run, STAGES, stage, Progress(quiet=False))
         source = folder
     document = read_document(source / "features.json", FEATURES_KIND)
     table = SampleTable.read(source / "samples.parquet")

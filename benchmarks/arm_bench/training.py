@@ -20,6 +20,7 @@ from stage1.runs.documents import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute_one
 from stage1.scores import ROLES, Scores, read_role
+from stage1.stages import STAGES
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_bytes, write_text
 from stage1.training import train_head
@@ -167,7 +168,7 @@ def _tune(data: Problem, config: RunConfig, seed: int, place: Path) -> None:
         for stage in ("split", "tune", "extract", "train", "export", "score"):
             began = time.process_time()
             try:
-                execute_one(run, stage, Progress(quiet=False))
+                execute_one(run, STAGES, stage, Progress(quiet=False))
             finally:
                 if stage in ("tune", "extract", "train"):
                     before = float(spent.read_text(encoding="utf-8")) if spent.is_file() else 0.0

@@ -31,6 +31,7 @@ from stage1.runtime.crops import ViewPolicy, cut
 from stage1.runtime.images import decode
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine, cores
+from stage1.stages import STAGES
 from stage1.storage.files import write_text
 
 _CHUNK = 64
@@ -56,7 +57,7 @@ def view_features(
     config, _ = load_config(recipe="baseline", overrides=[f"data.table={table_file}", *changes], environment={})
     with opened(cache, config) as run:
         if not (cache / "samples.parquet").is_file():
-            execute_one(run, "split", Progress(quiet=False))
+            execute_one(run, STAGES, "split", Progress(quiet=False))
     table = SampleTable.read(cache / "samples.parquet")
     backbone = load_backbone(config.backbone, config.seed)
     if not (cache / "backbone.onnx").is_file():

@@ -8,10 +8,10 @@ __version__ = "0.2.0"
 __all__ = ["Scores", "Stage1Policy", "fit_policy", "load_bundle", "load_policy", "run"]
 
 if TYPE_CHECKING:
+    from stage1.commands.run import run
     from stage1.inference import load_bundle
     from stage1.integrations.scikit import Stage1Policy
     from stage1.policy import fit_policy, load_policy
-    from stage1.runs import run
     from stage1.scores import Scores
 
 _HOME = {
@@ -20,7 +20,7 @@ _HOME = {
     "fit_policy": "stage1.policy",
     "load_policy": "stage1.policy",
     "load_bundle": "stage1.inference",
-    "run": "stage1.runs",
+    "run": "stage1.commands.run",
 }
 
 

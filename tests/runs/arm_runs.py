@@ -12,8 +12,8 @@ from stage1.config import load_config, to_yaml
 from stage1.data.table import SampleTable
 from stage1.runs.documents import STAGES_KIND
 from stage1.scores import write_role
-from stage1.stages.calibrate import fit_configured
-from stage1.stages.certify import save_policy
+from stage1.stages.calibrate import save_policy
+from stage1.stages.fitting import fit_configured
 from stage1.storage.documents import write_document
 from stage1.storage.files import write_text
 

@@ -14,7 +14,7 @@ from stage1.runs.directory import RunDir
 from stage1.runs.documents import ACCEPTANCE_KIND
 from stage1.scores import read_role
 from stage1.stages.acceptance import Measured, accept, accepted_in_words, check_reference, judge, require_accepted
-from stage1.stages.certify import write_evaluation
+from stage1.stages.evaluate import write_evaluation
 from stage1.storage.documents import read_document
 
 from .arm_runs import make_run, table

@@ -14,6 +14,7 @@ from stage1.errors import ConfigError
 from stage1.runs import execute_one, opened
 from stage1.runs.anchoring import anchored
 from stage1.runs.progress import Progress
+from stage1.stages import STAGES
 
 
 def config(*overrides: str):
@@ -45,13 +46,13 @@ def test_a_run_goes_on_from_another_working_directory(tmp_path: Path, monkeypatc
     run = tmp_path / "run"
     monkeypatch.chdir(tmp_path / "here")
     with opened("../run", config("data.table=photos")) as directory:
-        assert execute_one(directory, "split", Progress(quiet=True))
+        assert execute_one(directory, STAGES, "split", Progress(quiet=True))
     monkeypatch.chdir(tmp_path / "there")
     with opened("../run", None) as directory:
         assert directory.config.data.table == str(tmp_path / "here" / "photos")
-        assert not execute_one(directory, "split", Progress(quiet=True)), "nothing has changed"
+        assert not execute_one(directory, STAGES, "split", Progress(quiet=True)), "nothing has changed"
     with pytest.raises(ConfigError, match=r"another config \(data\.table: "), opened(run, config("data.table=photos")):
         pass
     monkeypatch.chdir(tmp_path / "here")
     with opened(run, config("data.table=photos")) as directory:
-        assert not execute_one(directory, "split", Progress(quiet=True))
+        assert not execute_one(directory, STAGES, "split", Progress(quiet=True))

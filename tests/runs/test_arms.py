@@ -209,7 +209,7 @@ def test_the_command_groups_by_arm(runs, tmp_path):
 
 def test_parameters_are_those_of_the_exported_model(tmp_path):
     onnx = pytest.importorskip("onnx")
-    from stage1.runs.directory import parameters_of
+    from stage1.runs.costs import parameters_of
 
     weights = [
         onnx.numpy_helper.from_array(np.zeros((3, 4), np.float32), "w"),

@@ -20,7 +20,7 @@ from stage1.errors import ConfigError, DataError
 from stage1.policy.registry import population
 from stage1.runs import opened
 from stage1.runs.progress import Progress
-from stage1.runs.runner import Context, Stop
+from stage1.runs.stage import Context, Stop
 from stage1.scores import read_role, write_role
 from stage1.stages.split import source_state, split
 from stage1.storage.files import digest_file

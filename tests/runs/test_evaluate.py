@@ -152,6 +152,7 @@ def test_the_report_of_a_run_is_rewritten_and_nothing_else_runs_again(finished, 
 
 def _to_do(run: Path) -> list[str]:
     from stage1.runs import opened, outlook
+    from stage1.stages import STAGES
 
     with opened(run, None) as directory:
-        return [row["stage"] for row in outlook(directory) if not row["skip"]]
+        return [row["stage"] for row in outlook(directory, STAGES) if not row["skip"]]

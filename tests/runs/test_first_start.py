@@ -18,6 +18,7 @@ from stage1.runs.directory import opened, stored_config
 from stage1.runs.documents import STAGES_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute, execute_one
+from stage1.stages import STAGES
 from stage1.storage.documents import read_document
 
 from .conftest import SETTINGS, one_line_error, stage1
@@ -69,11 +70,11 @@ def test_a_folder_that_was_there_keeps_what_was_there_and_no_lock(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(Exception, match="nowhere"), opened(tmp_path / "run", config_of(tmp_path / "nowhere")) as run:
-        execute(run, QUIET)
+        execute(run, STAGES, QUIET)
     assert written(tmp_path) == {"notes.txt", ".lock"}  # a lock may be another's where the folder is used
     (tmp_path / "empty").mkdir()
     with pytest.raises(Exception, match="nowhere"), opened(tmp_path / "empty", config_of(tmp_path / "nowhere")) as run:
-        execute(run, QUIET)
+        execute(run, STAGES, QUIET)
     assert list((tmp_path / "empty").iterdir()) == []
 
 
@@ -87,7 +88,7 @@ def test_a_config_without_a_finished_stage_gives_way(tmp_path):
         pytest.raises(DataError, match="max_quarantine"),
         opened(folder, config_of(table, "data.max_quarantine=0")) as run,
     ):
-        execute_one(run, "split", QUIET)
+        execute_one(run, STAGES, "split", QUIET)
     assert written(folder) == {
         "config.yaml",
         "quarantine.csv",
@@ -100,7 +101,7 @@ def test_a_config_without_a_finished_stage_gives_way(tmp_path):
     shutil.copytree(folder, other)
     (other / "stages.json").unlink()  # as after a kill in the first stage
     with opened(other, config_of(table, "data.max_quarantine=0.2")) as run:
-        assert execute_one(run, "split", QUIET)
+        assert execute_one(run, STAGES, "split", QUIET)
     assert stored_config(other).data.max_quarantine == 0.2
     with pytest.raises(ConfigError, match="another config"), opened(other, config_of(table)):
         pass
@@ -134,17 +135,17 @@ def test_the_advice_of_a_stage_that_met_other_bytes_works(advice, tmp_path):
     table = photos_of_one_size(tmp_path / "photos")
     config = config_of(table)
     with opened(tmp_path / "run", config) as run:
-        execute_one(run, "split", QUIET)
+        execute_one(run, STAGES, "split", QUIET)
     for index in range(80):
         swap_bytes(tmp_path / "photos" / f"{index}.bmp", tmp_path / "photos" / f"{index}.bmp")
     if advice == "split":  # also of a command that is no stage and tells nobody
         with opened(tmp_path / "run", config) as run:
-            assert execute_one(run, "split", QUIET)
-            assert not execute_one(run, "split", QUIET)
-            assert execute_one(run, "extract", QUIET)
+            assert execute_one(run, STAGES, "split", QUIET)
+            assert not execute_one(run, STAGES, "split", QUIET)
+            assert execute_one(run, STAGES, "extract", QUIET)
         return
     with pytest.raises(SourceChanged, match=r"run `stage1 split`"), opened(tmp_path / "run", config) as run:
-        execute_one(run, "extract", QUIET)
+        execute_one(run, STAGES, "extract", QUIET)
     with opened(tmp_path / "run", config) as run:
         assert "split" not in run.state
         result = stage1(

@@ -6,7 +6,7 @@ import numpy as np
 
 from stage1.config import RunConfig
 from stage1.scores import Scores
-from stage1.stages.calibrate import fit_configured
+from stage1.stages.fitting import fit_configured
 
 
 def _scores(n: int, wrong: int, seed: int) -> Scores:

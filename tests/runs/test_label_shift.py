@@ -273,7 +273,7 @@ def test_the_command_on_scores(desk):
         3,
         "no.npz",
     )
-    from stage1.stages.evaluate import rewrite_report
+    from stage1.stages.reporting import rewrite_report
 
     page = rewrite_report(folder / "runs/mine")[0].read_text()
     assert "At another class balance" in page
@@ -305,10 +305,11 @@ def test_a_run_keeps_its_target(finished, tmp_path):
     # unchanged: skipped; another target: done again
     from stage1.runs import execute_one, opened
     from stage1.runs.progress import Progress
+    from stage1.stages import STAGES
 
     def again():
         with opened(run, None) as directory:
-            return execute_one(directory, "evaluate", Progress(quiet=True))
+            return execute_one(directory, STAGES, "evaluate", Progress(quiet=True))
 
     assert not again()
     write_scores(tmp_path / "target.csv", Scores(logits=np.stack([np.zeros(200), margin + 1.0], axis=1)))

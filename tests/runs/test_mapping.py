@@ -36,9 +36,10 @@ from stage1.policy import CalibratedPolicy, decided_on, fit_policy, refit, state
 from stage1.policy.calibrated import fit_calibrated
 from stage1.runs.documents import STAGES_KIND
 from stage1.scores import Scores, read_scores, write_scores
-from stage1.stages.calibrate import fit_configured, frozen_map
-from stage1.stages.certify import save_policy, write_evaluation
-from stage1.stages.evaluate import report_of_scores
+from stage1.stages.calibrate import save_policy
+from stage1.stages.evaluate import write_evaluation
+from stage1.stages.fitting import fit_configured, frozen_map
+from stage1.stages.reporting import report_of_scores
 from stage1.storage.documents import read_document
 
 _SPEC = importlib.util.spec_from_file_location("bundle_parts", Path(__file__).parents[1] / "bundle" / "conftest.py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stage1.runs.runner import peak_mib, reset_peak
+from stage1.runs.memory import peak_mib, reset_peak
 
 
 def test_the_peak_is_counted_anew():

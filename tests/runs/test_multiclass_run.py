@@ -135,8 +135,9 @@ def test_report_speaks_of_three_classes_and_of_no_binary_part(made):
 def test_scrc_takes_three_classes_from_the_same_scores(made, tmp_path):
     from stage1 import load_policy
     from stage1.config import load_config
-    from stage1.stages.calibrate import fit_configured
-    from stage1.stages.certify import certified_targets, save_policy, write_evaluation
+    from stage1.stages.calibrate import save_policy
+    from stage1.stages.evaluate import certified_targets, write_evaluation
+    from stage1.stages.fitting import fit_configured
 
     overrides = [*SETTINGS, "policy.name=scrc", "coverage=0.5", "risks={miss_rate: 0.4}"]
     config, _ = load_config(recipe="baseline", overrides=overrides, environment={})
@@ -177,7 +178,7 @@ def test_smoke_takes_a_table_of_three_classes(shapes, tmp_path):
 def test_what_is_for_two_classes_is_refused_in_one_line(made, overrides, words):
     from stage1.config import load_config
     from stage1.errors import ConfigError
-    from stage1.stages.calibrate import fit_configured
+    from stage1.stages.fitting import fit_configured
 
     config, _ = load_config(recipe="baseline", overrides=[*SETTINGS, *overrides], environment={})
     with pytest.raises(ConfigError) as error:

@@ -14,7 +14,7 @@ from stage1.commands.plan import Ask, make_plan, plan_lines, read_pilot, write_f
 from stage1.config import load_config
 from stage1.errors import ConfigError, DataError
 from stage1.scores import Scores, write_scores
-from stage1.stages.calibrate import fit_configured, frozen_map
+from stage1.stages.fitting import fit_configured, frozen_map
 
 from .conftest import one_line_error, stage1
 

@@ -13,10 +13,10 @@ from stage1.config import load_config
 from stage1.errors import ConfigError, MissingError, Stage1Error
 from stage1.extras import EXTRAS, import_failure, is_there, require
 from stage1.runs.directory import opened
+from stage1.runs.preflight import preflight
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute, execute_one
-from stage1.stages import STAGES
-from stage1.stages.preflight import preflight
+from stage1.stages import STAGES, bundle, calibrate
 
 from .conftest import one_line_error
 from .test_first_start import config_of, photos_of_one_size
@@ -71,7 +71,7 @@ def test_every_stage_names_its_extra(command, finished, tmp_path, monkeypatch):
     monkeypatch.setattr("stage1.extras.is_there", lambda module: False)
     monkeypatch.setitem(sys.modules, "torch", None)
     if command == "report":
-        from stage1.stages.evaluate import rewrite_report
+        from stage1.stages.reporting import rewrite_report
 
         with pytest.raises(MissingError, match="torch is not installed"):
             rewrite_report(finished.folder)
@@ -81,7 +81,7 @@ def test_every_stage_names_its_extra(command, finished, tmp_path, monkeypatch):
         pytest.raises(MissingError, match=rf"stage {command}: .*torch.*pip install 'stage1-pro\[train"),
         opened(finished.folder, None) as run,
     ):
-        execute_one(run, command, Progress(quiet=True), force=True)
+        execute_one(run, STAGES, command, Progress(quiet=True), force=True)
     assert (finished.folder / "stages.json").read_bytes() == before
 
 
@@ -113,15 +113,15 @@ def test_what_cannot_be_had_is_said_before_an_image_is_read(overrides, kind, wor
 
     monkeypatch.setattr("stage1.data.sources.decode", unread)
     with pytest.raises(kind, match=words), opened(tmp_path / "run", config_of(table, *overrides)) as run:
-        execute(run, Progress(quiet=True))
+        execute(run, STAGES, Progress(quiet=True))
     assert not (tmp_path / "run").exists()
 
 
 def test_what_can_be_had_passes(tmp_path):
     pytest.importorskip("timm", reason="the extra train is not installed")
     config = config_of(photos_of_one_size(tmp_path / "photos", 8))
-    preflight(config, [stage.name for stage in STAGES if stage.wanted(config)])
-    preflight(load_config(recipe="demo", environment={})[0], ["calibrate", "bundle"])
+    preflight(config, [stage for stage in STAGES if stage.wanted(config)])
+    preflight(load_config(recipe="demo", environment={})[0], [calibrate.STAGE, bundle.STAGE])
 
 
 def test_an_import_that_fails_for_lack_of_memory_is_not_a_missing_package():

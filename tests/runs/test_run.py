@@ -14,9 +14,10 @@ from stage1 import load_bundle, load_policy, run
 from stage1.bundle import verify_bundle
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, IntegrityError, NotCertifiable, Stage1Error
+from stage1.runs import Stage, outlook
 from stage1.runs.directory import opened
-from stage1.runs.runner import Stage, outlook
 from stage1.scores import read_role
+from stage1.stages import STAGES, calibrate
 from stage1.storage.documents import read_document
 
 from .conftest import SETTINGS, one_line_error, stage1
@@ -112,12 +113,10 @@ def test_certifying_on_images_of_another_role_is_refused(copy):
     (copy / "val_calib_ids.json").write_text(json.dumps(ids))
     with opened(copy, None) as directory:
         from stage1.runs.progress import Progress
-        from stage1.runs.runner import Context, Stop
-        from stage1.stages import STAGES
+        from stage1.runs.stage import Context, Stop
 
-        calibrate = next(stage for stage in STAGES if stage.name == "calibrate")
         with pytest.raises(IntegrityError, match="has the role 'train'"):
-            calibrate.work(directory, Context(Progress(quiet=True), Stop()))
+            calibrate.STAGE.work(directory, Context(Progress(quiet=True), Stop()))
     assert train["leakage"] is False
 
 
@@ -167,15 +166,15 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(copy, monkeypatch):
     from stage1.runs.progress import Progress
 
     with pytest.raises(Stage1Error, match="No space left on device"), opened(copy, None) as directory:
-        execute_one(directory, "evaluate", Progress(quiet=True), force=True)
+        execute_one(directory, STAGES, "evaluate", Progress(quiet=True), force=True)
     assert (copy / "certificate.json").read_bytes() == before
 
 
 def test_stage_inputs_change_with_what_they_depend_on(copy):
     with opened(copy, None) as directory:
-        rows = outlook(directory)
+        rows = outlook(directory, STAGES)
         assert all(row["inputs_digest"] for row in rows)
-        stage = Stage("x", ("seed",), ("model.onnx",), lambda run, context: [])
+        stage = Stage("x", "", "", ("seed",), lambda config: ("model.onnx",), lambda run, context: [])
         before = stage.inputs(directory)
         (copy / "model.onnx").write_bytes(b"other")
         assert stage.inputs(directory) != before

@@ -25,9 +25,9 @@ from stage1.errors import ConfigError, DataError, MissingError
 from stage1.runs import execute_one, opened, outlook
 from stage1.runs.documents import FEATURES_KIND, PARITY_KIND, PRETRAIN_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.progress import Progress
+from stage1.runs.torchrun import require_alone
 from stage1.scores import read_role
 from stage1.stages import STAGES
-from stage1.stages.tune import require_alone
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file
 
@@ -118,7 +118,7 @@ def test_nothing_is_done_twice_and_what_follows_from_tune_follows(tuned, photos,
         return opened(folder, config, allow_change=True)
 
     def skipped(directory) -> list[str]:
-        return [row["stage"] for row in outlook(directory) if row["skip"]]
+        return [row["stage"] for row in outlook(directory, STAGES) if row["skip"]]
 
     with changed() as directory:
         assert tuple(skipped(directory)) == tuned.done
@@ -127,16 +127,16 @@ def test_nothing_is_done_twice_and_what_follows_from_tune_follows(tuned, photos,
     before = digest_file(folder / WEIGHTS)
     with changed("images.learning_rate=0.01") as directory:
         assert skipped(directory) == ["split"]
-        assert execute_one(directory, "tune", quiet)
+        assert execute_one(directory, STAGES, "tune", quiet)
         assert digest_file(folder / WEIGHTS) != before
         assert skipped(directory) == ["split", "tune"]
     with changed("adapter.kind=none") as directory:  # no such stage, and the backbone is the given one again
-        assert [row["stage"] for row in outlook(directory)][:3] == ["split", "extract", "train"]
+        assert [row["stage"] for row in outlook(directory, STAGES)][:3] == ["split", "extract", "train"]
         assert skipped(directory) == ["split"]
-        assert execute_one(directory, "extract", quiet)
+        assert execute_one(directory, STAGES, "extract", quiet)
         assert read_document(folder / "features.json", FEATURES_KIND)["fingerprint"] == fingerprint(tuned, None)
         with pytest.raises(ConfigError, match=r"no stage 'tune'.*adapter\.kind=lora.*images\.unfreeze=last"):
-            execute_one(directory, "tune", quiet)
+            execute_one(directory, STAGES, "tune", quiet)
 
 
 @pytest.mark.slow
@@ -248,8 +248,8 @@ def until(photos, folder: Path, *more: str, recipe: str = "lora", last: str = "t
     progress = Progress(quiet=True)
     progress.say = said.append  # type: ignore[method-assign]
     with opened(folder, config, allow_change=True) as directory:
-        for row in outlook(directory):
-            execute_one(directory, row["stage"], progress)
+        for row in outlook(directory, STAGES):
+            execute_one(directory, STAGES, row["stage"], progress)
             if row["stage"] == last:
                 return said
     raise AssertionError(f"no stage {last}")
@@ -317,21 +317,21 @@ def test_a_kill_before_the_choice_changes_nothing(along, photos, tmp_path, monke
         with opened(folder, None) as directory, monkeypatch.context() as patch:
             patch.setattr("stage1.training.head_choice.save_weights", die)
             with pytest.raises(KeyboardInterrupt):
-                execute_one(directory, "train", quiet, force=True)
+                execute_one(directory, STAGES, "train", quiet, force=True)
             assert "train" not in directory.state
         assert digest_file(folder / "model_best.pth") != kept["model_best.pth"]  # the new one's
         with opened(folder, None) as directory:
-            assert execute_one(directory, "train", quiet)
+            assert execute_one(directory, STAGES, "train", quiet)
         assert {name: digest_file(folder / name) for name in kept} == kept
     with opened(folder, None) as directory:
-        assert all(row["skip"] for row in outlook(directory) if row["stage"] in ("train", "export", "score"))
+        assert all(row["skip"] for row in outlook(directory, STAGES) if row["stage"] in ("train", "export", "score"))
 
 
 def test_train_depends_on_the_head_trained_along(tuned, photos, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(tuned.folder, folder)
     with opened(folder, None) as directory:
-        before = {row["stage"]: row for row in outlook(directory)}
+        before = {row["stage"]: row for row in outlook(directory, STAGES)}
         assert ALONG in before["train"]["reads"]
         assert ALONG in directory.state["tune"]["outputs"]
         weights = (folder / ALONG).read_bytes()
@@ -380,8 +380,8 @@ def test_pretraining_then_a_probe(photos, unlabelled, tmp_path):
     for path in (write_photos(tmp_path / "later", n=4, seed=78).parent / "images").iterdir():
         shutil.copy(path, unlabelled / f"later{path.name}")
     with opened(tmp_path / "run", None) as directory:
-        assert [row["stage"] for row in outlook(directory) if row["skip"]] == ["split"]
-        assert execute_one(directory, "pretrain", Progress(quiet=True))
+        assert [row["stage"] for row in outlook(directory, STAGES) if row["skip"]] == ["split"]
+        assert execute_one(directory, STAGES, "pretrain", Progress(quiet=True))
     assert read_document(result.folder / "pretrain.json", PRETRAIN_KIND)["images"] == facts["images"] + 4
 
 
@@ -391,17 +391,17 @@ def test_unlabelled_images_of_val_calib_and_val_test_are_refused(photos, unlabel
     settings = [*TINY, f"data.table={photos}", f"pretrain.folder={unlabelled}", "pretrain.train_images=false"]
     config, _ = load_config(recipe="explora", overrides=settings)
     with opened(tmp_path / "run", config) as directory:
-        execute_one(directory, "split", Progress(quiet=True))
+        execute_one(directory, STAGES, "split", Progress(quiet=True))
         table = SampleTable.read(directory / "samples.parquet")
         row = int(table.rows("val_test")[0])
         (unlabelled / "copied.jpg").write_bytes(table.read_bytes(row))
         with pytest.raises(DataError, match=r"1 of 25 images overlap val_calib and val_test.*copied\.jpg.*same bytes"):
-            execute_one(directory, "pretrain", Progress(quiet=True))
+            execute_one(directory, STAGES, "pretrain", Progress(quiet=True))
         assert not (directory / PRETRAINED).exists()
         # Of train the same image may be there.
         row = int(table.rows("train")[0])
         (unlabelled / "copied.jpg").write_bytes(table.read_bytes(row))
-        execute_one(directory, "pretrain", Progress(quiet=True))
+        execute_one(directory, STAGES, "pretrain", Progress(quiet=True))
         assert read_document(directory / "pretrain.json", PRETRAIN_KIND)["images"] == 25
 
 
@@ -487,4 +487,4 @@ def test_two_processes_tune_what_one_would(tuned, photos, tmp_path):
 def test_other_stages_are_the_work_of_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="only `tune` takes many"):
-        require_alone("`stage1 run`")
+        require_alone("`stage1 run`", STAGES)

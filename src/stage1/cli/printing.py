@@ -9,14 +9,16 @@ from typing import Any
 import typer
 
 
-def outlined(folder: Path, config: Any, outlook: Any, allow_change: bool) -> dict[str, Any]:
+def outlined(folder: Path, config: Any, allow_change: bool) -> dict[str, Any]:
     from stage1.runs.anchoring import anchored
     from stage1.runs.directory import RunDir, kept_config, read_state, refuse_change
+    from stage1.runs.runner import outlook
+    from stage1.stages import STAGES
 
     stored = kept_config(folder)
     if stored is not None and not allow_change:
         refuse_change(folder, stored, config)
-    return {"run": str(folder), "stages": outlook(RunDir(folder, anchored(config), read_state(folder)))}
+    return {"run": str(folder), "stages": outlook(RunDir(folder, anchored(config), read_state(folder)), STAGES)}
 
 
 def dry_run_lines(document: dict[str, Any]) -> list[str]:

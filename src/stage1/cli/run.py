@@ -50,8 +50,9 @@ def run(
 
     Example: stage1 run --recipe baseline data.table=photos.csv --output runs/photos
     """
-    from stage1.runs import execute, opened, outlook
+    from stage1.runs import execute, opened
     from stage1.runs.progress import Progress
+    from stage1.stages import STAGES
     from stage1.stages.verdicts import verdict_of_evaluation
 
     given = list(arguments or [])
@@ -59,10 +60,10 @@ def run(
     config = given_config(file, recipe, phase, [*given, *(["split.allow_leakage=true"] if allow_leakage else [])])
     folder = output or Path("runs") / config.name
     if dry_run:
-        show(outlined(folder, config, outlook, allow_change), as_json, dry_run_lines)
+        show(outlined(folder, config, allow_change), as_json, dry_run_lines)
         return
     with opened(folder, config, allow_change=allow_change) as directory:
-        result = execute(directory, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance)
+        result = execute(directory, STAGES, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance)
     verdict = verdict_of_evaluation(result.folder)
     show(run_summary(result, verdict), as_json, lambda summary: [*run_lines(summary), verdict_line(verdict)])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from stage1.cli.options import (
     STAGES,
@@ -33,6 +34,21 @@ from stage1.cli.printing import argmax_lines, evaluation_lines, shift_lines, shu
 from stage1.errors import ConfigError
 
 
+class StageCommand(TyperCommand):
+    """The command of a stage: help and example are those of its `Stage`, which is imported only where they are shown."""
+
+    @property
+    def help(self) -> str:
+        from stage1.stages import STAGES as stages
+
+        stage = next(stage for stage in stages if stage.name == self.name)
+        return f"{stage.help}\n\nExample: {stage.example}"
+
+    @help.setter
+    def help(self, text: str | None) -> None:
+        """Typer sets the docstring of the function; there is none."""
+
+
 def _stage(
     name: str,
     run: Path,
@@ -47,7 +63,8 @@ def _stage(
     from stage1.runs import execute_one, opened
     from stage1.runs.directory import followed, stored_config
     from stage1.runs.progress import Progress
-    from stage1.stages.tune import is_follower
+    from stage1.runs.torchrun import is_follower
+    from stage1.stages import STAGES as stages
 
     if config is None and overrides:
         stored = stored_config(run)
@@ -57,26 +74,30 @@ def _stage(
                 " starts one"
             )
         config, _ = load_config(values=stored.model_dump(mode="json"), overrides=overrides, environment={})
-    if name == "tune" and is_follower():
+    if is_follower() and any(stage.name == name and stage.distributed for stage in stages):
         with followed(run, config) as directory:
-            execute_one(directory, name, Progress(quiet=True), force=force)
+            execute_one(directory, stages, name, Progress(quiet=True), force=force)
         return
     with opened(run, config, allow_change=bool(overrides)) as directory:
-        done = execute_one(directory, name, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance)
+        done = execute_one(
+            directory, stages, name, Progress(quiet=quiet), force=force, ignore_acceptance=ignore_acceptance
+        )
         outputs = sorted(directory.state[name]["outputs"])
     show(
         {"stage": name, "done": done, "outputs": outputs},
         as_json,
         lambda result: [f"{run / item}" for item in result["outputs"]],
     )
-    if name == "calibrate":
-        if not as_json:
-            from stage1.storage.documents import read_document
 
-            certificate = read_document(run / "certificate.json", "certificate")
-            typer.echo("\n".join([certificate["statement"], *shut_lines(certificate)]))
-        _say_verdict(run, as_json)
-        exit_by_certificate(run)
+
+def _without_options(name: str) -> None:
+    """The command of a stage that has no options of its own."""
+
+    @app.command(name, cls=StageCommand, rich_help_panel=STAGES)
+    def command(
+        run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
+    ) -> None:
+        _stage(name, run, overrides, force, quiet, as_json)
 
 
 def _say_verdict(folder: Path, as_json: bool) -> None:
@@ -87,7 +108,7 @@ def _say_verdict(folder: Path, as_json: bool) -> None:
         typer.echo(verdict_line(verdict_of_calibration(folder)))
 
 
-@app.command(rich_help_panel=STAGES)
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
 def split(
     run: RunFolder,
     overrides: Overrides = None,
@@ -100,10 +121,6 @@ def split(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read the sources, quarantine what is broken, give each group a role. Starts a run directory where there is none.
-
-    Example: stage1 split runs/photos --recipe baseline data.table=photos.csv
-    """
     from stage1.runs.directory import has_finished, stored_config
 
     overrides = [*(overrides or []), *(["split.allow_leakage=true"] if allow_leakage else [])]
@@ -121,52 +138,13 @@ def split(
         typer.echo("\n".join(split_report(run)))
 
 
-@app.command(rich_help_panel=STAGES)
-def pretrain(
-    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
-) -> None:
-    """ExPLoRA: adapt a ViT to unlabelled images of a folder or of train; resumes where it stopped.
-
-    Example: stage1 pretrain runs/photos pretrain.folder=unlabelled
-    """
-    _stage("pretrain", run, overrides, force, quiet, as_json)
+_without_options("pretrain")
+_without_options("tune")
+_without_options("extract")
+_without_options("train")
 
 
-@app.command(rich_help_panel=STAGES)
-def tune(
-    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
-) -> None:
-    """Train the backbone, or an adapter in it, on the images of train; resumes where it stopped. Also under torchrun.
-
-    Example: stage1 tune runs/photos images.unfreeze=last
-    """
-    _stage("tune", run, overrides, force, quiet, as_json)
-
-
-@app.command(rich_help_panel=STAGES)
-def extract(
-    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
-) -> None:
-    """Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and
-    val_select.
-
-    Example: stage1 extract runs/photos features.engine=onnx
-    """
-    _stage("extract", run, overrides, force, quiet, as_json)
-
-
-@app.command(rich_help_panel=STAGES)
-def train(
-    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
-) -> None:
-    """Train the head on the cached features; resumes where it stopped.
-
-    Example: stage1 train runs/photos train.epochs=30 head.kind=mlp
-    """
-    _stage("train", run, overrides, force, quiet, as_json)
-
-
-@app.command(rich_help_panel=STAGES)
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
 def export(
     run: RunFolder,
     overrides: Overrides = None,
@@ -189,11 +167,6 @@ def export(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write model.onnx and compare it with the trained model on real images; --to hf DIR: of an exported run, a stock
-    folder.
-
-    Example: stage1 export runs/photos
-    """
     if to is None:
         if keep_names or positive is not None or threshold is not None:
             raise ConfigError("--keep-names, --positive, --threshold: belong to --to hf DIR; give it")
@@ -207,18 +180,10 @@ def export(
     show(facts, as_json, lambda document: hf_lines(document, to[1]))
 
 
-@app.command(rich_help_panel=STAGES)
-def score(
-    run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
-) -> None:
-    """Score val_select, val_calib and val_test with the exported model, from image bytes.
-
-    Example: stage1 score runs/photos
-    """
-    _stage("score", run, overrides, force, quiet, as_json)
+_without_options("score")
 
 
-@app.command(rich_help_panel=STAGES)
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
 def calibrate(
     arguments: Annotated[
         list[str] | None,
@@ -235,13 +200,17 @@ def calibrate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the exit thresholds and certify them on val_calib; of a run, or of scores of any model.
-
-    Example: stage1 calibrate --scores mine.parquet --output runs/mine risks.fnr=0.02
-    """
     given = list(arguments or [])
     if scores is None:
-        _stage("calibrate", run_folder(given), given, force, quiet, as_json)
+        folder = run_folder(given)
+        _stage("calibrate", folder, given, force, quiet, as_json)
+        if not as_json:
+            from stage1.storage.documents import read_document
+
+            certificate = read_document(folder / "certificate.json", "certificate")
+            typer.echo("\n".join([certificate["statement"], *shut_lines(certificate)]))
+        _say_verdict(folder, as_json)
+        exit_by_certificate(folder)
         return
     from stage1.commands.scores import calibrate_scores
 
@@ -269,7 +238,7 @@ def calibrate(
     exit_by_certificate(folder)
 
 
-@app.command(rich_help_panel=STAGES)
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
 def evaluate(
     arguments: Annotated[
         list[str] | None,
@@ -303,13 +272,6 @@ def evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any
-    model.
-
-    With --target FILE, or target_prior=0.5, also at another class balance.
-
-    Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5
-    """
     from stage1.stages.verdicts import verdict_of_evaluation
 
     given = list(arguments or [])
@@ -354,7 +316,7 @@ def evaluate(
     show(document, as_json, lambda found: [*evaluation_lines(found), verdict_line(verdict)])
 
 
-@app.command(rich_help_panel=STAGES)
+@app.command(cls=StageCommand, rich_help_panel=STAGES)
 def bundle(
     run: RunFolder,
     overrides: Overrides = None,
@@ -363,10 +325,6 @@ def bundle(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the folder that ships: model, thresholds, certificate, calibration data, model card.
-
-    Example: stage1 bundle runs/photos
-    """
     exit_by_certificate(run)
     _stage("bundle", run, overrides, force, quiet, as_json, ignore_acceptance)
 
@@ -383,7 +341,7 @@ def report(
 
     Example: stage1 report runs/mine
     """
-    from stage1.stages.evaluate import rewrite_report
+    from stage1.stages.reporting import rewrite_report
 
     written = rewrite_report(folder)
     show(

@@ -13,9 +13,11 @@ from stage1.config import differences
 from stage1.errors import ConfigError, MissingError
 from stage1.evaluation.arms import ENOUGH_SEEDS, MODEL_METRICS, POLICY_METRICS, best_arm, compare_arms
 from stage1.evaluation.comparison import NO_DIFFERENCE
-from stage1.runs.directory import RunDir, recorded_stages, run_facts
+from stage1.runs.costs import recorded_stages, run_facts
+from stage1.runs.directory import RunDir
 from stage1.runs.finished import FinishedRun, refuse_other_splits
 from stage1.scores import ROLES
+from stage1.stages import calibrate
 from stage1.storage.documents import SCHEMA_VERSION, validate, write_document
 from stage1.storage.files import write_bytes, write_text
 
@@ -203,14 +205,11 @@ def _notes(grouped: Mapping[str, Sequence[FinishedRun]], on: str, by: str) -> li
 
 
 def _stale(finished: FinishedRun) -> bool:
-    from stage1.stages import STAGES
-
     if finished.policy is None:
         return False
     run = RunDir(finished.path, finished.config, recorded_stages(finished.path))
-    stage = next(stage for stage in STAGES if stage.name == "calibrate")
     try:
-        return not run.is_current(stage.name, stage.inputs(run))
+        return not run.is_current(calibrate.STAGE.name, calibrate.STAGE.inputs(run))
     except MissingError:
         return True
 

@@ -24,7 +24,7 @@ from stage1.policy.softmax_multiclass import path_of
 from stage1.risk import binomial_lower, binomial_upper
 from stage1.risk.risks import risks_for
 from stage1.scores import Scores
-from stage1.stages.calibrate import fit_configured
+from stage1.stages.fitting import fit_configured
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

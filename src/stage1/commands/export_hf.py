@@ -16,10 +16,12 @@ from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import require
 from stage1.policy import POLICY_FILES, load_policy
 from stage1.policy.calibrated import has_own_probability
+from stage1.runs.artifacts import backbone_file
 from stage1.runs.directory import RunDir, read_state, stored_config
 from stage1.runs.documents import PARITY_KIND
-from stage1.stages.features import trained_head
-from stage1.stages.tune import backbone_config, backbone_file
+from stage1.stages import score
+from stage1.stages.own_backbone import backbone_config
+from stage1.stages.train import trained_head
 from stage1.stages.views import shipped_views
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file
@@ -135,13 +137,10 @@ def _check_run(run: RunDir) -> None:
 
 def _check_views(run: RunDir) -> None:
     """By the config, not by views.json: a run that is not scored has none yet, and one view may be a crop."""
-    from stage1.stages import STAGES
-
     views = run.config.views
     if views.policy is None:
         return
-    score = next(stage for stage in STAGES if stage.name == "score")
-    scored = run.is_current("score", score.inputs(run))
+    scored = run.is_current(score.STAGE.name, score.STAGE.inputs(run))
     if scored and shipped_views(run) is None:
         return  # the whole image alone, by the choice on val_select
     open_yet = not scored and views.train != "pooled"

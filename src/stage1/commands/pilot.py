@@ -23,7 +23,7 @@ from stage1.policy.threshold_choice import PATH_METHOD, Choice, rule
 from stage1.policy.units import choose_unit
 from stage1.risk import binomial_lower, binomial_upper
 from stage1.scores import Scores
-from stage1.stages.calibrate import fit_configured, frozen_map
+from stage1.stages.fitting import fit_configured, frozen_map
 
 _BLOCK = 20
 _HOPELESS = 1e-6

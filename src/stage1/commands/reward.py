@@ -20,7 +20,7 @@ from stage1.commands.scores import checked_values
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.policy import POLICY_FILES, Policy, load_policy, stated
 from stage1.scores import Scores, read_role, read_scores
-from stage1.stages.evaluate import SCORES_FILE
+from stage1.stages.reporting import SCORES_FILE
 from stage1.storage.documents import Document, DocumentKind, finite_or_none, write_document
 from stage1.storage.fields import Count, PositiveInt, Rate, Share
 from stage1.streetvision.classes import require_order

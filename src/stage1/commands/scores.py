@@ -15,10 +15,11 @@ from stage1.errors import ConfigError, DataError
 from stage1.policy import Policy, load_policy
 from stage1.scores import ROLES, Scores, Values, read_ids, read_scores, write_scores
 from stage1.scores.roles import hashed_roles
-from stage1.stages.calibrate import fit_configured
-from stage1.stages.certify import save_policy, write_evaluation
-from stage1.stages.evaluate import OPTIONS_FILE, SCORES_FILE
+from stage1.stages.calibrate import save_policy
+from stage1.stages.evaluate import write_evaluation
+from stage1.stages.fitting import fit_configured
 from stage1.stages.label_shift import shift_of_files
+from stage1.stages.reporting import OPTIONS_FILE, SCORES_FILE
 from stage1.storage.files import locked, write_text
 
 _SPLIT_ROLES = ROLES[1:]

@@ -69,6 +69,7 @@ def _smoke_one(policy: str, folder: Path, data: Path | None) -> list[Check]:
     from stage1.runs.directory import opened
     from stage1.runs.progress import Progress
     from stage1.runs.runner import execute
+    from stage1.stages import STAGES
 
     overrides = [f"policy.name={policy}", *(["coverage=0.4"] if policy == "scrc" else [])]
     if data is not None:
@@ -78,7 +79,7 @@ def _smoke_one(policy: str, folder: Path, data: Path | None) -> list[Check]:
             overrides.append("risks={miss_rate: 0.5}" if policy == "scrc" else "risks={error: 0.5}")
     config, _ = load_config(recipe="smoke", overrides=overrides, environment={})
     with opened(folder, config, allow_change=True) as run:
-        execute(run, Progress())
+        execute(run, STAGES, Progress())
     return [_checked(policy, name, check) for name, check in _checks(folder)]
 
 

@@ -1,155 +1,147 @@
-"""One policy by the config, for runs and for scores of any model: the gate is judged before it is used.
-
-Which calibration map a run or a file of scores gets: chosen on val_select, before the calibration images are looked at.
-"""
+"""calibrate: thresholds and certificate, from the scores of the exported model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stage1.calibration import (
-    CalibrationMap,
-    FittedMap,
-    automatic,
-    candidates,
-    choose_map,
-    fitted_identity,
-    fitted_map,
-    non_monotone,
+from stage1.calibration import CALIBRATION_FILE, non_monotone
+from stage1.data.splits import SPLITS_KIND
+from stage1.errors import IntegrityError
+from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy
+from stage1.policy.certify import calibration_digest
+from stage1.runs.artifacts import present, role_files, views_file
+from stage1.runs.directory import RunDir
+from stage1.runs.documents import ATTEMPTS_KIND
+from stage1.runs.stage import Context, Stage
+from stage1.scores import Scores, read_role
+from stage1.stages.checks import check_all
+from stage1.stages.fitting import fit_configured
+from stage1.stages.views import views_claim
+from stage1.storage.documents import read_document, write_document
+from stage1.storage.files import digest_file
+
+if TYPE_CHECKING:
+    from stage1.data.table import SampleTable
+
+
+LEAKAGE = (
+    "The split allowed the same or near-identical images in two roles (split.allow_leakage), so no calibration image"
+    " counts as unseen."
 )
-from stage1.config import RunConfig
-from stage1.errors import ConfigError, DataError
-from stage1.policy import CalibratedPolicy, Policy, ViewsClaim, dealt, fit_policy, on_views
-from stage1.policy.calibrated import fit_calibrated
-from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
-from stage1.policy.registry import check_classes
-from stage1.scores import Scores
 
 
-def fit_configured(
-    config: RunConfig,
-    *,
-    select: Scores,
-    calib: Scores,
-    classes: Sequence[str],
-    say: Callable[[str], None],
-    attempt: int = 1,
-    uncertified_because: str | None = None,
-    views: ViewsClaim | None = None,
-    dealing: str | None = None,
-    frozen: FittedMap | None = None,
-) -> CalibratedPolicy:
-    """fit_policy with everything the config says. A gate that shows no gain on val_select is refused and softmax kept.
+def calibrate(run: RunDir, context: Context) -> list[Path]:
+    """Thresholds and certificate, from the scores of val_calib."""
+    from stage1.data.splits import dealing_of
+    from stage1.data.table import SampleTable
 
-    The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
-    fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image
-    alone.
-    dealing: how groups came to val_calib (policy/dealt.py); what was dealt by size is not certified.
-    frozen: a map that was fixed elsewhere, without a look at `calib`; None: the one that the config asks for.
+    config = run.config
+    select, calib = read_role(run.path, "val_select"), read_role(run.path, "val_calib")
+    _check_roles(SampleTable.read(run / "samples.parquet"), calib)
+    splits = read_document(run / "splits.json", SPLITS_KIND)
+    check_all(config, splits["classes"])  # before the attempt is counted: what is refused was not asked of the images
+    attempt = _attempt(run, calib)
+    policy = fit_configured(
+        config,
+        select=select,
+        calib=calib,
+        classes=splits["classes"],
+        say=context.progress.say,
+        attempt=attempt,
+        uncertified_because=LEAKAGE if splits["leakage"] else None,
+        views=views_claim(run),
+        dealing=dealing_of(splits),
+    )
+    return [*save_policy(run.path, policy), run / "attempts.json"]
 
-    Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
+
+def save_policy(folder: Path, policy: Policy) -> list[Path]:
+    """The one policy file, its certificate and its calibration map; files of other policies go, they exclude each
+    other.
     """
-    check_classes(config.policy.name, classes)
-    if dealing == BY_SIZE:
-        uncertified_because = uncertified_because or BY_SIZE_REASON
-    kept = "gate"
-    if config.policy.name == "gate":
-        from stage1.evaluation.score_selection import accept_gate
-        from stage1.policy.gate_model import cross_fitted_gate, no_gate_because
-
-        if len(select) == 0:
-            raise DataError("val_select: no rows; the gate is fitted and judged on it")
-        acceptance = accept_gate(
-            select,
-            cross_fitted_gate(select, select.extra, seed=config.seed),
-            seed=config.seed,
-            constant_because=no_gate_because(select, select.extra, seed=config.seed),
-        )
-        kept = "gate" if acceptance.accepted else "softmax"
-        say(f"  gate: {acceptance.reason}")
-    gate = config.policy.name == "gate" and kept == "gate"
-    frozen = frozen_map(config, select, gate=gate, say=say) if frozen is None or gate else frozen
-
-    def fit(select: Scores | None, calib: Scores, calibration: CalibrationMap) -> Policy:
-        # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
-        score = _confidence_score(config, select, calib.n_classes, say)
-        fitted = fit_policy(
-            config.policy.name,
-            select=select,
-            calib=calib,
-            risks=config.risks_for(calib.n_classes),
-            confidence=config.confidence,
-            coverage=config.coverage,
-            class_coverage=config.class_coverage,
-            target_prior=config.target_prior,
-            assume_iid=config.assume_iid,
-            unit=config.unit,
-            slices=config.data.slices,
-            allow_one_sided=config.allow_one_sided,
-            classes=classes,
-            seed=config.seed,
-            attempt=attempt,
-            uncertified_because=uncertified_because,
-            variant=config.policy.variant,
-            kept="gate" if kept == "gate" else "softmax",
-            confidence_score=score,
-            thresholds=config.policy.thresholds,
-            against_argmax=config.policy.against_argmax,
-            calibration=calibration,
-        )
-        return dealt(on_views(fitted, views), dealing)
-
-    return fit_calibrated(frozen, fit, select=select, calib=calib)
+    assert policy.certificate is not None
+    # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they
+    # rest on.
+    for name in POLICY_FILES.values():
+        (folder / name).unlink(missing_ok=True)
+    # A map of an earlier policy must not speak for this one.
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)
+    written = [folder / POLICY_FILES[policy.name], folder / "certificate.json"]
+    if isinstance(policy, CalibratedPolicy):
+        policy.frozen.save(folder / CALIBRATION_FILE)
+        written.append(folder / CALIBRATION_FILE)
+    policy.certificate.save(folder / "certificate.json")
+    policy.save(folder / POLICY_FILES[policy.name])
+    return written
 
 
-def _confidence_score(config: RunConfig, select: Scores | None, n_classes: int, say: Callable[[str], None]) -> str:
-    """The confidence by which more than two classes exit: the config's, or the one of least AUGRC on val_select.
+def _check_roles(table: SampleTable, calib: Scores) -> None:
+    """Roles are enforced by the digests of the images, not by file names."""
+    roles = dict(zip(table.ids.tolist(), table.roles.tolist(), strict=True))
+    if calib.ids is None:
+        raise IntegrityError("val_calib_ids.json: has no ids; run `stage1 score` again")
+    for name in calib.ids.tolist():
+        if roles.get(name) != "val_calib":
+            raise IntegrityError(
+                f"val_calib: image {name} has the role {roles.get(name)!r} in samples.parquet; run `stage1 score` again"
+            )
 
-    MSP stays unless the gain is beyond chance: close rivals are many, and the best of them on few images is often not
-    the best.
+
+def _attempt(run: RunDir, calib: Scores) -> int:
+    """How many different certificates these calibration images have been asked for in this run directory, this one
+    included.
     """
-    if config.policy.confidence_score != "auto":
-        return config.policy.confidence_score
-    if n_classes == 2 or config.policy.name != "softmax" or select is None or select.labels is None or not len(select):
-        return "msp"
-    from stage1.evaluation.score_selection import accept_gate, choose_confidence
-    from stage1.scores.confidence import confidence
+    path = run / "attempts.json"
+    attempts = read_document(path, ATTEMPTS_KIND)["attempts"] if path.is_file() else []
+    config = run.config
+    asked: dict[str, Any] = {
+        "calib_digest": calibration_digest(calib),
+        "model": digest_file(run / "model.onnx"),
+        "policy": config.policy.name,
+        "risks": config.risks_for(calib.n_classes),
+        "confidence": config.confidence,
+        "assume_iid": config.assume_iid,
+        "coverage": config.coverage,
+        "class_coverage": dict(config.class_coverage),
+        "target_prior": config.target_prior,
+        "against_argmax": config.policy.against_argmax,
+    }
+    if non_monotone(config.calibration.map):
+        asked["calibration"] = config.calibration.map  # thresholds on another score are another target
+    if (views := views_claim(run)) is not None:
+        asked["views"] = views.digest
+    if asked not in attempts:
+        attempts.append(asked)
+        write_document(path, {"attempts": attempts}, ATTEMPTS_KIND)
+    return sum(item["calib_digest"] == asked["calib_digest"] for item in attempts)
 
-    name, table = choose_confidence(select)
-    augrc = {row["confidence"]: row["augrc"] for row in table}
-    if name != "msp" and not accept_gate(select, confidence(name, select.logits), seed=config.seed).accepted:
-        say(
-            f"  confidence: msp is kept; {name} has less AUGRC on val_select ({1000 * augrc[name]:.3g}e-3 against "
-            f"{1000 * augrc['msp']:.3g}e-3), but not beyond chance"
-        )
-        return "msp"
-    say(f"  confidence: {name}, the least AUGRC on val_select ({1000 * augrc[name]:.3g}e-3)")
-    return name
 
-
-def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[str], None]) -> FittedMap:
-    """The map of least cross-validated NLL on val_select among those that the config allows; the identity, if none is
-    better.
-
-    gate: a gate is in use; it states a probability of its own, so no map of the scores is fitted. say: gets one line
-    with the numbers. Raises ConfigError where the map asked for by name is not for so many classes.
-    """
-    wanted = config.calibration.map
-    suited = candidates(select.n_classes)
-    if wanted not in ("auto", "none", *suited):
-        raise ConfigError(
-            f"calibration.map: {wanted} is not for {select.n_classes} classes; use auto, none, {', '.join(suited)}"
-        )
-    if gate:
-        found = fitted_identity(select, "the gate states a probability of its own, fitted on val_select too")
-    elif wanted == "none":
-        found = fitted_identity(select, "calibration.map=none")
-    elif select.labels is None or len(select) == 0:
-        found = fitted_identity(select, "val_select has no labelled rows to fit a map on")
-    else:
-        compared = automatic(select.n_classes) if wanted == "auto" else (wanted,)
-        choice = choose_map(select, candidates=compared, keep_order=not non_monotone(wanted), seed=config.seed)
-        found = fitted_map(choice, select)
-    on = "" if found.score == "raw" else "; it moves the order, so thresholds and certificate are of the mapped score"
-    say(f"  calibration map: {found.reason}{on}")
-    return found
+STAGE = Stage(
+    name="calibrate",
+    help="Choose the exit thresholds and certify them on val_calib; of a run, or of scores of any model.",
+    example="stage1 calibrate --scores mine.parquet --output runs/mine risks.fnr=0.02",
+    sections=(
+        "calibration",
+        "policy",
+        "risks",
+        "coverage",
+        "class_coverage",
+        "target_prior",
+        "confidence",
+        "allow_one_sided",
+        "assume_iid",
+        "unit",
+        "seed",
+    ),
+    reads=lambda config: present(
+        *role_files("val_select"),
+        *role_files("val_calib"),
+        "samples.parquet",
+        "splits.json",
+        "model.onnx",
+        views_file(config),
+    ),
+    work=calibrate,
+    modules=("torch",),
+)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stage1.data.table import SampleTable
     from stage1.runs.directory import RunDir
     from stage1.runs.progress import Progress
-    from stage1.runs.runner import Context
+    from stage1.runs.stage import Context
     from stage1.streetvision.challenge import Made
 
 LEVEL = "level"

@@ -1,273 +1,172 @@
-"""report.html of a run, with its images; and of scores of any model, without."""
+"""evaluate: what is true on val_test, as documents, figures and a page."""
 
 from __future__ import annotations
 
-import json
-import shlex
+import csv
+import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stage1.config import RunConfig, leaves, text_keys, validated
-from stage1.data.splits import SPLITS_KIND
-from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, decided_on, load_policy
-from stage1.policy.units import one_per_group
-from stage1.runs.directory import CONFIG_FILE, RunDir, opened
-from stage1.runs.documents import FEATURES_KIND
-from stage1.runtime.images import decode, thumbnail
-from stage1.scores import ROLES, Scores, read_role, read_scores
-from stage1.stages.split import can_certify
-from stage1.stages.views import LookedAt, read_looked, views_shown
-from stage1.storage.documents import SCHEMA_VERSION, read_document
-from stage1.storage.files import locked, read_text, read_yaml
+from stage1.evaluation.calibration_report import Stated
+from stage1.policy import CalibratedPolicy, Policy, decided_on, load_policy, stated
+from stage1.policy.calibrated import has_own_probability
+from stage1.runs.artifacts import chosen_policy_file, role_files
+from stage1.runs.directory import RunDir
+from stage1.runs.stage import Context, Stage
+from stage1.scores import Scores, read_role
+from stage1.stages.acceptance import accept, acceptance_lines, read_acceptance, reference_state
+from stage1.stages.label_shift import Shift, label_shift, shift_of_run, target_state
+from stage1.stages.reporting import report_of_run
+from stage1.stages.views import LookedAt, looked_state, read_looked
+from stage1.storage.documents import read_document, write_document
+from stage1.storage.files import write_text
 
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable
-    from stage1.report import Thumb
-
-SCORES_FILE = "scores.parquet"
-OPTIONS_FILE = "options.yaml"
-_MAPPINGS = ("risks", "class_coverage")
-_THUMBNAIL_SIDE = 240
 
 
-def rewrite_report(folder: Path) -> list[Path]:
-    """report.html and figures/ again from the documents of `folder`: a run directory, or what `calibrate --scores`
-    made.
-
-    Nothing is computed anew but what the page shows. Returns the paths written, page first. Raises MissingError where a
-    document is missing (the message names the command that makes it), IntegrityError where they do not belong together.
-    """
-    if (folder / CONFIG_FILE).is_file():
-        with opened(folder, None) as run:
-            return _of_run_again(run)
-    if not (folder / SCORES_FILE).is_file():
-        raise MissingError(
-            f"{folder}: neither a run directory nor a folder of `stage1 calibrate --scores` (no {CONFIG_FILE}, no"
-            f" {SCORES_FILE})"
-        )
-    with locked(folder):
-        return report_of_scores(folder)
-
-
-# ---- scores of any model -----------------------------------------------------------------------------------------
-
-
-def report_of_scores(folder: Path) -> list[Path]:
-    """The report of a folder with scores.parquet (roles in it), a policy file, certificate.json and evaluation.json."""
-    from stage1.report import write_report
-
-    scores, roles = read_scores(folder / SCORES_FILE)
-    if roles is None:
-        raise IntegrityError(f"{folder / SCORES_FILE}: has no roles; run `stage1 calibrate --scores` again")
-    if not (folder / "evaluation.json").is_file():
-        raise MissingError(
-            f"{folder / 'evaluation.json'}: no such file; run `stage1 evaluate --scores {folder / SCORES_FILE} --policy"
-            f" {folder}` first"
-        )
-    policy = load_policy(folder)
-    if policy.certificate is None:
-        raise MissingError(f"{folder / 'certificate.json'}: no such file; run `stage1 calibrate --scores` again")
-    evaluation = read_document(folder / "evaluation.json", "evaluation")
-    test = scores.take(roles == evaluation["role"])
-    _check_evaluation(folder, evaluation, policy, test)
-    return write_report(
-        folder,
-        certificate=read_document(folder / "certificate.json", "certificate"),
-        evaluation=evaluation,
-        split=_roles_shown(scores, roles.tolist(), policy.classes),
-        policy=policy_shown(policy),
-        scores=decided_on(policy, test),
-        thumbnails=[],
-        run={
-            "name": folder.resolve().name,
-            "n_images": len(scores),
-            "Scores": f"{SCORES_FILE}; the model and its images are not here",
-            "recompute": recompute_command(_options(folder)),
-        },
-        calibration=_counted(scores.take(roles == "val_calib"), policy),
-    )
-
-
-def recompute_command(config: RunConfig) -> str:
-    """The command that makes the same certificate again, in the folder of scores.parquet, which fixes the roles.
-
-    config: as `calibrate --scores` stored it; every value that is not the default is an override.
-    """
-    given, default = config.model_dump(mode="json"), RunConfig().model_dump(mode="json")
-    changed = [
-        f"{key}={json.dumps(value)}"
-        for name in given
-        if given[name] != default[name]
-        # A mapping of risks or floors is one value: written leaf by leaf it would be merged with the default.
-        for key, value in ([(name, given[name])] if name in _MAPPINGS else leaves({name: given[name]}))
-        if name in _MAPPINGS or value != dict(leaves({name: default[name]})).get(key)
-    ]
-    return shlex.join(["stage1", "calibrate", "--scores", SCORES_FILE, "--output", "again", *changed])
-
-
-def _options(folder: Path) -> RunConfig:
-    path = folder / OPTIONS_FILE
-    if not path.is_file():
-        raise MissingError(f"{path}: no such file; run `stage1 calibrate --scores` again")
-    try:
-        return validated(read_yaml(read_text(path), text_keys()))
-    except (OSError, ValueError, ConfigError) as error:
-        raise IntegrityError(f"{path}: cannot be used ({' '.join(str(error).split())[:160]}); restore it") from error
-
-
-def _check_evaluation(folder: Path, evaluation: dict[str, Any], policy: Policy, test: Scores) -> None:
-    """evaluation.json must be of these scores under this policy: a report over two files would lie."""
-    exits = int(policy.decide(test).exit.sum()) if len(test) else 0
-    stated = evaluation["coverage"]["overall"]
-    if (len(test), exits) != (evaluation["n"], stated["exits"]):
-        raise IntegrityError(
-            f"{folder / 'evaluation.json'}: is of {evaluation['n']} rows with {stated['exits']} exits, {SCORES_FILE}"
-            f" has {len(test)} with {exits}; run `stage1 evaluate --scores {folder / SCORES_FILE} --policy {folder}`"
-            " again"
-        )
-
-
-def _roles_shown(scores: Scores, roles: list[str], classes: tuple[str, ...]) -> dict[str, Any]:
-    """Rows of each role and class, in the shape of splits.json's summary."""
-    role_of = np.asarray(roles)
-    shown: dict[str, Any] = {}
-    for role in ROLES:
-        rows = role_of == role
-        if not rows.any():
-            continue
-        labels = scores.known_labels[rows]
-        shown[role] = {
-            "counts": {name: int((labels == index).sum()) for index, name in enumerate(classes)},
-            "n_groups": int(rows.sum()) if scores.groups is None else len(np.unique(scores.groups[rows])),
-        }
-    return {"roles": shown}
-
-
-# ---- runs --------------------------------------------------------------------------------------------------------
-
-
-def report_of_run(
-    run: RunDir, table: SampleTable, scores: Scores, policy: Policy, evaluation: dict[str, Any]
-) -> list[Path]:
-    """The report of a run directory; scores: of val_test."""
-    from stage1.report import write_report
-
-    split = read_document(run / "splits.json", SPLITS_KIND)
-    views = views_shown(run)
-    certifiable = "; ".join(f"{name}: {text}" for name, text in can_certify(table, run.config).items())
-    shown = {
-        "roles": {
-            role: {
-                "counts": counts,
-                "n_groups": split["group_counts"][role],
-                "can_certify": certifiable if role == "val_calib" else None,
-            }
-            for role, counts in split["counts"].items()
-        },
-        # The mapping of thousands of groups to roles is for the machine.
-        **{key: split[key] for key in ("method", "seed", "fractions", "near_duplicates", "leakage")},
-    }
-    features = read_document(run / "features.json", FEATURES_KIND)
-    config = run.config
-    facts = {
-        "name": config.name,
-        "model": (
-            f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind}"
-            " head"
-        ),
-        "n_images": len(table),
-        "source": Path(config.data.table or "").name or config.data.source,  # where it lies is nobody's business
-        **({"views": views["description"]} if views is not None and views["ships"] else {}),
-        # Of the stages before this page: what comes after it must not change it.
-        "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name not in ("evaluate", "bundle")},
-    }
-    return write_report(
-        run.path,
-        certificate=read_document(run / "certificate.json", "certificate"),
-        evaluation=evaluation,
-        split=shown,
-        policy=policy_shown(policy),
-        scores=decided_on(policy, scores),
-        run=facts,
-        thumbnails=_thumbs(table, scores, evaluation["worst"], read_looked(run, len(scores))),
-        calibration=_counted(read_role(run.path, "val_calib"), policy),
-        views=views,
-    )
-
-
-def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], looked: LookedAt | None) -> list[Thumb]:
-    """The pictures of the worst errors, the view that decided framed and named where there are several."""
-    from stage1.report import Thumb
-
-    assert scores.ids is not None, "scores of a run carry ids"
-    row_of, score_of = ({name: row for row, name in enumerate(ids.tolist())} for ids in (table.ids, scores.ids))
-    made = []
-    for item in worst:
-        picture, row = table.read_bytes(row_of[item["id"]]), score_of[item["id"]]
-        box, decided = None, ""
-        if looked is not None:
-            box = looked.box(row, *decode(picture).shape[:2])
-            decided = looked.words(row, exits=item["decision"] != "defer")
-        made.append(
-            Thumb(
-                jpeg=thumbnail(picture, _THUMBNAIL_SIDE, box),
-                caption=Path(item["path"]).name,
-                label=item["label"],
-                decision=item["decision"],
-                probability=item["probability"],
-                decided=decided,
-            )
-        )
-    return made
-
-
-def _of_run_again(run: RunDir) -> list[Path]:
+def evaluate(run: RunDir, context: Context) -> list[Path]:
+    """What is true on val_test: evaluation.json, eval_metrics.csv, figures and report.html."""
     from stage1.data.table import SampleTable
 
-    evaluation = read_document(run / "evaluation.json", "evaluation")
-    entry = run.state.get("evaluate")
-    if entry is None:
-        raise MissingError(f"{run.path}: `evaluate` has not finished; run `stage1 evaluate {run.path}` first")
-    written = report_of_run(
-        run,
-        SampleTable.read(run / "samples.parquet"),
-        read_role(run.path, evaluation["role"]),
-        load_policy(run.path),
-        evaluation,
+    config = run.config
+    table = SampleTable.read(run / "samples.parquet")
+    rows = table.rows("val_test")
+    scores = read_role(run.path, "val_test")
+    policy = load_policy(run.path)
+    written, document = write_evaluation(
+        run.path,
+        scores,
+        policy,
+        targets=certified_targets(policy),
+        paths=_shown_paths(table, rows),
+        resamples=config.evaluation.resamples,
+        level=config.evaluation.level,
+        seed=config.seed,
+        shift=shift_of_run(run),
+        looked=read_looked(run, len(scores)),
     )
-    # The new page belongs to the stage that makes it: the next `stage1 run` must not take it for damage and start over.
-    outputs = {run.path / name for name in entry["outputs"]} | set(written)
-    run.record("evaluate", entry["inputs"], iter(outputs), entry["seconds"], entry.get("peak_mib"))
+    written += report_of_run(run, table, scores, policy, document)
+    written += accept(run, document)
+    if (judged := read_acceptance(run.path)) is not None:
+        for line in acceptance_lines(judged):
+            context.progress.say(f"  {line}")
     return written
 
 
-def policy_shown(policy: Policy) -> dict[str, Any]:
-    """What the report draws: thresholds on the score that decides (`decided_on`), where the policy has any."""
-    lo, hi = policy.margin_thresholds
-    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
-    several: dict[str, Any] = {}
-    if isinstance(base, MulticlassPolicy):
-        cuts = zip(base.classes, base.thresholds, strict=True)
-        several = {
-            "confidence_score": base.confidence_score,
-            "shown_thresholds": [f"{name} {'never' if cut is None else f'{cut:.4g}'}" for name, cut in cuts],
-        }
-    return {
-        **several,
-        "schema_version": SCHEMA_VERSION,
-        "policy": policy.name,
-        "lo": lo,
-        "hi": hi,
-        "classes": list(policy.classes),
-        "certified": policy.certified,
-    }
+def evaluation_state(run: RunDir) -> str:
+    """What `evaluate` reads beside the files that every run has: the target's scores, the run that acceptance
+    compares with, views.
+    """
+    return target_state(run) + reference_state(run) + looked_state(run)
 
 
-def _counted(calib: Scores, policy: Policy) -> Scores:
-    """The units of val_calib that the certificate counted, with the scores on which the thresholds lie."""
-    assert policy.certificate is not None
-    calib = decided_on(policy, calib)
-    return calib.take(one_per_group(calib, policy.certificate.seed)) if policy.certificate.unit == "group" else calib
+def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
+    """Paths below the folder that all images share: where a run stands must not change its documents."""
+    root = os.path.commonpath([os.path.dirname(path) for path in table.paths.tolist()])
+    return [os.path.relpath(path, root) for path in table.paths[rows].tolist()]
+
+
+def stated_beside(policy: Policy, scores: Scores) -> Stated | None:
+    """What the policy states of these rows beside the model's own probabilities; None where it carries no map (old
+    folders).
+    """
+    after = stated(policy, scores)
+    if has_own_probability(policy):
+        return Stated(scores, after, "gate", "raw", "the gate states a probability of its own")
+    if not isinstance(policy, CalibratedPolicy):
+        return None
+    frozen = policy.frozen
+    return Stated(scores, after, frozen.map.name, frozen.score, frozen.reason)
+
+
+def certified_targets(policy: Policy) -> dict[str, float]:
+    """The risks of the policy's certificate with their targets (scrc says miss_rate of each class where the config
+    says it once).
+    """
+    return {name: risk.target for name, risk in policy.certificate.risks.items()} if policy.certificate else {}
+
+
+def write_evaluation(
+    folder: Path,
+    scores: Scores,
+    policy: Policy,
+    *,
+    targets: dict[str, float],
+    paths: list[str] | None,
+    resamples: int,
+    level: float,
+    seed: int,
+    shift: Shift | None = None,
+    looked: LookedAt | None = None,
+) -> tuple[list[Path], dict[str, Any]]:
+    """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document.
+
+    shift: what is known of a target of another class balance; everything pooled is then restated there too. looked: how
+    the images were looked at, where they have several views.
+    """
+    from stage1.evaluation.summary import evaluate as evaluated
+    from stage1.evaluation.summary import metrics_rows
+
+    decision = policy.decide(scores)
+    document = evaluated(
+        decided_on(policy, scores),
+        decision.exit,
+        decision.label,
+        lo=policy.margin_thresholds[0],
+        hi=policy.margin_thresholds[1],
+        classes=policy.classes,
+        targets=targets,
+        policy=policy.name,
+        certified=policy.certified,
+        paths=paths,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        calibration=stated_beside(policy, scores),
+    )
+    if shift is not None:
+        # Each replicate of mlls fits its map anew; more than 500 would say nothing more about two digits.
+        document["label_shift"] = label_shift(
+            scores, policy, shift, resamples=min(resamples, 500), level=level, seed=seed
+        )
+    if looked is not None:
+        document["views"] = looked.summary(decision, scores.known_labels)
+    write_document(folder / "evaluation.json", document, "evaluation")
+    table = io.StringIO()
+    rows = metrics_rows(document)
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "eval_metrics.csv", table.getvalue())
+    return [folder / "evaluation.json", folder / "eval_metrics.csv"], read_document(
+        folder / "evaluation.json", "evaluation"
+    )
+
+
+STAGE = Stage(
+    name="evaluate",
+    help=(
+        "What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any"
+        " model.\n\nWith --target FILE, or target_prior=0.5, also at another class balance."
+    ),
+    example="stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5",
+    sections=("evaluation", "acceptance", "name", "seed"),
+    reads=lambda config: (
+        *role_files("val_test"),
+        *role_files("val_calib"),
+        chosen_policy_file(config),
+        "certificate.json",
+        "calibration.json",
+        "samples.parquet",
+        "splits.json",
+        "features.json",
+    ),
+    work=evaluate,
+    external=evaluation_state,
+    modules=("torch", "matplotlib", "jinja2"),
+)

@@ -20,14 +20,17 @@ from stage1.risk.risks import closed_forms
 from stage1.risk.sample_size import shared_delta
 from stage1.risk.targets import default_risks
 from stage1.risk.testing import max_errors, minimum_samples
+from stage1.runs.artifacts import always
 from stage1.runs.directory import RunDir, stored_config
+from stage1.runs.stage import Context, Stage
 from stage1.scores import Scores
+from stage1.stages.acceptance import check_reference
 from stage1.stages.challenge import challenged, ingested, source_config
+from stage1.stages.checks import check_all, check_split, check_stated, check_views
 from stage1.storage.documents import read_document, write_document
 
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable
-    from stage1.runs.runner import Context
 
 
 def source_state(run: RunDir) -> str:
@@ -36,6 +39,41 @@ def source_state(run: RunDir) -> str:
 
     # What the generator writes follows from the config alone, which is in the stage's digest already.
     return "roadscenes" if run.config.data.source == "roadscenes" else source_digest(source_config(run.config.data))
+
+
+# ---- what is checked around it -----------------------------------------------------------------------------------
+
+
+def known_classes(config: RunConfig) -> tuple[str, ...] | None:
+    """The classes that the split will find: as stated, else as the source lists them, before an image is read.
+
+    None where there is no telling. Raises as `listing.list_sources`.
+    """
+    if config.data.classes is not None:
+        return tuple(config.data.classes)
+    if config.data.source == "roadscenes":
+        return ("none", "roadwork")
+    if config.data.table is None and not config.data.role_tables:
+        return None
+    from stage1.data.sources import listed_classes
+
+    return listed_classes(source_config(config.data))
+
+
+def _preflight(config: RunConfig) -> None:
+    check_reference(config)
+    if (classes := known_classes(config)) is not None:
+        check_all(config, classes)
+
+
+def _ready(run: RunDir, context: Context) -> None:
+    """Alone there is no preflight, and a target that fits the classes may still be given to `calibrate`."""
+    if context.alone and (classes := known_classes(run.config)) is not None:
+        check_views(run.config, classes)
+
+
+def _checked(run: RunDir, context: Context) -> None:
+    check_split(run, views_only=context.alone)
 
 
 def images_stand(run: RunDir) -> bool:
@@ -195,3 +233,20 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
                 " needed with 0)"
             )
     return lines
+
+
+STAGE = Stage(
+    name="split",
+    help="Read the sources, quarantine what is broken, give each group a role. Starts a run directory where there is none.",
+    example="stage1 split runs/photos --recipe baseline data.table=photos.csv",
+    sections=("data", "split"),
+    reads=always(),
+    work=split,
+    external=source_state,
+    stated=check_stated,
+    preflight=_preflight,
+    ready=_ready,
+    checked=_checked,
+    holds=images_stand,
+    reads_sources=True,
+)

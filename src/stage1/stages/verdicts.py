@@ -10,7 +10,7 @@ from stage1.errors import MissingError
 from stage1.evaluation.verdict import Seen, Verdict, judge
 from stage1.policy import decided_on, load_policy
 from stage1.scores import Scores, read_role, read_scores
-from stage1.stages.evaluate import SCORES_FILE
+from stage1.stages.reporting import SCORES_FILE
 from stage1.storage.documents import read_document
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import IntegrityError, SourceChanged
 from stage1.policy import Decision, ViewsClaim
+from stage1.runs.artifacts import views_file
 from stage1.runs.directory import RunDir
 from stage1.runs.documents import LOOKED_KIND
 from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, small_line
@@ -27,16 +28,10 @@ from stage1.views import VIEWS_FILE, FrozenViews, Refit
 from stage1.views import Sequence as Steps
 
 if TYPE_CHECKING:
-    from stage1.config import RunConfig
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
     from stage1.inference.outputs import ModelOutputs
     from stage1.inference.views import Looked, ViewOutputs
-
-
-def views_file(config: RunConfig) -> str:
-    """views.json where the run has views, or "" where it has none."""
-    return "" if config.views.policy is None else VIEWS_FILE
 
 
 def shipped_views(run: RunDir) -> FrozenViews | None:

@@ -1,0 +1,125 @@
+"""extract: features of train and val_select by the backbone, cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stage1.config import RunConfig
+from stage1.errors import SourceChanged
+from stage1.runs.artifacts import backbone_file, present
+from stage1.runs.directory import RunDir
+from stage1.runs.documents import FEATURES_KIND
+from stage1.runs.stage import Context, Stage
+from stage1.stages.own_backbone import MODULES, backbone_config, embedded_weights
+from stage1.stages.views import cached_state
+from stage1.storage.documents import read_document, write_document
+from stage1.storage.files import digest_file
+
+TRAINING_ROLES = ("train", "val_select")
+
+
+def _preflight(config: RunConfig) -> None:
+    """A backbone that the run does not make itself is built, and its weights are read: what cannot be had is said now."""
+    if not config.pretrains and not config.tunes:
+        from stage1.model.backbone import load_backbone
+
+        load_backbone(config.backbone, config.seed)
+
+
+def extract(run: RunDir, context: Context) -> list[Path]:
+    """Features of train and val_select by the backbone, the run's own where it has made one; backbone.onnx,
+    exported once.
+    """
+    from stage1.data.table import SampleTable
+    from stage1.features import FeatureStore, extract_features
+    from stage1.model.backbone import load_backbone
+    from stage1.model.export import export_backbone
+    from stage1.model.origin import origin
+
+    config = run.config
+    table = SampleTable.read(run / "samples.parquet")
+    rows = np.concatenate([table.rows(role) for role in TRAINING_ROLES])
+    backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
+    onnx = run / "backbone.onnx"
+    if not (onnx.is_file() and _made_of(run, backbone.fingerprint, onnx)):
+        export_backbone(backbone, onnx)
+    store = FeatureStore(config.features.store or run / "features")
+    with context.progress.bar("images", len(rows)) as advance:
+        seen = 0
+
+        def report(state: Any) -> None:
+            nonlocal seen
+            advance(
+                state.done - seen, f"{state.images_per_second:.0f} img/s, {state.waiting_share:.0%} waiting for decode"
+            )
+            seen = state.done
+
+        done = extract_features(
+            table.ids[rows].tolist(),
+            table.items(rows),
+            backbone,
+            onnx,
+            store,
+            config.features,
+            engine=config.features.engine,
+            progress=report,
+            views=config.views.cached,
+        )
+    if done.failed:
+        name, error = done.failed[0]
+        raise SourceChanged(
+            f"{name}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
+        )
+    views = config.views.cached
+    of_views = "" if views is None else f", {views.description} of each"
+    context.progress.say(f"  {len(rows)} images{of_views}, engine {done.engine}")
+    write_document(
+        run / "features.json",
+        {
+            "backbone": backbone.name,
+            "pooling": backbone.pooling,
+            "fingerprint": backbone.fingerprint,
+            "licence": backbone.licence,
+            "base_model": backbone.origin.base_model,
+            "weights_sha256": origin(config.backbone).weights_sha256,
+            "weights": Path(backbone.weights).name,
+            "dim": backbone.dim,
+            "preprocessing": backbone.preprocessing.to_json(),
+            "backbone_onnx": digest_file(onnx),
+            "engine": done.engine,
+            "key": done.key.to_json(),
+            "store": config.features.store,
+            "seed": config.seed,
+            **({} if views is None else {"views": views.to_json()}),
+        },
+        FEATURES_KIND,
+    )
+    return [onnx, run / "features.json"]
+
+
+def _made_of(run: RunDir, fingerprint: str, onnx: Path) -> bool:
+    path = run / "features.json"
+    if not path.is_file():
+        return False
+    document = read_document(path, FEATURES_KIND)
+    return bool(document["fingerprint"] == fingerprint and document["backbone_onnx"] == digest_file(onnx))
+
+
+STAGE = Stage(
+    name="extract",
+    help=(
+        "Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and"
+        " val_select."
+    ),
+    example="stage1 extract runs/photos features.engine=onnx",
+    sections=("backbone", "features", "seed"),
+    reads=lambda config: present("samples.parquet", backbone_file(config)),
+    work=extract,
+    external=cached_state,
+    modules=(*MODULES, "onnx", "onnxscript"),
+    modules_by_config=embedded_weights,
+    preflight=_preflight,
+)
