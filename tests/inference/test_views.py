@@ -78,9 +78,9 @@ def test_answers_are_aggregated_as_the_frozen_policy_says(tiny_model, scenes, na
     expected, used, deciding = views.aggregate(raw)
     assert rows.tolist() == list(range(len(scenes)))
     assert np.allclose(answered.logits, expected, atol=1e-5)
-    assert answered.looked is not None
-    assert (answered.looked.used == used).all()
-    agree = answered.looked.deciding == deciding
+    assert answered.trace is not None
+    assert (answered.trace.used == used).all()
+    agree = answered.trace.deciding == deciding
     # Two views may tie to the last bit of a sum.
     assert agree.mean() > 0.98
     margins = raw[..., 1] - raw[..., 0]
@@ -118,19 +118,19 @@ def test_adaptive_answers_equal_the_same_loop_on_complete_arrays(tiny_model, sce
     expected, used, deciding = adaptive.aggregate(raw)
     assert len(np.unique(used)) > 3, "the problem must have images that stop early and others that do not"
     _, answered, _ = predictor(tiny_model(), adaptive, batch_size=batch_size).answered(scenes)
-    assert answered.looked is not None
-    assert (answered.looked.used == used).all()
+    assert answered.trace is not None
+    assert (answered.trace.used == used).all()
     assert np.allclose(answered.logits, expected, atol=1e-4)
-    assert (answered.looked.deciding == deciding).mean() > 0.98
+    assert (answered.trace.deciding == deciding).mean() > 0.98
     order = list(adaptive.sequence.order)
     margins = (raw[..., 1] - raw[..., 0])[:, order]
     spread = [row[:count].std() for row, count in zip(margins, used, strict=True)]
-    assert np.allclose(answered.looked.spread, spread, atol=1e-4)
+    assert np.allclose(answered.trace.spread, spread, atol=1e-4)
     # What the score stage makes of complete views is what a predictor gives view by view.
     _, outputs, _ = predictor(tiny_model()).view_outputs(scenes, GRID)
     again = outputs_of_views(outputs, adaptive, SPEC)
     assert np.allclose(again.logits, answered.logits, atol=1e-6)
-    assert np.allclose(again.looked.spread, answered.looked.spread, atol=1e-6)
+    assert np.allclose(again.trace.spread, answered.trace.spread, atol=1e-6)
 
 
 def test_adaptive_views_are_not_run_past_the_stop(tiny_model, scenes, adaptive, monkeypatch):
@@ -139,7 +139,7 @@ def test_adaptive_views_are_not_run_past_the_stop(tiny_model, scenes, adaptive, 
     run = made.engine.run
     monkeypatch.setattr(made.engine, "run", lambda batch: rows.append(len(batch)) or run(batch))
     _, answered, _ = made.answered(scenes)
-    assert sum(rows) == answered.looked.used.sum() < len(scenes) * GRID.count
+    assert sum(rows) == answered.trace.used.sum() < len(scenes) * GRID.count
     assert max(rows) <= 16
 
 
@@ -165,7 +165,7 @@ def test_large_images_are_cut_at_once_and_give_the_same(tiny_model, adaptive):
     large = [scene(seed, side=100) for seed in range(12)]
     expected, used, _ = adaptive.aggregate(by_hand(tiny_model(), large, GRID))
     _, answered, _ = predictor(tiny_model(), adaptive).answered(large)
-    assert (answered.looked.used == used).all()
+    assert (answered.trace.used == used).all()
     assert np.allclose(answered.logits, expected, atol=1e-4)
 
 
@@ -197,15 +197,15 @@ def test_a_view_for_which_the_model_gives_infinity_leaves_its_image_unanswered(t
 def test_gate_logits_are_the_mean_over_the_views():
     logits = np.zeros((2, 5, 2), np.float32)
     gate = np.arange(10, dtype=np.float32).reshape(2, 5)
-    looked = look(ViewOutputs(logits, gate, np.full((2, 2), 48)), FrozenViews(GRID, Pool("mean")), SPEC)
-    assert looked.gate.tolist() == [2.0, 7.0]
+    trace = look(ViewOutputs(logits, gate, np.full((2, 2), 48)), FrozenViews(GRID, Pool("mean")), SPEC)
+    assert trace.gate.tolist() == [2.0, 7.0]
 
 
 def test_three_classes_by_the_mean(tiny_model, scenes):
     made = Predictor(tiny_model(outputs=3), SPEC, ("a", "b", "c"), views=FrozenViews(GRID, Pool("mean")))
     _, answered, _ = made.answered(scenes[:5])
     assert np.allclose(answered.logits, by_hand(tiny_model(outputs=3), scenes[:5], GRID).mean(axis=1), atol=1e-5)
-    assert (answered.looked.spread >= 0).all()
+    assert (answered.trace.spread >= 0).all()
     assert [row.label for row in made.predict(scenes[:5])] == [
         ("a", "b", "c")[i] for i in answered.logits.argmax(axis=1)
     ]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stage1.report import Thumb, draw_figures, write_report
-from stage1.report.figures.views import draw_looked
+from stage1.report.figures.views import draw_trace
 from stage1.report.page import render_page
 from stage1.storage.documents import validate
 
@@ -96,7 +96,7 @@ def viewed(certified):
 
 def render(sample, figures, views):
     arguments = {name: value for name, value in sample.arguments().items() if name != "scores"}
-    found = draw_looked(sample.evaluation, views) if views else None
+    found = draw_trace(sample.evaluation, views) if views else None
     return render_page(figures=figures if found is None else figures | {"views": found}, views=views, **arguments)
 
 
@@ -186,9 +186,9 @@ def test_names_from_strangers_are_text(viewed, drawn):
 
 
 def test_the_figure_is_for_adaptive_views_and_depends_on_nothing_else(viewed):
-    assert draw_looked(viewed.evaluation, VIEWS) is None
-    assert draw_looked({}, ADAPTIVE) is None
-    first, second = (draw_looked(viewed.evaluation, ADAPTIVE) for _ in range(2))
+    assert draw_trace(viewed.evaluation, VIEWS) is None
+    assert draw_trace({}, ADAPTIVE) is None
+    first, second = (draw_trace(viewed.evaluation, ADAPTIVE) for _ in range(2))
     assert (first.png, first.svg) == (second.png, second.svg)
     assert Image.open(io.BytesIO(first.png)).size[0] > 900
 

@@ -17,7 +17,7 @@ from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.inference import Predictor
 from stage1.policy import Certificate
-from stage1.runs.documents import LOOKED_KIND, PARITY_KIND
+from stage1.runs.documents import PARITY_KIND, TRACE_KIND
 from stage1.runtime.crops import ViewPolicy, cut, parse_views
 from stage1.runtime.session import Engine
 from stage1.scores import read_role
@@ -90,8 +90,8 @@ def test_scores_are_those_of_the_engine_on_cut_images(pooled):
     assert np.allclose(scores.logits[:6], outputs["logits"], atol=1e-4)
     assert scores.gate is not None
     assert np.allclose(scores.gate[:6], outputs["gate_logits"], atol=1e-4)
-    looked = read_document(pooled.folder / "looked.json", LOOKED_KIND)
-    assert looked["deciding"][:6] == deciding_view(outputs["logits"], outputs["without_view"]).tolist()
+    trace = read_document(pooled.folder / "looked.json", TRACE_KIND)
+    assert trace["deciding"][:6] == deciding_view(outputs["logits"], outputs["without_view"]).tolist()
     without = outputs["without_view"].astype(np.float64)
     assert np.allclose(scores.extra["view_spread"][:6], (without[..., 1] - without[..., 0]).std(axis=1), atol=1e-4)
 

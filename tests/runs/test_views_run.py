@@ -23,7 +23,7 @@ from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, IntegrityError
 from stage1.policy import Certificate
 from stage1.runs.directory import RunDir, stored_config
-from stage1.runs.documents import LOOKED_KIND
+from stage1.runs.documents import TRACE_KIND
 from stage1.runtime.crops import WHOLE, ViewPolicy, parse_views
 from stage1.scores import read_role
 from stage1.stages import STAGES
@@ -142,9 +142,9 @@ def test_the_report_frames_the_deciding_view(mil):
 def test_evaluation_and_card_say_what_the_bundle_answers(mil):
     names = ViewPolicy(grid=(2, 2)).names
     answers = answers_as_scored(mil)
-    looked = read_document(mil.folder / "looked.json", LOOKED_KIND)
-    assert [names[view] for view in looked["deciding"]] == [answer.view for answer in answers]
-    assert looked["used"] == [answer.views for answer in answers]
+    trace = read_document(mil.folder / "looked.json", TRACE_KIND)
+    assert [names[view] for view in trace["deciding"]] == [answer.view for answer in answers]
+    assert trace["used"] == [answer.views for answer in answers]
     seen = read_document(mil.folder / "evaluation.json", "evaluation")["views"]
     assert (seen["of"], seen["mean"]) == (5, 5.0)
     by_view = {row["view"]: row["right"] + row["deferred"] + row["wrong"] for row in seen["decided"]}
@@ -186,9 +186,9 @@ def test_adaptive_views_answer_as_they_were_scored(mil, tmp_path):
     assert verify_bundle(result.bundle, recompute=True).problems == ()
     certificate = Certificate.load(result.bundle / "certificate.json")
     assert "as many of them in turn as an image needs" in certificate.statement
-    looked = read_document(result.folder / "looked.json", LOOKED_KIND)
-    assert looked["used"] == used
-    assert [views.policy.names[view] for view in looked["deciding"]] == [answer.view for answer in answers]
+    trace = read_document(result.folder / "looked.json", TRACE_KIND)
+    assert trace["used"] == used
+    assert [views.policy.names[view] for view in trace["deciding"]] == [answer.view for answer in answers]
     mean = read_document(result.folder / "evaluation.json", "evaluation")["views"]["mean"]
     assert mean == pytest.approx(np.mean(used))
     assert f"{mean:.4g} of 5 on average on `val_test`" in (result.bundle / "README.md").read_text()

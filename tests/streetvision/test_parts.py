@@ -244,9 +244,9 @@ def test_the_views_in_numpy_say_what_those_of_stage1_aggregation_say(name, adapt
     else:
         assert asked == [0] if name == "whole" else list(range(policy.count))
     outputs = ViewOutputs(per_view[None].astype(np.float32), None, np.array([[20, 24]]))
-    looked = look(outputs, frozen, spec)
-    assert ours.extra["view_spread"] == pytest.approx(looked.spread, rel=1e-3, abs=1e-4)
-    assert views.adds_nothing(20, 24, spec) == bool(looked.small[0])
+    trace = look(outputs, frozen, spec)
+    assert ours.extra["view_spread"] == pytest.approx(trace.spread, rel=1e-3, abs=1e-4)
+    assert views.adds_nothing(20, 24, spec) == bool(trace.small[0])
 
 
 def test_views_that_the_certificate_does_not_speak_of_are_refused():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.inference.views import SPREAD, Looked, ViewOutputs, joined_looked, look
+from stage1.inference.views import SPREAD, ViewOutputs, ViewTrace, joined_traces, look
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores
 
@@ -22,12 +22,12 @@ class ModelOutputs:
     """The outputs of n images.
 
     logits: [n, K], float32 as the model gives them, float64 where they are aggregated from views. gate: [n] or None.
-    looked: how the views of each image were looked at; None where there are no views.
+    trace: which views of each image were evaluated, and which decided; None where there are no views.
     """
 
     logits: NDArray[Any]
     gate: NDArray[Any] | None
-    looked: Looked | None = None
+    trace: ViewTrace | None = None
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -41,15 +41,15 @@ class ModelOutputs:
         return Scores(
             logits=self.logits[kept].astype(np.float64),
             gate=None if self.gate is None else self.gate[kept].astype(np.float64),
-            extra={} if self.looked is None else {SPREAD: self.looked.spread[kept]},
+            extra={} if self.trace is None else {SPREAD: self.trace.spread[kept]},
             **columns,
         )
 
 
 def outputs_of_views(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ModelOutputs:
     """What the images' own outputs are, of all their views: as a predictor with these views gives them."""
-    looked = look(outputs, views, spec)
-    return ModelOutputs(looked.logits, looked.gate, looked)
+    trace = look(outputs, views, spec)
+    return ModelOutputs(trace.logits, trace.gate, trace)
 
 
 def joined(parts: Sequence[ModelOutputs], n_classes: int, *, gate: bool) -> ModelOutputs:
@@ -57,9 +57,9 @@ def joined(parts: Sequence[ModelOutputs], n_classes: int, *, gate: bool) -> Mode
     if not parts:
         return ModelOutputs(np.zeros((0, n_classes), np.float32), np.zeros(0, np.float32) if gate else None)
     gates = [part.gate for part in parts if part.gate is not None]
-    looked = [part.looked for part in parts if part.looked is not None]
+    traces = [part.trace for part in parts if part.trace is not None]
     return ModelOutputs(
         np.concatenate([part.logits for part in parts]),
         np.concatenate(gates) if gates else None,
-        joined_looked(looked) if looked else None,
+        joined_traces(traces) if traces else None,
     )

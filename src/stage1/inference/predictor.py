@@ -210,10 +210,10 @@ class Predictor:
         """The outputs of n images, from what the engine gave for them or for their views."""
         k = len(self.classes)
         if self.views is not None:
-            looked = self._viewing.looked(outputs, self.views)
+            trace = self._viewing.trace(outputs, self.views)
             if n:
-                _require_shape(looked.logits, (n, k))
-            return ModelOutputs(looked.logits, looked.gate, looked)
+                _require_shape(trace.logits, (n, k))
+            return ModelOutputs(trace.logits, trace.gate, trace)
         logits = np.asarray(outputs[self._logits], dtype=np.float32)
         gate = None if self._gate is None else np.asarray(outputs[self._gate], dtype=np.float32)
         if n:
@@ -272,10 +272,10 @@ class Predictor:
 
     def _told(self, answered: ModelOutputs, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
         """What each row says of its views; nothing without views."""
-        if self.views is None or answered.looked is None:
+        if self.views is None or answered.trace is None:
             return [{}] * int(kept.sum())
         names = self.views.policy.names
-        return [told(names, row, answered.looked) for row in np.flatnonzero(kept).tolist()]
+        return [told(names, row, answered.trace) for row in np.flatnonzero(kept).tolist()]
 
 
 @dataclass(frozen=True, slots=True)

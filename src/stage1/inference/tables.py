@@ -174,8 +174,8 @@ class _TableWriter:
             decision = row.decision if row.error is None else "error"
             probability = "" if row.probability is None else f"{row.probability:.6f}"
             path = row.path if row.error is None else f"{row.path}: {row.error}"
-            looked = ("" if row.views is None else str(row.views), row.view or "")
-            self._put((decision, row.label or "", probability, path), _COLOURS[kind], views=looked)
+            cells = ("" if row.views is None else str(row.views), row.view or "")
+            self._put((decision, row.label or "", probability, path), _COLOURS[kind], views=cells)
 
     def close(self) -> None:
         self._stream.flush()
@@ -185,8 +185,8 @@ class _TableWriter:
         decision, label, probability, path = (_printable(cell) for cell in cells)
         first = decision.ljust(self._widths[0])
         painted = f"\x1b[{colour}m{first}\x1b[0m" if self._coloured and colour is not None else first
-        looked = f"{views[0].rjust(len('views'))}  {views[1].ljust(_VIEW_WIDTH)}  " if self._views else ""
-        line = f"{painted}  {label.ljust(self._widths[1])}  {probability.rjust(self._widths[2])}  {looked}{path}"
+        columns = f"{views[0].rjust(len('views'))}  {views[1].ljust(_VIEW_WIDTH)}  " if self._views else ""
+        line = f"{painted}  {label.ljust(self._widths[1])}  {probability.rjust(self._widths[2])}  {columns}{path}"
         self._stream.write(f"{line.rstrip()}\n")
 
 

@@ -47,11 +47,11 @@ class ViewOutputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ViewTrace:
     """The images' own outputs, aggregated from their views; a row of NaN where the model gave NaN or infinity.
 
     logits: float64 [n, K]; gate: float64 [n] or None; spread: float64 [n], standard deviation of the log-odds of the
-    answer over the views that were looked at; used: int64 [n], how many; deciding: int64 [n], the view with the largest
+    answer over the views that were evaluated; used: int64 [n], how many; deciding: int64 [n], the view with the largest
     pull towards the answer; boxes: int64 [n, 4], where that view lies (top, left, bottom, right); small: bool [n],
     tiles and crops add nothing.
     """
@@ -101,7 +101,7 @@ class Viewing:
         views_at_once = views.policy.count if views.sequence is None else _ONE_BY_ONE
         return max(min(1, self._batch_size), self._batch_size // views_at_once)
 
-    def looked(self, outputs: Outputs, views: FrozenViews) -> Looked:
+    def trace(self, outputs: Outputs, views: FrozenViews) -> ViewTrace:
         """The aggregated outputs of the images of a batch, from what `work(views)` gave for it."""
         if views.pooled:
             gate = None if self._gate is None else outputs[self._gate]
@@ -118,13 +118,13 @@ class Viewing:
         return ViewOutputs(outputs[self._logits], gate, outputs[-1])
 
 
-def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looked:
+def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ViewTrace:
     """The images' outputs from those of their views, by the frozen policy."""
     n, count, n_classes = outputs.logits.shape
     if count != views.policy.count:
         raise IntegrityError(f"views.json: {views.policy.count} views, the model was run on {count}; score it anew")
     if views.pooled:
-        return _together_looked(outputs, views, spec)
+        return _trace_together(outputs, views, spec)
     finite = np.asarray(np.isfinite(outputs.logits).all(axis=(1, 2)))
     if outputs.gate is not None:
         finite = finite & np.isfinite(outputs.gate).all(axis=1)
@@ -137,10 +137,10 @@ def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looke
         spread[finite] = _spread(seen, logits[finite], used[finite], views)
     # The gate has no aggregator of its own: the mean is what it says of the image as a whole.
     gate = None if outputs.gate is None else np.where(finite, outputs.gate.astype(np.float64).mean(axis=1), np.nan)
-    return Looked(logits, gate, spread, used, deciding, *_placed(outputs.sizes, deciding, views.policy, spec))
+    return ViewTrace(logits, gate, spread, used, deciding, *_placed(outputs.sizes, deciding, views.policy, spec))
 
 
-def _together_looked(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> Looked:
+def _trace_together(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ViewTrace:
     """As `look`, of a model that makes one answer of all views: its logits stand, what is left is which view
     decided.
     """
@@ -159,7 +159,7 @@ def _together_looked(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessi
         deciding[finite] = deciding_view(logits[finite], without)
         spread[finite] = _spread(without, logits[finite], used[finite], views)
     gate = None if outputs.gate is None else np.where(finite, outputs.gate.astype(np.float64), np.nan)
-    return Looked(logits, gate, spread, used, deciding, *_placed(outputs.sizes, deciding, views.policy, spec))
+    return ViewTrace(logits, gate, spread, used, deciding, *_placed(outputs.sizes, deciding, views.policy, spec))
 
 
 def _placed(sizes: Ints, deciding: Ints, policy: ViewPolicy, spec: Preprocessing) -> tuple[Ints, NDArray[np.bool_]]:
@@ -187,26 +187,26 @@ def _spread(view_logits: Floats, logits: Floats, used: Ints, views: FrozenViews)
     return np.asarray(np.sqrt(np.where(counted, (odds - mean[:, None]) ** 2, 0.0).sum(axis=1) / used))
 
 
-def told(names: Sequence[str], row: int, looked: Looked) -> dict[str, Any]:
+def told(names: Sequence[str], row: int, trace: ViewTrace) -> dict[str, Any]:
     """Of one image: how many views were looked at, the name of the one that decided, its box, and whether tiles add
     nothing.
     """
-    top, left, bottom, right = looked.boxes[row].tolist()
+    top, left, bottom, right = trace.boxes[row].tolist()
     return {
-        "views": int(looked.used[row]),
-        "view": names[int(looked.deciding[row])],
+        "views": int(trace.used[row]),
+        "view": names[int(trace.deciding[row])],
         "box": (top, left, bottom, right),
-        "small": bool(looked.small[row]),
+        "small": bool(trace.small[row]),
     }
 
 
-def joined_looked(parts: Sequence[Looked]) -> Looked:
+def joined_traces(parts: Sequence[ViewTrace]) -> ViewTrace:
     """All batches as one; there is at least one."""
     gates = [part.gate for part in parts if part.gate is not None]
     columns = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in Looked.__slots__ if name != "gate"
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ViewTrace.__slots__ if name != "gate"
     }
-    return Looked(gate=np.concatenate(gates) if gates else None, **columns)
+    return ViewTrace(gate=np.concatenate(gates) if gates else None, **columns)
 
 
 def joined_views(parts: Sequence[ViewOutputs], policy: ViewPolicy, n_classes: int, *, gate: bool) -> ViewOutputs:

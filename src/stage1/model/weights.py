@@ -50,7 +50,7 @@ def cached_weights(name: str, cfg: Mapping[str, Any]) -> Path:
 
     Raises MissingError: the model, where it looked, how to put weights there.
     """
-    looked: list[str] = []
+    searched: list[str] = []
     repository = cfg.get("hf_hub_id")
     if repository:
         from huggingface_hub import try_to_load_from_cache
@@ -62,15 +62,15 @@ def cached_weights(name: str, cfg: Mapping[str, Any]) -> Path:
             found = try_to_load_from_cache(repository, file_name, revision=revision or None)
             if isinstance(found, str):
                 return Path(found)
-        looked.append(f"{repository} in {HF_HUB_CACHE}")
+        searched.append(f"{repository} in {HF_HUB_CACHE}")
     url = cfg.get("url") or ""
     if url and not url.endswith(".npz"):
         path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
         if path.is_file():
             return path
-        looked.append(str(path))
+        searched.append(str(path))
     fetch = f"run `hf download {repository}` where there is a network, or " if repository else ""
-    places = f"looked for {' and '.join(looked)}" if looked else "timm knows of none"
+    places = f"looked for {' and '.join(searched)}" if searched else "timm knows of none"
     raise MissingError(
         f"backbone {name!r}: no weights ({places}); {fetch}set backbone.weights=FILE or DIRECTORY, "
         "or use backbone.name=embedded"

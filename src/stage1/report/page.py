@@ -20,7 +20,7 @@ from stage1.report.explorer import collect, explorer, script
 from stage1.report.figures import draw_figures
 from stage1.report.figures.drawing import Drawing
 from stage1.report.figures.shift import draw_shift
-from stage1.report.figures.views import draw_looked
+from stage1.report.figures.views import draw_trace
 from stage1.report.numbers import number, percent, upper_percent, whole, words
 from stage1.risk.risks import is_risk, risk_of
 from stage1.scores import Scores
@@ -115,8 +115,8 @@ def write_report(
         )
         if (moved := draw_shift(evaluation)) is not None:
             figures["label_shift"] = moved
-        if views is not None and (looked := draw_looked(evaluation, views)) is not None:
-            figures["views"] = looked
+        if views is not None and (trace := draw_trace(evaluation, views)) is not None:
+            figures["views"] = trace
         page = render_page(
             certificate=certificate,
             evaluation=evaluation,

@@ -195,7 +195,7 @@ class ParityDocument(Document):
 PARITY_KIND = DocumentKind("parity", ParityDocument)
 
 
-class LookedDocument(Document):
+class TraceDocument(Document):
     """How many views of each image of val_test were looked at, and which one decided."""
 
     role: Literal["val_test"]
@@ -205,7 +205,7 @@ class LookedDocument(Document):
     deciding: list[Count]
 
 
-LOOKED_KIND = DocumentKind("looked", LookedDocument)
+TRACE_KIND = DocumentKind("looked", TraceDocument)
 
 # ---- the certificate ---------------------------------------------------------------------------------------------
 

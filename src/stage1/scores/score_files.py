@@ -258,9 +258,9 @@ def _score_matrix(
                 f"{raw.path}: holds logits and probabilities; say which to take with --values logits|probabilities"
             )
         if not found:
-            looked = " or ".join(f"{kind!r}, {_STEMS[kind]}_0, {_STEMS[kind]}_1 .." for kind in kinds)
+            searched = " or ".join(f"{kind!r}, {_STEMS[kind]}_0, {_STEMS[kind]}_1 .." for kind in kinds)
             raise DataError(
-                f"{raw.path}: no {' or '.join(kinds)} found (looked for {looked}); it has {_listed(raw)}. "
+                f"{raw.path}: no {' or '.join(kinds)} found (looked for {searched}); it has {_listed(raw)}. "
                 "Name the column with --columns scores=NAME and say --values logits|probabilities"
             )
         parts = next(iter(found.values()))

@@ -21,7 +21,7 @@ from stage1.scores import Scores, read_role
 from stage1.stages.acceptance import accept, acceptance_lines, read_acceptance, reference_state
 from stage1.stages.label_shift import Shift, label_shift, shift_of_run, target_state
 from stage1.stages.reporting import report_of_run
-from stage1.stages.views import LookedAt, looked_state, read_looked
+from stage1.stages.views import RoleTrace, read_trace, trace_state
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import write_text
 
@@ -48,7 +48,7 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
         level=config.evaluation.level,
         seed=config.seed,
         shift=shift_of_run(run),
-        looked=read_looked(run, len(scores)),
+        trace=read_trace(run, len(scores)),
     )
     written += report_of_run(run, table, scores, policy, document)
     written += accept(run, document)
@@ -62,7 +62,7 @@ def evaluation_state(run: RunDir) -> str:
     """What `evaluate` reads beside the files that every run has: the target's scores, the run that acceptance
     compares with, views.
     """
-    return target_state(run) + reference_state(run) + looked_state(run)
+    return target_state(run) + reference_state(run) + trace_state(run)
 
 
 def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
@@ -102,12 +102,12 @@ def write_evaluation(
     level: float,
     seed: int,
     shift: Shift | None = None,
-    looked: LookedAt | None = None,
+    trace: RoleTrace | None = None,
 ) -> tuple[list[Path], dict[str, Any]]:
     """evaluation.json and eval_metrics.csv of labelled scores under a policy; returns their paths and the document.
 
     shift: what is known of a target of another class balance; everything pooled is then restated there too. looked: how
-    the images were looked at, where they have several views.
+    which views of the images were evaluated, where they have several.
     """
     from stage1.evaluation.summary import evaluate as evaluated
     from stage1.evaluation.summary import metrics_rows
@@ -134,8 +134,8 @@ def write_evaluation(
         document["label_shift"] = label_shift(
             scores, policy, shift, resamples=min(resamples, 500), level=level, seed=seed
         )
-    if looked is not None:
-        document["views"] = looked.summary(decision, scores.known_labels)
+    if trace is not None:
+        document["views"] = trace.summary(decision, scores.known_labels)
     write_document(folder / "evaluation.json", document, "evaluation")
     table = io.StringIO()
     rows = metrics_rows(document)

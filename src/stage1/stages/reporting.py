@@ -19,7 +19,7 @@ from stage1.runs.documents import FEATURES_KIND
 from stage1.runtime.images import decode, thumbnail
 from stage1.scores import ROLES, Scores, read_role, read_scores
 from stage1.stages.split import can_certify
-from stage1.stages.views import LookedAt, read_looked, views_shown
+from stage1.stages.views import RoleTrace, read_trace, views_shown
 from stage1.storage.documents import SCHEMA_VERSION, read_document
 from stage1.storage.files import locked, read_text, read_yaml
 
@@ -192,13 +192,13 @@ def report_of_run(
         policy=policy_shown(policy),
         scores=decided_on(policy, scores),
         run=facts,
-        thumbnails=_thumbs(table, scores, evaluation["worst"], read_looked(run, len(scores))),
+        thumbnails=_thumbs(table, scores, evaluation["worst"], read_trace(run, len(scores))),
         calibration=_counted(read_role(run.path, "val_calib"), policy),
         views=views,
     )
 
 
-def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], looked: LookedAt | None) -> list[Thumb]:
+def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], trace: RoleTrace | None) -> list[Thumb]:
     """The pictures of the worst errors, the view that decided framed and named where there are several."""
     from stage1.report import Thumb
 
@@ -208,9 +208,9 @@ def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], loo
     for item in worst:
         picture, row = table.read_bytes(row_of[item["id"]]), score_of[item["id"]]
         box, decided = None, ""
-        if looked is not None:
-            box = looked.box(row, *decode(picture).shape[:2])
-            decided = looked.words(row, exits=item["decision"] != "defer")
+        if trace is not None:
+            box = trace.box(row, *decode(picture).shape[:2])
+            decided = trace.words(row, exits=item["decision"] != "defer")
         made.append(
             Thumb(
                 jpeg=thumbnail(picture, _THUMBNAIL_SIDE, box),

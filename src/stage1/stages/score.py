@@ -15,15 +15,15 @@ from stage1.runs.documents import FEATURES_KIND, PARITY_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import write_role
-from stage1.stages.views import ROLE as LOOKED_ROLE
+from stage1.stages.views import ROLE as TRACE_ROLE
 from stage1.stages.views import (
     choose_views,
     choosing_state,
     pooled_views,
     require_all,
-    save_looked,
     say_small,
     shipped_views,
+    write_trace,
 )
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file
@@ -77,12 +77,12 @@ def score(run: RunDir, context: Context) -> list[Path]:
     for role in SCORED_ROLES:
         rows = table.rows(role)
         answered = known[role] if role in known else _scored(predictor, table, rows)
-        looked = "" if answered.looked is None else f", {answered.looked.used.mean():.2f} views on average"
-        context.progress.say(f"  {role}: {len(rows)} images{looked}")
-        if together is not None and role == "val_select" and answered.looked is not None:
-            say_small(int(answered.looked.small.sum()), len(rows), spec, context.progress.say)
-        if role == LOOKED_ROLE:
-            written += save_looked(run, answered.looked)
+        evaluated = "" if answered.trace is None else f", {answered.trace.used.mean():.2f} views on average"
+        context.progress.say(f"  {role}: {len(rows)} images{evaluated}")
+        if together is not None and role == "val_select" and answered.trace is not None:
+            say_small(int(answered.trace.small.sum()), len(rows), spec, context.progress.say)
+        if role == TRACE_ROLE:
+            written += write_trace(run, answered.trace)
         scores = answered.scores(
             labels=table.labels[rows],
             groups=table.groups[rows],

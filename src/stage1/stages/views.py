@@ -19,7 +19,7 @@ from stage1.errors import IntegrityError, SourceChanged
 from stage1.policy import Decision, ViewsClaim
 from stage1.runs.artifacts import views_file
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import LOOKED_KIND
+from stage1.runs.documents import TRACE_KIND
 from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, small_line
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.documents import read_document, write_document
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
     from stage1.inference.outputs import ModelOutputs
-    from stage1.inference.views import Looked, ViewOutputs
+    from stage1.inference.views import ViewOutputs, ViewTrace
 
 
 def shipped_views(run: RunDir) -> FrozenViews | None:
@@ -114,16 +114,16 @@ class Chosen:
         ships.
         """
         from stage1.inference.outputs import ModelOutputs, outputs_of_views
-        from stage1.inference.views import joined_looked, look
+        from stage1.inference.views import joined_traces, look
 
         if not self.refits:
             return outputs_of_views(self.outputs, self.views, spec)
-        looked = joined_looked([look(_rows_of(self.outputs, refit.rows), refit.views, spec) for refit in self.refits])
+        trace = joined_traces([look(_rows_of(self.outputs, refit.rows), refit.views, spec) for refit in self.refits])
         place = np.argsort(np.concatenate([refit.rows for refit in self.refits]))
-        parts = {name: getattr(looked, name) for name in looked.__slots__}
+        parts = {name: getattr(trace, name) for name in trace.__slots__}
         columns: dict[str, Any] = {name: None if part is None else part[place] for name, part in parts.items()}
-        looked = replace(looked, **columns)
-        return ModelOutputs(looked.logits, looked.gate, looked)
+        trace = replace(trace, **columns)
+        return ModelOutputs(trace.logits, trace.gate, trace)
 
 
 def _rows_of(outputs: ViewOutputs, rows: NDArray[np.int64]) -> ViewOutputs:
@@ -243,17 +243,17 @@ def say_small(small: int, n: int, spec: Preprocessing, say: Callable[[str], None
         say(f"  {small_line(small, n, spec.size)}")
 
 
-LOOKED_FILE = "looked.json"
+TRACE_FILE = "looked.json"
 ROLE = "val_test"
 Ints = NDArray[np.int64]
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class LookedAt:
+class RoleTrace:
     """Of each row of val_test, in the order of its scores.
 
-    used: int64 [n], how many views were looked at; deciding: int64 [n], the one with the largest pull towards the
+    used: int64 [n], how many views were evaluated; deciding: int64 [n], the one with the largest pull towards the
     answer.
     """
 
@@ -289,8 +289,8 @@ class LookedAt:
         """
         name, count, used = self.views.policy.names[self.deciding[row]], self.views.policy.count, self.used[row]
         view = "the whole image" if name == "whole" else name
-        looked = f"{count} views" if self.views.sequence is None else f"{used} of {count} views looked at"
-        return f"{view} {'decided' if exits else 'weighed most'}, {looked}"
+        evaluated = f"{count} views" if self.views.sequence is None else f"{used} of {count} views looked at"
+        return f"{view} {'decided' if exits else 'weighed most'}, {evaluated}"
 
     def box(self, row: int, height: int, width: int) -> Box:
         """Where the view that decided lies, (top, left, bottom, right) in pixels of the decoded image."""
@@ -298,47 +298,47 @@ class LookedAt:
         return top, left, bottom, right
 
 
-def save_looked(run: RunDir, looked: Looked | None) -> Iterator[Path]:
+def write_trace(run: RunDir, trace: ViewTrace | None) -> Iterator[Path]:
     """looked.json of the answers for val_test, where they rest on views; else none, nor one of before. Gives what
     was written.
     """
-    path = run / LOOKED_FILE
+    path = run / TRACE_FILE
     path.unlink(missing_ok=True)
-    if looked is not None:
+    if trace is not None:
         document = {
             "role": ROLE,
             "views": digest_file(run / VIEWS_FILE),
-            "used": looked.used.tolist(),
-            "deciding": looked.deciding.tolist(),
+            "used": trace.used.tolist(),
+            "deciding": trace.deciding.tolist(),
         }
-        write_document(path, document, LOOKED_KIND)
+        write_document(path, document, TRACE_KIND)
         yield path
 
 
-def read_looked(run: RunDir, n: int) -> LookedAt | None:
-    """What `save_looked` wrote; None in a run that looks at whole images alone. n: rows of val_test.
+def read_trace(run: RunDir, n: int) -> RoleTrace | None:
+    """What `write_trace` wrote; None in a run that looks at whole images alone. n: rows of val_test.
 
     Raises MissingError where it should be there, IntegrityError where it is of other views or another number of images.
     """
     views = shipped_views(run)
     if views is None:
         return None
-    path = run / LOOKED_FILE
-    document = read_document(path, LOOKED_KIND)
+    path = run / TRACE_FILE
+    document = read_document(path, TRACE_KIND)
     used, deciding = (np.array(document[name], dtype=np.int64) for name in ("used", "deciding"))
     whole = len(used) == len(deciding) == n and document["views"] == views.digest
     if not whole or max(used.max(initial=1), deciding.max(initial=0) + 1) > views.policy.count:
         raise IntegrityError(
             f"{path}: is not of these {n} images and of {VIEWS_FILE} beside it; run `stage1 score` again"
         )
-    return LookedAt(views, used, deciding)
+    return RoleTrace(views, used, deciding)
 
 
-def looked_state(run: RunDir) -> str:
+def trace_state(run: RunDir) -> str:
     """Digest of what evaluation and page say of views, "" in a run without them: part of what `evaluate` depends on."""
     if not views_file(run.config):
         return ""
-    return "".join(digest_file(run / name) for name in (VIEWS_FILE, LOOKED_FILE) if (run / name).is_file())
+    return "".join(digest_file(run / name) for name in (VIEWS_FILE, TRACE_FILE) if (run / name).is_file())
 
 
 def views_shown(run: RunDir) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ _PARTS = (
 )
 
 
-def draw_looked(evaluation: Document, views: Document) -> Drawing | None:
+def draw_trace(evaluation: Document, views: Document) -> Drawing | None:
     """The figure of evaluation.json's section `views`; None where every image is seen with every view.
 
     Same document, same bytes. Raises MissingError without matplotlib.

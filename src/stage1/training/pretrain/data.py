@@ -71,12 +71,12 @@ def printed(items: Sequence[Item], names: Sequence[str], *, workers: int = 0, ma
             return error
 
     with ThreadPoolExecutor(workers or cores()) as pool:
-        looked = list(pool.map(look, items))
-    failed = [(name, made) for name, made in zip(names, looked, strict=True) if isinstance(made, Exception)]
+        seen = list(pool.map(look, items))
+    failed = [(name, made) for name, made in zip(names, seen, strict=True) if isinstance(made, Exception)]
     if failed:
         log.warning("%d of %d images cannot be read; the first: %s (%s)", len(failed), len(items), *failed[0])
     kept: dict[str, tuple[str, NDArray[np.uint8], Item]] = {}
-    for name, made, item in zip(names, looked, items, strict=True):
+    for name, made, item in zip(names, seen, items, strict=True):
         if not isinstance(made, Exception):
             kept.setdefault(made[0], (name, made[1], item))
     if not kept:

@@ -17,7 +17,7 @@ from stage1.errors import IntegrityError, MissingError
 from stage1.policy import Decision
 from stage1.runs.directory import RunDir
 from stage1.runtime.crops import WHOLE, ViewPolicy
-from stage1.stages.views import LOOKED_FILE, LookedAt, looked_state, read_looked, save_looked, views_shown
+from stage1.stages.views import TRACE_FILE, RoleTrace, read_trace, trace_state, views_shown, write_trace
 from stage1.views import FrozenViews, aggregator
 
 GRID = ViewPolicy(grid=(2, 2))
@@ -34,27 +34,27 @@ def run_in(folder, *overrides, views: FrozenViews | None = None) -> RunDir:
     return RunDir(folder, config, {})
 
 
-def looked(used, deciding):
+def trace_of(used, deciding):
     return SimpleNamespace(used=np.array(used), deciding=np.array(deciding))
 
 
 def test_what_was_saved_is_read(tmp_path):
     run = run_in(tmp_path, "views.grid=2x2", views=frozen())
-    assert list(save_looked(run, looked([5, 5, 5], [0, 4, 2]))) == [tmp_path / LOOKED_FILE]
-    found = read_looked(run, 3)
+    assert list(write_trace(run, trace_of([5, 5, 5], [0, 4, 2]))) == [tmp_path / TRACE_FILE]
+    found = read_trace(run, 3)
     assert found.used.tolist() == [5, 5, 5]
     assert found.deciding.tolist() == [0, 4, 2]
 
 
 def test_a_scoring_without_views_leaves_none_of_before(tmp_path):
     run = run_in(tmp_path, "views.grid=2x2", views=frozen())
-    list(save_looked(run, looked([5], [0])))
-    assert list(save_looked(run, None)) == []
-    assert not (tmp_path / LOOKED_FILE).exists()
-    with pytest.raises(MissingError, match=LOOKED_FILE):
-        read_looked(run, 1)
+    list(write_trace(run, trace_of([5], [0])))
+    assert list(write_trace(run, None)) == []
+    assert not (tmp_path / TRACE_FILE).exists()
+    with pytest.raises(MissingError, match=TRACE_FILE):
+        read_trace(run, 1)
     frozen(WHOLE, "whole").save(tmp_path / "views.json")
-    assert read_looked(run, 1) is None
+    assert read_trace(run, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -64,22 +64,22 @@ def test_a_scoring_without_views_leaves_none_of_before(tmp_path):
 )
 def test_what_is_of_something_else_is_refused(n, used, deciding, views, tmp_path):
     run = run_in(tmp_path, "views.grid=2x2", views=frozen())
-    list(save_looked(run, looked(used, deciding)))
+    list(write_trace(run, trace_of(used, deciding)))
     if views is not None:
         frozen(name=views).save(tmp_path / "views.json")
     with pytest.raises(IntegrityError, match="stage1 score"):
-        read_looked(run, n)
+        read_trace(run, n)
 
 
 def test_evaluation_depends_on_it_and_only_in_runs_with_views(tmp_path):
-    assert looked_state(run_in(tmp_path)) == ""
+    assert trace_state(run_in(tmp_path)) == ""
     run = run_in(tmp_path, "views.grid=2x2", views=frozen())
-    states = [looked_state(run)]
+    states = [trace_state(run)]
     for used in ([5], [4]):
-        list(save_looked(run, looked(used, [0])))
-        states.append(looked_state(run))
+        list(write_trace(run, trace_of(used, [0])))
+        states.append(trace_state(run))
     frozen(name="max").save(tmp_path / "views.json")
-    states.append(looked_state(run))
+    states.append(trace_state(run))
     assert len(set(states)) == 4
 
 
@@ -92,7 +92,7 @@ def test_evaluation_depends_on_it_and_only_in_runs_with_views(tmp_path):
 def test_the_summary_counts_every_image_once_by_number_and_by_view(rows):
     columns = [np.array([row[at] for row in rows], dtype=np.int64) for at in range(5)]
     used, deciding, exits, labels, truth = columns
-    seen = LookedAt(frozen(), used, deciding).summary(Decision(exits == 1, labels, np.zeros(len(rows))), truth)
+    seen = RoleTrace(frozen(), used, deciding).summary(Decision(exits == 1, labels, np.zeros(len(rows))), truth)
     by_hand = {}
     for views, view, leaves, label, true in rows:
         kind = ("right" if label == true else "wrong") if leaves else "deferred"
@@ -106,14 +106,14 @@ def test_the_summary_counts_every_image_once_by_number_and_by_view(rows):
 
 
 def test_words_and_box_of_one_image():
-    all_views = LookedAt(frozen(), np.array([5, 5]), np.array([4, 0]))
+    all_views = RoleTrace(frozen(), np.array([5, 5]), np.array([4, 0]))
     assert all_views.words(0, exits=True) == "tile r1c1 decided, 5 views"
     assert all_views.words(1, exits=False) == "the whole image weighed most, 5 views"
     assert all_views.box(0, 100, 200) == (44, 88, 100, 200)
     assert all_views.box(1, 100, 200) == (0, 0, 100, 200)
     adaptive = SimpleNamespace(policy=GRID, sequence=object())
     assert (
-        LookedAt(adaptive, np.array([3]), np.array([1])).words(0, exits=True)
+        RoleTrace(adaptive, np.array([3]), np.array([1])).words(0, exits=True)
         == "tile r0c0 decided, 3 of 5 views looked at"
     )
 
