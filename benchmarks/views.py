@@ -45,7 +45,7 @@ from stage1.calibration.folds import fold_of_rows
 from stage1.evaluation.probability import nll_rows
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
-from stage1.views import FrozenViews, Pooled, aggregator, fit_sequence
+from stage1.views import Pooled, ViewsDocument, aggregator, fit_sequence
 
 TEN = ViewPolicy(grid=(3, 3))
 ROLES = ("train", "val_select", "val_calib", "val_test")
@@ -121,7 +121,7 @@ def pooled(
 
     unseen = out_of_fold(select, logits["val_select"], fitted_on)
     views = 1.0 if pool == "whole" else float(TEN.count)
-    return Row(how, pool, ridge, unseen, select, calib, test, views, nll(unseen), head, FrozenViews(TEN, made))
+    return Row(how, pool, ridge, unseen, select, calib, test, views, nll(unseen), head, ViewsDocument(TEN, made))
 
 
 def out_of_fold(select: Scores, logits: NDArray[np.float64], fitted_on: Callable[..., Any]) -> Scores:
@@ -175,7 +175,7 @@ def of_package(data: Problem, base: Row) -> list[Row]:
             made = trained_logits(rows, data.labels, data.rows("train"), data.rows("val_select"), config)
             select, calib, test = (data.scores(role, made[data.rows(role)]) for role in ROLES[1:])
             unseen = out_of_fold(select, select.logits, lambda rows: lambda logits: logits)
-            frozen = FrozenViews(TEN, Pooled()) if how == "pooled" else None
+            frozen = ViewsDocument(TEN, Pooled()) if how == "pooled" else None
             views = float(TEN.count) if how == "pooled" else 1.0
             found.append(
                 Row(
@@ -211,7 +211,7 @@ def adaptive(data: Problem, base: Row, tolerance: float) -> Row:
         tolerance=tolerance,
     )
     assert base.frozen is not None
-    frozen = FrozenViews(TEN, base.frozen.aggregator, plan)
+    frozen = ViewsDocument(TEN, base.frozen.aggregator, plan)
     made = {role: frozen.aggregate(logits[role]) for role in ROLES[1:]}
     select, calib, test = (data.scores(role, made[role][0]) for role in ROLES[1:])
     return replace(

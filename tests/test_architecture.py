@@ -26,8 +26,8 @@ NUMPY |= {
     "report": CORE | {"calibration", "policy", "evaluation", "views"},
     "cascade": CORE | {"config", "calibration", "policy", "evaluation", "views", "bundle", "inference"},
 }
-# The config stands above what it names: its maps are those of the registry.
-NUMPY["config"] = CORE | {"calibration"}
+# The config stands above what it names: its maps and aggregators are those of the registries.
+NUMPY["config"] = CORE | {"calibration", "views"}
 TORCH = {
     "data": CORE | {"config", "evaluation"},
     "model": CORE | {"config", "evaluation", "data"},

@@ -20,7 +20,7 @@ from stage1.evaluation.selective import augrc
 from stage1.policy import Policy, fit_policy
 from stage1.scores import Scores
 from stage1.scores.confidence import msp
-from stage1.views import FrozenViews
+from stage1.views import ViewsDocument
 from view_bench.heads import LinearHead
 from view_bench.timing import Timing
 
@@ -45,7 +45,7 @@ class Row:
     loss: float
     head: LinearHead
     frozen: (
-        FrozenViews | None
+        ViewsDocument | None
     )  # None: a probe on pooled features, which is no way of using views but what they are held against
 
     @property

@@ -15,9 +15,9 @@ from stage1.runtime.crops import ViewPolicy
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_bytes
 from stage1.streetvision.sealed import open_bundle
-from stage1.views import FrozenViews, Pool
+from stage1.views import Pool, ViewsDocument
 
-VIEWS = FrozenViews(ViewPolicy(grid=(2, 2)), Pool("topk:2"))
+VIEWS = ViewsDocument(ViewPolicy(grid=(2, 2)), Pool("topk:2"))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_certificate_of_views_needs_exactly_these(viewed, tmp_path):
         viewed.write(tmp_path / "bundle")
     with pytest.raises(MissingError, match="stage1 score"):
         viewed.write(tmp_path / "bundle", views_file=tmp_path / "views.json")
-    FrozenViews(ViewPolicy(grid=(2, 2), overlap=0.2), Pool("topk:2")).save(tmp_path / "views.json")
+    ViewsDocument(ViewPolicy(grid=(2, 2), overlap=0.2), Pool("topk:2")).save(tmp_path / "views.json")
     with pytest.raises(IntegrityError, match="not the one that was certified"):
         viewed.write(tmp_path / "bundle", views_file=tmp_path / "views.json")
     assert not (tmp_path / "bundle").exists()

@@ -19,7 +19,7 @@ from stage1.runtime.crops import ViewPolicy, cut
 from stage1.runtime.images import decode
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine
-from stage1.views import FrozenViews, Learned, Pool, Sequence, Step
+from stage1.views import Learned, Pool, Sequence, Step, ViewsDocument
 
 SPEC = Preprocessing(size=16)
 CLASSES = ("none", "roadwork")
@@ -42,7 +42,7 @@ def scenes() -> list[bytes]:
     return [scene(seed) for seed in range(90)]
 
 
-def predictor(model: bytes, views: FrozenViews | None = None, **options) -> Predictor:
+def predictor(model: bytes, views: ViewsDocument | None = None, **options) -> Predictor:
     return Predictor(model, SPEC, CLASSES, views=views, **options)
 
 
@@ -72,7 +72,7 @@ def test_view_outputs_are_the_model_on_each_view(tiny_model, scenes, policy):
 
 @pytest.mark.parametrize("name", ["mean", "max", "topk:2", "lse:4", "noisy_or"])
 def test_answers_are_aggregated_as_the_frozen_policy_says(tiny_model, scenes, name):
-    views = FrozenViews(GRID, Pool(name))
+    views = ViewsDocument(GRID, Pool(name))
     rows, answered, _ = predictor(tiny_model(), views, batch_size=12).answered(scenes)
     raw = by_hand(tiny_model(), scenes, GRID)
     expected, used, deciding = views.aggregate(raw)
@@ -90,9 +90,9 @@ def test_answers_are_aggregated_as_the_frozen_policy_says(tiny_model, scenes, na
 def test_rows_say_which_view_decided_and_where_it_lies(tiny_model):
     pixels = np.full((40, 60, 3), 120, np.uint8)
     pixels[20:, 30:] = (220, 120, 20)  # red in the lower right quarter
-    row = predictor(tiny_model(), FrozenViews(GRID, Pool("max"))).predict([pixels])[0]
+    row = predictor(tiny_model(), ViewsDocument(GRID, Pool("max"))).predict([pixels])[0]
     assert (row.label, row.views, row.view, row.box, row.small) == ("roadwork", 5, "tile r1c1", (20, 30, 40, 60), False)
-    small = predictor(tiny_model(), FrozenViews(GRID, Pool("max"))).predict([pixels[:16, :16]])[0]
+    small = predictor(tiny_model(), ViewsDocument(GRID, Pool("max"))).predict([pixels[:16, :16]])[0]
     assert small.small
 
 
@@ -108,8 +108,8 @@ def sequence(low: float, high: float, hopeless: tuple[float, float] | None = Non
 
 
 @pytest.fixture(scope="module")
-def adaptive() -> FrozenViews:
-    return FrozenViews(GRID, Pool("mean"), sequence(-0.35, 0.3, (-0.02, 0.02)))
+def adaptive() -> ViewsDocument:
+    return ViewsDocument(GRID, Pool("mean"), sequence(-0.35, 0.3, (-0.02, 0.02)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 12, 64])
@@ -145,7 +145,7 @@ def test_adaptive_views_are_not_run_past_the_stop(tiny_model, scenes, adaptive, 
 
 @pytest.mark.parametrize("kind", ["all", "adaptive"])
 def test_one_decoded_image_is_looked_at_as_among_others(tiny_model, scenes, adaptive, kind):
-    made = predictor(tiny_model(), adaptive if kind == "adaptive" else FrozenViews(GRID, Pool("max")))
+    made = predictor(tiny_model(), adaptive if kind == "adaptive" else ViewsDocument(GRID, Pool("max")))
     together = made.predict(scenes[:20])
     for index, (data, row) in enumerate(zip(scenes[:20], together, strict=True)):
         alone = made.answer(decode(data), f"#{index}")
@@ -171,7 +171,7 @@ def test_large_images_are_cut_at_once_and_give_the_same(tiny_model, adaptive):
 
 @pytest.mark.parametrize("kind", ["all", "adaptive"])
 def test_broken_and_strange_images_do_not_disturb_the_others(tiny_model, scenes, adaptive, kind):
-    views = adaptive if kind == "adaptive" else FrozenViews(GRID, Pool("mean"))
+    views = adaptive if kind == "adaptive" else ViewsDocument(GRID, Pool("mean"))
     images = [scenes[0], b"no image", np.zeros((1, 300, 3), np.uint8), scenes[1], np.zeros((300, 1, 3), np.uint8), b""]
     rows = predictor(tiny_model(), views).predict(images)
     assert [row.error is None for row in rows] == [True, False, True, True, True, False]
@@ -184,7 +184,7 @@ def test_broken_and_strange_images_do_not_disturb_the_others(tiny_model, scenes,
 
 @pytest.mark.parametrize("steps", [None, sequence(-1e37, 1e37)])
 def test_a_view_for_which_the_model_gives_infinity_leaves_its_image_unanswered(tiny_model, steps):
-    made = predictor(tiny_model(scale=3e38), FrozenViews(GRID, Pool("mean"), steps))
+    made = predictor(tiny_model(scale=3e38), ViewsDocument(GRID, Pool("mean"), steps))
     pixels = np.full((40, 40, 3), 90, np.uint8)
     good = pixels.copy()
     pixels[:20, :20], pixels[20:, 20:] = (0, 0, 255), (255, 0, 0)  # balanced as a whole, beyond float32 in two tiles
@@ -197,12 +197,12 @@ def test_a_view_for_which_the_model_gives_infinity_leaves_its_image_unanswered(t
 def test_gate_logits_are_the_mean_over_the_views():
     logits = np.zeros((2, 5, 2), np.float32)
     gate = np.arange(10, dtype=np.float32).reshape(2, 5)
-    trace = look(ViewOutputs(logits, gate, np.full((2, 2), 48)), FrozenViews(GRID, Pool("mean")), SPEC)
+    trace = look(ViewOutputs(logits, gate, np.full((2, 2), 48)), ViewsDocument(GRID, Pool("mean")), SPEC)
     assert trace.gate.tolist() == [2.0, 7.0]
 
 
 def test_three_classes_by_the_mean(tiny_model, scenes):
-    made = Predictor(tiny_model(outputs=3), SPEC, ("a", "b", "c"), views=FrozenViews(GRID, Pool("mean")))
+    made = Predictor(tiny_model(outputs=3), SPEC, ("a", "b", "c"), views=ViewsDocument(GRID, Pool("mean")))
     _, answered, _ = made.answered(scenes[:5])
     assert np.allclose(answered.logits, by_hand(tiny_model(outputs=3), scenes[:5], GRID).mean(axis=1), atol=1e-5)
     assert (answered.trace.spread >= 0).all()
@@ -216,9 +216,9 @@ def test_a_policy_decides_with_the_views_of_its_certificate_alone(tiny_model, bu
     certified = load_bundle(bundle_folder).policy
     made = {
         "whole": None,
-        "mean": FrozenViews(GRID, Pool("mean")),
-        "max": FrozenViews(GRID, Pool("max")),
-        "finer": FrozenViews(ViewPolicy(grid=(3, 3), overlap=0.0), Pool("mean")),
+        "mean": ViewsDocument(GRID, Pool("mean")),
+        "max": ViewsDocument(GRID, Pool("max")),
+        "finer": ViewsDocument(ViewPolicy(grid=(3, 3), overlap=0.0), Pool("mean")),
     }
     for of, claimed in made.items():
         policy = on_views(certified, None if claimed is None else ViewsClaim(claimed.digest, claimed.description))
@@ -236,13 +236,13 @@ def test_a_policy_decides_with_the_views_of_its_certificate_alone(tiny_model, bu
 def test_one_crop_alone_is_not_said_to_add_nothing(tiny_model):
     small = np.full((12, 12, 3), 90, dtype=np.uint8)
     crop, whole_and_crop = ViewPolicy(whole=False, scales=(0.7,)), ViewPolicy(scales=(0.7,))
-    assert not predictor(tiny_model(), FrozenViews(crop, Pool("mean"))).predict([small])[0].small
-    assert predictor(tiny_model(), FrozenViews(whole_and_crop, Pool("mean"))).predict([small])[0].small
+    assert not predictor(tiny_model(), ViewsDocument(crop, Pool("mean"))).predict([small])[0].small
+    assert predictor(tiny_model(), ViewsDocument(whole_and_crop, Pool("mean"))).predict([small])[0].small
 
 
 def test_views_that_do_not_fit_are_refused():
     outputs = ViewOutputs(np.zeros((1, 3, 2), np.float32), None, np.full((1, 2), 48))
     with pytest.raises(IntegrityError, match="5 views, the model was run on 3"):
-        look(outputs, FrozenViews(GRID, Pool("mean")), SPEC)
+        look(outputs, ViewsDocument(GRID, Pool("mean")), SPEC)
     with pytest.raises(DataError, match="aggregator is for 2 views"):
-        FrozenViews(GRID, Learned(True, (1.0, 1.0), 0.0))
+        ViewsDocument(GRID, Learned(True, (1.0, 1.0), 0.0))

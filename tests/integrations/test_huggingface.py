@@ -189,7 +189,7 @@ def test_other_logits_leave_nothing_behind(run, tmp_path, monkeypatch):
 
 def looking(run, folder, aggregate="mean", **views):
     """A copy of a run as it is where its config has views: exported, and scored where `policy` says what it shipped."""
-    from stage1.views import FrozenViews, Pool
+    from stage1.views import Pool, ViewsDocument
 
     shipped = views.pop("policy", None)
     copy = shutil.copytree(run, folder)
@@ -198,7 +198,7 @@ def looking(run, folder, aggregate="mean", **views):
     (copy / "config.yaml").write_text(to_yaml(config))
     if shipped is not None:
         directory = RunDir(copy, config, read_state(copy))
-        FrozenViews(shipped, Pool("whole" if shipped == WHOLE else "mean")).save(copy / "views.json")
+        ViewsDocument(shipped, Pool("whole" if shipped == WHOLE else "mean")).save(copy / "views.json")
         score = next(stage for stage in STAGES if stage.name == "score")
         directory.record("score", score.inputs(directory), iter([copy / "views.json"]), 0.0)
     return copy

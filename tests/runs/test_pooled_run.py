@@ -22,7 +22,7 @@ from stage1.runtime.crops import ViewPolicy, cut, parse_views
 from stage1.runtime.session import Engine
 from stage1.scores import read_role
 from stage1.storage.documents import read_document
-from stage1.views import FrozenViews, Pooled, deciding_view
+from stage1.views import Pooled, ViewsDocument, deciding_view
 
 from .conftest import SETTINGS, one_line_error, stage1
 
@@ -53,8 +53,8 @@ def pooled(signs, store, tmp_path_factory):
 
 
 def test_the_bundle_is_certified_for_its_views_and_answers_as_it_was_scored(pooled):
-    views = FrozenViews.load(pooled.bundle / "views.json")
-    assert views == FrozenViews(ViewPolicy(grid=(2, 2)), Pooled())
+    views = ViewsDocument.load(pooled.bundle / "views.json")
+    assert views == ViewsDocument(ViewPolicy(grid=(2, 2)), Pooled())
     certificate = Certificate.load(pooled.bundle / "certificate.json")
     assert certificate.views is not None
     assert certificate.views.digest == views.digest
@@ -118,8 +118,8 @@ def test_other_views_are_refused_and_a_stock_folder_too(pooled, tmp_path):
 def test_parts_of_different_runs_are_refused(pooled, signs, store, tmp_path):
     plain = go(signs, store, tmp_path / "plain")
     spec = load_bundle(plain.bundle).predictor.preprocessing
-    classes, views = ("a", "b"), FrozenViews(ViewPolicy(grid=(2, 2)), Pooled())
-    more = FrozenViews(ViewPolicy(grid=(3, 3)), Pooled())
+    classes, views = ("a", "b"), ViewsDocument(ViewPolicy(grid=(2, 2)), Pooled())
+    more = ViewsDocument(ViewPolicy(grid=(3, 3)), Pooled())
     for model, given in ((pooled, None), (plain, views), (pooled, more)):
         with pytest.raises(IntegrityError, match=r"use the model and views\.json of one run"):
             Predictor(model.bundle / "model.onnx", spec, classes, views=given)

@@ -18,16 +18,16 @@ from stage1.policy import Decision
 from stage1.runs.directory import RunDir
 from stage1.runtime.crops import WHOLE, ViewPolicy
 from stage1.stages.views import TRACE_FILE, RoleTrace, read_trace, trace_state, views_shown, write_trace
-from stage1.views import FrozenViews, aggregator
+from stage1.views import ViewsDocument, aggregator
 
 GRID = ViewPolicy(grid=(2, 2))
 
 
-def frozen(policy: ViewPolicy = GRID, name: str = "mean") -> FrozenViews:
-    return FrozenViews(policy, aggregator(name, policy), None, None)
+def frozen(policy: ViewPolicy = GRID, name: str = "mean") -> ViewsDocument:
+    return ViewsDocument(policy, aggregator(name, policy), None, None)
 
 
-def run_in(folder, *overrides, views: FrozenViews | None = None) -> RunDir:
+def run_in(folder, *overrides, views: ViewsDocument | None = None) -> RunDir:
     config, _ = load_config(recipe="baseline", overrides=["data.table=labels.csv", *overrides])
     if views is not None:
         views.save(folder / "views.json")

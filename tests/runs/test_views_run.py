@@ -28,7 +28,7 @@ from stage1.runtime.crops import WHOLE, ViewPolicy, parse_views
 from stage1.scores import read_role
 from stage1.stages import STAGES
 from stage1.storage.documents import read_document, validate
-from stage1.views import FrozenViews
+from stage1.views import ViewsDocument
 
 from .conftest import SETTINGS, one_line_error, stage1
 
@@ -101,7 +101,7 @@ def answers_as_scored(result):
 
 def test_the_bundle_is_certified_for_its_views(mil):
     certificate = Certificate.load(mil.bundle / "certificate.json")
-    views = FrozenViews.load(mil.bundle / "views.json")
+    views = ViewsDocument.load(mil.bundle / "views.json")
     manifest = read_document(mil.bundle / "bundle.json", "bundle")
     assert certificate.views is not None
     assert certificate.views.digest == views.digest == manifest["created_from"]["views"]
@@ -164,7 +164,7 @@ def test_where_no_gain_is_shown_whole_images_ship_alone(mil, tmp_path):
         mil, tmp_path / "run", "views.aggregate=[whole]", "risks.miss_rate=0.45", "risks.false_exit_rate=0.45"
     )
     assert set(result.done) == {"score", "calibrate", "evaluate", "bundle"}
-    assert FrozenViews.load(result.folder / "views.json").policy == WHOLE
+    assert ViewsDocument.load(result.folder / "views.json").policy == WHOLE
     assert not (result.bundle / "views.json").exists()
     assert Certificate.load(result.bundle / "certificate.json").views is None
     assert load_bundle(result.bundle).views == WHOLE
@@ -179,7 +179,7 @@ def test_where_no_gain_is_shown_whole_images_ship_alone(mil, tmp_path):
 
 def test_adaptive_views_answer_as_they_were_scored(mil, tmp_path):
     result = changed(mil, tmp_path / "run", "views.adaptive=true")
-    answers, views = answers_as_scored(result), FrozenViews.load(result.folder / "views.json")
+    answers, views = answers_as_scored(result), ViewsDocument.load(result.folder / "views.json")
     used = [answer.views for answer in answers]
     assert min(used) >= 1
     assert max(used) <= 5
@@ -216,7 +216,7 @@ def scored_by_others(result):
     """val_select's scores are not those of what ships, which was fitted on them, and the map is fitted on them as
     they are.
     """
-    views, stored = FrozenViews.load(result.folder / "views.json"), read_role(result.folder, "val_select")
+    views, stored = ViewsDocument.load(result.folder / "views.json"), read_role(result.folder, "val_select")
     assert views.select_folds == 10
     shipped, table = files_of(result, "val_select")
     answers = load_bundle(result.bundle).predictor.answered(shipped)[1]

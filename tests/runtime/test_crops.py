@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1.errors import ConfigError, DataError
-from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, aggregate_name, cut, parse_views, small_line
+from stage1.errors import DataError
+from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, cut, parse_views, small_line
 from stage1.runtime.preprocessing import Preprocessing, to_tensor
 
 SPEC = Preprocessing(size=16)
@@ -178,51 +178,6 @@ def test_tiles_add_nothing_to_images_that_the_model_sees_whole():
 )
 def test_nothing_is_said_of_tiles_where_no_whole_view_shows_what_they_show(policy):
     assert not adds_nothing(9, 9, SPEC, policy)
-
-
-# ---- what makes one answer of the views --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        ("whole", "whole"),
-        ("learned", "learned"),
-        ("topk:3", "topk:3"),
-        ("topk:3.0", "topk:3"),
-        ("topk:1e1", "topk:10"),
-        ("lse:8", "lse:8"),
-        ("lse:8.0", "lse:8.0"),
-        ("lse:1e-3", "lse:1e-3"),
-    ],
-)
-def test_aggregates_have_one_spelling(given, name):
-    assert aggregate_name(given) == name == aggregate_name(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "bogus",
-        "auto",
-        "pooled",
-        "mean:2",
-        "topk",
-        "topk:0",
-        "topk:2.5",
-        "topk:1_0",
-        "topk:-1",
-        "topk:1e99",
-        "lse:",
-        "lse: 8",
-        "lse:nan",
-        "lse:0",
-        "lse:٣",
-    ],
-)
-def test_aggregates_that_there_are_not(name):
-    with pytest.raises(ConfigError, match=r"views\.aggregate: '.*'(;| is unknown;) (give|use) "):
-        aggregate_name(name)
 
 
 # ---- the policy as a value ---------------------------------------------------------------------------------------

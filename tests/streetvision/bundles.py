@@ -16,7 +16,7 @@ from stage1.policy import Policy, ViewsClaim, fit_policy, on_views
 from stage1.policy.calibrated import fit_calibrated
 from stage1.scores import Scores
 from stage1.storage.files import digest_bytes
-from stage1.views import FrozenViews
+from stage1.views import ViewsDocument
 
 from ..bundle.conftest import CLASSES, LICENCE, SPEC, make_parts, tiny_model
 
@@ -124,7 +124,7 @@ def make_bundle(
     *,
     gate: bool = False,
     spread: bool = False,
-    views: FrozenViews | None = None,
+    views: ViewsDocument | None = None,
     **fit: Any,
 ) -> Path:
     """A bundle below `folder` with this policy and, where named, this calibration map. spread: of views, for the

@@ -28,7 +28,7 @@ from stage1.storage.files import digest_bytes
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.classifier import ABOVE_HALF, png
 from stage1.streetvision.frozen import freeze
-from stage1.views import FrozenViews, Pool
+from stage1.views import Pool, ViewsDocument
 
 from ..cascade.server import Handler, green, misbehave, serving
 from ..cascade.test_show import write_cascade, write_images
@@ -48,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("larger"), views=FrozenViews(ViewPolicy(grid=(2, 2)), Pool("mean")))
+    return make_bundle(tmp_path_factory.mktemp("larger"), views=ViewsDocument(ViewPolicy(grid=(2, 2)), Pool("mean")))
 
 
 def http(url: str, **keys: object) -> dict:

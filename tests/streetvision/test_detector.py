@@ -24,7 +24,7 @@ from stage1.inference import load_bundle
 from stage1.runtime.crops import ViewPolicy
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.classifier import ABOVE_HALF
-from stage1.views import FrozenViews, Learned, Pool, Sequence, Step
+from stage1.views import Learned, Pool, Sequence, Step, ViewsDocument
 
 from ..bundle.conftest import edit, reseal, tiny_model
 from .bundles import make_bundle
@@ -113,13 +113,13 @@ TWO = Sequence(
     {"views": 2.0, "coverage": 0.5, "coverage_all": 0.5, "tolerance": 0.01},
 )
 VIEWED = {
-    "whole": {"views": FrozenViews(VIEWS, Pool("whole"))},
-    "mean": {"views": FrozenViews(VIEWS, Pool("mean")), "map_name": "platt"},
-    "topk": {"views": FrozenViews(VIEWS, Pool("topk:2")), "policy": "scrc"},
-    "noisy or of a gated model": {"views": FrozenViews(VIEWS, Pool("noisy_or")), "policy": "gate", "gate": True},
-    "learned": {"views": FrozenViews(VIEWS, Learned(True, (0.5, 0.3, 0.2, 0.1, 0.1), 0.1)), "map_name": "isotonic"},
-    "adaptive": {"views": FrozenViews(VIEWS, Pool("max"), TWO)},
-    "whole of a gated model": {"views": FrozenViews(VIEWS, Pool("whole")), "policy": "gate", "gate": True},
+    "whole": {"views": ViewsDocument(VIEWS, Pool("whole"))},
+    "mean": {"views": ViewsDocument(VIEWS, Pool("mean")), "map_name": "platt"},
+    "topk": {"views": ViewsDocument(VIEWS, Pool("topk:2")), "policy": "scrc"},
+    "noisy or of a gated model": {"views": ViewsDocument(VIEWS, Pool("noisy_or")), "policy": "gate", "gate": True},
+    "learned": {"views": ViewsDocument(VIEWS, Learned(True, (0.5, 0.3, 0.2, 0.1, 0.1), 0.1)), "map_name": "isotonic"},
+    "adaptive": {"views": ViewsDocument(VIEWS, Pool("max"), TWO)},
+    "whole of a gated model": {"views": ViewsDocument(VIEWS, Pool("whole")), "policy": "gate", "gate": True},
 }
 
 

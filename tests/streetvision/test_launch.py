@@ -24,7 +24,7 @@ from stage1.streetvision import Stage1Detector, register
 from stage1.streetvision.challenge import LEVELS, challenge
 from stage1.streetvision.check import scenes
 from stage1.streetvision.launch import miner_command
-from stage1.views import FrozenViews, Pooled
+from stage1.views import Pooled, ViewsDocument
 
 from ..cascade.server import misbehave, serving
 from ..runs.conftest import one_line_error, stage1
@@ -462,7 +462,7 @@ def test_print_shows_the_command_and_runs_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", [None, FrozenViews(ViewPolicy(grid=(2, 2)), Pooled())], ids=["whole", "pooled"])
+@pytest.mark.parametrize("views", [None, ViewsDocument(ViewPolicy(grid=(2, 2)), Pooled())], ids=["whole", "pooled"])
 def test_200_challenges_in_the_clients_environment(client, views, tmp_path):
     """Python 3.11 with transformers 4.45.2, torch, onnxruntime and Pillow, and none of our training extras."""
     venv = os.environ.get("CLIENT_VENV")

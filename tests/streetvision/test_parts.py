@@ -37,7 +37,7 @@ from stage1.streetvision.looks import ALONE, views_of
 from stage1.streetvision.sealed import SealedBundle
 from stage1.streetvision.settings import CONFIG_VARIABLE, Settings, load_settings, load_stage2
 from stage1.streetvision.verdict import judge
-from stage1.views import FrozenViews, Learned, Pool, Sequence, Step
+from stage1.views import Learned, Pool, Sequence, Step, ViewsDocument
 
 PROBABILITY = st.floats(0.0, 1.0)
 THRESHOLD = st.floats(1e-6, 1 - 1e-6)
@@ -221,7 +221,9 @@ def sequence_of(policy: ViewPolicy, rng: np.random.Generator) -> Sequence:
 def test_the_views_in_numpy_say_what_those_of_stage1_aggregation_say(name, adaptive, seed, scale, middle):
     rng = np.random.default_rng(seed)
     policy = ViewPolicy(grid=(2, 2), scales=(0.7,))
-    frozen = FrozenViews(policy, aggregator_of(name, policy.count, rng), sequence_of(policy, rng) if adaptive else None)
+    frozen = ViewsDocument(
+        policy, aggregator_of(name, policy.count, rng), sequence_of(policy, rng) if adaptive else None
+    )
     document = json.loads(json.dumps(frozen.to_document()))
     views = views_of(document, {"digest": "d"}, "d")
     per_view = rng.normal(middle, scale, (policy.count, 2))
@@ -250,7 +252,7 @@ def test_the_views_in_numpy_say_what_those_of_stage1_aggregation_say(name, adapt
 
 
 def test_views_that_the_certificate_does_not_speak_of_are_refused():
-    document = FrozenViews(ViewPolicy(grid=(2, 2)), Pool("mean")).to_document()
+    document = ViewsDocument(ViewPolicy(grid=(2, 2)), Pool("mean")).to_document()
     for certified, digest in ((None, "d"), ({"digest": "other"}, "d"), ({"digest": "d"}, None)):
         with pytest.raises(IntegrityError, match="not what the certificate is of"):
             views_of(document if digest else None, certified, digest)

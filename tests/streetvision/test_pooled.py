@@ -20,7 +20,7 @@ from stage1.runtime.preprocessing import Preprocessing
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.bare_session import Session
 from stage1.streetvision.looks import ALONE, views_of
-from stage1.views import FrozenViews, Pool, Pooled
+from stage1.views import Pool, Pooled, ViewsDocument
 
 from ..bundle.conftest import edit, reseal, tiny_model
 from ..runs.conftest import stage1
@@ -28,7 +28,7 @@ from .bundles import make_bundle, view_model
 from .test_detector import ISOLATED, pictures
 
 VIEWS = ViewPolicy(grid=(2, 2))
-POOLED = FrozenViews(VIEWS, Pooled())
+POOLED = ViewsDocument(VIEWS, Pooled())
 SPEC = Preprocessing(size=16)
 
 
@@ -174,7 +174,7 @@ KINDS = {
     "scrc": {"policy": "scrc"},
     "gate of the model": {"policy": "gate", "gate": True},
     "gate that takes the spread": {"policy": "gate", "spread": True},
-    "tiles alone": {"views": FrozenViews(ViewPolicy(whole=False, grid=(1, 2), flips=True), Pooled())},
+    "tiles alone": {"views": ViewsDocument(ViewPolicy(whole=False, grid=(1, 2), flips=True), Pooled())},
 }
 
 
@@ -238,7 +238,7 @@ def _aggregated_by(folder: Path, name: str) -> None:
     reseal(folder)
 
 
-MEAN = FrozenViews(VIEWS, Pool("mean"))
+MEAN = ViewsDocument(VIEWS, Pool("mean"))
 SPOILT = {
     "an ordinary model": (POOLED, lambda f: _swap(f, tiny_model()), "takes single views"),
     "other views": (POOLED, lambda f: _swap(f, view_model(4)), "takes 4 views of an image, views.json has 5"),

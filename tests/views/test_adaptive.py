@@ -16,10 +16,10 @@ from stage1.policy.softmax import Thresholds
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
 from stage1.views import (
-    FrozenViews,
     Pool,
     Sequence,
     Step,
+    ViewsDocument,
     aggregator,
     as_logits,
     expected_exits,
@@ -96,12 +96,12 @@ def test_the_score_is_a_function_of_one_image(fitted, draw_small, random):
 
 def test_pulls_and_the_deciding_view_are_among_those_looked_at(fitted, ten, draw_small):
     logits, _ = draw_small(300, seed=6)
-    views = FrozenViews(ten, Pool("topk:3"), fitted)
+    views = ViewsDocument(ten, Pool("topk:3"), fitted)
     made, used, deciding = views.aggregate(logits)
     place = np.argsort(fitted.order)[deciding]
     assert (place < used).all()
     assert made[:, 1] - made[:, 0] == approx(fitted.run(margins(logits))[0])
-    pulls = fitted.pulls(margins(logits), used)
+    pulls = fitted.contributions(margins(logits), used)
     assert (np.isnan(pulls).sum(axis=1) >= 10 - used).all()
 
 
@@ -285,7 +285,7 @@ def test_where_nothing_stops_early_one_sentence_says_so(draw_small, ten, setting
     assert (
         plan.expected["none_early"] == f"no image stops early, each is looked at with {used[0]} of 10 views: {reason}"
     )
-    views = FrozenViews(ten, Pool("topk:3"), plan)
+    views = ViewsDocument(ten, Pool("topk:3"), plan)
     assert Sequence.from_document(views.to_document()["sequence"]) == plan
 
 
@@ -402,6 +402,6 @@ def test_frozen_aggregators_agree_with_the_plain_ones(draw_small, ten):
     logits, labels = draw_small(200, seed=50)
     for name in ("whole", "mean", "max", "learned"):
         pool = aggregator(name, ten, logits, labels)
-        made, used, _ = FrozenViews(ten, pool).aggregate(logits)
+        made, used, _ = ViewsDocument(ten, pool).aggregate(logits)
         assert (made == pool(logits)).all()
         assert set(used.tolist()) == {1 if name == "whole" else 10}

@@ -8,7 +8,7 @@ import pytest
 from stage1.calibration.binary import Platt
 from stage1.errors import DataError
 from stage1.scores import Scores
-from stage1.views import FrozenViews, Refit, aggregator, as_logits, cross_fitted, fit_sequence
+from stage1.views import Refit, ViewsDocument, aggregator, as_logits, cross_fitted, fit_sequence
 from stage1.views.selection import FOLDS
 
 RISKS = {"fnr": 0.1, "false_exit_rate": 0.1}
@@ -21,7 +21,7 @@ def fitting(logits, labels, policy, name, *, adaptive):
             sequence = fit_sequence(
                 logits[rows], labels[rows], None, policy, name, risks=RISKS, calibration_units=len(labels)
             )
-        return FrozenViews(policy, aggregator(name, policy, logits[rows], labels[rows]), sequence)
+        return ViewsDocument(policy, aggregator(name, policy, logits[rows], labels[rows]), sequence)
 
     return fit
 
@@ -45,7 +45,7 @@ def test_every_image_once_and_groups_whole(draw_small, ten):
 
     def fit(rows):
         seen.append(rows)
-        return FrozenViews(ten, aggregator("learned", ten, logits[rows], labels[rows]))
+        return ViewsDocument(ten, aggregator("learned", ten, logits[rows], labels[rows]))
 
     refits, why = cross_fitted(labels, groups, fit, seed=0)
     assert why == ""

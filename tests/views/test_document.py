@@ -11,7 +11,7 @@ from stage1.errors import DataError, IntegrityError, MissingError
 from stage1.runtime.crops import ViewPolicy
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file
-from stage1.views import VIEWS_FILE, FrozenViews, Learned, Pool, aggregator, choose_aggregator, fit_sequence
+from stage1.views import VIEWS_FILE, Learned, Pool, ViewsDocument, aggregator, choose_aggregator, fit_sequence
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,13 @@ def frozen(draw_small, ten):
     logits, labels = draw_small(300, seed=0)
     choice = choose_aggregator(logits, labels, None, ten, resamples=50)
     plan = fit_sequence(logits, labels, None, ten, "learned", risks={"fnr": 0.05, "false_exit_rate": 0.05})
-    return FrozenViews(ten, aggregator("learned", ten, logits, labels), plan, choice.to_document())
+    return ViewsDocument(ten, aggregator("learned", ten, logits, labels), plan, choice.to_document())
 
 
 def test_what_is_read_is_what_was_written(frozen, tmp_path, draw_small):
     path = tmp_path / VIEWS_FILE
     frozen.save(path)
-    found = FrozenViews.load(path)
+    found = ViewsDocument.load(path)
     assert found == frozen
     assert found.digest == frozen.digest == digest_file(path)
     logits, _ = draw_small(100, seed=1)
@@ -36,20 +36,20 @@ def test_what_is_read_is_what_was_written(frozen, tmp_path, draw_small):
 
 @pytest.mark.parametrize("name", ["topk:3.0", "topk:1e1", "lse:8.0", "lse:1e-3"])
 def test_every_pool_that_can_be_made_can_be_written(name, tmp_path):
-    made = FrozenViews(ViewPolicy(grid=(2, 2)), Pool(name))
+    made = ViewsDocument(ViewPolicy(grid=(2, 2)), Pool(name))
     made.save(tmp_path / "views.json")
-    assert FrozenViews.load(tmp_path / "views.json") == made
+    assert ViewsDocument.load(tmp_path / "views.json") == made
 
 
 def test_any_change_changes_the_digest(frozen, ten):
-    plain = FrozenViews(ten, Pool("mean"))
+    plain = ViewsDocument(ten, Pool("mean"))
     assert (
         len(
             {
                 frozen.digest,
                 plain.digest,
-                FrozenViews(ten, Pool("max")).digest,
-                FrozenViews(ViewPolicy(), Pool("mean")).digest,
+                ViewsDocument(ten, Pool("max")).digest,
+                ViewsDocument(ViewPolicy(), Pool("mean")).digest,
             }
         )
         == 4
@@ -78,19 +78,19 @@ def test_a_damaged_file_is_refused_in_one_line(frozen, tmp_path, change, says):
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(IntegrityError, match=says) as caught:
-        FrozenViews.load(path)
+        ViewsDocument.load(path)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_impossible():
     with pytest.raises(MissingError):
-        FrozenViews.load("nowhere/views.json")
+        ViewsDocument.load("nowhere/views.json")
     with pytest.raises(DataError, match="no whole view"):
-        FrozenViews(ViewPolicy(whole=False, grid=(2, 2)), Pool("whole"))
+        ViewsDocument(ViewPolicy(whole=False, grid=(2, 2)), Pool("whole"))
     with pytest.raises(DataError, match="for 4 views, the policy has 10"):
-        FrozenViews(ViewPolicy(grid=(3, 3)), Learned(True, (1.0,) * 4, 0.0))
+        ViewsDocument(ViewPolicy(grid=(3, 3)), Learned(True, (1.0,) * 4, 0.0))
     with pytest.raises(DataError, match="3 views, the policy has 10"):
-        FrozenViews(ViewPolicy(grid=(3, 3)), Pool("mean")).aggregate(np.zeros((2, 3, 2)))
+        ViewsDocument(ViewPolicy(grid=(3, 3)), Pool("mean")).aggregate(np.zeros((2, 3, 2)))
 
 
 def test_the_view_that_pulls_most_towards_the_answer_decides():
@@ -99,7 +99,7 @@ def test_the_view_that_pulls_most_towards_the_answer_decides():
     logits = np.stack([-m / 2, m / 2], axis=2)
 
     def decided(pool):
-        return FrozenViews(policy, pool).aggregate(logits)[2].tolist()
+        return ViewsDocument(policy, pool).aggregate(logits)[2].tolist()
 
     assert decided(Pool("mean")) == [1, 2, 2]
     assert decided(Pool("whole")) == [0, 0, 0]
@@ -110,7 +110,7 @@ def test_the_view_that_pulls_most_towards_the_answer_decides():
 def test_many_classes_by_the_margin_over_the_next_class():
     policy = ViewPolicy(whole=True, grid=(1, 2))
     logits = np.array([[[0.0, 1.0, 0.0], [0.0, 5.0, 0.0], [3.0, 2.0, 0.0]]])
-    made, used, deciding = FrozenViews(policy, Pool("mean")).aggregate(logits)
+    made, used, deciding = ViewsDocument(policy, Pool("mean")).aggregate(logits)
     assert made.shape == (1, 3)
     assert (used.tolist(), deciding.tolist()) == ([3], [1])
-    assert FrozenViews(policy, Pool("whole")).aggregate(logits)[2].tolist() == [0]
+    assert ViewsDocument(policy, Pool("whole")).aggregate(logits)[2].tolist() == [0]

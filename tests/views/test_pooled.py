@@ -7,7 +7,7 @@ import pytest
 
 from stage1.errors import DataError, IntegrityError
 from stage1.runtime.crops import ViewPolicy
-from stage1.views import FrozenViews, Pooled, Sequence, Step, deciding_view, weight_of_views
+from stage1.views import Pooled, Sequence, Step, ViewsDocument, deciding_view, weight_of_views
 from stage1.views.pooling import Pool
 
 GRID = ViewPolicy(grid=(1, 2))
@@ -36,20 +36,20 @@ def test_what_does_not_fit_is_named(logits, without):
 
 
 def test_the_file_comes_back_and_other_ways_of_looking_are_refused(tmp_path):
-    views = FrozenViews(GRID, Pooled())
+    views = ViewsDocument(GRID, Pooled())
     assert views.pooled
     assert views.description == "3 views (whole + 1x2 tiles, 12 % overlap), by their pooled features"
     views.save(tmp_path / "views.json")
-    found = FrozenViews.load(tmp_path / "views.json")
+    found = ViewsDocument.load(tmp_path / "views.json")
     assert found == views
     assert found.digest == views.digest
-    assert not FrozenViews(GRID, Pool("mean")).pooled
+    assert not ViewsDocument(GRID, Pool("mean")).pooled
     with pytest.raises(DataError, match="already"):
         views.aggregate(np.zeros((1, 3, 2)))
     steps = tuple(Step(Pool("mean"), 1.0, 0.0, None, None, None) for _ in range(3))
     with pytest.raises(DataError, match="has no sequence"):
-        FrozenViews(GRID, Pooled(), Sequence((0, 1, 2), steps, {}))
+        ViewsDocument(GRID, Pooled(), Sequence((0, 1, 2), steps, {}))
     text = (tmp_path / "views.json").read_text()
     (tmp_path / "views.json").write_text(text.replace('"pooled"', '"poolde"'))
     with pytest.raises(IntegrityError, match=r"views\.json"):
-        FrozenViews.load(tmp_path / "views.json")
+        ViewsDocument.load(tmp_path / "views.json")

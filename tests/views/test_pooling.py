@@ -17,10 +17,10 @@ from stage1.evaluation.probability import ece
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
 from stage1.views import Learned, Pool, aggregator, margins
-from stage1.views.pooling import DEFAULT_NAMES, from_document
+from stage1.views.registry import aggregate_name, default_names, from_document
 
 TEN = ViewPolicy(grid=(3, 3))
-POOLS = [name for name in DEFAULT_NAMES if name != "learned"]
+POOLS = [name for name in default_names() if name != "learned"]
 
 
 def view_logits(rows):
@@ -126,6 +126,51 @@ def test_more_than_two_classes_have_whole_and_mean_only():
         aggregator("learned", TEN, logits, np.arange(5) % 4)
 
 
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("whole", "whole"),
+        ("learned", "learned"),
+        ("topk:3", "topk:3"),
+        ("topk:3.0", "topk:3"),
+        ("topk:1e1", "topk:10"),
+        ("lse:8", "lse:8"),
+        ("lse:8.0", "lse:8.0"),
+        ("lse:1e-3", "lse:1e-3"),
+    ],
+)
+def test_aggregates_have_one_spelling(given, name):
+    assert aggregate_name(given) == name == aggregate_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bogus",
+        "auto",
+        "pooled",
+        "mean:2",
+        "topk",
+        "topk:0",
+        "topk:2.5",
+        "topk:1_0",
+        "topk:-1",
+        "topk:1e99",
+        "lse:",
+        "lse: 8",
+        "lse:nan",
+        "lse:0",
+        "lse:٣",
+    ],
+)
+def test_aggregates_that_there_are_not(name):
+    with pytest.raises(ConfigError, match=r"views\.aggregate: '.*'(;| is unknown;) (give|use) "):
+        aggregate_name(name)
+
+
 # ---- bad input
 
 
@@ -157,13 +202,13 @@ def test_what_does_not_fit_is_named():
 
 def test_pulls_name_the_views_that_had_a_say():
     m = [[0.5, 3.0, -1.0, 2.0]]
-    assert np.isnan(Pool("max").pulls(view_logits(m))).tolist() == [[True, False, True, True]]
-    assert np.isnan(Pool("topk:2").pulls(view_logits(m))).tolist() == [[True, False, True, False]]
-    assert np.isnan(Pool("whole").pulls(view_logits(m))).tolist() == [[False, True, True, True]]
-    assert Pool("mean").pulls(view_logits(m)).tolist() == m
+    assert np.isnan(Pool("max").contributions(view_logits(m))).tolist() == [[True, False, True, True]]
+    assert np.isnan(Pool("topk:2").contributions(view_logits(m))).tolist() == [[True, False, True, False]]
+    assert np.isnan(Pool("whole").contributions(view_logits(m))).tolist() == [[False, True, True, True]]
+    assert Pool("mean").contributions(view_logits(m)).tolist() == m
     learned = Learned(True, (2.0, 1.0, 0.5, 0.0), 0.0)
-    assert learned.pulls(view_logits(m)).tolist() == [[1.0, 3.0, 0.0, 1.0]]
-    assert learned.pulls(view_logits(m)).sum() == approx(learned.margin(np.array(m))[0])
+    assert learned.contributions(view_logits(m)).tolist() == [[1.0, 3.0, 0.0, 1.0]]
+    assert learned.contributions(view_logits(m)).sum() == approx(learned.margin(np.array(m))[0])
 
 
 # ---- learned

@@ -12,7 +12,7 @@ from stage1.evaluation.argmax import argmax_lines
 from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
 from stage1.policy.certificate import on_average, shown_bound
-from stage1.views import FrozenViews
+from stage1.views import ViewsDocument
 
 _METRICS = {
     "accuracy": "accuracy",
@@ -32,7 +32,7 @@ def model_card(
     manifest: Mapping[str, Any],
     certificate: Certificate,
     evaluation: Mapping[str, Any] | None,
-    views: FrozenViews | None = None,
+    views: ViewsDocument | None = None,
 ) -> str:
     """README.md: the YAML header of the hub, then guarantee, intended use, data, evaluation, how to verify, limits.
 
@@ -111,7 +111,7 @@ def _weights(backbone: Mapping[str, Any]) -> dict[str, str]:
     return {} if digest is None else {"weights": f"from a file, sha256 `{digest}`"}
 
 
-def _views(views: FrozenViews | None, evaluation: Mapping[str, Any] | None) -> dict[str, str]:
+def _views(views: ViewsDocument | None, evaluation: Mapping[str, Any] | None) -> dict[str, str]:
     """What is looked at and why; nothing for the whole image alone."""
     if views is None:
         return {}

@@ -23,7 +23,7 @@ from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores, read_scores
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_bytes, digest_file
-from stage1.views import VIEWS_FILE, FrozenViews
+from stage1.views import VIEWS_FILE, ViewsDocument
 
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
@@ -314,7 +314,7 @@ def _inside(folder: Path, error: Stage1Error) -> str:
     return str(error).replace(f"{folder}{os.sep}", "")
 
 
-def read_views(folder: Path, certificate: Certificate) -> FrozenViews | None:
+def read_views(folder: Path, certificate: Certificate) -> ViewsDocument | None:
     """The frozen views of a bundle, None where every answer rests on the whole image alone.
 
     Raises IntegrityError where views.json is missing, damaged, not the one that was certified, or not spoken of.
@@ -328,7 +328,7 @@ def read_views(folder: Path, certificate: Certificate) -> FrozenViews | None:
         raise IntegrityError(
             f"{path}: missing; the certificate is of {certificate.views.description}: restore the bundle"
         )
-    views = FrozenViews.load(path)
+    views = ViewsDocument.load(path)
     if views.digest != certificate.views.digest:
         raise IntegrityError(
             f"{path}: is not the one that was certified (sha256 {certificate.views.digest[:12]}); restore the bundle"

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stage1.config.base import PositiveInt, Rate, Section, Share
 from stage1.errors import ConfigError, DataError
-from stage1.runtime.crops import ViewPolicy, aggregate_name
+from stage1.runtime.crops import ViewPolicy
 
 
 class ViewsConfig(Section):
@@ -58,6 +58,8 @@ class ViewsConfig(Section):
             return aggregate
         if not aggregate:
             raise ValueError("no names; give one, or auto")
+        from stage1.views.registry import aggregate_name
+
         try:
             return aggregate_name(aggregate) if isinstance(aggregate, str) else [aggregate_name(n) for n in aggregate]
         except ConfigError as error:
@@ -66,8 +68,10 @@ class ViewsConfig(Section):
     @field_validator("pool")
     @classmethod
     def _known_pool(cls, pool: str) -> str:
+        from stage1.views.pooling import pool_name
+
         try:
-            name = aggregate_name(pool)
+            name = pool_name(pool)
         except ConfigError:
             name = ""
         if name != "mean" and not name.startswith(("lse:", "topk:")):

@@ -14,7 +14,7 @@ from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores
 
 if TYPE_CHECKING:
-    from stage1.views import FrozenViews
+    from stage1.views import ViewsDocument
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ModelOutputs:
         )
 
 
-def outputs_of_views(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ModelOutputs:
+def outputs_of_views(outputs: ViewOutputs, views: ViewsDocument, spec: Preprocessing) -> ModelOutputs:
     """What the images' own outputs are, of all their views: as a predictor with these views gives them."""
     trace = look(outputs, views, spec)
     return ModelOutputs(trace.logits, trace.gate, trace)

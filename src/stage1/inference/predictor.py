@@ -23,7 +23,7 @@ from stage1.runtime.session import Engine, Outputs
 from stage1.runtime.stream import Item, WholeImages, Work, stream_work
 
 if TYPE_CHECKING:
-    from stage1.views import FrozenViews
+    from stage1.views import ViewsDocument
 
 Failure: TypeAlias = tuple[int, Exception]
 
@@ -88,7 +88,7 @@ class Predictor:
         classes: Sequence[str],
         policy: Policy | None = None,
         *,
-        views: FrozenViews | None = None,
+        views: ViewsDocument | None = None,
         batch_size: int = 32,
         threads: int = 0,
         workers: int = 0,
@@ -378,7 +378,7 @@ def load_bundle(
     return Bundle(folder, manifest, predictor, policy, policy.certificate)
 
 
-def _require_views(engine: Engine, views: FrozenViews | None, where: str) -> None:
+def _require_views(engine: Engine, views: ViewsDocument | None, where: str) -> None:
     """Raises IntegrityError where the model takes all views together and these are none for it, or the other way
     round.
     """
@@ -394,7 +394,7 @@ def _require_views(engine: Engine, views: FrozenViews | None, where: str) -> Non
         raise IntegrityError(f"{where}: takes {takes}, and {wanted}; use the model and views.json of one run")
 
 
-def _require_certified(policy: Policy | None, views: FrozenViews | None) -> None:
+def _require_certified(policy: Policy | None, views: ViewsDocument | None) -> None:
     """Raises IntegrityError where the policy's certificate is of other views than these: it would not hold."""
     if policy is None or policy.certificate is None:
         return

@@ -18,7 +18,7 @@ from stage1.runtime.session import Engine, Outputs
 from stage1.runtime.stream import AllViews, Item, Work, stream
 
 if TYPE_CHECKING:
-    from stage1.views import FrozenViews
+    from stage1.views import ViewsDocument
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -86,7 +86,7 @@ class Viewing:
         for rows, outputs, failed in batches:
             yield rows, self._of_single_views(outputs), failed
 
-    def work(self, views: FrozenViews) -> Work:
+    def work(self, views: ViewsDocument) -> Work:
         """What a stream does with images of these views; adaptive ones look at no view beyond the stop."""
         if views.pooled:
             return _Together(self.engine, self.spec, views.policy)
@@ -96,12 +96,12 @@ class Viewing:
             raise IntegrityError("views.json: adaptive views with a model that has a gate; score it anew")
         return _OneByOne(self.engine, self.spec, views, self._logits)
 
-    def batch_images(self, views: FrozenViews) -> int:
+    def batch_images(self, views: ViewsDocument) -> int:
         """How many images a batch of `work(views)` holds."""
         views_at_once = views.policy.count if views.sequence is None else _ONE_BY_ONE
         return max(min(1, self._batch_size), self._batch_size // views_at_once)
 
-    def trace(self, outputs: Outputs, views: FrozenViews) -> ViewTrace:
+    def trace(self, outputs: Outputs, views: ViewsDocument) -> ViewTrace:
         """The aggregated outputs of the images of a batch, from what `work(views)` gave for it."""
         if views.pooled:
             gate = None if self._gate is None else outputs[self._gate]
@@ -118,7 +118,7 @@ class Viewing:
         return ViewOutputs(outputs[self._logits], gate, outputs[-1])
 
 
-def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ViewTrace:
+def look(outputs: ViewOutputs, views: ViewsDocument, spec: Preprocessing) -> ViewTrace:
     """The images' outputs from those of their views, by the frozen policy."""
     n, count, n_classes = outputs.logits.shape
     if count != views.policy.count:
@@ -140,7 +140,7 @@ def look(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ViewT
     return ViewTrace(logits, gate, spread, used, deciding, *_placed(outputs.sizes, deciding, views.policy, spec))
 
 
-def _trace_together(outputs: ViewOutputs, views: FrozenViews, spec: Preprocessing) -> ViewTrace:
+def _trace_together(outputs: ViewOutputs, views: ViewsDocument, spec: Preprocessing) -> ViewTrace:
     """As `look`, of a model that makes one answer of all views: its logits stand, what is left is which view
     decided.
     """
@@ -174,7 +174,7 @@ def _placed(sizes: Ints, deciding: Ints, policy: ViewPolicy, spec: Preprocessing
     return boxes, small
 
 
-def _spread(view_logits: Floats, logits: Floats, used: Ints, views: FrozenViews) -> Floats:
+def _spread(view_logits: Floats, logits: Floats, used: Ints, views: ViewsDocument) -> Floats:
     """Standard deviation over the views looked at of the log-odds of the class that is answered, float [n]."""
     answer = logits.argmax(axis=1)[:, None, None]
     own = np.take_along_axis(view_logits, np.broadcast_to(answer, (*view_logits.shape[:2], 1)), axis=2)[..., 0]
@@ -266,7 +266,7 @@ class _Waiting:
 class _OneByOne:
     """Views in the learned order; an image that has stopped is in no further forward."""
 
-    def __init__(self, engine: Engine, spec: Preprocessing, views: FrozenViews, logits: int) -> None:
+    def __init__(self, engine: Engine, spec: Preprocessing, views: ViewsDocument, logits: int) -> None:
         assert views.sequence is not None
         self.parallel = engine.parallel
         self.max_pixels = spec.max_pixels

@@ -26,22 +26,13 @@ from stage1.risk.risks import is_risk, risk_of
 from stage1.scores import Scores
 from stage1.scores.columns import words_of
 from stage1.storage.files import write_bytes, write_text
+from stage1.views.registry import meaning as aggregator_meaning
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 Document = Mapping[str, Any]
 
-AGGREGATOR_MEANINGS = {
-    "whole": "the whole image alone",
-    "mean": "the mean of the views' logits",
-    "topk": "the mean of the {number} largest log-odds",
-    "lse": "a soft maximum of the log-odds, of sharpness {number}",
-    "noisy_or": "the chance that at least one view shows it, as if views were independent",
-    "max": "the largest log-odds",
-    "pooled": "a head on features pooled over the views: the whole image's, the largest of the others and their mean",
-    "learned": "a logistic regression on the whole image and the other views, sorted",
-}
 METRIC_MEANINGS = {
     "auroc": "how well the score ranks positives above negatives; higher is better",
     "aurc": "area under the risk-coverage curve; lower is better",
@@ -232,12 +223,6 @@ def _meaning(name: str, evaluation: Document) -> str:
         return "share of answers that are wrong"
     risk, index = risk_of(name, classes)
     return risk.share(classes, index)
-
-
-def aggregator_meaning(name: str) -> str:
-    """How the views' answers become one, in words: "topk:3" -> "the mean of the 3 largest log-odds"."""
-    kind, _, argument = name.partition(":")
-    return AGGREGATOR_MEANINGS[kind].format(number=argument)
 
 
 def _not_limited(certificate: Document, evaluation: Document) -> list[tuple[str, Any]]:

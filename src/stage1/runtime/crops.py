@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.errors import ConfigError, DataError
+from stage1.errors import DataError
 from stage1.runtime.preprocessing import Preprocessing, to_tensor
 
 MAX_VIEWS = 64
 _GRID = re.compile(r"(\d+)x(\d+)(?:@([0-9.e-]+))?")
 _CENTRE = re.compile(r"centre\s*([0-9.e-]+)")
-_AGGREGATES = ("whole", "mean", "noisy_or", "max", "learned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,33 +211,6 @@ def small_line(small: int, of: int, size: int) -> str:
     """What a person is told of images for which `adds_nothing` holds."""
     return (
         f"note: {small} of {of} images no larger than the model's input ({size} px): tiles and crops add nothing there"
-    )
-
-
-def aggregate_name(name: str) -> str:
-    """What makes one answer of the views, by the name that views.json takes: "topk:3" for "topk:3.0".
-
-    whole, mean, topk:K, lse:BETA, noisy_or, max or learned. Raises ConfigError.
-    """
-    kind, _, text = name.partition(":")
-    if name in _AGGREGATES:
-        return name
-    if kind not in ("topk", "lse"):
-        raise ConfigError(
-            f"views.aggregate: {name!r} is unknown; use whole, mean, topk:3, lse:8, noisy_or, max or learned"
-        )
-    # Digits of ASCII alone: Python reads "1_0" and " 8" as numbers too, a document must not hold them.
-    plain = re.fullmatch(r"[0-9.eE+-]+", text) is not None
-    try:
-        value = float(text) if plain else math.nan
-    except ValueError:
-        value = math.nan
-    if kind == "lse" and 0 < value < 1e6:
-        return name
-    if kind == "topk" and 1 <= value < 1e6 and value == int(value):
-        return name if text.isdecimal() else f"topk:{int(value)}"
-    raise ConfigError(
-        f"views.aggregate: {name!r}; give {'how many views, topk:3' if kind == 'topk' else 'a number above 0, lse:8'}"
     )
 
 

@@ -12,7 +12,7 @@ from stage1.policy.scrc_fit import checked_targets
 from stage1.policy.target import Request
 from stage1.runs.directory import RunDir
 from stage1.storage.documents import read_document
-from stage1.views.pooling import check_classes as check_aggregate
+from stage1.views.registry import check_classes as check_aggregate
 
 
 def check_stated(config: RunConfig) -> None:

@@ -24,8 +24,9 @@ from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, small_line
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_bytes, digest_file
-from stage1.views import VIEWS_FILE, FrozenViews, Refit
+from stage1.views import VIEWS_FILE, Refit, ViewsDocument
 from stage1.views import Sequence as Steps
+from stage1.views.registry import default_names, is_fitted
 
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
     from stage1.inference.views import ViewOutputs, ViewTrace
 
 
-def shipped_views(run: RunDir) -> FrozenViews | None:
+def shipped_views(run: RunDir) -> ViewsDocument | None:
     """The views that this run was scored with and ships; None where it looks at whole images alone, by config or by
     choice.
     """
     if run.config.views.policy is None:
         return None
-    views = FrozenViews.load(run / VIEWS_FILE)
+    views = ViewsDocument.load(run / VIEWS_FILE)
     return None if views.policy == WHOLE else views
 
 
@@ -83,7 +84,7 @@ def choosing_state(run: RunDir) -> str:
         "resamples": config.views.resamples,
         "seed": config.seed,
     }
-    if config.views.adaptive or "learned" in (config.views.names or ("learned",)):
+    if config.views.adaptive or any(is_fitted(name) for name in config.views.names or default_names()):
         facts["select"] = "out of fold"  # runs of before have other scores of val_select
     if config.views.adaptive:  # where looking stops depends on what is to be certified
         facts |= {
@@ -105,7 +106,7 @@ class Chosen:
     refits: the same fit without each fold of val_select, where anything was fitted on it.
     """
 
-    views: FrozenViews
+    views: ViewsDocument
     outputs: ViewOutputs
     refits: tuple[Refit, ...] = ()
 
@@ -131,13 +132,13 @@ def _rows_of(outputs: ViewOutputs, rows: NDArray[np.int64]) -> ViewOutputs:
     return replace(outputs, logits=outputs.logits[rows], gate=gate, sizes=outputs.sizes[rows])
 
 
-def pooled_views(run: RunDir) -> FrozenViews | None:
+def pooled_views(run: RunDir) -> ViewsDocument | None:
     """The views of a head on pooled features: there is nothing to choose. None for other heads."""
     from stage1.views import Pooled
 
     settings = run.config.views
     return (
-        FrozenViews(settings.policy, Pooled()) if settings.train == "pooled" and settings.policy is not None else None
+        ViewsDocument(settings.policy, Pooled()) if settings.train == "pooled" and settings.policy is not None else None
     )
 
 
@@ -156,15 +157,14 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
     answered, outputs, failures = predictor.view_outputs(table.items(rows), policy)
     require_all(table, rows, answered, failures)
     labels, groups = table.labels[rows], table.groups[rows]
-    names = settings.names
     choice = choose_aggregator(
         outputs.logits,
         labels,
         groups,
         policy,
+        names=settings.names,
         resamples=settings.resamples,
         seed=config.seed,
-        **({} if names is None else {"names": names}),
     )
     say(f"  views: {policy.description}; {choice.reason}")
     spec = predictor.preprocessing
@@ -173,10 +173,10 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
     comparison = choice.to_document()
     if choice.name == "whole":
         say("  views: the bundle ships the whole image alone; scores are made of it")
-        return Chosen(FrozenViews(WHOLE, aggregator("whole", WHOLE), None, comparison), outputs)
+        return Chosen(ViewsDocument(WHOLE, aggregator("whole", WHOLE), None, comparison), outputs)
     units = _units(table, assume_iid=config.assume_iid)
 
-    def fit(part: NDArray[np.int64]) -> FrozenViews:
+    def fit(part: NDArray[np.int64]) -> ViewsDocument:
         logits, truth = outputs.logits[part], labels[part]
         sequence = None
         if settings.adaptive:
@@ -192,12 +192,12 @@ def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Cal
                 tolerance=settings.tolerance,
                 seed=config.seed,
             )
-        return FrozenViews(policy, aggregator(choice.name, policy, logits, truth), sequence, comparison)
+        return ViewsDocument(policy, aggregator(choice.name, policy, logits, truth), sequence, comparison)
 
     views = fit(np.arange(len(rows)))
     if views.sequence is not None:
         _say_sequence(views.sequence, policy, say)
-    if views.sequence is None and choice.name != "learned":
+    if views.sequence is None and not is_fitted(choice.name):
         return Chosen(views, outputs)
     refits, why = cross_fitted(labels, groups, fit, seed=config.seed)
     say(
@@ -257,7 +257,7 @@ class RoleTrace:
     answer.
     """
 
-    views: FrozenViews
+    views: ViewsDocument
     used: Ints
     deciding: Ints
 
@@ -348,7 +348,7 @@ def views_shown(run: RunDir) -> dict[str, Any] | None:
     asked = run.config.views.policy
     if asked is None:
         return None
-    frozen = FrozenViews.load(run / VIEWS_FILE)
+    frozen = ViewsDocument.load(run / VIEWS_FILE)
     sequence = frozen.sequence
     return {
         "asked": asked.description,

@@ -1,26 +1,28 @@
 """From the views of an image to one score: aggregators, which of them, and how many views an image needs."""
 
 from stage1.views.adaptive import Sequence, Step, fit_sequence
-from stage1.views.document import VIEWS_FILE, FrozenViews
+from stage1.views.base import Aggregator, as_logits, margins
+from stage1.views.document import VIEWS_FILE, ViewsDocument
 from stage1.views.learned import Learned, Pooled, deciding_view, weight_of_views
-from stage1.views.pooling import DEFAULT_NAMES, MULTICLASS, Aggregator, Pool, aggregator, as_logits, margins
+from stage1.views.pooling import Pool
+from stage1.views.registry import AGGREGATORS, AggregatorKind, aggregator
 from stage1.views.selection import Candidate, Choice, Refit, choose_aggregator, cross_fitted
 from stage1.views.stopping import expected_exits, expected_rates
 
 __all__ = [
-    "DEFAULT_NAMES",
-    "MULTICLASS",
+    "AGGREGATORS",
     "VIEWS_FILE",
     "Aggregator",
+    "AggregatorKind",
     "Candidate",
     "Choice",
-    "FrozenViews",
     "Learned",
     "Pool",
     "Pooled",
     "Refit",
     "Sequence",
     "Step",
+    "ViewsDocument",
     "aggregator",
     "as_logits",
     "choose_aggregator",

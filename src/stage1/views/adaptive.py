@@ -27,8 +27,8 @@ from stage1.errors import ConfigError, DataError
 from stage1.evaluation.probability import nll_rows
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
-from stage1.views.learned import Learned
-from stage1.views.pooling import Aggregator, Floats, aggregator, from_document, margins
+from stage1.views.base import Aggregator, Floats, margins
+from stage1.views.registry import AGGREGATORS, aggregator, from_document
 from stage1.views.stopping import Plan, expected_rates, plan_stops
 
 Bools = NDArray[np.bool_]
@@ -123,15 +123,15 @@ class Sequence:
             open_rows = open_rows[~stop]
         return score, used
 
-    def pulls(self, view_margins: Floats, used: Ints) -> Floats:
-        """How far each view pulled towards class 1 at the step where its image stopped, [N, V]; NaN where it was
+    def contributions(self, view_margins: Floats, used: Ints) -> Floats:
+        """How much each view contributed to class 1 at the step where its image stopped, [N, V]; NaN where it was
         not looked at.
         """
         found = np.full(view_margins.shape, np.nan)
         for seen in np.unique(used).tolist():
             cells = np.ix_(np.flatnonzero(used == seen), np.array(self.order[:seen]))
             prefix = view_margins[cells]
-            found[cells] = self.steps[seen - 1].aggregator.pulls(np.stack([-prefix / 2, prefix / 2], axis=2))
+            found[cells] = self.steps[seen - 1].aggregator.contributions(np.stack([-prefix / 2, prefix / 2], axis=2))
         return found
 
     def to_document(self) -> dict[str, Any]:
@@ -233,8 +233,8 @@ def _none_early(plan: Plan, tolerance: float, units: int, count: int) -> str:
 
 def _step(prefix: Floats, labels: NDArray[np.int64], policy: ViewPolicy, name: str) -> Step:
     """The map of one prefix, float [N, s], whose first view is the whole one where the policy has it."""
-    if name == "learned":
-        return Step(Learned.fit(prefix, labels, has_whole=policy.whole), 1.0, 0.0)
+    if name in AGGREGATORS and (fit := AGGREGATORS[name].fit) is not None:  # its score is a log-odds already
+        return Step(fit(prefix, labels, policy.whole), 1.0, 0.0)
     pool: Aggregator = aggregator(name, policy)
     pooled = pool(np.stack([-prefix / 2, prefix / 2], axis=2))
     fitted = Platt.fit(Scores(logits=pooled, labels=labels))

@@ -18,15 +18,16 @@ from stage1.runtime.crops import ViewPolicy
 from stage1.storage.documents import SCHEMA_VERSION, read_document, write_document
 from stage1.storage.files import digest_bytes
 from stage1.views.adaptive import Sequence
-from stage1.views.learned import Learned, Pooled
-from stage1.views.pooling import Aggregator, Floats, as_logits, checked, from_document, margins
+from stage1.views.base import Aggregator, Floats, as_logits, checked, margins
+from stage1.views.learned import Pooled
+from stage1.views.registry import from_document
 
 VIEWS_FILE = "views.json"
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenViews:
+class ViewsDocument:
     """What views.json holds.
 
     aggregator: of all views. sequence: adaptive views, which then make the score; None: every image is seen with every
@@ -46,7 +47,7 @@ class FrozenViews:
 
     def __post_init__(self) -> None:
         count, name = self.policy.count, self.aggregator.name
-        fitted = len(self.aggregator.slopes) if isinstance(self.aggregator, Learned) else count
+        fitted = count if self.aggregator.views is None else self.aggregator.views
         ordered = count if self.sequence is None else len(self.sequence.order)
         for what, views in (("aggregator", fitted), ("sequence", ordered)):
             if views != count:
@@ -82,7 +83,7 @@ class FrozenViews:
     def aggregate(self, view_logits: ArrayLike) -> tuple[Floats, Ints, Ints]:
         """(logits float64 [N, K], views looked at int64 [N], deciding view int64 [N]) of view logits [N, V, K].
 
-        The deciding view is that with the largest pull towards the answer (the class of the larger aggregated logit).
+        The deciding view is that with the largest contribution to the answer (the class of the larger aggregated logit).
         With a sequence the logits are of its calibrated log-odds; views past the stop are not looked at. Raises
         DataError.
         """
@@ -94,11 +95,11 @@ class FrozenViews:
         if self.sequence is not None:
             m = margins(logits)
             score, used = self.sequence.run(m)
-            return as_logits(score), used, _deciding(self.sequence.pulls(m, used), score > 0)
+            return as_logits(score), used, _deciding(self.sequence.contributions(m, used), score > 0)
         made = self.aggregator(logits)
         used = np.full(len(logits), 1 if self.aggregator.name == "whole" else self.policy.count, dtype=np.int64)
         if logits.shape[2] == 2:
-            return made, used, _deciding(self.aggregator.pulls(logits), made[:, 1] > made[:, 0])
+            return made, used, _deciding(self.aggregator.contributions(logits), made[:, 1] > made[:, 0])
         answer = made.argmax(axis=1)[:, None, None]
         own = np.take_along_axis(logits, answer, axis=2)[..., 0]
         others = np.where(np.arange(logits.shape[2]) == answer, -np.inf, logits).max(axis=2)
@@ -123,7 +124,7 @@ class FrozenViews:
         write_document(path, self.to_document(), "views")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FrozenViews:
+    def load(cls, path: str | os.PathLike[str]) -> ViewsDocument:
         """Read views.json. Raises MissingError, IntegrityError (damaged, or parts that do not belong together)."""
         document = read_document(path, "views")
         try:
@@ -142,7 +143,7 @@ class FrozenViews:
         return found
 
 
-def _deciding(pulls: Floats, positive: NDArray[np.bool_]) -> Ints:
-    """The view of largest pull towards the answer; pulls NaN: no say. The first one at a tie."""
-    towards = np.where(positive[:, None], pulls, -pulls)
+def _deciding(contributions: Floats, positive: NDArray[np.bool_]) -> Ints:
+    """The view of largest contribution to the answer; NaN: no say. The first one at a tie."""
+    towards = np.where(positive[:, None], contributions, -contributions)
     return np.asarray(np.argmax(np.where(np.isnan(towards), -np.inf, towards), axis=1), dtype=np.int64)

@@ -16,7 +16,7 @@ from scipy import special
 
 from stage1.calibration.solver import minimise
 from stage1.errors import DataError
-from stage1.views.pooling import Floats, as_logits, checked, margins
+from stage1.views.base import Floats, as_logits, checked, margins
 
 # A unit Gaussian prior on the slope of each standardised column: sorted margins of one image are nearly collinear, and
 # without it a few hundred images would choose among them by noise.
@@ -37,6 +37,10 @@ class Learned:
     shift: float
 
     name = "learned"
+
+    @property
+    def views(self) -> int:
+        return len(self.slopes)
 
     @classmethod
     def fit(cls, view_margins: Floats, labels: NDArray[np.int64], *, has_whole: bool, ridge: float = RIDGE) -> Learned:
@@ -71,7 +75,7 @@ class Learned:
     def __call__(self, view_logits: ArrayLike) -> Floats:
         return as_logits(self.margin(margins(view_logits)))
 
-    def pulls(self, view_logits: ArrayLike) -> Floats:
+    def contributions(self, view_logits: ArrayLike) -> Floats:
         """Each view's own term of the sum: its margin times the slope of the place that it sorted into."""
         m = margins(view_logits)
         first = int(self.has_whole)
@@ -122,6 +126,7 @@ class Pooled:
     """Stands where an aggregator stands in views.json. Raises DataError where it is asked to aggregate."""
 
     name = NAME
+    views = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pooled)
@@ -132,7 +137,7 @@ class Pooled:
     def __call__(self, view_logits: ArrayLike) -> Floats:
         raise DataError("views: the head answers from pooled features; its logits are the image's already")
 
-    def pulls(self, view_logits: ArrayLike) -> Floats:
+    def contributions(self, view_logits: ArrayLike) -> Floats:
         raise DataError("views: the head answers from pooled features; see `weight_of_views`")
 
     def to_document(self) -> dict[str, Any]:

@@ -1,52 +1,26 @@
 """From the logits of an image's views to the logits of the image: mean, top-k mean, log-sum-exp, noisy-or, max, or the
 whole view alone.
-
-Two classes: a pool works on the margins m = logit_1 - logit_0 of the views and gives one margin a; the image's logits
-are (-a/2, +a/2), so that P(0) = 1 - P(1). The largest logit of each class by itself would be no pool: both classes
-would gain with every view, and their probabilities would belong to no answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
-from stage1.errors import ConfigError, DataError
-from stage1.runtime.crops import ViewPolicy, aggregate_name
+from stage1.errors import ConfigError
+from stage1.views.base import Floats, as_logits, checked, margins
 
-Floats = NDArray[np.float64]
-
-DEFAULT_NAMES = ("whole", "mean", "topk:3", "lse:8", "noisy_or", "max", "learned")
-"""What `choose_aggregator` compares where nothing else is asked for."""
 MULTICLASS = ("whole", "mean")
+"""The pools that more than two classes have."""
 _SMALL = -37.0  # below it log1p(e^m) is e^m to the last bit
-
-
-class Aggregator(Protocol):
-    """One logit vector for each image from those of its views; a fixed function once made."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __call__(self, view_logits: ArrayLike) -> Floats:
-        """float64 [N, K] from [N, V, K], views in the order of the ViewPolicy. Raises DataError."""
-        ...
-
-    def pulls(self, view_logits: ArrayLike) -> Floats:
-        """How far each view pulls the image towards class 1, float [N, V]; NaN for a view that had no say. Two
-        classes.
-        """
-        ...
-
-    def to_document(self) -> dict[str, Any]:
-        """Plain values, enough for `from_document`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +33,24 @@ class Pool:
     name: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", aggregate_name(self.name))
-        _pool(self.name)
+        object.__setattr__(self, "name", pool_name(self.name))
+
+    @property
+    def views(self) -> None:
+        return None
 
     def __call__(self, view_logits: ArrayLike) -> Floats:
         logits = checked(view_logits)
         if logits.shape[2] == 2:
             return as_logits(_pool(self.name)(logits[..., 1] - logits[..., 0]))
-        check_classes(self.name, logits.shape[2])
+        if self.name not in MULTICLASS:
+            raise ConfigError(
+                f"views.aggregate: {self.name} is for two classes, there are {logits.shape[2]}; use "
+                f"{' or '.join(MULTICLASS)}"
+            )
         return logits[:, 0].copy() if self.name == "whole" else np.asarray(logits.mean(axis=1))
 
-    def pulls(self, view_logits: ArrayLike) -> Floats:
+    def contributions(self, view_logits: ArrayLike) -> Floats:
         m = margins(view_logits)
         k = m.shape[1]
         if self.name in ("whole", "max"):
@@ -83,9 +64,9 @@ class Pool:
             if self.name == "whole"
             else np.argsort(-m, axis=1, kind="stable")[:, :k]
         )
-        pulls = np.full(m.shape, np.nan)
-        np.put_along_axis(pulls, places, np.take_along_axis(m, places, axis=1), axis=1)
-        return pulls
+        said = np.full(m.shape, np.nan)
+        np.put_along_axis(said, places, np.take_along_axis(m, places, axis=1), axis=1)
+        return said
 
     def to_document(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -139,97 +120,39 @@ def _max(m: Floats) -> Floats:
 _PLAIN: dict[str, Callable[[Floats], Floats]] = {"whole": _whole, "mean": _mean, "max": _max, "noisy_or": noisy_or}
 
 
+def pool_name(name: str) -> str:
+    """The one spelling of a pool: "topk:3" for "topk:3.0". Raises ConfigError for what is no pool, or has a number that
+    makes no sense.
+    """
+    kind, _, text = name.partition(":")
+    if name in _PLAIN:
+        return name
+    if kind not in ("topk", "lse"):
+        raise ConfigError(f"views.aggregate: {name!r} is no pool; use {', '.join(_PLAIN)}, topk:3 or lse:8")
+    # Digits of ASCII alone: Python reads "1_0" and " 8" as numbers too, a document must not hold them.
+    plain = re.fullmatch(r"[0-9.eE+-]+", text) is not None
+    try:
+        value = float(text) if plain else math.nan
+    except ValueError:
+        value = math.nan
+    if kind == "lse" and 0 < value < 1e6:
+        return name
+    if kind == "topk" and 1 <= value < 1e6 and value == int(value):
+        return name if text.isdecimal() else f"topk:{int(value)}"
+    raise ConfigError(
+        f"views.aggregate: {name!r}; give {'how many views, topk:3' if kind == 'topk' else 'a number above 0, lse:8'}"
+    )
+
+
 def _pool(name: str) -> Callable[[Floats], Floats]:
-    """Of a name that `aggregate_name` gives."""
+    """Of a name that `pool_name` gives."""
     kind = name.partition(":")[0]
     if kind == "topk":
         return partial(topk_mean, k=int(_number(name)))
     if kind == "lse":
         return partial(log_mean_exp, beta=_number(name))
-    if name not in _PLAIN:
-        raise ConfigError(f"views.aggregate: {name} is no pool; it is fitted, ask `aggregator` for it")
     return _PLAIN[name]
 
 
 def _number(name: str) -> float:
     return float(name.partition(":")[2])
-
-
-# ---- input and output --------------------------------------------------------------------------------------------
-
-
-def checked(view_logits: ArrayLike) -> Floats:
-    """The logits of all views as float64 [N, V, K], V >= 1, K >= 2. Raises DataError for another shape, NaN or
-    infinity.
-    """
-    logits = np.asarray(view_logits, dtype=np.float64)
-    if logits.ndim != 3 or logits.shape[1] < 1 or logits.shape[2] < 2:
-        raise DataError(
-            f"view logits: shape {logits.shape}; [images, views, classes] with two classes or more is expected"
-        )
-    if not np.isfinite(logits).all():
-        row, view = np.argwhere(~np.isfinite(logits))[0][:2].tolist()
-        raise DataError(f"view logits: image {row}, view {view} is not finite; fix or drop this image")
-    return logits
-
-
-def margins(view_logits: ArrayLike) -> Floats:
-    """logit_1 - logit_0 of every view, float64 [N, V]. Raises DataError for more than two classes."""
-    logits = checked(view_logits)
-    if logits.shape[2] != 2:
-        raise DataError(f"view logits: {logits.shape[2]} classes have no single margin; this is for two classes")
-    return np.asarray(logits[..., 1] - logits[..., 0])
-
-
-def as_logits(margin: Floats) -> Floats:
-    """(-a/2, +a/2) of margins float [N]: float64 [N, 2] whose softmax has P(0) = 1 - P(1)."""
-    return np.stack([-margin / 2, margin / 2], axis=1)
-
-
-def check_classes(name: str, n_classes: int) -> None:
-    """Raises ConfigError where an aggregator cannot be had with so many classes."""
-    if n_classes > 2 and name not in MULTICLASS:
-        raise ConfigError(
-            f"views.aggregate: {name} is for two classes, there are {n_classes}; use {' or '.join(MULTICLASS)}"
-        )
-
-
-def aggregator(
-    name: str, policy: ViewPolicy, select_view_logits: ArrayLike | None = None, select_labels: ArrayLike | None = None
-) -> Aggregator:
-    """The aggregator of this name for views cut by `policy`; "learned" is fitted on the view logits and labels of
-    val_select.
-
-    Raises ConfigError (unknown name; "learned" without what it is fitted on; "whole" of a policy that has no whole
-    view), DataError (logits that do not fit the policy).
-    """
-    if name == "whole" and not policy.whole:
-        raise ConfigError(
-            "views.aggregate: whole, but these views have no whole image; use mean, or set views.whole=true"
-        )
-    if name != "learned":
-        return Pool(name)
-    # Not above: its module takes the checks from here.
-    from stage1.views.learned import Learned
-
-    if select_view_logits is None or select_labels is None:
-        raise ConfigError("views.aggregate: learned is fitted on labelled view logits of val_select; give them")
-    logits = checked(select_view_logits)
-    check_classes(name, logits.shape[2])
-    if logits.shape[1] != policy.count:
-        raise DataError(f"view logits: {logits.shape[1]} views, the policy has {policy.count}; score with these views")
-    return Learned.fit(margins(logits), np.asarray(select_labels), has_whole=policy.whole)
-
-
-def from_document(document: Mapping[str, Any]) -> Aggregator:
-    """The inverse of `to_document`. Raises ConfigError for an unknown name, DataError for parameters that do not
-    fit.
-    """
-    # Not above: their modules take the checks from here.
-    from stage1.views.learned import NAME, Learned, Pooled
-
-    if document["name"] == NAME:
-        return Pooled()
-    if document["name"] != "learned":
-        return Pool(document["name"])
-    return Learned.from_document(document)

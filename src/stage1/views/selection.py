@@ -25,8 +25,9 @@ from stage1.evaluation.score_selection import msp
 from stage1.evaluation.selective import augrc
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
-from stage1.views.document import FrozenViews
-from stage1.views.pooling import DEFAULT_NAMES, MULTICLASS, Floats, aggregator, check_classes, checked
+from stage1.views.base import Floats, checked
+from stage1.views.document import ViewsDocument
+from stage1.views.registry import aggregator, check_classes, default_names, is_fitted, multiclass_names
 
 Ints = NDArray[np.int64]
 
@@ -38,11 +39,11 @@ class Refit:
     """views: fitted on all images but these rows, int [n]."""
 
     rows: Ints
-    views: FrozenViews
+    views: ViewsDocument
 
 
 def cross_fitted(
-    labels: ArrayLike, groups: ArrayLike | None, fit: Callable[[Ints], FrozenViews], *, folds: int = FOLDS, seed: int
+    labels: ArrayLike, groups: ArrayLike | None, fit: Callable[[Ints], ViewsDocument], *, folds: int = FOLDS, seed: int
 ) -> tuple[tuple[Refit, ...], str]:
     """(one refit for each fold, "") or ((), why there is none), one sentence.
 
@@ -124,14 +125,14 @@ def choose_aggregator(
     groups: ArrayLike | None,
     policy: ViewPolicy,
     *,
-    names: Sequence[str] = DEFAULT_NAMES,
+    names: Sequence[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Choice:
     """The aggregator of least AUGRC among those whose gain over the whole view is shown; else the whole view alone.
 
     view_logits: float [N, V, K] of val_select and nothing else; groups stay whole in folds and resamples. names: what
-    is compared; with more than two classes only whole and mean are. A gain is shown where the 95 % interval of the
+    is compared, None: all; with more than two classes only whole and mean are. A gain is shown where the 95 % interval of the
     paired difference excludes 0.
     Without a whole view the mean is what the others are compared with. One name alone is taken without comparison.
     Raises ConfigError for names that cannot be had, DataError for logits that do not fit.
@@ -140,11 +141,11 @@ def choose_aggregator(
     if logits.shape[1] != policy.count:
         raise DataError(f"view logits: {logits.shape[1]} views, the policy has {policy.count}; score with these views")
     k = logits.shape[2]
-    wanted = list(dict.fromkeys(names))
+    wanted = list(dict.fromkeys(default_names() if names is None else names))
     if not wanted:
         raise ConfigError("views.aggregate: no names; give one, or auto")
-    if k > 2 and tuple(names) == DEFAULT_NAMES:
-        wanted = list(MULTICLASS)
+    if k > 2 and tuple(wanted) == default_names():
+        wanted = list(multiclass_names())
     for name in wanted:
         check_classes(name, k)
     reference = "whole" if policy.whole else "mean"
@@ -177,8 +178,8 @@ def _shortage(scores: Scores) -> str | None:
 
 
 def _out_of_fold(name: str, logits: Floats, base: Scores, policy: ViewPolicy, fold: NDArray[np.int64]) -> Scores:
-    """The aggregated scores; of "learned" each row by an aggregator fitted on the other folds."""
-    if name != "learned":
+    """The aggregated scores; of one that is fitted, each row by a fit on the other folds."""
+    if not is_fitted(name):
         return _with(base, aggregator(name, policy)(logits))
     made = np.empty((len(base), 2))
     for part in range(int(fold.max()) + 1):
