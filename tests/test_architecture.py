@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stage1"
-CORE = {"errors", "extras", "storage", "scores", "runtime", "risk"}
+CORE = {"errors", "extras", "storage", "scores", "runtime", "sources", "risk"}
 # Each room may import the rooms named.
 NUMPY = {
     **dict.fromkeys(CORE, CORE),
@@ -26,7 +26,7 @@ NUMPY |= {
     "report": CORE | {"calibration", "policy", "evaluation", "views"},
     "cascade": CORE | {"config", "calibration", "policy", "evaluation", "views", "bundle", "inference"},
 }
-# The config stands above what it names: its maps and aggregators are those of the registries.
+# The config stands above what it names: its maps, aggregators and sources are those of the registries.
 NUMPY["config"] = CORE | {"calibration", "views"}
 TORCH = {
     "data": CORE | {"config", "evaluation"},

@@ -16,12 +16,12 @@ import pytest
 
 from stage1.config import load_config
 from stage1.data.given_roles import role_kinds, suggested
-from stage1.data.sources import read_source
+from stage1.data.ingest import read_source
 from stage1.data.splits import split_table
 from stage1.errors import ConfigError, DataError
 from stage1.scores import ROLES
 
-from .test_sources import picture, write
+from .test_ingest import picture, write
 
 THREE = "data.roles={train: train, val: val_select+val_calib, test: val_test}"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stage1.config import RunConfig, SplitConfig
 from stage1.data.dealing import BY_SIZE, STRATIFIED, unit_interval
 from stage1.data.duplicates import dhash
-from stage1.data.sources import Ingest, read_source
+from stage1.data.ingest import Ingest, read_source
 from stage1.data.splits import SPLITS_KIND, assign_roles, dealing_of, join_groups, split_table
 from stage1.data.table import SampleTable
 from stage1.errors import DataError

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stage1.data import table as tables
-from stage1.data.table import SampleTable, read_locator, split_locator
+from stage1.data.table import SampleTable
 from stage1.errors import DataError, IntegrityError, MissingError
+from stage1.sources import locators
+from stage1.sources.locators import read_locator, split_locator
 from stage1.storage.files import digest_bytes
 
 
@@ -157,6 +158,6 @@ def test_a_rewritten_container_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_image_column_takes_the_first_alias() -> None:
-    assert tables.image_column(["label", "filepath", "path"], "t") == "path"
+    assert locators.image_column(["label", "filepath", "path"], "t") == "path"
     with pytest.raises(DataError, match="it has label, img"):
-        tables.image_column(["label", "img"], "t")
+        locators.image_column(["label", "img"], "t")

@@ -23,10 +23,10 @@ from PIL import Image
 from stage1.bundle.manifest import read_manifest
 from stage1.cascade.config import load_cascade
 from stage1.config import DataConfig, load_config, to_yaml
+from stage1.data.ingest import source_digest
 from stage1.data.listing import list_sources
-from stage1.data.sources import source_digest
-from stage1.data.table import read_locator, split_locator
 from stage1.errors import Stage1Error
+from stage1.sources.locators import read_locator, split_locator
 from stage1.storage.documents import read_document, schema_kinds
 from stage1.storage.files import read_json, read_yaml
 from stage1.streetvision.card import read_card

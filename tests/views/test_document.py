@@ -65,7 +65,7 @@ def test_any_change_changes_the_digest(frozen, ten):
         (lambda d: d["aggregator"].update(slopes=[1.0]), "aggregator is for 1 views"),
         (lambda d: d["sequence"].update(order=[0, 1]), "one step for each view"),
         (lambda d: d["views"].reverse(), "views are not those of its policy"),
-        (lambda d: d.update(aggregator={"name": "median"}), "aggregator"),
+        (lambda d: d.update(aggregator={"name": "median"}), "median. is unknown"),
         (lambda d: d.update(aggregator={"name": "topk:0"}), "how many views"),
         (lambda d: d.pop("policy"), "policy"),
         (lambda d: d.update(more=1), "more"),

@@ -139,7 +139,7 @@ def by_role(cascade: Cascade, roled: Roled, path: Path) -> dict[str, Labelled]:
 
 
 def _table(source: Path, config: CascadeConfig) -> SampleTable:
-    from stage1.data.sources import read_source
+    from stage1.data.ingest import read_source
     from stage1.data.table import SampleTable
 
     inside = source / "samples.parquet" if source.is_dir() else source

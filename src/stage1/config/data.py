@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stage1.config.base import PositiveInt, Section, Seed, Share
+from stage1.config.base import OneOf, PositiveInt, Section, Seed, Share
 
 
 class RoadscenesConfig(Section):
@@ -45,8 +45,14 @@ class ChallengeConfig(Section):
         return self
 
 
+def _source_names() -> tuple[str, ...]:
+    from stage1.sources.registry import config_names
+
+    return config_names()
+
+
 class DataConfig(Section):
-    source: Literal["auto", "roadscenes", "folder", "table", "hf", "webdataset"] = "auto"
+    source: Annotated[str, OneOf(_source_names)] = "auto"
     """Kind of source; auto decides by what `table` points to."""
     table: str | None = None
     """A CSV/TSV/Parquet file, an ImageFolder root, a saved Hugging Face dataset (or hf:NAME), a WebDataset .tar,

@@ -1,10 +1,10 @@
 """From images on disk to a table with roles."""
 
 from stage1.data.duplicates import near_duplicates
-from stage1.data.quarantine import Quarantined, QuarantineError, write_quarantine
-from stage1.data.sources import Ingest, read_source, source_digest
+from stage1.data.ingest import Ingest, read_source, source_digest
 from stage1.data.splits import SplitResult, assign_roles, split_table
 from stage1.data.table import SampleTable
+from stage1.sources.quarantine import Quarantined, QuarantineError, write_quarantine
 
 __all__ = [
     "Ingest",

@@ -17,11 +17,11 @@ from stage1.config import FractionsConfig, RunConfig, SplitConfig
 from stage1.data.dealing import BY_SIZE, REDRAWN, STRATIFIED, deal, unit_interval
 from stage1.data.duplicates import Pairs, clusters, near_duplicates
 from stage1.data.given_roles import is_pool
-from stage1.data.quarantine import Quarantined
-from stage1.data.sources import Ingest
+from stage1.data.ingest import Ingest
 from stage1.data.table import SampleTable
 from stage1.errors import DataError
 from stage1.scores import ROLES
+from stage1.sources.quarantine import Quarantined
 from stage1.storage.documents import Document, DocumentKind
 from stage1.storage.fields import Count, Distinct, Share
 

@@ -20,7 +20,7 @@ from stage1.errors import ConfigError, DataError
 from stage1.scores import ROLES
 
 if TYPE_CHECKING:
-    from stage1.data.sources import Ingest
+    from stage1.data.ingest import Ingest
     from stage1.data.splits import SplitResult
     from stage1.data.table import SampleTable
     from stage1.runs.directory import RunDir
@@ -51,7 +51,7 @@ def ingested(data: DataConfig) -> Ingest:
 
     Raises as `read_source`; DataError where the column to filter by is missing or leaves one class only.
     """
-    from stage1.data.sources import read_source
+    from stage1.data.ingest import read_source
     from stage1.streetvision.challenge import DESCRIPTION
 
     try:
@@ -67,7 +67,7 @@ def ingested(data: DataConfig) -> Ingest:
 
 
 def _filtered(ingest: Ingest, data: DataConfig) -> Ingest:
-    from stage1.data.quarantine import Quarantined
+    from stage1.sources.quarantine import Quarantined
     from stage1.streetvision.challenge import DESCRIPTION, agreeing
 
     table = ingest.table
@@ -150,7 +150,7 @@ def challenged(result: SplitResult, run: RunDir, context: Context) -> SplitResul
 def _with_challenges(
     table: SampleTable, made: Sequence[Made], roles: Sequence[str], run: RunDir
 ) -> tuple[SampleTable, list[Any]]:
-    from stage1.data.quarantine import EXACT_DUPLICATE, Quarantined
+    from stage1.sources.quarantine import EXACT_DUPLICATE, Quarantined
     from stage1.streetvision.challenge import GENERATOR
 
     folder = (run / "challenge" / f"v{GENERATOR}-seed{run.config.data.challenge.seed}").absolute()
@@ -209,7 +209,7 @@ def make_challenges(
     Returns what was written and what was left out, as counts. Raises ConfigError, MissingError, DataError.
     """
     from stage1.config import ChallengeConfig
-    from stage1.data.quarantine import write_quarantine
+    from stage1.sources.quarantine import write_quarantine
     from stage1.streetvision.challenge import Origin, write_folder
 
     if origin not in get_args(Origin):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def source_state(run: RunDir) -> str:
     """Digest of the sources without decoding them: table bytes, and path, size and time of every image."""
-    from stage1.data.sources import source_digest
+    from stage1.data.ingest import source_digest
 
     # What the generator writes follows from the config alone, which is in the stage's digest already.
     return "roadscenes" if run.config.data.source == "roadscenes" else source_digest(source_config(run.config.data))
@@ -103,8 +103,8 @@ def images_stand(run: RunDir) -> bool:
 
 def split(run: RunDir, context: Context) -> list[Path]:
     """Read, check and split the sources. Writes quarantine.csv even where too much had to be quarantined."""
-    from stage1.data.quarantine import QuarantineError, write_quarantine
     from stage1.data.splits import split_table
+    from stage1.sources.quarantine import QuarantineError, write_quarantine
 
     config = run.config
     if config.data.source == "roadscenes":

@@ -57,8 +57,8 @@ def frames_of(table: str, classes: tuple[str, ...], each: int = 400, seed: int =
     Raises as `read_source`, and DataError where a class has no image.
     """
     from stage1.config import DataConfig
-    from stage1.data.sources import read_source
-    from stage1.data.table import read_locator
+    from stage1.data.ingest import read_source
+    from stage1.sources.locators import read_locator
 
     rows = read_source(DataConfig(table=table, classes=list(classes), near_duplicates=False)).table
     order = np.argsort(rows.ids)  # digests of the bytes: as good as drawn

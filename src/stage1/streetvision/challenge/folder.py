@@ -20,8 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.data.corruptions import CLIENT, GENERATOR, Origin, challenge, level_of
 from stage1.data.processes import mapper
-from stage1.data.table import SampleTable, read_locator, split_locator
+from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, Stage1Error
+from stage1.sources.locators import read_locator, split_locator
 from stage1.storage.documents import Document, DocumentKind, read_document, write_document
 from stage1.storage.fields import Digest, JpegQuality, PositiveInt
 from stage1.storage.files import digest_bytes, write_bytes, write_text

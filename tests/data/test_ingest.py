@@ -23,11 +23,11 @@ import pytest
 from PIL import Image
 
 from stage1.config import DataConfig
-from stage1.data import sources
-from stage1.data.quarantine import Quarantined, QuarantineError, check_limit, write_quarantine
-from stage1.data.sources import Ingest, read_source, source_digest
+from stage1.data import ingest
+from stage1.data.ingest import Ingest, read_source, source_digest
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError
+from stage1.sources.quarantine import Quarantined, QuarantineError, check_limit, write_quarantine
 from stage1.storage.files import digest_bytes
 
 
@@ -690,8 +690,8 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_each_image_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = sources.decode
-    monkeypatch.setattr(sources, "decode", lambda data, **options: calls.append(1) or real(data, **options))
+    real = ingest.decode
+    monkeypatch.setattr(ingest, "decode", lambda data, **options: calls.append(1) or real(data, **options))
     result = read(image_folder(tmp_path / "data"))
     assert len(calls) == 10
     assert result.hashes.shape == (10,)
@@ -717,7 +717,7 @@ def test_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
 
 
 def test_source_digest_notices_every_change_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "decode", lambda *a, **k: pytest.fail("decoded"))
+    monkeypatch.setattr(ingest, "decode", lambda *a, **k: pytest.fail("decoded"))
     rows = table_rows(tmp_path)
     path = write_rows(tmp_path / "l.csv", rows)
     config = DataConfig(table=str(path))

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from stage1.config import DataConfig
-from stage1.data.quarantine import QuarantineError
-from stage1.data.shards import part_name, shards
-from stage1.data.sources import Ingest, read_source, source_digest
-from stage1.data.webdataset import Samples, samples
+from stage1.data.ingest import Ingest, read_source, source_digest
 from stage1.errors import ConfigError, DataError, MissingError
+from stage1.sources.quarantine import QuarantineError
+from stage1.sources.shards import part_name, shards
+from stage1.sources.tar import Samples, samples
 
 
 def picture(seed: int) -> bytes:
