@@ -202,21 +202,18 @@ def test_a_changed_number_changes_its_figure(certified, unchanged, document, pat
     for key in parents:
         place = place[key]
     place[last] = place[last] + 40 if isinstance(place[last], int) else place[last] * 0.8
-    from stage1.report import figures as room
     from stage1.report.figures import drawing
+    from stage1.report.figures.figure import Material
+    from stage1.report.figures.registry import FIGURES
 
-    only = {
-        "risk_coverage": lambda: room.risk_coverage(
-            certified.certificate, certified.evaluation, certified.policy, certified.scores
-        ),
-        "score_histogram": lambda: room.score_histogram(certified.evaluation, certified.policy, certified.scores),
-        "reliability": lambda: room.reliability(certified.evaluation),
-        "exit_confusion": lambda: room._exit_confusion(certified.evaluation),
-        "exits": lambda: room.exits(certified.evaluation),
-        "units_needed": lambda: room.units_needed(certified.certificate),
-    }[figure]  # fmt: skip
+    material = Material(
+        certificate=certified.certificate,
+        evaluation=certified.evaluation,
+        policy=certified.policy,
+        scores=certified.scores,
+    )
     with drawing.style():
-        changed = only()
+        changed = FIGURES[figure].draw(material)
         assert changed.png != unchanged[figure].png
         assert changed.svg != unchanged[figure].svg
 

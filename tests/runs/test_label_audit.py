@@ -12,7 +12,7 @@ import pytest
 
 from stage1.commands.label_audit import COLUMNS, LABEL_AUDIT_KIND, _new_labels, apply_labels, audit_labels
 from stage1.config import load_config, to_yaml
-from stage1.data.sources import read_source
+from stage1.data.ingest import read_source
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.features.store import FeatureKey, FeatureStore

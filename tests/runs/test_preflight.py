@@ -111,7 +111,7 @@ def test_what_cannot_be_had_is_said_before_an_image_is_read(overrides, kind, wor
     def unread(*arguments, **options):
         raise AssertionError("an image was read")
 
-    monkeypatch.setattr("stage1.data.sources.decode", unread)
+    monkeypatch.setattr("stage1.data.ingest.decode", unread)
     with pytest.raises(kind, match=words), opened(tmp_path / "run", config_of(table, *overrides)) as run:
         execute(run, STAGES, Progress(quiet=True))
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stage1.config import DataConfig
-from stage1.data.sources import read_source
+from stage1.data.ingest import read_source
 from stage1.errors import DataError
 from stage1.scores import Scores, read_scores, write_scores
 from stage1.scores.labels import found_classes, label_text, named_by_digits, normal_form, place_labels, stored_names

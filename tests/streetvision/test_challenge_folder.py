@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stage1.config import DataConfig
-from stage1.data.sources import read_source
+from stage1.data.ingest import read_source
 from stage1.errors import ConfigError, DataError, Stage1Error
 from stage1.runs.progress import Progress
 from stage1.stages.challenge import make_challenges

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from stage1.errors import DataError, IntegrityError
 from stage1.evaluation.argmax import argmax_lines
@@ -17,10 +17,9 @@ from stage1.policy.certificate import on_average, shown_bound
 from stage1.policy.unlimited import unlimited_rates
 from stage1.report.agreement import refuse_disagreement
 from stage1.report.explorer import collect, explorer, script
-from stage1.report.figures import draw_figures
 from stage1.report.figures.drawing import Drawing
-from stage1.report.figures.shift import draw_shift
-from stage1.report.figures.views import draw_trace
+from stage1.report.figures.figure import Documents, Place
+from stage1.report.figures.registry import FIGURES, draw_figures, words_of_figures
 from stage1.report.numbers import number, percent, upper_percent, whole, words
 from stage1.risk.risks import is_risk, risk_of
 from stage1.scores import Scores
@@ -102,12 +101,13 @@ def write_report(
     refuse_disagreement(certificate, evaluation, policy, scores)
     try:
         figures = draw_figures(
-            certificate=certificate, evaluation=evaluation, policy=policy, scores=scores, calibration=calibration
+            certificate=certificate,
+            evaluation=evaluation,
+            policy=policy,
+            scores=scores,
+            calibration=calibration,
+            views=views,
         )
-        if (moved := draw_shift(evaluation)) is not None:
-            figures["label_shift"] = moved
-        if views is not None and (trace := draw_trace(evaluation, views)) is not None:
-            figures["views"] = trace
         page = render_page(
             certificate=certificate,
             evaluation=evaluation,
@@ -155,6 +155,8 @@ def render_page(
     template = _template()
     unit = evaluation["unit"]
     checks = risk_checks(certificate, evaluation)
+    documents = Documents(certificate=certificate, evaluation=evaluation, policy=policy, views=views)
+    figure_words = words_of_figures(documents, figures)
     return template.render(
         certificate=certificate,
         evaluation=evaluation,
@@ -181,6 +183,8 @@ def render_page(
         confusion=_confusion(evaluation),
         argmax=argmax_lines(evaluation),
         figures={name: _data_uri(drawing.png, "image/png") for name, drawing in figures.items()},
+        figure_words=figure_words,
+        placed={place: [name for name in figure_words if FIGURES[name].place == place] for place in get_args(Place)},
         figure_sizes={name: _png_size(drawing.png) for name, drawing in figures.items()},
         explorer=explorer(collect(certificate, policy, calibration)),
         explorer_script=script()[0],

@@ -16,6 +16,7 @@ from stage1.report.figures.drawing import (
     fitting,
     new_figure,
 )
+from stage1.report.figures.figure import Documents, Figure, Material, Words
 from stage1.report.numbers import percent
 
 _PARTS = (
@@ -100,3 +101,22 @@ def _bar(axis: Any, place: float, parts: tuple[int, int, int]) -> None:
             color=INK,
             annotation_clip=False,
         )
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    slices = " and slice" if documents.evaluation.get("slices") else ""
+    return Words(
+        f"Exits by class{slices}",
+        f"Bars of the share of {documents.role} images that exit rightly, defer and exit wrongly.",
+        f"Share of {documents.role} images of each class{slices}: exits that are right, deferred, exits that are wrong.",
+    )
+
+
+def _figure(material: Material) -> Drawing:
+    return exits(material.evaluation)
+
+
+FIGURE = Figure("exits", _figure, _words, "exits")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stage1.report.figures.drawing import CLASS_COLOURS, GREY, INK, Document, Drawing, finished, new_figure
+from stage1.report.figures.figure import Documents, Figure, Material, Words
 from stage1.report.numbers import percent
 from stage1.risk import minimum_samples
 
@@ -90,3 +91,24 @@ def units_needed(certificate: Document) -> Drawing:
     below.set_xticks(ticks, [percent(tick) for tick in ticks])
     below.minorticks_off()
     return finished(figure)
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    units = documents.units
+    return Words(
+        f"How many {units} it takes",
+        f"Two charts of the {units} that each risk needs: against the wrong answers allowed, and against the target. "
+        "Marked: what this run has.",
+        f"Dots: the counted {units} and wrong answers of this run. On or above its line a risk is within its target. "
+        "Below: the same number for other targets; dotted if none were wrong.",
+    )
+
+
+def _figure(material: Material) -> Drawing:
+    return units_needed(material.certificate)
+
+
+FIGURE = Figure("units_needed", _figure, _words, "need")

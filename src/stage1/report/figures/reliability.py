@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stage1.report.figures.drawing import CLASS_COLOURS, GREY, Document, Drawing, finished, fitting, new_figure
+from stage1.report.figures.figure import Documents, Figure, Material, Words
 from stage1.report.numbers import percent
 from stage1.risk import binomial_lower, binomial_upper
 
@@ -70,3 +71,30 @@ def _bins(axis: Any, below: Any, rows: Sequence[Document], level: float, label: 
     axis.errorbar(mean, rate, yerr=spread, color=colour, markersize=5.5, capsize=3, linewidth=1.3, label=label, **look)
     below.vlines(mean, 0, count, color=colour, linewidth=4.0 if main else 2.0, alpha=1.0 if main else 0.6)
     return float(count.max())
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    evaluation = documents.evaluation
+    of = documents.positive if len(evaluation["classes"]) == 2 else "right answers"
+    alt = (
+        f"Reliability diagram: observed share of {of} against the predicted probability, with the number of images per "
+        "bin."
+    )
+    both = ", before and after the calibration map" if evaluation.get("reliability_before") else ""
+    caption = f"Whether a stated probability is met{both}. " + (
+        "The thresholds lie on the score after the map, which was fitted and frozen before the calibration images were "
+        "looked at."
+        if documents.mapped
+        else "The certificate does not depend on it: thresholds act on the order of the scores."
+    )
+    return Words("Reliability", alt, caption)
+
+
+def _figure(material: Material) -> Drawing:
+    return reliability(material.evaluation)
+
+
+FIGURE = Figure("reliability", _figure, _words, "scores")

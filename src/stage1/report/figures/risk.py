@@ -20,6 +20,7 @@ from stage1.report.figures.drawing import (
     new_figure,
     numbers,
 )
+from stage1.report.figures.figure import Documents, Figure, Material, Words
 from stage1.report.numbers import percent, upper_percent
 from stage1.risk.risks import RISKS, closed_forms
 from stage1.scores import Scores
@@ -191,3 +192,35 @@ def _last(risk: Floats, coverage: Floats) -> float:
     """The risk at the greatest coverage that has one."""
     known = np.flatnonzero(np.isfinite(risk))
     return float(risk[known[np.argmax(coverage[known])]]) if len(known) else 0.0
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    point, policy, role = documents.evaluation["operating_point"], documents.policy, documents.role
+    alt = (
+        f"Line chart of risk against coverage on {role}. This policy: coverage {percent(point['coverage'])}, error among "
+        f"exits {percent(point['selective_risk'])}."
+    )
+    if policy["lo"] is not None or policy["hi"] is not None:
+        caption = (
+            "Each lower panel moves the one threshold its risk depends on and keeps the other. Diamond: this policy on "
+            f"{role} with its interval; green bar: the joint bound; dashed: the target. With one threshold per class the "
+            "policy need not lie on the curve above, which ranks both classes alike."
+        )
+    elif documents.certificate["certified"]:
+        caption = (
+            f"Diamond: this policy on {role}; green bar: the joint bound; dashed: the target. The policy need not lie on "
+            "the curve, which ranks all images by one confidence."
+        )
+    else:
+        caption = "There is no operating point: every image defers. The curve shows what the model itself can rank."
+    return Words("Risk and coverage", alt, caption)
+
+
+def _figure(material: Material) -> Drawing:
+    return risk_coverage(material.certificate, material.evaluation, material.policy, material.scores)
+
+
+FIGURE = Figure("risk_coverage", _figure, _words, "risk")

@@ -19,6 +19,8 @@ from stage1.report.figures.drawing import (
     new_figure,
     numbers,
 )
+from stage1.report.figures.figure import Documents, Figure, Material, Words
+from stage1.report.numbers import number
 from stage1.scores import Scores
 
 
@@ -149,3 +151,43 @@ def _region_counts(
                 fontsize=9,
                 linespacing=1.25,
             )
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    certificate, policy = documents.certificate, documents.policy
+    if len(documents.evaluation["classes"]) > 2:
+        alt = (
+            "Histograms of the confidence (logit of the largest probability) of the images of each class, logarithmic "
+            "counts."
+        )
+        caption = "No threshold: every image defers."
+        if certificate["certified"] and "shown_thresholds" in policy:
+            caption = (
+                f"An image exits as its likeliest class iff its confidence ({policy['confidence_score']}) is above the "
+                f"threshold of that class: {', '.join(policy['shown_thresholds'])}."
+            )
+        elif certificate["certified"]:
+            caption = "The logit of the largest probability of the images of each true class."
+        return Words("Confidence by class", alt, caption)
+    lo, hi = number(policy["lo"]), number(policy["hi"])
+    alt = (
+        f"Histograms of the {'mapped' if documents.mapped else 'raw'} score, {documents.positive} above, "
+        f"{documents.negative} below, logarithmic counts. Threshold lo {lo}, hi {hi}."
+    )
+    caption = "No threshold: both sides are shut, every image defers."
+    if policy["lo"] is not None or policy["hi"] is not None:
+        caption = (
+            f"Below lo ({lo}) an image exits as {documents.negative}, above hi ({hi}) as {documents.positive}, between "
+            "them it defers; – means that this side never exits."
+        )
+    return Words("Scores and thresholds", alt, caption)
+
+
+def _figure(material: Material) -> Drawing:
+    return score_histogram(material.evaluation, material.policy, material.scores)
+
+
+FIGURE = Figure("score_histogram", _figure, _words, "scores")

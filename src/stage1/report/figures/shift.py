@@ -18,6 +18,7 @@ from stage1.report.figures.drawing import (
     new_figure,
     style,
 )
+from stage1.report.figures.figure import Documents, Figure, Material, Words
 from stage1.report.figures.need import MARKERS
 from stage1.report.numbers import percent
 
@@ -124,3 +125,24 @@ def _draw(evaluation: Document) -> Drawing:
 def _ends(value: float, low: float, high: float) -> list[list[float]]:
     """Distances of an interval's ends from its value, as errorbar takes them; never negative."""
     return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    role, positive = documents.role, documents.positive
+    return Words(
+        f"Error and coverage, by share of {positive}",
+        f"Lines of error among exits and of coverage against the share of {positive}, with the target's estimated or "
+        "stated share marked.",
+        f"Lines: from the rates within each class on {role}. Points: the target, with intervals across and upwards. "
+        f"Dashed: the share in {role}.",
+    )
+
+
+def _figure(material: Material) -> Drawing | None:
+    return draw_shift(material.evaluation)
+
+
+FIGURE = Figure("label_shift", _figure, _words, "shift")

@@ -19,8 +19,9 @@ from stage1.report.figures.drawing import (
     fitting,
     new_figure,
 )
+from stage1.report.figures.figure import Documents, Figure, Material, Words
 from stage1.report.figures.score import histogram_edges
-from stage1.report.numbers import percent
+from stage1.report.numbers import number, percent
 from stage1.risk import binomial_pvalue
 
 Bools = NDArray[np.bool_]
@@ -124,3 +125,33 @@ def _chosen_point(axis: Any, evidence: Evidence, ticks: Floats) -> None:
         weight="bold",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
     )
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    certified, policy = documents.certificate["certified"], documents.policy
+    chosen = f" and the chosen pair, lo {number(policy['lo'])}, hi {number(policy['hi'])}" if certified else ""
+    return Words(
+        "Threshold plane",
+        f"Map of all pairs of thresholds lo and hi on the calibration {documents.units}: where the exact bounds of all "
+        f"certified risks are within their targets, with lines of equal coverage{chosen}.",
+        "Green: every exact bound is within its target at that pair. "
+        + (
+            "Only the marked pair is certified: it was found by a procedure that pays for looking. Picking the best green "
+            "pair afterwards would not be."
+            if certified
+            else "Nothing is certified: a green pair picked after looking would not be either."
+        ),
+    )
+
+
+def _figure(material: Material) -> Drawing | None:
+    evidence = material.evidence
+    if isinstance(evidence, str):
+        return None
+    return threshold_plane(evidence, [str(name) for name in material.certificate["classes"]])
+
+
+FIGURE = Figure("threshold_plane", _figure, _words, "thresholds")

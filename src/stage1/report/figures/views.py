@@ -23,6 +23,7 @@ from stage1.report.figures.drawing import (
     numbers,
     style,
 )
+from stage1.report.figures.figure import Documents, Figure, Material, Words
 from stage1.report.numbers import percent
 
 
@@ -121,3 +122,24 @@ def _draw(evaluation: Document) -> Drawing:
     axis.set_ylabel(f"share of {evaluation['role']}", color=INK)
     axis.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
     return finished(figure)
+
+
+# ---- on the page --------------------------------------------------------------------------------------------------
+
+
+def _words(documents: Documents) -> Words:
+    role = documents.role
+    return Words(
+        "Views looked at",
+        f"Bars of the share of {role} images by the number of views looked at, split into exits that are right, "
+        "deferred, exits that are wrong.",
+        f"Images of {role} by the number of views after which looking stopped, and what became of them. Dashed: the "
+        "mean.",
+    )
+
+
+def _figure(material: Material) -> Drawing | None:
+    return None if material.views is None else draw_trace(material.evaluation, material.views)
+
+
+FIGURE = Figure("views", _figure, _words, "views")
