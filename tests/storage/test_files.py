@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from stage1.config import load_config
-from stage1.data.listing import list_table
 from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.inference.inputs import iterate_inputs
 from stage1.runs.documents import TRAIN_KIND
 from stage1.scores import read_scores
+from stage1.sources.tables import list_table
 from stage1.storage.documents import read_document, schema, schema_kinds, write_document
 from stage1.storage.files import (
     atomic_writer,

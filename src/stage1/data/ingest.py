@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from stage1.config import DataConfig
 from stage1.data.duplicates import dhash, thumbnail_gray
 from stage1.data.given_roles import is_pool
-from stage1.data.listing import Listing, list_sources
+from stage1.data.listing import list_sources
 from stage1.data.table import SampleTable
 from stage1.errors import DataError
 from stage1.runtime.images import ImageError, decode
 from stage1.scores.labels import are_plain_numbers, checked_names, found_classes, outside, place_labels
+from stage1.sources.listing import Listing
 from stage1.sources.locators import read_locator, split_locator
 from stage1.sources.quarantine import EXACT_DUPLICATE, Quarantined, QuarantineError, check_limit
 from stage1.storage.files import digest_bytes
