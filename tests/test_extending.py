@@ -1,0 +1,222 @@
+"""One of each part from outside the package: the examples of docs/EXTENDING.md, taken from the page and used."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stage1.calibration import MAPS, FittedMap, choose_map
+from stage1.commands.scores import calibrate_scores, evaluate_scores
+from stage1.config import RunConfig, load_config
+from stage1.errors import ConfigError, DataError, IntegrityError
+from stage1.report.figures.registry import FIGURES
+from stage1.runtime.crops import ViewPolicy
+from stage1.scores import Scores, write_scores
+from stage1.sources import SOURCES
+from stage1.stages.evaluate import report_of_scores
+from stage1.views import AGGREGATORS, ViewsDocument, aggregator, choose_aggregator
+
+PAGE = Path(__file__).parents[1] / "docs" / "EXTENDING.md"
+TABLES = {"MAPS": MAPS, "AGGREGATORS": AGGREGATORS, "SOURCES": SOURCES, "FIGURES": FIGURES}
+CLASSES = ["none", "roadwork"]
+
+
+def examples() -> dict[str, str]:
+    """File name -> text of each example; the name is the first word of its docstring."""
+    found = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    return {re.match(r'"""(\w+\.py):', text)[1]: text for text in found}
+
+
+def lines_in_tables(text: str) -> list[str]:
+    """The tables that a file adds a line to: assignments `TABLE[name] = ...` at the top of the module."""
+    targets = [target for node in ast.parse(text).body if isinstance(node, ast.Assign) for target in node.targets]
+    return [target.value.id for target in targets if isinstance(target, ast.Subscript)]
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """The tables as they were, afterwards."""
+    before = {name: dict(table) for name, table in TABLES.items()}
+    yield
+    for name, table in TABLES.items():
+        table.clear()
+        table.update(before[name])
+
+
+@pytest.fixture
+def extend(tables, tmp_path, monkeypatch):
+    """Write an example to a folder of its own and import it, as somebody's own file is."""
+
+    def loaded(name: str) -> ModuleType:
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(examples()[name], encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, path.stem, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return loaded
+
+
+def test_each_example_is_one_file_and_one_line():
+    places = {name: [name, *lines_in_tables(text)] for name, text in examples().items()}
+    assert places == {
+        "offset.py": ["offset.py", "MAPS"],
+        "median.py": ["median.py", "AGGREGATORS"],
+        "jsonl.py": ["jsonl.py", "SOURCES"],
+        "by_class.py": ["by_class.py", "FIGURES"],
+    }
+
+
+def test_without_its_line_a_name_is_unknown():
+    for override, says in (
+        ("calibration.map=offset", "calibration.map: input should be 'auto', 'none', .* or 'dirichlet'"),
+        ("views.aggregate=median", "views.aggregate: 'median' is unknown; use whole, .* or learned"),
+        ("data.source=jsonl", "data.source: input should be 'auto', .* or 'webdataset'"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load_config(overrides=[override], environment={})
+    assert "by_class" not in FIGURES
+
+
+def shifted(n: int, seed: int) -> Scores:
+    """Scores whose margin is the true log-odds less 1.5: an offset mends them, no slope is needed."""
+    rng = np.random.default_rng(seed)
+    true = 3.0 * rng.normal(size=n)
+    labels = (rng.random(n) < 1 / (1 + np.exp(-true))).astype(np.int64)
+    return Scores(logits=np.stack([np.zeros(n), true - 1.5], axis=1), labels=labels)
+
+
+def certified(folder: Path, *overrides: str) -> Path:
+    """`calibrate --scores` and `evaluate --scores` on 6,000 rows of `shifted`, into `folder`/out."""
+    write_scores(folder / "mine.parquet", shifted(6000, 8))
+    given = ["risks={fnr: 0.05, false_exit_rate: 0.05}", f"data.classes=[{', '.join(CLASSES)}]"]
+    config = load_config(overrides=[*given, "evaluation.resamples=20", *overrides], environment={})[0]
+    out = folder / "out"
+    calibrate_scores(folder / "mine.parquet", out, config=config, values="logits", columns={}, shares="0.2,0.5,0.3")
+    evaluate_scores(out / "scores.parquet", out, out, config=config, values="logits", columns={})
+    return out
+
+
+@pytest.mark.parametrize("wanted", ["offset", "auto"])
+def test_a_map_is_chosen_written_and_read_back(extend, tmp_path, wanted):
+    offset = extend("offset.py")
+    out = certified(tmp_path, f"calibration.map={wanted}")
+    written = json.loads((out / "calibration.json").read_text())
+    compared = [row["name"] for row in written["comparison"]["table"]]
+    assert compared == (
+        ["identity", "offset"] if wanted == "offset" else ["identity", *["temperature", "platt", "beta", "offset"]]
+    )
+    assert choose_map(shifted(1200, 3)).table[-1].name == "offset"  # among all where none is named
+    fitted = FittedMap.load(out / "calibration.json")
+    if wanted == "offset":
+        assert isinstance(fitted.map, offset.Offset)
+        assert fitted.map.offset == pytest.approx(1.5, abs=0.3)
+        assert fitted.score == "raw"
+        written["parameters"]["offset"] = "much"
+        (out / "calibration.json").write_text(json.dumps(written))
+        with pytest.raises(IntegrityError, match="offset"):
+            FittedMap.load(out / "calibration.json")
+    del MAPS["offset"]
+    if fitted.map.name == "offset":
+        with pytest.raises(IntegrityError, match="'offset' is not one of"):
+            FittedMap.load(out / "calibration.json")
+
+
+def scenes(n: int, seed: int, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """View logits [N, V, 2] whose common signal is spoilt in two views of each image, and labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    margins = 2.0 * (2 * labels[:, None] - 1) + rng.normal(size=(n, views))
+    spoilt = rng.random((n, views)).argsort(axis=1) < 2
+    margins = np.where(spoilt, 12.0 * rng.normal(size=(n, views)), margins)
+    return np.stack([-margins / 2, margins / 2], axis=2), labels
+
+
+def test_an_aggregator_is_compared_chosen_written_and_read_back(extend, tmp_path):
+    median = extend("median.py")
+    config = load_config(overrides=["views.grid=2x2", "views.aggregate=[mean, median]"], environment={})[0]
+    policy = config.views.policy
+    assert policy is not None
+    logits, labels = scenes(400, 0, policy.count)
+    choice = choose_aggregator(logits, labels, None, policy, names=config.views.names, resamples=100)
+    assert choice.name == "median"
+    assert "median" in [row.name for row in choose_aggregator(logits, labels, None, policy, resamples=20).table]
+    views = ViewsDocument(policy, aggregator("median", policy), None, choice.to_document())
+    views.save(tmp_path / "views.json")
+    again = ViewsDocument.load(tmp_path / "views.json")
+    assert again == views
+    assert isinstance(again.aggregator, median.Median)
+    made, used, _ = again.aggregate(logits)
+    assert (used == policy.count).all()
+    margin = np.median(logits[..., 1] - logits[..., 0], axis=1)
+    assert made[:, 1] - made[:, 0] == pytest.approx(margin)
+    del AGGREGATORS["median"]
+    with pytest.raises(IntegrityError, match="'median' is unknown"):
+        ViewsDocument.load(tmp_path / "views.json")
+
+
+def test_an_aggregator_is_in_words_on_the_page(extend):
+    from stage1.views.registry import meaning
+
+    extend("median.py")
+    assert meaning("median") == "the median of the log-odds"
+    with pytest.raises(ConfigError, match="median is for two classes, there are 3; use whole or mean"):
+        choose_aggregator(np.zeros((4, 5, 3)), [0, 1, 2, 0], None, ViewPolicy(grid=(2, 2)), names=["median"])
+
+
+@pytest.mark.parametrize("source", ["auto", "jsonl"])
+def test_a_source_is_read_by_the_split(extend, tmp_path, source):
+    from stage1.data import read_source, split_table
+
+    extend("jsonl.py")
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(60):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+        rows.append({"image": f"{index}.png", "label": ("cat", "dog")[index % 2], "group": index // 2, "night": True})
+    rows.append({"image": "gone.png", "label": "cat", "group": 99})
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    overrides = [f"data.table={tmp_path / 'mine.jsonl'}", f"data.source={source}", "data.slices=[night]"]
+    overrides += ["data.near_duplicates=false", "split.method=balanced", "data.max_quarantine=0.05"]
+    config: RunConfig = load_config(overrides=overrides, environment={})[0]
+    ingest = read_source(config.data)
+    assert ingest.table.classes == ("cat", "dog")
+    assert [item.reason for item in ingest.quarantine] == ["missing file"]
+    split = split_table(ingest, config)
+    assert len(split.table) == 60
+    assert set(split.table.roles.tolist()) == {"train", "val_select", "val_calib", "val_test"}
+    for group in np.unique(split.table.groups):
+        assert len(set(split.table.roles[split.table.groups == group])) == 1
+    (tmp_path / "mine.jsonl").write_text('{"label": "cat"}')
+    with pytest.raises(DataError, match="line 1 names no image"):
+        read_source(config.data)
+
+
+def test_a_figure_is_drawn_written_and_on_the_page(extend, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    extend("by_class.py")
+    out = certified(tmp_path)
+    report_of_scores(out)
+    drawn = (out / "figures" / "by_class.png").read_bytes()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert base64.b64encode(drawn).decode() in page
+    assert "<h3>Coverage by class</h3>" in page
+    place = page.index("<h3>Exits by class</h3>"), page.index("<h3>Coverage by class</h3>")
+    assert place[0] < place[1] < page.index("<h3>How many images it takes</h3>")
+    with Image.open(out / "figures" / "by_class.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 30, "blank"
