@@ -24,7 +24,7 @@ from stage1.report.figures.registry import FIGURES
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores, write_scores
 from stage1.sources import SOURCES
-from stage1.stages.evaluate import report_of_scores
+from stage1.stages.reporting import report_of_scores
 from stage1.views import AGGREGATORS, ViewsDocument, aggregator, choose_aggregator
 
 PAGE = Path(__file__).parents[1] / "docs" / "EXTENDING.md"

@@ -55,7 +55,7 @@ def known_classes(config: RunConfig) -> tuple[str, ...] | None:
         return ("none", "roadwork")
     if config.data.table is None and not config.data.role_tables:
         return None
-    from stage1.data.sources import listed_classes
+    from stage1.data.ingest import listed_classes
 
     return listed_classes(source_config(config.data))
 
