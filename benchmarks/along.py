@@ -45,7 +45,7 @@ from stage1.scores import Scores, read_role
 from stage1.stages.own_backbone import backbone_config
 from stage1.storage.documents import read_document
 from stage1.training.checkpoint import LAST, load_checkpoint
-from stage1.training.head_choice import ALONG, Judged, judged
+from stage1.training.head_choice import TUNED_HEAD, Judged, judged
 from stage1.training.selection import all_logits, select_metrics
 
 HEADS = ("again", "along")
@@ -137,8 +137,8 @@ def logits(run: RunDir, store: Path) -> dict[str, np.ndarray]:
     backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
     if backbone.fingerprint != read_document(run / "features.json", FEATURES_KIND)["fingerprint"]:
         raise SystemExit(f"{run.path}: features.json is of another backbone")
-    along = load_head(run / joint_head_file(config), ALONG, backbone.dim, len(table.classes))
-    again = build_head(ALONG, backbone.dim, len(table.classes), config.seed).eval()
+    along = load_head(run / joint_head_file(config), TUNED_HEAD, backbone.dim, len(table.classes))
+    again = build_head(TUNED_HEAD, backbone.dim, len(table.classes), config.seed).eval()
     stored = load_checkpoint(run / LAST)
     if stored is None:
         raise SystemExit(f"{run.path}: its checkpoint is gone; start over with another --work")

@@ -21,7 +21,7 @@ from stage1.runtime.preprocessing import load_tensor
 from stage1.scores import Scores
 from stage1.storage.files import digest_file
 from stage1.training import TrainResult, train_head
-from stage1.training.head_choice import ALONG, Judged, better_head, scaled_nll, why_not_compared
+from stage1.training.head_choice import TUNED_HEAD, Judged, better_head, scaled_nll, why_not_compared
 from stage1.training.selection import SelectMetrics, all_logits, select_metrics
 
 from .conftest import blobs
@@ -43,22 +43,22 @@ def trained(folder: Path, classes: int, **config: Any) -> TrainResult:
     return train_head(*train, *select, config=settings, head=HeadConfig(), n_classes=classes, seed=3, folder=folder)
 
 
-def asked(again: TrainResult, along: Path, folder: Path, classes: int, by: Any = "nll"):
+def asked(refit: TrainResult, joint: Path, folder: Path, classes: int, by: Any = "nll"):
     select = blobs(90, DIM, classes, 1)
-    return better_head(again, along / BEST_WEIGHTS, FACTS, *select, by=by, n_classes=classes, folder=folder)
+    return better_head(refit, joint / BEST_WEIGHTS, FACTS, *select, by=by, n_classes=classes, folder=folder)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("by", ["nll", "accuracy", "augrc"])
 def test_the_one_trained_along_ships_where_it_is_better(tmp_path, classes, by):
-    again, along = tmp_path / "again", tmp_path / "along"
-    weak, strong = trained(again, classes, **WEAK, select_by=by), trained(along, classes, **STRONG, select_by=by)
-    shipped, compared = asked(weak, along, again, classes, by)
+    refit, joint = tmp_path / "again", tmp_path / "along"
+    weak, strong = trained(refit, classes, **WEAK, select_by=by), trained(joint, classes, **STRONG, select_by=by)
+    shipped, compared = asked(weak, joint, refit, classes, by)
     assert compared.ships == "along"
-    for found, result in ((compared.along, strong), (compared.again, weak)):
+    for found, result in ((compared.joint, strong), (compared.refit, weak)):
         assert found.metrics.to_json() == {name: result.metrics[name] for name in ("nll", "accuracy", "augrc")}
         assert found.value(by) == (found.scaled_nll if by == "nll" else result.metrics[by])
-    assert digest_file(again / BEST_WEIGHTS) == digest_file(along / BEST_WEIGHTS)
+    assert digest_file(refit / BEST_WEIGHTS) == digest_file(joint / BEST_WEIGHTS)
     # It is told of as what it is: the epoch of the stage that made it, its own value on these features.
     assert (shipped.best_epoch, shipped.used_ema, shipped.epochs_run) == (7, True, 9)
     assert shipped.best_metric == shipped.metrics[by] == strong.metrics[by]
@@ -70,22 +70,22 @@ def test_the_one_trained_along_ships_where_it_is_better(tmp_path, classes, by):
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("by", ["nll", "accuracy", "augrc"])
 def test_and_does_not_where_it_is_worse(tmp_path, classes, by):
-    again, along = tmp_path / "again", tmp_path / "along"
-    trained(along, classes, **WEAK, select_by=by)
-    strong = trained(again, classes, **STRONG, select_by=by)
-    before = digest_file(again / BEST_WEIGHTS)
-    shipped, compared = asked(strong, along, again, classes, by)
+    refit, joint = tmp_path / "again", tmp_path / "along"
+    trained(joint, classes, **WEAK, select_by=by)
+    strong = trained(refit, classes, **STRONG, select_by=by)
+    before = digest_file(refit / BEST_WEIGHTS)
+    shipped, compared = asked(strong, joint, refit, classes, by)
     assert compared.ships == "again"
     assert shipped is strong
-    assert digest_file(again / BEST_WEIGHTS) == before != digest_file(along / BEST_WEIGHTS)
-    assert compared.again.key(by) < compared.along.key(by)
+    assert digest_file(refit / BEST_WEIGHTS) == before != digest_file(joint / BEST_WEIGHTS)
+    assert compared.refit.key(by) < compared.joint.key(by)
 
 
 def test_equal_is_not_better(tmp_path):
     result = trained(tmp_path, 2, **STRONG)
     shipped, compared = asked(result, tmp_path, tmp_path, 2)
     assert (compared.ships, shipped) == ("again", result)
-    assert compared.along == compared.again
+    assert compared.joint == compared.refit
 
 
 def rescaled(folder: Path, slope: float) -> None:
@@ -99,16 +99,16 @@ def rescaled(folder: Path, slope: float) -> None:
 @pytest.mark.parametrize("slope", [0.05, 15.0])
 def test_how_sure_a_head_is_of_itself_decides_nothing(tmp_path, slope):
     """Its NLL may be the larger one by much: the calibration map takes that away."""
-    again, along = tmp_path / "again", tmp_path / "along"
-    middling = trained(again, 2, epochs=5, learning_rate=0.003)
-    strong = trained(along, 2, **STRONG)
-    rescaled(along, slope)
-    shipped, compared = asked(middling, along, again, 2, "nll")
-    assert compared.along.metrics.nll > compared.again.metrics.nll
-    assert compared.along.scaled_nll < compared.again.scaled_nll
-    assert compared.along.scaled_nll <= strong.metrics["nll"]
+    refit, joint = tmp_path / "again", tmp_path / "along"
+    middling = trained(refit, 2, epochs=5, learning_rate=0.003)
+    strong = trained(joint, 2, **STRONG)
+    rescaled(joint, slope)
+    shipped, compared = asked(middling, joint, refit, 2, "nll")
+    assert compared.joint.metrics.nll > compared.refit.metrics.nll
+    assert compared.joint.scaled_nll < compared.refit.scaled_nll
+    assert compared.joint.scaled_nll <= strong.metrics["nll"]
     assert compared.ships == "along"
-    assert shipped.best_metric == compared.along.metrics.nll  # train.json has it as it is
+    assert shipped.best_metric == compared.joint.metrics.nll  # train.json has it as it is
 
 
 def test_each_metric_has_its_own_winner_and_the_scaled_nll_settles_ties():
@@ -141,25 +141,25 @@ def test_scaled_nll_is_that_of_the_best_temperature(classes):
 
 def test_a_second_call_after_a_kill_puts_it_right(tmp_path):
     """`train_head` on a finished checkpoint writes its own head again; the comparison then ends the same."""
-    again, along = tmp_path / "again", tmp_path / "along"
-    trained(along, 2, **STRONG)
-    _, first = asked(trained(again, 2, **WEAK), along, again, 2)
-    shipped = digest_file(again / BEST_WEIGHTS)
-    repeated = trained(again, 2, **WEAK)
-    assert digest_file(again / BEST_WEIGHTS) != shipped
-    _, second = asked(repeated, along, again, 2)
+    refit, joint = tmp_path / "again", tmp_path / "along"
+    trained(joint, 2, **STRONG)
+    _, first = asked(trained(refit, 2, **WEAK), joint, refit, 2)
+    shipped = digest_file(refit / BEST_WEIGHTS)
+    repeated = trained(refit, 2, **WEAK)
+    assert digest_file(refit / BEST_WEIGHTS) != shipped
+    _, second = asked(repeated, joint, refit, 2)
     assert second == first
-    assert digest_file(again / BEST_WEIGHTS) == shipped
+    assert digest_file(refit / BEST_WEIGHTS) == shipped
 
 
 def test_weights_that_are_not_there_or_of_another_shape(tmp_path):
-    again, along = tmp_path / "again", tmp_path / "along"
-    result = trained(again, 2, **WEAK)
+    refit, joint = tmp_path / "again", tmp_path / "along"
+    result = trained(refit, 2, **WEAK)
     with pytest.raises(MissingError, match=r"model_best\.pth"):
-        asked(result, along, again, 2)
-    trained(along, 3, **WEAK)
+        asked(result, joint, refit, 2)
+    trained(joint, 3, **WEAK)
     with pytest.raises(IntegrityError, match=r"\(3, 6\), expected \(2, 6\)"):
-        asked(result, along, again, 2)
+        asked(result, joint, refit, 2)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_of_three_classes_and_an_average_the_file_is_the_head_of_the_best_epoch(
     )
     assert made.used_ema == averaged
     batch = np.stack([load_tensor(item, made.backbone.preprocessing) for item in select[1]])
-    head = load_head(tmp_path / BEST_WEIGHTS, ALONG, made.backbone.dim, 3)
+    head = load_head(tmp_path / BEST_WEIGHTS, TUNED_HEAD, made.backbone.dim, 3)
     found = select_metrics(all_logits([head], made.backbone.features(batch))[0], select[2])
     assert found.nll == pytest.approx(made.metrics["nll"], abs=1e-5)
     assert found.accuracy == pytest.approx(made.metrics["accuracy"])

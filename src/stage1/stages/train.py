@@ -1,4 +1,4 @@
-"""train: the head on cached features, its sweep, and the choice between it and the head that `tune` trained along."""
+"""train: the head on cached features, its sweep, and the choice between it and the joint head of `tune`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
         f"  best epoch {result.best_epoch} of {result.epochs_run} ({kind} weights): "
         f"{config.train.select_by} {result.best_metric:.4f} on val_select"
     )
-    result, along = better_head(run, result, features[1], labels[1], len(table.classes), context)
+    result, choice = better_head(run, result, features[1], labels[1], len(table.classes), context)
     facts: dict[str, Any] = {
         "best_epoch": result.best_epoch,
         "best_metric": result.best_metric,
@@ -95,7 +95,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
         "used_ema": result.used_ema,
         "epochs_run": result.epochs_run,
         "metrics": dict(result.metrics),
-        **along,
+        **choice,
     }
     if result.gate is not None:
         facts["gate"] = result.gate.to_json()
@@ -119,13 +119,13 @@ def train(run: RunDir, context: Context) -> list[Path]:
 
 def better_head(
     run: RunDir,
-    again: TrainResult,
+    refit: TrainResult,
     select: NDArray[np.float32],
     labels: NDArray[np.int64],
     n_classes: int,
     context: Context,
 ) -> tuple[TrainResult, dict[str, Any]]:
-    """Of the head that `train` has just made and the one that `tune` trained along, the better one, and what train.json
+    """The better of the head that `train` has just made and the joint head of `tune`, and what train.json
     says of it.
 
     select: features of val_select, where the choice is made and nowhere else. In a run without `tune` there is one head
@@ -135,19 +135,19 @@ def better_head(
     from stage1.training.head_choice import why_not_compared
 
     if not run.config.tunes:
-        return again, {}
+        return refit, {}
     if (reason := why_not_compared(run.config)) is not None:
         context.progress.say(f"  the head trained along with the backbone is not compared: {reason}")
-        return again, {"along": {"ships": "again", "skipped": reason}}
+        return refit, {"along": {"ships": "again", "skipped": reason}}
     by, facts = run.config.train.select_by, read_document(run / TUNE_FOLDER / "tune.json", TUNE_KIND)
     result, compared = better(
-        again, run / JOINT_HEAD, facts, select, labels, by=by, n_classes=n_classes, folder=run.path
+        refit, run / JOINT_HEAD, facts, select, labels, by=by, n_classes=n_classes, folder=run.path
     )
     which = "one trained along" if compared.ships == "along" else "new one"
     scaled = ", at the temperature that is best for each" if by == "nll" else ""
     context.progress.say(
-        f"  {by} on val_select{scaled}: this head {compared.again.value(by):.5f}, the one trained along with the"
-        f" backbone {compared.along.value(by):.5f}; the {which} ships"
+        f"  {by} on val_select{scaled}: this head {compared.refit.value(by):.5f}, the one trained along with the"
+        f" backbone {compared.joint.value(by):.5f}; the {which} ships"
     )
     return result, {"along": compared.to_json()}
 

@@ -72,7 +72,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
     from stage1.model.backbone import load_backbone
     from stage1.model.export import require_exportable
     from stage1.training.distributed import chosen_device, processes
-    from stage1.training.head_choice import ALONG
+    from stage1.training.head_choice import TUNED_HEAD
     from stage1.training.images import ADAPTER, train_on_images
 
     config, folder = run.config, run / TUNE_FOLDER
@@ -103,7 +103,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
                 backbone,
                 *roles,
                 config=settings,
-                head=ALONG,
+                head=TUNED_HEAD,
                 images=config.images,
                 adapter=config.adapter,
                 n_classes=len(table.classes),

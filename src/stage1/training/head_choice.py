@@ -1,9 +1,8 @@
-"""The head that was trained along with the backbone, beside the one trained again on the backbone's features: the
-better one ships.
+"""The choice between the joint head, trained with the backbone, and a head refit on the tuned backbone's features.
 
-Trained along, a head meets distorted images and a backbone that still changes; trained again, it meets features of
-images that the backbone has learnt by heart. Which of the two is better is asked of val_select, as the choice of an
-epoch is.
+A joint head is trained on distorted images and a backbone that still changes; a refit head on features of images that
+the backbone has overfit. The one that is better on val_select ships, as with the choice of an epoch. In train.json the
+joint head is "along" and the refit one "again".
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from stage1.training.optim import own_torch_state
 from stage1.training.selection import SelectBy, SelectMetrics, all_logits, checked_features, select_metrics
 
 # What `tune` trains, whatever head comes afterwards: on images there are no others.
-ALONG = HeadConfig(kind="linear")
+TUNED_HEAD = HeadConfig(kind="linear")
 
 
 # Bounds of the slope of a temperature; on separable answers the best one is infinite.
@@ -55,15 +54,15 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Along:
-    """Both heads on the cached features of val_select. ships: "along" only where it is strictly better."""
+class HeadChoice:
+    """Both heads on the cached features of val_select. ships: "along" (joint) only where it is strictly better."""
 
     ships: Literal["along", "again"]
-    along: Judged
-    again: Judged
+    joint: Judged
+    refit: Judged
 
     def to_json(self) -> dict[str, Any]:
-        return {"ships": self.ships, "along": self.along.to_json(), "again": self.again.to_json()}
+        return {"ships": self.ships, "along": self.joint.to_json(), "again": self.refit.to_json()}
 
 
 def judged(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Judged:
@@ -90,7 +89,7 @@ def scaled_nll(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 
 
 def why_not_compared(config: RunConfig) -> str | None:
-    """Why the head trained along is none that this config could ship; None where it is one."""
+    """Why the joint head is none that this config could ship; None where it is one."""
     head, train = config.head, config.train
     if config.sweep.enabled:
         return "sweep.enabled=true chooses among its own heads"
@@ -108,7 +107,7 @@ def why_not_compared(config: RunConfig) -> str | None:
 
 def better_head(
     result: TrainResult,
-    along: Path,
+    joint: Path,
     facts: Mapping[str, Any],
     select_features: NDArray[np.float32],
     select_labels: NDArray[np.int64],
@@ -116,11 +115,11 @@ def better_head(
     by: SelectBy,
     n_classes: int,
     folder: Path,
-) -> tuple[TrainResult, Along]:
-    """The better of `result`, trained again, and the head in `along`, trained along, by metric `by` on val_select.
+) -> tuple[TrainResult, HeadChoice]:
+    """The better of `result`, the refit head, and the joint head in the file `joint`, by metric `by` on val_select.
 
-    along: the weights file of the stage that trained the backbone; facts: its tune.json. select_features: float32 [M,
-    D] of that backbone; select_labels: int64 [M]. Where the head trained along is strictly better
+    joint: the weights file of the stage that trained the backbone; facts: its tune.json. select_features: float32 [M,
+    D] of that backbone; select_labels: int64 [M]. Where the joint head is strictly better
     `folder`/model_best.pth holds it afterwards, and the result tells its epoch; its metrics are those on the cached
     features, at no temperature. `train_head` has written the other one there before, each time that it is called: a
     kill in between leaves nothing that the same call does not put right.
@@ -128,11 +127,11 @@ def better_head(
     another shape).
     """
     select = checked_features(select_features, select_labels, n_classes, "val_select")
-    head = load_head(along, ALONG, select.features.shape[1], n_classes).requires_grad_(False)
+    head = load_head(joint, TUNED_HEAD, select.features.shape[1], n_classes).requires_grad_(False)
     with own_torch_state():
         new, old = (judged(logits, select.labels) for logits in all_logits([result.head, head], select.features))
     if not old.key(by) < new.key(by):
-        return result, Along("again", old, new)
+        return result, HeadChoice("again", old, new)
     save_weights(folder / BEST_WEIGHTS, head.state_dict())
     metrics = {**old.metrics.to_json(), "train_loss": float(facts["metrics"]["train_loss"])}
     shipped = replace(
@@ -144,4 +143,4 @@ def better_head(
         metrics=metrics,
         best_metric=metrics[by],
     )
-    return shipped, Along("along", old, new)
+    return shipped, HeadChoice("along", old, new)
