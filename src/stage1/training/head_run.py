@@ -24,7 +24,7 @@ from stage1.training.checkpoint import data_digest, flatten_optimizer, restore_o
 from stage1.training.gate_health import GateHealth
 from stage1.training.losses import Objective, class_weights, cross_entropy_sum
 from stage1.training.optim import THREADS, Ema, epoch_order, sub_seed
-from stage1.training.progress import Ledger
+from stage1.training.progress import EpochProgress
 from stage1.training.selection import LabelledFeatures, all_logits
 from stage1.training.view_pooling import ViewTraining, image_logits
 
@@ -47,7 +47,7 @@ class TrainResult:
 
 
 class Run:
-    """One training run: modules, optimizer, and the ledger of where it stands."""
+    """One training run: modules, optimizer, and where it stands (`epochs`)."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Run:
         self.members = len(members_of(self.head))
         self.ema = Ema(self.head, config.ema_decay) if config.ema_decay > 0 else None
         self.optimizer = _adamw(self.head, config)
-        self.ledger = Ledger(
+        self.epochs = EpochProgress(
             folder,
             config,
             len(train.labels),
@@ -103,16 +103,16 @@ class Run:
     # ---- start, resume, end ---------------------------------------------------------------------------------------
 
     def begin(self, fresh: bool) -> None:
-        stored = self.ledger.load(fresh)
+        stored = self.epochs.load(fresh)
         if stored is not None:
-            parts = self.ledger.restore(stored, "objective")
+            parts = self.epochs.restore(stored, "objective")
             self.head.load_state_dict(parts["model"], strict=True)
             restore_optimizer(self.optimizer, parts["optimizer"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(parts["ema"], strict=True)
             self.objective.restore(parts["objective"])
-        self.ledger.claim(stored is not None)
-        self.ledger.begun(stored is not None, threads=THREADS, seed=self.seed)
+        self.epochs.claim(stored is not None)
+        self.epochs.begun(stored is not None, threads=THREADS, seed=self.seed)
 
     def finish(
         self,
@@ -123,26 +123,26 @@ class Run:
         """From where the folder's checkpoint stands to the end. Arguments as `train_head`."""
         self.begin(fresh)
         try:
-            while not self.ledger.at.done:
+            while not self.epochs.at.done:
                 self.train_epoch(stop)
                 row = self.finish_epoch()
                 if progress is not None:
                     progress(row)
         finally:
-            self.ledger.close()
+            self.epochs.close()
         return self.result()
 
     def result(self) -> TrainResult:
-        best = self.ledger.at.best
+        best = self.epochs.at.best
         assert best is not None  # an epoch either ends with a best or raises
-        self.head.load_state_dict(self.ledger.best_weights, strict=True)
+        self.head.load_state_dict(self.epochs.best_weights, strict=True)
         metrics = {key: float(best[key]) for key in ("nll", "accuracy", "augrc", "train_loss")}
         return TrainResult(
             head=self.head.eval().requires_grad_(False),
             best_epoch=best["epoch"],
             used_ema=best["ema"],
             best_metric=metrics[self.config.select_by],
-            epochs_run=self.ledger.at.epoch,
+            epochs_run=self.epochs.at.epoch,
             metrics=metrics,
         )
 
@@ -151,23 +151,23 @@ class Run:
     def train_epoch(self, stop: Callable[[], bool] | None) -> None:
         """The steps of this epoch that are not done yet."""
         self.head.train()
-        at = self.ledger.at
+        at = self.epochs.at
         order = epoch_order(len(self.train.labels), self.seed, at.epoch)
         span = self.config.batch_size * self.config.accumulate
-        while at.step < self.ledger.steps:
+        while at.step < self.epochs.steps:
             if stop is not None and stop():
                 self._checkpoint()
-                raise self.ledger.stopped()
+                raise self.epochs.stopped()
             start = at.step * span
             self._step(order[start : start + span])
 
     def _step(self, rows: NDArray[np.int64]) -> None:
         """One optimizer step on `rows`, in batches whose gradients add up to that of the whole."""
-        step, at = self.ledger.done_steps, self.ledger.at
+        step, at = self.epochs.done_steps, self.epochs.at
         labels = torch.from_numpy(self.train.labels[rows])
         weight = float(self.weights[labels].sum(dtype=torch.float64))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.ledger.rate(step)
+            group["lr"] = self.epochs.rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = 0.0
         for part, start in enumerate(range(0, len(rows), self.config.batch_size)):
@@ -183,26 +183,26 @@ class Run:
         # Each member of an ensemble is clipped by itself: it takes the steps that it would take alone.
         norm = max(float(nn.utils.clip_grad_norm_(member.parameters(), limit)) for member in members_of(self.head))
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-            raise self.ledger.diverged(f"loss {loss_sum / weight:g}, gradient norm {norm:g}")
+            raise self.epochs.diverged(f"loss {loss_sum / weight:g}, gradient norm {norm:g}")
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.head, step)
-        self.ledger.count(loss_sum, weight)
+        self.epochs.count(loss_sum, weight)
 
     def _loss(self, batch: Tensor, target: Tensor, rows: NDArray[np.int64]) -> Tensor:
         if self.objective.plain and self.members == 1:
             logits = image_logits(self.head, batch, self.pool)
             return cross_entropy_sum(logits, target, self.weights, self.config.label_smoothing)
-        return self.objective.loss_sum(self.head, batch, target, torch.from_numpy(rows), self.ledger.at.epoch)
+        return self.objective.loss_sum(self.head, batch, target, torch.from_numpy(rows), self.epochs.at.epoch)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate raw and EMA weights, keep the best so far, write files. Returns the epoch's row of metrics.csv."""
         heads = [self.head] if self.ema is None else [self.head, self.ema.module]
-        found = self.ledger.judged(all_logits(heads, self.select.features, self.pool), self.select.labels)
-        row = self.ledger.end_epoch(found, lambda place: copy.deepcopy(heads[place].state_dict()))
-        if self.ledger.checkpoint_due:
+        found = self.epochs.judged(all_logits(heads, self.select.features, self.pool), self.select.labels)
+        row = self.epochs.end_epoch(found, lambda place: copy.deepcopy(heads[place].state_dict()))
+        if self.epochs.checkpoint_due:
             self._checkpoint()
-        self.ledger.tell(row)
+        self.epochs.tell(row)
         return dict(row)
 
     # ---- state ----------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Run:
         if self.ema is not None:
             parts["ema"] = self.ema.module.state_dict()
         parts["objective"] = self.objective.state()
-        self.ledger.save(parts, threads=THREADS)
+        self.epochs.save(parts, threads=THREADS)
 
 
 def _adamw(head: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

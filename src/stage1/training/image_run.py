@@ -37,7 +37,7 @@ from stage1.training.image_model import (
 )
 from stage1.training.losses import class_weights
 from stage1.training.optim import Ema, epoch_order, sub_seed
-from stage1.training.progress import Ledger, Stored
+from stage1.training.progress import EpochProgress, Stored
 
 log = logging.getLogger("stage1")
 # These change no weight on one machine: they may change between a stop and the resume. The second row stands in
@@ -46,7 +46,7 @@ _FREE = {"workers", "threads", "device", "epochs", "batch_size", "learning_rate"
 
 
 class ImageRun:
-    """Model, optimizer, and the ledger of where they stand, in one of `group.world` processes."""
+    """Model, optimizer, and where they stand (`epochs`), in one of `group.world` processes."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class ImageRun:
                 part.ids, part.labels, part.digests(images.workers, spec.max_pixels), strict=True
             )
         ]
-        self.ledger = Ledger(
+        self.epochs = EpochProgress(
             folder,
             config,
             len(train),
@@ -114,17 +114,17 @@ class ImageRun:
     # ---- start and end --------------------------------------------------------------------------------------------
 
     def begin(self, fresh: bool) -> None:
-        ledger = self.ledger
-        stored = ledger.load(fresh)
+        epochs = self.epochs
+        stored = epochs.load(fresh)
         self.group.agree(
-            f"{config_digest(ledger.facts)} {ledger.data} {stored and stored[1]['position']}", "config or data"
+            f"{config_digest(epochs.facts)} {epochs.data} {stored and stored[1]['position']}", "config or data"
         )
         if stored is not None:
             self._restore(stored)
-        ledger.claim(stored is not None)
+        epochs.claim(stored is not None)
         if stored is None:
             self._standardise()
-        ledger.begun(
+        epochs.begun(
             stored is not None,
             threads=self.threads,
             seed=self.seed,
@@ -158,7 +158,7 @@ class ImageRun:
         """
         try:
             self.begin(fresh)
-            while not self.ledger.at.done:
+            while not self.epochs.at.done:
                 self.train_epoch(stop)
                 row = self.finish_epoch()
                 if progress is not None and self.group.first:
@@ -167,20 +167,20 @@ class ImageRun:
             raise self._orphaned(error) from error
         finally:
             self.loader.close()
-            self.ledger.close()
-        best = self.ledger.at.best
+            self.epochs.close()
+        best = self.epochs.at.best
         assert best is not None  # an epoch either ends with a best or raises
-        put_trained(self.model, self.ledger.best_weights)
+        put_trained(self.model, self.epochs.best_weights)
         return dict(best)
 
     def _orphaned(self, error: PeerLost) -> Stage1Error:
         """The state before the step that failed is whole: the first process still writes it."""
-        ledger = self.ledger
-        if self.group.first and ledger.done_steps and not ledger.at.done:
+        epochs = self.epochs
+        if self.group.first and epochs.done_steps and not epochs.at.done:
             self._checkpoint()
-        path = ledger.folder / LAST
+        path = epochs.folder / LAST
         kept = f"the state after the last whole step is {path}" if path.exists() else "no checkpoint was written yet"
-        ledger.log("lost", epoch=ledger.at.epoch + 1, step=ledger.done_steps, what=str(error))
+        epochs.log("lost", epoch=epochs.at.epoch + 1, step=epochs.done_steps, what=str(error))
         return lost(error, "train", kept)
 
     # ---- one epoch ------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class ImageRun:
     def train_epoch(self, stop: Callable[[], bool] | None) -> None:
         """The steps of this epoch that are not done yet."""
         self.model.train()
-        at = self.ledger.at
+        at = self.epochs.at
         order = epoch_order(len(self.train), self.seed, at.epoch)
         span = self.config.batch_size * self.config.accumulate
         plan = [order[start : start + span] for start in range(at.step * span, len(order), span)]
@@ -196,40 +196,40 @@ class ImageRun:
         for rows in plan:
             if self.group.any(stop is not None and stop()):
                 self._checkpoint()
-                raise self.ledger.stopped()
+                raise self.epochs.stopped()
             self._step(rows, next(batches))
 
     def _step(self, rows: NDArray[np.int64], images: Tensor) -> None:
         """One optimizer step on `rows`, of which this process has the images of its share."""
-        ledger = self.ledger
-        step = ledger.done_steps
+        epochs = self.epochs
+        step = epochs.done_steps
         labels = torch.from_numpy(self.train.labels)
         weight = float(self.weights[labels[rows]].sum(dtype=torch.float64))
-        rate = ledger.rate(step)
+        rate = epochs.rate(step)
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = rate * scale
-        place, micro = (ledger.at.epoch, ledger.at.step), self.passes.micro
+        place, micro = (epochs.at.epoch, epochs.at.step), self.passes.micro
         loss_sum = self.passes.gradients(images, labels[self.group.share(rows)], weight, place)
         if self.passes.micro < micro:
-            ledger.log("memory", step=step + 1, images_at_a_time=self.passes.micro)
+            epochs.log("memory", step=step + 1, images_at_a_time=self.passes.micro)
         (loss_sum,) = self.group.add_gradients(self.trained, [loss_sum])
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
         norm = float(nn.utils.clip_grad_norm_(self.trained, limit))
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-            raise ledger.diverged(f"loss {loss_sum / weight:g}, gradient norm {norm:g}")
+            raise epochs.diverged(f"loss {loss_sum / weight:g}, gradient norm {norm:g}")
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.average, step)
-        ledger.count(loss_sum, weight)
+        epochs.count(loss_sum, weight)
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate raw and EMA weights, keep the best so far, write files. Returns the epoch's row of metrics.csv."""
         logits = self._all(self.select, np.arange(len(self.select)), self._both)
-        found = self.ledger.judged(logits, self.select.labels)
-        row = self.ledger.end_epoch(found, lambda place: self._state(average=bool(place)))
-        if self.ledger.checkpoint_due:
+        found = self.epochs.judged(logits, self.select.labels)
+        row = self.epochs.end_epoch(found, lambda place: self._state(average=bool(place)))
+        if self.epochs.checkpoint_due:
             self._checkpoint()
-        self.ledger.tell(row, waiting_share=round(self.loader.waiting_share, 4), images_at_a_time=self.passes.micro)
+        self.epochs.tell(row, waiting_share=round(self.loader.waiting_share, 4), images_at_a_time=self.passes.micro)
         return dict(row)
 
     # ---- outputs of many images -----------------------------------------------------------------------------------
@@ -265,10 +265,10 @@ class ImageRun:
         parts = {"model": self._state(), "optimizer": flatten_optimizer(self.optimizer)}
         if self.ema is not None:
             parts["ema"] = self._state(average=True)
-        self.ledger.save(parts, threads=self.threads, micro=self.passes.micro, processes=self.group.world)
+        self.epochs.save(parts, threads=self.threads, micro=self.passes.micro, processes=self.group.world)
 
     def _restore(self, stored: Stored) -> None:
-        parts, facts = self.ledger.restore(stored), stored[1]
+        parts, facts = self.epochs.restore(stored), stored[1]
         put_trained(self.model, parts["model"])
         restore_optimizer(self.optimizer, parts["optimizer"])
         if self.ema is not None:

@@ -135,7 +135,7 @@ def train_on_images(
         best_epoch=best["epoch"],
         used_ema=best["ema"],
         best_metric=metrics[config.select_by],
-        epochs_run=run.ledger.at.epoch,
+        epochs_run=run.epochs.at.epoch,
         metrics=metrics,
         trainable=trainable,
         share=share,

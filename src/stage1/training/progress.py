@@ -138,7 +138,7 @@ def by_part(tensors: Mapping[str, Tensor], *names: str) -> Parts:
     return parts
 
 
-class Ledger:
+class EpochProgress:
     """Position, schedule, choice of the epoch, checkpoint, metrics, log of one run on `n` samples in `folder`.
 
     facts, data: what decides the weights, and the digest of what they are made from; a checkpoint is of both. section:
