@@ -16,7 +16,7 @@ from stage1.policy import Certificate
 from stage1.policy.counts import count_class_exits, count_exits
 from stage1.policy.group_means import risk_rows
 from stage1.policy.target import Request
-from stage1.report.page import _meaning
+from stage1.report.sections import risk_meaning
 from stage1.risk.risks import RISKS, Risk, cells, is_risk, register_risk, risk_names, risk_of, risk_parts, risks_for
 
 NAMES = ("none", "roadwork")
@@ -191,7 +191,8 @@ def test_a_risk_from_outside_is_certified_said_evaluated_and_shown(samples, tmp_
         rates = exit_rates(decision.exit, decision.label, test.labels, classes=NAMES)
         assert rates["false_discovery"]["n"] == (decision.exit & (decision.label == 1)).sum()
         assert (
-            _meaning("false_discovery", {"classes": NAMES}) == "of images that exit as roadwork, the share that is none"
+            risk_meaning("false_discovery", {"classes": NAMES})
+            == "of images that exit as roadwork, the share that is none"
         )
 
 

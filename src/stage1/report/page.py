@@ -11,17 +11,24 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from stage1.errors import DataError, IntegrityError
 from stage1.evaluation.argmax import argmax_lines
-from stage1.evaluation.verdict import Check, check_coverage, interval, judge, risk_checks
+from stage1.evaluation.verdict import check_coverage, interval, judge, risk_checks
 from stage1.extras import load
 from stage1.policy.certificate import on_average, shown_bound
-from stage1.policy.unlimited import unlimited_rates
 from stage1.report.agreement import refuse_disagreement
 from stage1.report.explorer import collect, explorer, script
 from stage1.report.figures.drawing import Drawing
 from stage1.report.figures.figure import Documents, Place
 from stage1.report.figures.registry import FIGURES, draw_figures, words_of_figures
 from stage1.report.numbers import number, percent, upper_percent, whole, words
-from stage1.risk.risks import is_risk, risk_of
+from stage1.report.sections import (
+    METRIC_MEANINGS,
+    confusion_table,
+    not_limited,
+    risk_card,
+    risk_meaning,
+    run_facts,
+    split_table,
+)
 from stage1.scores import Scores
 from stage1.scores.columns import words_of
 from stage1.storage.files import write_bytes, write_text
@@ -31,25 +38,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 Document = Mapping[str, Any]
-
-METRIC_MEANINGS = {
-    "auroc": "how well the score ranks positives above negatives; higher is better",
-    "aurc": "area under the risk-coverage curve; lower is better",
-    "e_aurc": "AURC above that of the best possible order; lower is better",
-    "e_augrc": "AUGRC above that of the best possible order; lower is better",
-    "augrc": "average chance of a silent error over all coverages; lower is better",
-    "auroc_f": "how well confidence ranks right above wrong answers; higher is better",
-    "accuracy": "share right if every image were answered",
-    "mcc": "Matthews correlation if every image were answered; higher is better",
-    "nll": "negative log-likelihood; lower is better",
-    "brier": "squared error of the probability; lower is better",
-    "ece": "calibration error; lower is better",
-    "coverage": "share of images that exits",
-}
-
-
-# More entries of a loosely shaped field than this are counted, not listed.
-_MOST_ENTRIES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +153,7 @@ def render_page(
         verdict=judge(certificate, evaluation),
         on_average=on_average(certificate["method"]),
         bounds={name: shown_bound(certificate, name) for name in certificate["risks"]},
-        risks=[_risk_card(check, certificate, evaluation) for check in checks],
+        risks=[risk_card(check, certificate, evaluation) for check in checks],
         coverage={
             "calibrated": certificate["coverage"],
             "tested": evaluation["coverage"]["overall"],
@@ -175,12 +163,12 @@ def render_page(
             ),
         },
         unlimited=certificate.get("unlimited", ()),
-        not_limited=_not_limited(certificate, evaluation),
+        not_limited=not_limited(certificate, evaluation),
         grouped=unit == "group",
         meanings=METRIC_MEANINGS,
-        risk_meanings={name: _meaning(name, evaluation) for name in evaluation["risks"]},
-        split=_split_table(split),
-        confusion=_confusion(evaluation),
+        risk_meanings={name: risk_meaning(name, evaluation) for name in evaluation["risks"]},
+        split=split_table(split),
+        confusion=confusion_table(evaluation),
         argmax=argmax_lines(evaluation),
         figures={name: _data_uri(drawing.png, "image/png") for name, drawing in figures.items()},
         figure_words=figure_words,
@@ -190,7 +178,7 @@ def render_page(
         explorer_script=script()[0],
         explorer_hash=script()[1],
         thumbnails=[(thumb, _data_uri(thumb.jpeg, "image/jpeg")) for thumb in thumbnails],
-        facts=_facts(run),
+        facts=run_facts(run),
         views=views,
         aggregator_meaning=aggregator_meaning,
     )
@@ -214,131 +202,6 @@ def _template() -> Template:
     environment.filters |= {"pct": percent, "upper": upper_percent, "num": number, "count": whole, "words": words}
     template: Template = environment.get_template("report.html.j2")
     return template
-
-
-# ---- the parts of the page ---------------------------------------------------------------------------------------
-
-
-def _meaning(name: str, evaluation: Document) -> str:
-    """A risk in words; with more than two classes the name says of which: fnr.cat."""
-    classes = evaluation["classes"]
-    if not is_risk(name, classes):
-        # A document of a version, or with a registered risk, that this one does not have.
-        return "share of answers that are wrong"
-    risk, index = risk_of(name, classes)
-    return risk.share(classes, index)
-
-
-def _not_limited(certificate: Document, evaluation: Document) -> list[tuple[str, Any]]:
-    """[(name, row)] of the rates of evaluation.json that this certificate leaves without a limit, where they were
-    observed.
-    """
-    if not certificate.get("unlimited"):
-        return []
-    names = unlimited_rates(certificate["risks"], certificate["classes"], certificate["never_answered"])
-    rows = [(name, evaluation["risks"].get(name)) for name in names]
-    return [(name, row) for name, row in rows if row is not None and row["observed"] is not None]
-
-
-def _risk_card(check: Check, certificate: Document, evaluation: Document) -> dict[str, Any]:
-    """One certified risk with its gauge: everything on a common scale, positions in per cent of the width."""
-    promised, observed = certificate["risks"][check.name], evaluation["risks"].get(check.name)
-    meaning = _meaning(check.name, evaluation)
-    seen = observed is not None and observed["observed"] is not None
-    low, high = interval(observed, evaluation["unit"]) if observed is not None and seen else (None, None)
-    # A bound or an interval from a handful of images may reach 1: it runs off the gauge, and the target stays in sight.
-    top = min(1.3 * max(promised["target"], promised["bound"] or 0.0, high or 0.0), 2.6 * promised["target"])
-
-    def place(value: float | None) -> float | None:
-        return None if value is None else round(min(100.0, 100.0 * value / top), 2)
-
-    bound = shown_bound(certificate, check.name)
-    gauge = {
-        "target": place(promised["target"]),
-        "bound": place(promised["target"] if certificate["certified"] and bound is None else promised["bound"]),
-        "calibration": place(promised["observed"]),
-        "low": place(low),
-        "high": place(high),
-        "test": place(observed["observed"]) if observed is not None else None,
-    }
-    return {
-        "check": check,
-        "meaning": meaning,
-        "promised": promised,
-        "bound": bound,
-        "observed": observed,
-        "range": (low, high),
-        "gauge": gauge,
-    }
-
-
-def _split_table(split: Document | None) -> dict[str, Any] | None:
-    """The rows of the split table. split: {roles: {role: {counts: {class: n}, n_groups, group_counts?,
-    can_certify?}}, ...}.
-    """
-    if split is None:
-        return None
-    roles = split["roles"]
-    classes = list(dict.fromkeys(name for row in roles.values() for name in row["counts"]))
-    rows = []
-    for role, row in roles.items():
-        groups = row.get("group_counts") or {}
-        # Groups are news only where an image is not its own group.
-        cells = [(row["counts"].get(name, 0), groups.get(name)) for name in classes]
-        cells = [(count, group if group != count else None) for count, group in cells]
-        certify = row.get("can_certify")
-        rows.append(
-            {
-                "role": role,
-                "cells": cells,
-                "total": sum(row["counts"].values()),
-                "n_groups": row.get("n_groups"),
-                "can_certify": words(certify) if certify else "",
-            }
-        )
-    facts = {key: value for key, value in split.items() if key not in ("roles", "classes", "schema_version", "leakage")}
-    return {
-        "classes": classes,
-        "rows": rows,
-        "certify": any(row["can_certify"] for row in rows),
-        # A mapping of thousands of entries is for the machine; here it is a count.
-        "facts": {
-            key.replace("_", " "): f"{len(value):,} entries" if _is_long(value) else words(value)
-            for key, value in facts.items()
-            if value not in (None, [], {}, "")
-        },
-        "leakage": split.get("leakage") or None,
-        "schema_version": split.get("schema_version"),
-    }
-
-
-def _is_long(value: Any) -> bool:
-    return isinstance(value, (Mapping, list, tuple)) and len(value) > _MOST_ENTRIES
-
-
-def _confusion(evaluation: Document) -> dict[str, Any]:
-    table = evaluation["exit_confusion"]
-    rows = []
-    for name, counts in zip(table["rows"], table["counts"], strict=True):
-        total = sum(counts)
-        rows.append(
-            {"name": name, "total": total, "cells": [(count, count / total if total else None) for count in counts]}
-        )
-    return {"columns": table["columns"], "rows": rows}
-
-
-def _facts(run: Document) -> list[tuple[str, str]]:
-    named = {"name": "Run", "created": "Created", "model": "Model", "n_images": "Images", "config": "Config"}
-    rows = [(text, words(run[key])) for key, text in named.items() if run.get(key) is not None]
-    rows += [
-        (key, words(value))
-        for key, value in run.items()
-        if key not in (*named, "seconds", "bundle", "recompute") and value is not None
-    ]
-    seconds = run.get("seconds")
-    if seconds:
-        rows.append(("Seconds per stage", ", ".join(f"{stage} {seconds[stage]:,.1f}" for stage in seconds)))
-    return rows
 
 
 def _data_uri(data: bytes, kind: str) -> str:
