@@ -1,4 +1,4 @@
-"""What can be proved: the table of risks, exact bounds, tests, minimum sample sizes. Pure functions of counts, arrays."""
+"""What can be proved: the table of risks, exact bounds, tests, sample sizes. Pure functions of counts and arrays."""
 
 from stage1.risk.bounds import binomial_lower, binomial_pvalue, binomial_upper, hoeffding_bentkus_pvalue
 from stage1.risk.conformal import crc_threshold
