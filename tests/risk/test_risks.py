@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage1 import Scores, fit_policy
+from stage1.config import RunConfig
+from stage1.config.certify import AcceptanceGate
 from stage1.errors import ConfigError
-from stage1.evaluation import exit_rates
+from stage1.evaluation import evaluate, exit_rates
 from stage1.policy import Certificate
 from stage1.policy.counts import count_class_exits, count_exits
 from stage1.policy.group_means import risk_rows
 from stage1.policy.target import Request
 from stage1.report.sections import risk_meaning
 from stage1.risk.risks import RISKS, Risk, cells, is_risk, register_risk, risk_names, risk_of, risk_parts, risks_for
+from stage1.storage.documents import validate
 
 NAMES = ("none", "roadwork")
 MANY = ("a", "b", "c")
@@ -194,6 +197,21 @@ def test_a_risk_from_outside_is_certified_said_evaluated_and_shown(samples, tmp_
             risk_meaning("false_discovery", {"classes": NAMES})
             == "of images that exit as roadwork, the share that is none"
         )
+
+
+def test_the_config_and_the_document_of_an_evaluation_take_it(samples):
+    target = {"fnr": 0.05, "false_discovery": 0.04}
+    with pytest.raises(ValueError, match="unknown risk 'false_discovery'"):
+        RunConfig(risks=target)
+    scores, decided = samples["calib"], samples["calib"].margin
+    said = {"lo": -1.0, "hi": 1.0, "classes": NAMES, "policy": "softmax", "certified": False, "resamples": 20}
+    with outside(false_discovery()):
+        assert RunConfig(risks=target).risks == target
+        assert AcceptanceGate(metric="false_discovery", at_most=0.1).metric == "false_discovery"
+        document = evaluate(scores, np.abs(decided) > 1, (decided > 0).astype(int), targets=target, **said)
+        validate({"schema_version": 1, **document}, "evaluation", "evaluation")
+        assert document["risks"]["false_discovery"]["target"] == 0.04
+        assert document["risks"]["false_discovery"]["n"] == (decided > 1).sum()
 
 
 def test_it_decides_where_testing_stops(samples):
