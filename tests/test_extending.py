@@ -21,6 +21,7 @@ from stage1.commands.scores import calibrate_scores, evaluate_scores
 from stage1.config import RunConfig, load_config
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.report.figures.registry import FIGURES
+from stage1.risk import RISKS
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores, write_scores
 from stage1.sources import SOURCES
@@ -28,7 +29,7 @@ from stage1.stages.reporting import report_of_scores
 from stage1.views import AGGREGATORS, ViewsDocument, aggregator, choose_aggregator
 
 PAGE = Path(__file__).parents[1] / "docs" / "EXTENDING.md"
-TABLES = {"MAPS": MAPS, "AGGREGATORS": AGGREGATORS, "SOURCES": SOURCES, "FIGURES": FIGURES}
+TABLES = {"RISKS": RISKS, "MAPS": MAPS, "AGGREGATORS": AGGREGATORS, "SOURCES": SOURCES, "FIGURES": FIGURES}
 CLASSES = ["none", "roadwork"]
 
 
@@ -74,6 +75,7 @@ def extend(tables, tmp_path, monkeypatch):
 def test_each_example_is_one_file_and_one_line():
     places = {name: [name, *lines_in_tables(text)] for name, text in examples().items()}
     assert places == {
+        "false_discovery.py": ["false_discovery.py", "RISKS"],
         "offset.py": ["offset.py", "MAPS"],
         "median.py": ["median.py", "AGGREGATORS"],
         "jsonl.py": ["jsonl.py", "SOURCES"],
@@ -83,6 +85,7 @@ def test_each_example_is_one_file_and_one_line():
 
 def test_without_its_line_a_name_is_unknown():
     for override, says in (
+        ("risks={fnr: 0.1, false_discovery: 0.1}", "unknown risk 'false_discovery'.*; risks are fnr, .*, error"),
         ("calibration.map=offset", "calibration.map: input should be 'auto', 'none', .* or 'dirichlet'"),
         ("views.aggregate=median", "views.aggregate: 'median' is unknown; use whole, .* or learned"),
         ("data.source=jsonl", "data.source: input should be 'auto', .* or 'webdataset'"),
@@ -109,6 +112,24 @@ def certified(folder: Path, *overrides: str) -> Path:
     calibrate_scores(folder / "mine.parquet", out, config=config, values="logits", columns={}, shares="0.2,0.5,0.3")
     evaluate_scores(out / "scores.parquet", out, out, config=config, values="logits", columns={})
     return out
+
+
+def test_a_risk_is_certified_said_evaluated_and_on_the_page(extend, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    extend("false_discovery.py")
+    out = certified(tmp_path, "risks={fnr: 0.15, false_discovery: 0.15}", "calibration.map=none")
+    certificate = json.loads((out / "certificate.json").read_text())
+    assert certificate["certified"]
+    assert "of the images that exit as 'roadwork', at most 15 % are none" in certificate["statement"]
+    assert certificate["risks"]["false_discovery"]["n"] > certificate["risks"]["false_discovery"]["errors"] > 0
+    evaluated = json.loads((out / "evaluation.json").read_text())["risks"]["false_discovery"]
+    assert evaluated["target"] == 0.15
+    assert evaluated["errors"] / evaluated["n"] == evaluated["observed"] < 0.15
+    report_of_scores(out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "of images that exit as roadwork, the share that is none" in page
+    assert "at most 15 % are none" in page
 
 
 @pytest.mark.parametrize("wanted", ["offset", "auto"])
