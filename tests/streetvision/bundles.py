@@ -117,6 +117,25 @@ def population(n: int, seed: int, *, gate: bool, spread: bool = False) -> Scores
     return Scores(logits=logits, labels=labels, ids=ids, gate=signal if gate else None, extra=extra)
 
 
+def bundle_of_classes(folder: Path, classes: tuple[str, ...]) -> Path:
+    """A sound bundle of two classes of these names, or of more."""
+    if len(classes) == 2:
+        return make_parts(folder / "run", classes=classes).write(folder / "bundle", classes=classes)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, len(classes), 2000)
+    logits = rng.normal(0, 1, (2000, len(classes)))
+    logits[np.arange(2000), labels] += 4.0
+    ids = [digest_bytes(f"{row}".encode()) for row in range(2000)]
+    scores = Scores(logits=logits, labels=labels, ids=ids)
+    select, calib = scores.take(np.arange(800)), scores.take(np.arange(800, 2000))
+    policy = fit_policy("softmax", calib=calib, select=select, risks={"error": 0.1}, classes=classes)
+    parts = make_parts(folder / "run", n=60)
+    policy.save(parts.run / "thresholds.json")
+    policy.certificate.save(parts.run / "certificate.json")
+    (parts.run / "model.onnx").write_bytes(tiny_model(outputs=len(classes)))
+    return parts.write(folder / "bundle", classes=classes, calibration=calib, selection=select)
+
+
 def make_bundle(
     folder: Path,
     policy: str = "softmax",

@@ -1,6 +1,4 @@
-"""A cascade inside the detector: the answers of `stage1 cascade run`, under the client's deadline, without our
-packages.
-"""
+"""A cascade inside the detector: the answers of `stage1 cascade run`, under the client's deadline."""
 
 from __future__ import annotations
 
@@ -8,8 +6,6 @@ import io
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,8 +23,8 @@ from stage1.runtime.images import picture_pixels
 from stage1.storage.files import digest_bytes
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.classifier import ABOVE_HALF, png
-from stage1.streetvision.frozen import freeze
-from stage1.views import Pool, ViewsDocument
+from stage1.streetvision.sealed_cascade import seal_cascade
+from stage1.views import ViewsDocument, Pool
 
 from ..cascade.server import Handler, green, misbehave, serving
 from ..cascade.test_show import write_cascade, write_images
@@ -65,7 +61,7 @@ def detector_of(
     path = folder / "cascade.yaml"
     path.write_text(yaml.safe_dump({"classes": ["none", "roadwork"], "stages": [first, *later], **top}))
     opened = open_cascade(path)
-    freeze(opened, path, fixed_rules(opened.config), folder / "stages.json")
+    seal_cascade(opened, path, fixed_rules(opened.config), folder / "stages.json")
     return Stage1Detector(config_name=str(configuration(folder, bundle, **(keys or {}))))
 
 
@@ -292,9 +288,9 @@ def test_hanging_calls_are_bounded_and_end_by_themselves(tmp_path, bundle):
         assert len(server.requests) <= 20
         # Its timeout of ten seconds was cut to the deadline's length: the calls are gone soon after.
         end = time.monotonic() + 3
-        while time.monotonic() < end and detector._cascade._later[0]._lane._free._value < 16:
+        while time.monotonic() < end and detector._cascade._later[0]._executor._free._value < 16:
             time.sleep(0.02)
-        assert detector._cascade._later[0]._lane._free._value == 16
+        assert detector._cascade._later[0]._executor._free._value == 16
 
 
 def test_a_picture_that_cannot_be_read_has_the_cascades_default(tmp_path, bundle):
@@ -365,57 +361,6 @@ def test_a_callable_beside_the_cascade_file_takes_the_bytes(tmp_path, bundle, na
     assert "\n" not in (answer.trouble or "")
 
 
-# ---- only onnxruntime, numpy and Pillow -----------------------------------------------------------------------------
-
-ISOLATED = """
-import sys
-class OnlyThese:
-    def find_spec(self, name, path=None, target=None):
-        root = name.partition(".")[0]
-        if root in ("numpy", "PIL", "onnxruntime", "stage1", "lonely") or root in sys.stdlib_module_names:
-            return None
-        raise ImportError("not on this path: " + name)
-sys.meta_path.insert(0, OnlyThese())
-import json
-from PIL import Image
-from stage1.streetvision import Stage1Detector
-detector = Stage1Detector(model_name="isolated", config_name=sys.argv[1], device="cpu")
-answers = [detector.answer(Image.open(name)) for name in sys.argv[2:]]
-print(json.dumps([[a.by, a.stage, a.value, a.trouble] for a in answers]))
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names))))
-"""
-
-
-def test_a_cascade_of_all_kinds_needs_onnxruntime_numpy_and_pillow_alone(tmp_path, bundle, larger):
-    (tmp_path / "lonely.py").write_text("def half(data):\n    return 0.5 if len(data) % 2 else None\n")
-    paths = []
-    for index, image in enumerate(pictures(24)):
-        paths.append(str(tmp_path / f"{index}.png"))
-        image.save(paths[-1])
-    with serving(uneven) as server:
-        later = [
-            {"name": "larger", "bundle": str(larger), "exit": {"below": 0.3, "above": 0.7}},
-            {"name": "function", "callable": "lonely:half", "exit": {"below": 0.1}, "calls": CALLS},
-            http(server.url()),
-        ]
-        detector = detector_of(tmp_path, bundle, *later)
-        (tmp_path / "detector.json").write_text((tmp_path / "detector.yaml").read_text())  # no PyYAML there
-        run = subprocess.run(
-            [sys.executable, "-c", ISOLATED, str(tmp_path / "detector.json"), *paths],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert run.returncode == 0, run.stderr
-        answers, modules = (json.loads(line) for line in run.stdout.splitlines())
-        for path, (by, stage, value, trouble) in zip(paths, answers, strict=True):
-            here = detector.answer(Image.open(path))
-            assert (by, stage, trouble) == (here.by, here.stage, here.trouble)
-            assert value == pytest.approx(here.value, abs=1e-6)
-    assert {"first", "larger", "server"} <= {stage for _, stage, _, _ in answers}
-    assert set(modules) - {"lonely", "stage1", "numpy", "PIL", "onnxruntime"} <= {"__main__", "_distutils_hack"}
-
-
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -483,7 +428,7 @@ def test_a_first_stage_that_is_no_bundle_is_refused(tmp_path, bundle):
     path.write_text(yaml.safe_dump({"classes": ["none", "roadwork"], "stages": stages}))
     opened = open_cascade(path)
     with pytest.raises(ConfigError, match="stage 'root' is no bundle"):
-        freeze(opened, path, fixed_rules(opened.config), tmp_path / "stages.json")
+        seal_cascade(opened, path, fixed_rules(opened.config), tmp_path / "stages.json")
 
 
 def test_a_deadline_shorter_than_a_stages_timeouts_is_said_at_the_start(tmp_path, bundle, caplog):

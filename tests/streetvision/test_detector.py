@@ -1,4 +1,4 @@
-"""The detector against the client's contract, and against our own predictor on the same pictures."""
+"""The detector against the client's contract, and against the batches of `predict` on the same pictures."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.inference import load_bundle
 from stage1.runtime.crops import ViewPolicy
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.classifier import ABOVE_HALF
-from stage1.views import Learned, Pool, Sequence, Step, ViewsDocument
+from stage1.streetvision.launch import NEEDED
+from stage1.views import ViewsDocument, Learned, Pool, Sequence, Step
 
 from ..bundle.conftest import edit, reseal, tiny_model
-from .bundles import make_bundle
+from .bundles import bundle_of_classes, make_bundle
 
 KINDS = {
     "softmax": {},
@@ -138,16 +139,14 @@ def test_bundles_of_several_views_are_looked_at_as_they_were_certified(kind, tmp
         assert {row.views for row in rows} > {1}
 
 
-SIMPLEJPEG = {"simplejpeg", "cython_runtime"}  # the second comes with the first
 ISOLATED = """
 import sys
-class OnlyThese:
+class NoExtras:
     def find_spec(self, name, path=None, target=None):
-        root = name.partition(".")[0]
-        if root in ("numpy", "PIL", "onnxruntime", "stage1") or root in sys.stdlib_module_names:
-            return None
-        raise ImportError("not on this path: " + name)
-sys.meta_path.insert(0, OnlyThese())
+        if name.partition(".")[0] in EXTRAS:
+            raise ImportError("not in the client's environment: " + name)
+EXTRAS = set(sys.argv.pop(1).split(","))
+sys.meta_path.insert(0, NoExtras())
 import json
 from PIL import Image
 from stage1.streetvision import Stage1Detector
@@ -158,26 +157,45 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} - set(s
 """
 
 
-@pytest.mark.parametrize(
-    "kind", ["softmax, platt", "gate of the model", "softmax, isotonic", "scrc, platt", "adaptive", "learned"]
+# By the names under which they are imported: what the core requires, and what it does without in the detector.
+CORE = {
+    *("numpy", "scipy", "pydantic", "yaml", "PIL", "pyarrow"),
+    *("safetensors", "typer", "rich", "jsonschema", "onnxruntime"),
+}
+EXTRAS = (
+    *("torch", "torchvision", "timm", "onnx", "onnxscript", "datasets", "huggingface_hub", "transformers", "sklearn"),
+    *("peft", "matplotlib", "jinja2", "simplejpeg", "tensorboard", "pandas", "typer", "rich", "safetensors"),
 )
-def test_needs_onnxruntime_numpy_and_pillow_alone(kind, tmp_path):
+
+
+def isolated(folder: Path | str, paths: list[str]) -> tuple[list, set[str]]:
+    """(exit, label, probability) of each picture by a detector in a process without our extras; what it imported."""
+    run = subprocess.run(
+        [sys.executable, "-c", ISOLATED, ",".join(EXTRAS), str(folder), *paths],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    answers, modules = (json.loads(line) for line in run.stdout.splitlines())
+    return answers, set(modules)
+
+
+@pytest.mark.parametrize(
+    "kind", ["softmax, platt", "gate of the model", "softmax, isotonic", "scrc, platt", "adaptive"]
+)
+def test_needs_the_core_alone_of_what_we_require(kind, tmp_path):
     folder = make_bundle(tmp_path, **(KINDS | VIEWED)[kind])
     paths = []
     for index, picture in enumerate(pictures(20)):
         paths.append(str(tmp_path / f"{index}.png"))
         picture.convert("RGB").save(paths[-1])
-    run = subprocess.run(
-        [sys.executable, "-c", ISOLATED, str(folder), *paths], capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    answers, modules = (json.loads(line) for line in run.stdout.splitlines())
+    answers, modules = isolated(yaml_for(tmp_path, folder), paths)
     for row, (leaves, label, probability) in zip(load_bundle(folder).predict(paths), answers, strict=True):
         assert (row.exit, row.label) == (leaves, ("none", "roadwork")[label])
         assert probability == pytest.approx(row.probability, abs=1e-6)
-    assert {"numpy", "PIL", "onnxruntime", "stage1"} <= set(modules)
-    others = {"scipy", "pydantic", "yaml", "jsonschema", "pyarrow", "torch", "typer", "transformers"}
-    assert not set(modules) & (others | SIMPLEJPEG)
+    # What the launcher looks for in the miner's Python before it starts is what is imported there.
+    assert modules & CORE == set(NEEDED)
 
 
 # ---- always a float, never an exception ----------------------------------------------------------------------------
@@ -377,26 +395,34 @@ def _edited(folder: Path, file: str, **changes: object) -> None:
         reseal(folder)
 
 
+def _cut(file: Path) -> None:
+    file.write_bytes(b"12")
+
+
+def _swapped(folder: Path, model: bytes) -> None:
+    (folder / "model.onnx").write_bytes(model)
+    reseal(folder)
+
+
+def _without_lo(folder: Path) -> None:
+    edit(folder / "thresholds.json", lambda document: document.pop("lo"))
+    reseal(folder)
+
+
 SPOILT = {
     "manifest edited": (lambda f: _edited(f, "bundle.json", certified=False), IntegrityError, "was changed"),
     "newer": (lambda f: _edited(f, "thresholds.json", schema_version=9), IntegrityError, "schema_version 9"),
-    "file missing": (lambda f: (f / "certificate.json").unlink(), IntegrityError, "certificate.json is missing"),
-    "shorter": (lambda f: (f / "model.onnx").write_bytes(b"12"), IntegrityError, "has 2 bytes"),
+    "file missing": (lambda f: (f / "certificate.json").unlink(), IntegrityError, "certificate.json: missing"),
+    "shorter": (lambda f: _cut(f / "model.onnx"), IntegrityError, "model.onnx: 2 bytes"),
     "not JSON": (lambda f: (f / "bundle.json").write_text("{"), IntegrityError, "not valid JSON"),
     "no bundle": (lambda f: (f / "bundle.json").unlink(), MissingError, "not a bundle"),
-    "uncertified policy": (
-        lambda f: _edited(f, "thresholds.json", certified=False), IntegrityError, "different things"),
-    "no lo": (
-        lambda f: edit(f / "thresholds.json", lambda d: d.pop("lo")) or reseal(f), IntegrityError, "thresholds.json"),
-    "three classes": (lambda f: reseal(f, classes=["a", "b", "c"]), ConfigError, "3 classes"),
-    "classes turned": (lambda f: reseal(f, classes=["roadwork", "none"]), ConfigError, "class 0 is roadwork"),
-    "no model": (
-        lambda f: (f / "model.onnx").write_bytes(b"no") and reseal(f), IntegrityError, "ONNX Runtime cannot load"),
-    "another output": (
-        lambda f: (f / "model.onnx").write_bytes(tiny_model(name="scores")) and reseal(f), IntegrityError, "logits"),
-    "another size": (
-        lambda f: (f / "model.onnx").write_bytes(tiny_model(size=32)) and reseal(f), IntegrityError, "takes 32 px"),
-}  # fmt: skip
+    "uncertified policy": (lambda f: _edited(f, "thresholds.json", certified=False), IntegrityError, "thresholds.json"),
+    "no lo": (_without_lo, IntegrityError, "thresholds.json"),
+    "other classes": (lambda f: reseal(f, classes=["a", "b", "c"]), IntegrityError, "thresholds.json: classes"),
+    "no model": (lambda f: _swapped(f, b"no"), IntegrityError, "ONNX Runtime cannot load"),
+    "another output": (lambda f: _swapped(f, tiny_model(name="scores")), IntegrityError, "logits"),
+    "another size": (lambda f: _swapped(f, tiny_model(size=32)), Stage1Error, "takes 32"),
+}
 
 
 @pytest.mark.parametrize("case", SPOILT)
@@ -405,6 +431,16 @@ def test_a_spoilt_bundle_is_one_line_at_the_start(tmp_path, case):
     folder = make_bundle(tmp_path)
     spoil(folder)
     with pytest.raises(kind, match=words) as caught:
+        Stage1Detector(config_name=str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "classes, words", [(("roadwork", "none"), "class 0 is roadwork"), (("a", "b", "c"), "3 classes")]
+)
+def test_a_bundle_that_cannot_answer_the_clients_question_is_refused_by_name(tmp_path, classes, words):
+    folder = bundle_of_classes(tmp_path, classes)
+    with pytest.raises(ConfigError, match=words) as caught:
         Stage1Detector(config_name=str(folder))
     assert "\n" not in str(caught.value)
 

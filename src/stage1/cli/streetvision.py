@@ -119,7 +119,7 @@ def streetvision_cascade(
     """
     from stage1.cascade import fixed_rules, open_cascade
     from stage1.commands.cascade import certified_rules
-    from stage1.streetvision.frozen import freeze
+    from stage1.streetvision.sealed_cascade import seal_cascade
 
     opened = open_cascade(cascade)
     certificate = None
@@ -128,7 +128,7 @@ def streetvision_cascade(
     else:
         rules, document = certified_rules(certified, opened)
         certificate = document["certificate"]
-    freeze(opened, cascade, rules, output, certificate)
+    seal_cascade(opened, cascade, rules, output, certificate)
     if not quiet:
         said = "no certificate: thresholds of the file (give --certified FOLDER of `stage1 cascade evaluate`)"
         typer.echo(said if certificate is None else certificate["statement"])

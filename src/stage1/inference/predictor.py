@@ -386,7 +386,9 @@ def _require_views(engine: Engine, views: ViewsDocument | None, where: str) -> N
     if engine.views is None and not together:
         return
     count = views.policy.count if views is not None and together else None
-    if engine.views != count or WITHOUT not in engine.output_names:
+    if engine.views == count and WITHOUT not in engine.output_names:
+        raise IntegrityError(f"{where}: no output `{WITHOUT}`, which a model of all views has; export it anew")
+    if engine.views != count:
         takes = "one image at a time" if engine.views is None else f"{engine.views} views of an image together"
         wanted = (
             "the views beside it are not for that" if count is None else f"its views are {count}, by pooled features"

@@ -112,7 +112,8 @@ class WholeImages:
         return to_tensor(rgb, self._spec)
 
     def run(self, prepared: list[NDArray[np.float32]]) -> Outputs:
-        return self._engine.run(np.stack(prepared))
+        # One image alone needs no copy.
+        return self._engine.run(prepared[0][None] if len(prepared) == 1 else np.stack(prepared))
 
     def empty(self) -> Outputs:
         return self._engine.empty()
@@ -130,7 +131,8 @@ class AllViews:
         return cut(rgb, self._views, self._spec), (rgb.shape[0], rgb.shape[1])
 
     def run(self, prepared: list[tuple[NDArray[np.float32], tuple[int, int]]]) -> Outputs:
-        outputs = self._engine.run(np.concatenate([tensors for tensors, _ in prepared]))
+        tensors = [tensors for tensors, _ in prepared]
+        outputs = self._engine.run(tensors[0] if len(tensors) == 1 else np.concatenate(tensors))
         return self._shaped(outputs, [size for _, size in prepared])
 
     def empty(self) -> Outputs:

@@ -7,29 +7,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from stage1.cascade.calls import ANSWERED, CallFailed, Guard
+from stage1.cascade.config import CallsConfig, HttpConfig
 from stage1.cascade.endpoint import Endpoint
 from stage1.cascade.rules import DEFAULT, Final, Recorded, Rule, final_answers
-from stage1.errors import ConfigError, DataError, IntegrityError
+from stage1.cascade.stages import within
+from stage1.errors import ConfigError, IntegrityError
+from stage1.runtime.deadline import DeadlineExecutor
 from stage1.storage.files import digest_bytes
-from stage1.streetvision.classifier import Classifier, Stage1Answer, on_side, pixels, png, remap
-from stage1.streetvision.deadline import Lane, Late
-from stage1.streetvision.frozen import Frozen, read_frozen
+from stage1.streetvision.classifier import Classifier, Stage1Answer, on_side, pixels, png, remap, trouble_line
+from stage1.streetvision.sealed_cascade import SealedCascade, read_sealed_cascade
 from stage1.streetvision.settings import load_function
-
-if TYPE_CHECKING:
-    from stage1.cascade.config import CallsConfig, HttpConfig
 
 log = logging.getLogger("stage1.streetvision")
 Pixels = NDArray[np.uint8]
@@ -57,7 +56,7 @@ class _Stage(Protocol):
 
 
 class DetectorCascade:
-    """The frozen cascade at `path` around the detector's own bundle, which must be its first stage.
+    """The cascade of stages.json at `path` around the detector's own bundle, which must be its first stage.
 
     deadline_s: of the detector; no call of a stage outlasts it by more than its own length. Raises ConfigError (another
     first stage, a callable that is not there), IntegrityError (another bundle in a later stage), MissingError (a key, a
@@ -65,25 +64,20 @@ class DetectorCascade:
     """
 
     def __init__(self, path: str, first: Classifier, *, device: object, threads: int, deadline_s: float) -> None:
-        frozen = read_frozen(Path(path))
-        try:
-            self._rules = tuple(Rule(**stage["rule"]) for stage in frozen.stages)
-            self._default = float(frozen.document["default_probability"])
-            self.names = [str(stage["name"]) for stage in frozen.stages]
-            _require_first(frozen, first)
-            self._later = [
-                _opened(frozen, place, device=device, threads=threads, most=deadline_s)
-                for place in range(1, len(self.names))
-            ]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # Its digest fits, so this is how it was written.
-            raise IntegrityError(
-                f"cascade: {path}: made by another version of stage1 ({error!r}); make it anew"
-            ) from error
-        self.statement = frozen.statement
+        sealed = read_sealed_cascade(Path(path))
+        self._rules = tuple(Rule(**stage["rule"]) for stage in sealed.stages)
+        self._default = float(sealed.document["default_probability"])
+        self.names = [str(stage["name"]) for stage in sealed.stages]
+        _require_first(sealed, first)
+        self._later = [
+            _opened(sealed, place, device=device, threads=threads, most=deadline_s)
+            for place in range(1, len(self.names))
+        ]
+        self.statement = sealed.statement
         self.fallback = self._settled(self._final([nan] * len(self.names), [-1] * len(self.names)), []).value
-        self._read: Lane[object, Pixels] = Lane(lambda image: pixels(image, first.spec.max_pixels))
-        _warn_of_the_deadline(frozen, deadline_s)
+        self._max_pixels = first.spec.max_pixels
+        self._reading = DeadlineExecutor()
+        _warn_of_the_deadline(sealed, deadline_s)
 
     def answer(self, image: Image.Image, first: Stage1Answer | None, until: float, trouble: str | None) -> Settled:
         """Ask the later stages until one exits or time.monotonic() == until. Raises nothing for what a stage does.
@@ -100,9 +94,9 @@ class DetectorCascade:
         if not final.fallback[0] or time.monotonic() >= until:
             return self._settled(final, troubles)
         try:
-            rgb = self._read.call(image, until)
+            rgb = self._reading.call(lambda: pixels(image, self._max_pixels), until)
         except Exception as error:  # whatever a picture raises: no other stage can be shown it
-            return self._settled(final, [*troubles, one_line(error)] if first is not None else troubles)
+            return self._settled(final, [*troubles, _trouble(error)] if first is not None else troubles)
         for place, stage in enumerate(self._later, start=1):
             now = time.monotonic()
             if now >= until:
@@ -112,7 +106,7 @@ class DetectorCascade:
                 # One that hangs must not use up the time of those after it.
                 said[place], own[place] = stage.ask(rgb, now + (until - now) / (count - place))
             except Exception as error:  # someone else's code or machine: any failure of it is an outcome
-                troubles.append(f"{stage.name}: {one_line(error)}")
+                troubles.append(f"{stage.name}: {_trouble(error)}")
             final = self._final(said, own)
             if not final.fallback[0]:
                 break
@@ -137,10 +131,11 @@ class DetectorCascade:
 class _BundleStage:
     def __init__(self, name: str, classifier: Classifier) -> None:
         self.name = name
-        self._lane = Lane(classifier.answer)
+        self._classifier = classifier
+        self._executor = DeadlineExecutor()
 
     def ask(self, rgb: Pixels, until: float) -> Said:
-        found = self._lane.call(rgb, until)
+        found = self._executor.call(lambda: self._classifier.answer(rgb), until)
         return found.probability, found.label if found.exit else -1
 
 
@@ -150,37 +145,37 @@ class _GuardedStage:
     def __init__(self, name: str, ask: Callable[[bytes], float], guard: Guard) -> None:
         self.name = name
         self._ask, self._guard = ask, guard
-        self._lane = Lane(self._call)
+        self._executor = DeadlineExecutor()
 
     def ask(self, rgb: Pixels, until: float) -> Said:
         stopped = threading.Event()
         try:
-            return self._lane.call((rgb, stopped), until), -1
+            return self._executor.call(lambda: self._call(rgb, stopped), until), -1
         finally:
             stopped.set()  # nobody waits any more: no further attempt
 
-    def _call(self, given: tuple[Pixels, threading.Event]) -> float:
-        data = png(given[0])
-        called = self._guard.call(lambda: self._ask(data), digest_bytes(data), given[1])
+    def _call(self, rgb: Pixels, stopped: threading.Event) -> float:
+        data = png(rgb)
+        called = self._guard.call(lambda: self._ask(data), digest_bytes(data), stopped)
         if called.outcome != ANSWERED or called.probability is None:
             raise CallFailed(called.outcome, f"{called.outcome}, {called.detail}")
         return called.probability
 
 
-def _require_first(frozen: Frozen, first: Classifier) -> None:
-    named = frozen.stages[0]["bundle"]["digest"]
+def _require_first(sealed: SealedCascade, first: Classifier) -> None:
+    named = sealed.stages[0]["bundle"]["digest"]
     if named != first.digest:
         raise ConfigError(
-            f"cascade: {frozen.path}: its first stage {frozen.stages[0]['name']!r} is bundle {named[:12]}, this"
+            f"cascade: {sealed.path}: its first stage {sealed.stages[0]['name']!r} is bundle {named[:12]}, this"
             f" detector's is {first.digest[:12]}; give that bundle, or make the file anew from a cascade with this one"
         )
 
 
-def _opened(frozen: Frozen, place: int, *, device: object, threads: int, most: float) -> _Stage:
-    stage = frozen.stages[place]
+def _opened(sealed: SealedCascade, place: int, *, device: object, threads: int, most: float) -> _Stage:
+    stage = sealed.stages[place]
     name = str(stage["name"])
     if stage["bundle"] is not None:
-        folder = frozen.beside(stage["bundle"]["folder"])
+        folder = sealed.beside(stage["bundle"]["folder"])
         classifier = Classifier(folder, device=device, threads=threads)
         if classifier.digest != stage["bundle"]["digest"]:
             raise IntegrityError(
@@ -188,44 +183,26 @@ def _opened(frozen: Frozen, place: int, *, device: object, threads: int, most: f
                 f"{stage['bundle']['digest'][:12]}; restore that one, or make the file anew"
             )
         return _BundleStage(name, classifier)
+    try:
+        calls = CallsConfig.model_validate(stage["calls"])
+        http = None if stage["http"] is None else HttpConfig.model_validate(stage["http"])
+    except ValidationError as error:
+        raise IntegrityError(
+            f"cascade: {sealed.path}: stage {name!r}: made by another version of stage1; make it anew"
+        ) from error
     # A budget that is spent is not waited for: who waits for it past the deadline takes it from the next image.
-    calls = SimpleNamespace(**{**stage["calls"], "when_over": "fall_back"})
-    calls.timeout_s = min(calls.timeout_s, most)
-    guard = Guard(cast("CallsConfig", calls), name, int(frozen.document["seed"]))
-    if stage["http"] is not None:
-        return _GuardedStage(name, Endpoint(cast("HttpConfig", _http(stage["http"], most))).ask, guard)
+    guard = Guard(calls.model_copy(update={"when_over": "fall_back"}), name, int(sealed.document["seed"]))
+    if http is not None:
+        # No longer than `most`, so that calls which nobody waits for any more end.
+        limits = {key: min(getattr(http, key), most) for key in ("connect_timeout_s", "read_timeout_s")}
+        return _GuardedStage(name, Endpoint(http.model_copy(update=limits)).ask, guard)
     given = stage["callable"]
-    function = load_function(given["name"], f"cascade: stage {name!r}", frozen.beside(given["folder"]))
-    return _GuardedStage(name, _within(calls.timeout_s, function, calls.concurrency), guard)
+    function = load_function(given["name"], f"cascade: stage {name!r}", sealed.beside(given["folder"]))
+    return _GuardedStage(name, within(min(calls.timeout_s, most), function, calls.concurrency), guard)
 
 
-def _http(given: Mapping[str, Any], most: float) -> SimpleNamespace:
-    """An endpoint's settings; its timeouts no longer than `most`, so that calls which nobody waits for any more end."""
-    settings = SimpleNamespace(**given)
-    settings.chat = None if settings.chat is None else SimpleNamespace(**settings.chat)
-    settings.connect_timeout_s = min(settings.connect_timeout_s, most)
-    settings.read_timeout_s = min(settings.read_timeout_s, most)
-    return settings
-
-
-def _within(seconds: float, function: Callable[[bytes], Any], at_once: int) -> Callable[[bytes], float]:
-    lane: Lane[bytes, Any] = Lane(function, at_once + 16)
-
-    def ask(data: bytes) -> float:
-        try:
-            value = lane.call(data, time.monotonic() + seconds)
-        except Late as error:
-            raise CallFailed("timeout", str(error)) from error
-        except Exception as error:
-            raise CallFailed("failed", one_line(error)) from error
-        # numpy's numbers are numbers.
-        return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
-
-    return ask
-
-
-def _warn_of_the_deadline(frozen: Frozen, deadline_s: float) -> None:
-    for stage in frozen.stages[1:]:
+def _warn_of_the_deadline(sealed: SealedCascade, deadline_s: float) -> None:
+    for stage in sealed.stages[1:]:
         http, calls = stage["http"], stage["calls"]
         if stage["bundle"] is not None:
             continue
@@ -240,11 +217,5 @@ def _warn_of_the_deadline(frozen: Frozen, deadline_s: float) -> None:
             )
 
 
-def one_line(error: Exception) -> str:
-    """What went wrong: the message where it is ours and says it, else with its kind."""
-    text = " ".join(str(error).split())[:200]
-    return (
-        text
-        if isinstance(error, (DataError, IntegrityError, Late, CallFailed)) and text
-        else f"{type(error).__name__}: {text}"
-    )
+def _trouble(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] if isinstance(error, CallFailed) else trouble_line(error)

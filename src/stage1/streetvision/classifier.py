@@ -1,9 +1,6 @@
-"""The monotone map from our probability to the client's: our decision threshold lands on exactly 0.5.
+"""One bundle as the client's classifier: a picture's pixels, what stage 1 says of them, and the client's answer.
 
-What is done to a picture once: the pixels that the bundle was certified on, and the file that stages elsewhere are
-sent.
-
-One bundle as a classifier of pictures: checked, loaded, and asked with pixels; on onnxruntime, numpy and Pillow alone.
+The client decides at one half; `remap` is the monotone map that puts our decision threshold there.
 """
 
 from __future__ import annotations
@@ -11,20 +8,19 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stage1.errors import DataError, IntegrityError
+from stage1.errors import ConfigError, DataError, IntegrityError
+from stage1.inference import Bundle, load_bundle
+from stage1.inference.predictor import GATE, one_line
+from stage1.inference.views import SPREAD
+from stage1.runtime.deadline import DeadlineExceeded
 from stage1.runtime.images import picture_pixels
-from stage1.runtime.preprocessing import Preprocessing
-from stage1.streetvision.bare_session import Session
+from stage1.scores import Scores
 from stage1.streetvision.classes import require_order
-from stage1.streetvision.looks import views_of
-from stage1.streetvision.sealed import open_bundle
-from stage1.streetvision.verdict import judge
 
 # The client may narrow the float to 32 bits: the smallest answer above one half must survive that.
 ABOVE_HALF = 0.5 + 2.0**-24
@@ -66,6 +62,9 @@ def _sigmoid(z: float) -> float:
     return 1.0 / (1.0 + math.exp(-z)) if z >= 0 else math.exp(z) / (1.0 + math.exp(z))
 
 
+# ---- pictures ----------------------------------------------------------------------------------------------------
+
+
 def pixels(image: object, max_pixels: int) -> NDArray[np.uint8]:
     """RGB pixels uint8 [H, W, 3] of a picture of any size and mode, equal to those of
     `load_bundle(..).predict([image])`.
@@ -84,48 +83,77 @@ def png(rgb: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
+def trouble_line(error: Exception) -> str:
+    """Why there is no answer: the message where it is ours and says it, else with its kind."""
+    text = " ".join(str(error).split())[:200]
+    ours = isinstance(error, (DataError, IntegrityError, DeadlineExceeded)) and text
+    return text if ours else f"{type(error).__name__}: {text}"
+
+
+# ---- stage 1 -----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Stage1Answer:
-    """What a bundle says: `exit`, `label` (0 none, 1 roadwork) and P(roadwork), as `load_bundle(..).predict` does."""
+    """What a bundle says: `exit`, `label` (0 none, 1 roadwork) and P(roadwork), as `load_bundle(..).predict` does.
+
+    small: the bundle's further views could only enlarge what the model sees of the whole picture.
+    """
 
     exit: bool
     label: int
     probability: float
+    small: bool = False
 
 
 class Classifier:
-    """A bundle of two classes. device, threads: as for `Session`.
+    """A bundle of two classes, for one picture at a time. device, threads (within a picture): as for `Engine`.
 
     Raises ConfigError (what a detector cannot serve), MissingError, IntegrityError (a byte differs, parts of different
     bundles).
     """
 
     def __init__(self, folder: str, *, device: object, threads: int) -> None:
-        sealed = open_bundle(Path(folder))
-        names = [str(name) for name in sealed.manifest["classes"]]
-        require_order(names, folder)
-        self._judge = judge(sealed)
-        certified = sealed.certificate.get("views")
-        self._views = views_of(sealed.views, certified, sealed.views_digest, gated=self._judge.needs_gate)
-        self.spec = Preprocessing.from_json(dict(sealed.manifest["preprocessing"]))
-        where = f"{folder}/model.onnx"
-        self._session = Session(sealed.model, where, device=device, threads=threads, size=self.spec.size)
-        self._views.require_model(self._session.views, where)
-        if self._views.steps and self._session.has_gate:
-            raise IntegrityError(f"{where}: has a gate, which adaptive views do not go with; bundle it anew")
-        if self._judge.needs_gate and not self._session.has_gate:
-            raise IntegrityError(f"{where}: no output `gate_logits`, which the policy needs; bundle it anew")
-        self.digest = sealed.digest
-        self.classes = (names[0], names[1])
-        self.provider = self._session.provider
+        # The detector's own deadline ends the wait for a model; one of the session's costs a thread for each picture.
+        bundle = load_bundle(folder, device=str(device), intra_op_threads=threads, deadline_s=None)
+        if len(bundle.classes) != 2:
+            raise ConfigError(
+                f"{folder}: {len(bundle.classes)} classes; the client asks for one probability, give a bundle of two"
+            )
+        require_order(bundle.classes, folder)
+        _require_decides(bundle)
+        self._predictor = bundle.predictor
+        self.spec = bundle.predictor.preprocessing
+        self.digest = bundle.digest
+        self.classes = (bundle.classes[0], bundle.classes[1])
+        self.provider = bundle.predictor.engine.provider
 
     def answer(self, rgb: NDArray[np.uint8]) -> Stage1Answer:
         """Exit, label and probability for RGB pixels uint8 [H, W, 3]. Raises DataError (no pixels), IntegrityError
         (NaN).
         """
-        verdict = self._judge(self._views.look(rgb, self.spec, self._session.run))
-        return Stage1Answer(bool(verdict.exit[0]), int(verdict.label[0]), float(verdict.probability[0]))
+        row = self._predictor.answer(rgb)
+        if row.label is None or row.probability is None:
+            raise IntegrityError("model: it gives NaN or infinity for this image")
+        return Stage1Answer(row.exit, self.classes.index(row.label), row.probability, row.small)
 
-    def adds_nothing(self, rgb: NDArray[np.uint8]) -> bool:
-        """Whether its further views could only enlarge what the model sees of these pixels anyway."""
-        return self._views.adds_nothing(rgb.shape[0], rgb.shape[1], self.spec)
+
+def _require_decides(bundle: Bundle) -> None:
+    """Raises ConfigError where the policy needs a signal that no picture carries, IntegrityError where it needs the
+    gate of a model that has none: each picture would get the fallback answer.
+    """
+    views, gate = bundle.predictor.views is not None, GATE in bundle.predictor.engine.output_names
+    signals = {SPREAD: np.zeros(1)} if views else {}
+    probe = Scores(logits=np.zeros((1, 2)), gate=np.zeros(1), extra=signals)
+    try:
+        bundle.policy.decide(probe)
+    except DataError as error:
+        raise ConfigError(
+            f"{bundle.folder}: the policy needs what a picture does not carry ({one_line(error)}); fit it without"
+        ) from error
+    try:
+        bundle.policy.decide(probe if gate else Scores(logits=probe.logits, extra=signals))
+    except DataError as error:
+        raise IntegrityError(
+            f"{bundle.folder}/model.onnx: no output `{GATE}`, which the policy needs; bundle it anew"
+        ) from error

@@ -7,14 +7,16 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from stage1.streetvision.cascade import DetectorCascade, one_line
-from stage1.streetvision.classifier import Classifier, Stage1Answer, on_side, pixels, remap
-from stage1.streetvision.deadline import Lane
+from stage1.runtime.deadline import DeadlineExecutor
+from stage1.streetvision.classifier import Classifier, Stage1Answer, on_side, pixels, remap, trouble_line
 from stage1.streetvision.settings import load_settings, load_stage2
+
+if TYPE_CHECKING:
+    from stage1.streetvision.cascade import DetectorCascade
 
 log = logging.getLogger("stage1.streetvision")
 _COUNTED = ("exit", "stage2", "stage1", "fallback", "stage2_failed", "views_add_nothing")
@@ -77,11 +79,14 @@ class Stage1Detector:
             return
         self._bundle = Classifier(self.bundle, device=self.device, threads=self.threads)
         self.bundle_digest, self.classes = self._bundle.digest, self._bundle.classes
-        self._first = Lane(self.stage1_answer)
-        self._second = None if self.stage2 is None else Lane(load_stage2(self.stage2))
+        self._second = None if self.stage2 is None else load_stage2(self.stage2)
+        self._on_first, self._on_second = DeadlineExecutor(), DeadlineExecutor()
         self._cascade: DetectorCascade | None = None
         self.statement: str | None = None
         if self.cascade is not None:
+            # Not above: the cascade's configuration takes a third of a second that a bundle alone does not need.
+            from stage1.streetvision.cascade import DetectorCascade
+
             self._cascade = DetectorCascade(
                 self.cascade, self._bundle, device=self.device, threads=self.threads, deadline_s=self.deadline_s
             )
@@ -105,9 +110,9 @@ class Stage1Detector:
         first: Stage1Answer | None = None
         trouble: str | None = None
         try:
-            first = self._first.call(image, until)
+            first = self._on_first.call(lambda: self.stage1_answer(image), until)
         except Exception as error:  # whatever it is, the client gets a number
-            trouble = one_line(error)
+            trouble = trouble_line(error)
         if self._cascade is not None:
             return self._counted(self._of_cascade(self._cascade, image, first, until, trouble))
         if first is None:
@@ -115,12 +120,13 @@ class Stage1Detector:
         own = remap(first.probability, self.decision_threshold)
         if first.exit:
             return self._counted(Answer(on_side(own, first.label == 1), "exit", first))
-        if self._second is None:
+        stage2 = self._second
+        if stage2 is None:
             return self._counted(Answer(own, "stage1", first))
         try:
-            asked = self._second.call(image, until)
+            asked = self._on_second.call(lambda: stage2(image), until)
         except Exception as error:  # someone else's code: any failure of it means stage 1 stands
-            return self._counted(Answer(own, "stage1", first, f"stage2: {one_line(error)}"))
+            return self._counted(Answer(own, "stage1", first, f"stage2: {trouble_line(error)}"))
         return self._counted(Answer(remap(asked, self.stage2_threshold), "stage2", first))
 
     def _of_cascade(
@@ -139,9 +145,8 @@ class Stage1Detector:
 
     def stage1_answer(self, image: Image.Image) -> Stage1Answer:
         """Exit, label and probability of stage 1 alone. Raises DataError (no usable picture), IntegrityError (NaN)."""
-        rgb = pixels(image, self._bundle.spec.max_pixels)
-        found = self._bundle.answer(rgb)
-        if self._bundle.adds_nothing(rgb):
+        found = self._bundle.answer(pixels(image, self._bundle.spec.max_pixels))
+        if found.small:
             with self._counting:
                 self._counts["views_add_nothing"] += 1
         return found

@@ -1,62 +1,53 @@
-"""Registering the detector with the client, and starting the client's miner with it.
+"""The command that starts the client's miner with our detector, and the check of the miner's words in it.
 
-`stage1 streetvision run` starts the miner's own Python with this module as its first act: the client knows no plugins,
-so whoever wants to be in its registry has to be imported before it looks.
+The client knows no plugins: whoever wants to be in its registry has to be imported before it looks. So the command
+starts the miner's own Python with `stage1.streetvision.miner` as its first act.
 """
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import os
 import re
-import runpy
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from stage1.errors import ConfigError, Stage1Error
-from stage1.streetvision.built import Built, say, stop
-from stage1.streetvision.detector import Stage1Detector
-from stage1.streetvision.settings import CONFIG_VARIABLE, load_attribute
-from stage1.streetvision.words import checked_words
+from stage1.errors import ConfigError
 
-ATTRIBUTE = "DETECTOR_REGISTRY"
 NAME = "Stage1"
+# What the detector imports of the packages that the core requires, by the names under which they are imported.
+NEEDED = ("PIL", "jsonschema", "numpy", "onnxruntime", "pyarrow", "pydantic", "scipy", "yaml")
 # Makes this stage1 importable, and nothing beside it: on PYTHONPATH our environment would push its packages before the
 # client's pins.
 _BOOT = (
     "import importlib.util as u,sys;"
-    "n=[m for m in('PIL','numpy','onnxruntime')if not u.find_spec(m)];"
+    f"n=[m for m in{NEEDED!r}if not u.find_spec(m)];"
     "e=lambda t:(print('error: '+sys.executable+': '+t,file=sys.stderr),sys.exit(3));"
     "n and e('no '+', '.join(n)+'; install it there, or start the miner with its own Python');"
     "sys.version_info<(3,11)and e('the detector needs Python 3.11');"
     "s=u.spec_from_file_location('stage1',sys.argv[1]+'/__init__.py',submodule_search_locations=[sys.argv[1]]);"
     "m=u.module_from_spec(s);sys.modules['stage1']=m;s.loader.exec_module(m);"
-    "from stage1.streetvision.launch import main;main(sys.argv[2:])"
+    "from stage1.streetvision.miner import main;main(sys.argv[2:])"
 )
 _WITH_VALUE = ("-X", "-W")
 
-
-def register(registry: Any, name: str = NAME, base: type | None = None) -> type:
-    """Put the detector into the client's registry under `name`; returns the class that is registered.
-
-    registry: an object with `register_module(module_name=..)`, the client's DETECTOR_REGISTRY. base: the client's
-    FeatureDetector, where it insists on the ancestry; its constructor is not called.
-
-    Example: register(DETECTOR_REGISTRY)
-    """
-    kind: type = Stage1Detector if base is None else type("Stage1Detector", (Stage1Detector, base), {})
-    if not hasattr(registry, "register_module"):
-        raise ConfigError(
-            f"registry: {type(registry).__name__} has no `register_module`; give the client's {ATTRIBUTE}"
-        )
-    if left := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise ConfigError(
-            f"base: {base} also asks for `{left[0]}`, which the detector does not have; register it without a base"
-        )
-    registry.register_module(module_name=name)(kind)
-    return kind
+# The words that choose the client's detector; its parser passes over a word that it does not know.
+PREFIX = "--neuron."
+DETECTOR, CONFIG = "--neuron.image_detector", "--neuron.image_detector_config"
+# Of the miner of natixnetwork/streetvision-subnet v2.0.4.
+KNOWN = (
+    CONFIG,
+    DETECTOR,
+    "--neuron.image_detector_device",
+    "--neuron.video_detector_config",
+    "--neuron.video_detector",
+    "--neuron.video_detector_device",
+    "--neuron.name",
+    "--neuron.epoch_length",
+    "--neuron.events_retention_size",
+    "--neuron.dont_save_events",
+)
 
 
 def miner_command(
@@ -107,38 +98,51 @@ def _parts(command: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return before, words[start:end], target
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Inside the miner's Python: register, become the miner, and say which detector it built.
+def checked_words(
+    words: Sequence[str], name: str, config: str | None = None, also_known: Iterable[str] = ()
+) -> list[str]:
+    """The miner's arguments, with the detector's configuration where they name none and `config` is given.
 
-    Where that cannot be, the process ends with one line and the error's exit code.
+    words: all arguments of the miner. name: under which our detector is registered. also_known: words of a newer
+    client.
+    Raises ConfigError for a `--neuron.` word that the client does not know (it would be passed over, and the client's
+    own model served), for another detector than `name`, and for two configurations.
     """
-    parser = argparse.ArgumentParser(prog="stage1 streetvision run")
-    parser.add_argument("--registry", required=True)
-    parser.add_argument("--name", default=NAME)
-    parser.add_argument("--base")
-    parser.add_argument("--config")
-    parser.add_argument("target", nargs=argparse.REMAINDER)
-    given = parser.parse_args(list(arguments))
-    target = given.target[1:] if given.target[:1] == ["--"] else given.target
-    script = target[0] != "-m"
-    # What Python itself does for a script; for a module the current folder stays in front.
-    sys.path[0] = str(Path(target[0]).resolve().parent) if script else os.getcwd()
-    if given.config:
-        os.environ[CONFIG_VARIABLE] = given.config
-    built = Built(given.name)
-    try:
-        where = given.registry if ":" in given.registry else f"{given.registry}:{ATTRIBUTE}"
-        base = load_attribute(given.base, "--base") if given.base else None
-        registry = load_attribute(where, "--registry")
-        built.watch(registry, register(registry, given.name, base))
-    except Stage1Error as error:
-        stop(error)
-    say(f"detector {given.name!r} is registered; starting {' '.join(target)}")
-    sys.argv = list(target if script else target[1:])
-    try:
-        if script:
-            runpy.run_path(target[0], run_name="__main__")
-        else:
-            runpy.run_module(target[1], run_name="__main__", alter_sys=True)
-    finally:
-        built.finished()
+    known = [*KNOWN, *(word if word.startswith("--") else PREFIX + word for word in also_known)]
+    found: dict[str, str | None] = {}
+    for place, word in enumerate(words):
+        if word.startswith(PREFIX):
+            flag, equals, value = word.partition("=")
+            if flag not in known:
+                raise ConfigError(f"miner command: {_unknown(flag, known, name)}")
+            follows = words[place + 1] if place + 1 < len(words) and not words[place + 1].startswith("--") else None
+            found[flag] = value if equals else follows
+    if DETECTOR in found and found[DETECTOR] != name:
+        asked = "nothing" if found[DETECTOR] is None else repr(found[DETECTOR])
+        raise ConfigError(
+            f"miner command: {DETECTOR} names {asked}, and ours is registered as {name!r}; write {DETECTOR} {name}, or "
+            f"in miner.env IMAGE_DETECTOR={name}"
+        )
+    if CONFIG in found and (found[CONFIG] or "None").lower() == "none":
+        raise ConfigError(
+            f"miner command: {CONFIG} names nothing, and the miner then loads no detector; give the file, or in"
+            " miner.env IMAGE_DETECTOR_CONFIG=FILE"
+        )
+    if config is None:
+        return list(words)
+    if CONFIG in found:
+        if found[CONFIG] != config:
+            raise ConfigError(f"--config: {config}, and {CONFIG} names {found[CONFIG]!r}; give one of the two")
+        return list(words)
+    # The client always passes a configuration, roadwork.yaml of its own where it is told of none.
+    return [*words, CONFIG, config]
+
+
+def _unknown(flag: str, known: Sequence[str], name: str) -> str:
+    # Nobody who starts an image detector means the words for a video one.
+    near = difflib.get_close_matches(flag, [word for word in known if "video" not in word], 1, 0.5) or [DETECTOR]
+    example = f"{near[0]} {name}" if near[0] == DETECTOR else near[0]
+    return (
+        f"{flag} is no word of the client's, which would pass over it and serve its own model; did you mean {example}? "
+        f"Known: {', '.join(word.removeprefix(PREFIX) for word in known)}; --also-known WORD for one of a newer client"
+    )

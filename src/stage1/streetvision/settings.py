@@ -69,7 +69,7 @@ def load_settings(config_name: str | os.PathLike[str] | None) -> Settings:
     """Settings from a file, or all defaults around a bundle where `config_name` is the folder of one.
 
     None: what the environment variable STAGE1_STREETVISION_CONFIG names. A name without suffix is tried with .yaml too.
-    Raises ConfigError (none given, unknown key, bad value), MissingError (no such file, no PyYAML to read it).
+    Raises ConfigError (none given, unknown key, bad value), MissingError (no such file).
     """
     name = config_name or os.environ.get(CONFIG_VARIABLE)
     if not name:
@@ -138,21 +138,12 @@ def _threshold_of(path: Path) -> Any:
 def _parsed(path: Path) -> Mapping[str, Any]:
     try:
         text = read_text(path)
-        values = read_json(text) if path.suffix == ".json" else _yaml(text, path)
+        values = read_json(text) if path.suffix == ".json" else read_yaml(text)
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8 is a ValueError
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())[:160]}); fix the file") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: {type(values).__name__}; a mapping of keys is expected")
     return values
-
-
-def _yaml(text: str, path: Path) -> Any:
-    try:
-        return read_yaml(text)
-    except ImportError as error:
-        raise MissingError(
-            f"{path}: PyYAML is not installed here; install it, or write the configuration as .json"
-        ) from error
 
 
 def _require(name: str, value: Any, low: float, high: float, *, closed: bool) -> None:

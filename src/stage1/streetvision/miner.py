@@ -1,19 +1,86 @@
-"""What the miner really built: the registry says what could be, the first detector whose constructor runs is what
-answers.
+"""Inside the miner's process: our detector into the client's registry, and which detector the miner really built.
+
+The registry says what could be; the first detector whose constructor runs is what answers.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import os
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from stage1.errors import ConfigError, Stage1Error
-from stage1.streetvision.words import CONFIG, DETECTOR
+from stage1.streetvision.detector import Stage1Detector
+from stage1.streetvision.launch import CONFIG, DETECTOR, NAME
+from stage1.streetvision.settings import CONFIG_VARIABLE, load_attribute
+
+ATTRIBUTE = "DETECTOR_REGISTRY"
 
 
-class Built:
+def register(registry: Any, name: str = NAME, base: type | None = None) -> type:
+    """Put the detector into the client's registry under `name`; returns the class that is registered.
+
+    registry: an object with `register_module(module_name=..)`, the client's DETECTOR_REGISTRY. base: the client's
+    FeatureDetector, where it insists on the ancestry; its constructor is not called.
+
+    Example: register(DETECTOR_REGISTRY)
+    """
+    kind: type = Stage1Detector if base is None else type("Stage1Detector", (Stage1Detector, base), {})
+    if not hasattr(registry, "register_module"):
+        raise ConfigError(
+            f"registry: {type(registry).__name__} has no `register_module`; give the client's {ATTRIBUTE}"
+        )
+    if left := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise ConfigError(
+            f"base: {base} also asks for `{left[0]}`, which the detector does not have; register it without a base"
+        )
+    registry.register_module(module_name=name)(kind)
+    return kind
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Inside the miner's Python: register, become the miner, and say which detector it built.
+
+    Where that cannot be, the process ends with one line and the error's exit code.
+    """
+    parser = argparse.ArgumentParser(prog="stage1 streetvision run")
+    parser.add_argument("--registry", required=True)
+    parser.add_argument("--name", default=NAME)
+    parser.add_argument("--base")
+    parser.add_argument("--config")
+    parser.add_argument("target", nargs=argparse.REMAINDER)
+    given = parser.parse_args(list(arguments))
+    target = given.target[1:] if given.target[:1] == ["--"] else given.target
+    script = target[0] != "-m"
+    # What Python itself does for a script; for a module the current folder stays in front.
+    sys.path[0] = str(Path(target[0]).resolve().parent) if script else os.getcwd()
+    if given.config:
+        os.environ[CONFIG_VARIABLE] = given.config
+    watch = DetectorWatch(given.name)
+    try:
+        where = given.registry if ":" in given.registry else f"{given.registry}:{ATTRIBUTE}"
+        base = load_attribute(given.base, "--base") if given.base else None
+        registry = load_attribute(where, "--registry")
+        watch.start(registry, register(registry, given.name, base))
+    except Stage1Error as error:
+        stop(error)
+    say(f"detector {given.name!r} is registered; starting {' '.join(target)}")
+    sys.argv = list(target if script else target[1:])
+    try:
+        if script:
+            runpy.run_path(target[0], run_name="__main__")
+        else:
+            runpy.run_module(target[1], run_name="__main__", alter_sys=True)
+    finally:
+        watch.finished()
+
+
+class DetectorWatch:
     """Watches a registry in the miner's process. name: under which ours is registered.
 
     Says on stderr which detector was built. Where the first one is not ours the process ends with one line and exit
@@ -24,7 +91,7 @@ class Built:
         self.name = name
         self.first: str | None = None
 
-    def watch(self, registry: Any, ours: type) -> None:
+    def start(self, registry: Any, ours: type) -> None:
         """Watch the classes that `registry` holds, and those that are registered from now on."""
         self._on_construction(ours, self.name, self._ours)
         if not hasattr(registry, "__dict__"):

@@ -1,9 +1,4 @@
-"""A cascade as one sealed document: written where the cascade file can be checked, read with the standard library
-alone.
-
-`freeze` needs what `stage1 cascade` needs; `read_frozen` is for the miner, whose Python has neither pydantic nor
-jsonschema.
-"""
+"""stages.json: a cascade file with its rules settled, sealed by a digest; what a detector's key `cascade` names."""
 
 from __future__ import annotations
 
@@ -12,21 +7,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stage1.cascade import Cascade, Rule
 from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.storage.files import digest_bytes
+from stage1.storage.documents import SCHEMA_VERSION, validate, write_document
+from stage1.storage.files import digest_bytes, read_json
 
-if TYPE_CHECKING:
-    from stage1.cascade import Cascade, Rule
-
-_SCHEMA_VERSION = 1
-_MAKE = "`stage1 streetvision cascade`"
+_KIND, _MAKE = "frozen_cascade", "`stage1 streetvision cascade`"
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
-    """The document, and the folder that its paths start from. statement: what was certified of the whole, None:
+class SealedCascade:
+    """The document, and the file that its paths start from. statement: what was certified of the whole, None:
     nothing was.
     """
 
@@ -47,7 +40,7 @@ class Frozen:
         return str(self.path.parent / name)
 
 
-def freeze(
+def seal_cascade(
     cascade: Cascade, path: Path, rules: Sequence[Rule], output: Path, certificate: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write the stages of a cascade file with their rules to `output`; paths in it start from its folder.
@@ -55,8 +48,6 @@ def freeze(
     path: of the cascade file. certificate: what `cascade evaluate` says of these rules; it must be certified.
     Raises ConfigError where the first stage is no bundle: a detector is a bundle of its own.
     """
-    from stage1.storage.documents import write_document
-
     config, bundles = cascade.config, cascade.bundles
     if 0 not in bundles:
         raise ConfigError(
@@ -93,32 +84,35 @@ def freeze(
         "stages": stages,
     }
     document = {**content, "digest": _digest(content)}
-    write_document(output, document, "frozen_cascade")
+    write_document(output, document, _KIND)
     return document
 
 
-def read_frozen(path: Path) -> Frozen:
-    """The document of `freeze`. Raises MissingError, ConfigError (another file), IntegrityError (changed, or newer)."""
+def read_sealed_cascade(path: Path) -> SealedCascade:
+    """The document of `seal_cascade`. Raises MissingError, ConfigError (another file), IntegrityError (changed, or
+    newer).
+    """
     if not path.is_file():
         raise MissingError(f"cascade: {path}: no such file; make it with {_MAKE}")
     try:
-        document = json.loads(path.read_bytes())
+        document = read_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        # Most likely the cascade file itself, which takes packages to read that the client may not have.
+        # Most likely the cascade file itself, whose rules may still be open.
         raise ConfigError(f"cascade: {path} is no JSON; give the file that {_MAKE} makes of a cascade file") from error
     if not isinstance(document, dict) or not {"stages", "stages_digest", "digest"} <= document.keys():
         raise ConfigError(f"cascade: {path} is not a file of {_MAKE}; give one")
-    if document.get("schema_version") != _SCHEMA_VERSION:
+    if document.get("schema_version") != SCHEMA_VERSION:
         raise IntegrityError(
             f"cascade: {path}: schema_version {document.get('schema_version')} is not one this stage1 reads"
-            f" ({_SCHEMA_VERSION}); upgrade stage1-pro"
+            f" ({SCHEMA_VERSION}); upgrade stage1-pro"
         )
     content = {name: value for name, value in document.items() if name not in ("schema_version", "digest")}
     if document["digest"] != _digest(content):
         raise IntegrityError(
             f"cascade: {path}: was changed after it was written (its digest does not fit); make it anew with {_MAKE}"
         )
-    return Frozen(path, document)
+    validate(document, _KIND, f"cascade: {path}")
+    return SealedCascade(path, document)
 
 
 def _digest(content: Mapping[str, Any]) -> str:
