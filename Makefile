@@ -32,10 +32,9 @@ QUICK := startup certify evaluation extraction challenge detector heads sweep po
 bench: $(STAMP)  ## the benchmarks that need nothing print their tables; figures go to benchmarks/README.md by hand
 	for name in $(QUICK); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-client-venv: pyproject.toml  ## the StreetVision client's pins beside our package, for its slow test
+client-venv: client-constraints.txt pyproject.toml  ## the StreetVision client's pins with our core, for its slow tests
 	$(PYTHON) -m venv .client-venv
-	.client-venv/bin/python -m pip install --quiet transformers==4.45.2 torch==2.14.1 onnxruntime pillow numpy pyyaml
-	.client-venv/bin/python -m pip install --quiet --no-deps --editable .
+	.client-venv/bin/python -m pip install --quiet --constraint client-constraints.txt torch transformers --editable .
 	@echo "CLIENT_VENV=$(CURDIR)/.client-venv make test-slow"
 
 clean:

@@ -112,8 +112,7 @@ def streetvision_cascade(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Check a cascade file and write its stages and rules as one sealed file that the detector reads without our
-    packages.
+    """Check a cascade file and write its stages and rules as one sealed file for the detector.
 
     Example: stage1 streetvision cascade cascade.yaml --certified runs/cascade --output stages.json
     """
