@@ -14,7 +14,7 @@ from stage1.policy import ViewsClaim, load_policy, on_views
 from stage1.runtime.crops import ViewPolicy
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_bytes
-from stage1.views import ViewsDocument, Pool
+from stage1.views import Pool, ViewsDocument
 
 VIEWS = ViewsDocument(ViewPolicy(grid=(2, 2)), Pool("topk:2"))
 

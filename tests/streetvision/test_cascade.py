@@ -24,7 +24,7 @@ from stage1.storage.files import digest_bytes
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.classifier import ABOVE_HALF, png
 from stage1.streetvision.sealed_cascade import seal_cascade
-from stage1.views import ViewsDocument, Pool
+from stage1.views import Pool, ViewsDocument
 
 from ..cascade.server import Handler, green, misbehave, serving
 from ..cascade.test_show import write_cascade, write_images

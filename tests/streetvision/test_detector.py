@@ -27,7 +27,7 @@ from stage1.runtime.crops import ViewPolicy
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.classifier import ABOVE_HALF
 from stage1.streetvision.launch import NEEDED
-from stage1.views import ViewsDocument, Learned, Pool, Sequence, Step
+from stage1.views import Learned, Pool, Sequence, Step, ViewsDocument
 
 from ..bundle.conftest import edit, reseal, tiny_model
 from .bundles import bundle_of_classes, make_bundle

@@ -24,7 +24,7 @@ from stage1.streetvision import Stage1Detector, register
 from stage1.streetvision.challenge import LEVELS, challenge
 from stage1.streetvision.check import scenes
 from stage1.streetvision.launch import NEEDED, miner_command
-from stage1.views import ViewsDocument, Pooled
+from stage1.views import Pooled, ViewsDocument
 
 from ..cascade.server import misbehave, serving
 from ..runs.conftest import one_line_error, stage1

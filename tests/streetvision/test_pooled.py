@@ -15,7 +15,7 @@ from stage1.errors import IntegrityError
 from stage1.inference import load_bundle
 from stage1.runtime.crops import ViewPolicy
 from stage1.streetvision import Stage1Detector
-from stage1.views import ViewsDocument, Pool, Pooled
+from stage1.views import Pool, Pooled, ViewsDocument
 
 from ..bundle.conftest import edit, reseal, tiny_model
 from ..runs.conftest import stage1
