@@ -15,7 +15,8 @@ FACES = ("evaluation", "risk", "calibration")
 def names(face):
     """(name, object) of the functions and classes that a face promises; constants have no docstring."""
     module = importlib.import_module(f"stage1.{face}")
-    return [(name, getattr(module, name)) for name in module.__all__ if callable(getattr(module, name))]
+    found = [(name, getattr(module, name)) for name in module.__all__]
+    return [(name, value) for name, value in found if inspect.isfunction(value) or inspect.isclass(value)]
 
 
 def without_example(promised):

@@ -18,6 +18,10 @@ def fold_of_rows(scores: Scores, folds: int, seed: int) -> NDArray[np.int64]:
     are shuffled, the largest groups first, and each goes to the fold that has the fewest rows of that class, then the
     fewest rows. Where there are groups or ids, folds follow their names, not the order of rows.
     Raises ConfigError for fewer than 2 folds.
+
+    >>> scores = Scores(np.zeros((6, 2)), labels=[0, 1, 0, 1, 0, 1])
+    >>> np.bincount(fold_of_rows(scores, 3, seed=0)).tolist()
+    [2, 2, 2]
     """
     if folds < 2:
         raise ConfigError(f"folds: {folds}; cross-validation needs 2 or more")

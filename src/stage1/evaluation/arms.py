@@ -148,6 +148,11 @@ def best_arm(comparison: Mapping[str, Any], by: str) -> str:
     """The arm with the best value of a metric; at a tie, or where it is undefined everywhere, the earlier one.
 
     Raises ConfigError for a metric that was not compared.
+
+    >>> losses = {"small": 0.4, "large": 0.3}
+    >>> arms = [{"name": name, "metrics": {"nll": {"value": loss}}} for name, loss in losses.items()]
+    >>> best_arm({"arms": arms}, "nll")
+    'large'
     """
     arms = comparison["arms"]
     if by not in arms[0]["metrics"]:

@@ -106,6 +106,9 @@ def precision_at(score: ArrayLike, wrong: ArrayLike, count: int | None = None) -
     """Share of really wrong labels among the `count` lowest scores (default: as many as there are wrong ones).
 
     Raises DataError where nothing is wrong, or for a count outside 1..N.
+
+    >>> precision_at([0.1, 0.9, 0.2, 0.8], [True, False, False, True])
+    0.5
     """
     values, planted = np.asarray(score, dtype=np.float64), np.asarray(wrong, dtype=bool)
     count = int(planted.sum()) if count is None else count

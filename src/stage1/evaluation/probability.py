@@ -233,7 +233,11 @@ def confusion(
 
 
 def mcc_of_counts(counts: FloatArray) -> float:
-    """MCC of a confusion matrix [label, prediction]; NaN where it is not defined."""
+    """MCC of a confusion matrix [label, prediction]; NaN where it is not defined.
+
+    >>> round(mcc_of_counts(np.array([[40.0, 10.0], [5.0, 45.0]])), 3)
+    0.704
+    """
     shares = counts / counts.sum()
     truth, guess = shares.sum(axis=1), shares.sum(axis=0)
     spread = (1 - truth @ truth) * (1 - guess @ guess)

@@ -226,6 +226,9 @@ def lower_hull(x: FloatArray, y: FloatArray) -> NDArray[np.intp]:
     y must not fall where x stays. Points on or above the line between their neighbours are dropped all at once (each is
     no corner, whatever happens to the others), again and again while that gets rid of a good part; a chain through the
     points that are left ends it, so the worst case is O(N) as well.
+
+    >>> lower_hull(np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 2.0])).tolist()
+    [0, 2]
     """
     kept = np.append(0, np.flatnonzero(np.diff(x) > 0) + 1)
     while len(kept) > 2:
@@ -278,7 +281,11 @@ def checked_weights(weights: ArrayLike | None, n: int) -> FloatArray:
 
 
 def weighted_mean(values: ArrayLike, weights: FloatArray) -> float:
-    """Mean of `values` [N] at `weights` [N] of positive sum."""
+    """Mean of `values` [N] at `weights` [N] of positive sum.
+
+    >>> weighted_mean([1.0, 0.0], np.array([3.0, 1.0]))
+    0.75
+    """
     # Not `@`: BLAS splits a long vector over threads, and a thousand times per metric on a busy machine the waiting for
     # the slower thread costs a hundred times the sum itself.
     return float(np.einsum("i,i->", weights, np.asarray(values, dtype=np.float64)) / weights.sum())

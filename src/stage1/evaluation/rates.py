@@ -41,7 +41,12 @@ def clopper_pearson(errors: int, trials: int, level: float = 0.95) -> tuple[floa
 def exit_shares(
     decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, classes: Sequence[str]
 ) -> tuple[dict[str, Share], Share, dict[str, Share]]:
-    """(risks, overall coverage, coverage of each class) of an exit rule as masks; see `exit_rates`."""
+    """(risks, overall coverage, coverage of each class) of an exit rule as masks; see `exit_rates`.
+
+    >>> risks, overall, _ = exit_shares([True, True, False], [0, 1, 0], [1, 1, 0], ["none", "roadwork"])
+    >>> risks["fnr"].hits.tolist(), risks["fnr"].base.tolist()
+    ([True, False, False], [True, True, False])
+    """
     # scipy comes with the room of risks, and training needs this one only for its curves
     from stage1.risk.risks import risks_for
 

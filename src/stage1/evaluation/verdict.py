@@ -123,6 +123,10 @@ def interval(row: Document, unit: str) -> tuple[float | None, float | None]:
 
     Exact for independent images; where images share groups (unit "group") the one over groups, which is the wider,
     except where it is undefined (no error at all, or nothing but errors) and the exact one is all there is.
+
+    >>> row = {"low": 0.001, "high": 0.02, "group_low": 0.0, "group_high": 0.05}
+    >>> interval(row, "image"), interval(row, "group")
+    ((0.001, 0.02), (0.0, 0.05))
     """
     if unit == "group" and row.get("group_low") is not None and row.get("group_high") is not None:
         return row["group_low"], row["group_high"]

@@ -214,6 +214,9 @@ def eprocess(losses: ArrayLike, alpha: float, betas: Sequence[float] = (1.5, 2.0
     1e300.
     Raises DataError for losses other than 0 and 1, alpha outside (0, 1), a beta <= 1, or no q below 1.
     Source: ALGORITHMS 10; Ville 1939.
+
+    >>> eprocess([0, 0, 1, 1], alpha=0.1, betas=[5.0]).round(3).tolist()
+    [0.556, 0.309, 1.543, 7.716]
     """
     values = np.asarray(losses)
     if values.ndim != 1 or values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():

@@ -59,6 +59,9 @@ def group_order(groups: ArrayLike, seed: int) -> Texts:
 
     groups: names [N], text or whole numbers. The order looks at names alone, so it does not depend on labels or scores,
     and taking groups away leaves the order of the others. Raises DataError for anything but one row of names.
+
+    >>> group_order(["bridge", "street", "street"], seed=0).tolist()
+    ['street', 'bridge']
     """
     names = np.unique(_checked_groups(groups))
     keys = [hashlib.sha256(f"{seed}|group order|{name}".encode()).digest() for name in names.tolist()]
@@ -88,6 +91,10 @@ def group_pvalue(errors: ArrayLike, trials: ArrayLike | None, groups: ArrayLike,
     """p-value of H0: risk >= target, from all frames by betting on X_g; scalar array, or float64 [C] for candidates.
 
     Arguments and errors as for group_means; seed fixes the order of the groups. 1.0 where nothing is tried.
+
+    >>> groups = np.repeat(np.arange(120), 5)
+    >>> float(group_pvalue(np.zeros(600, dtype=bool), None, groups, 0.05, seed=0).round(4))
+    0.0039
     """
     wrong, idle = group_shares(errors, trials, group_layout(groups, group_order(groups, seed)))
     return shares_pvalue(wrong, idle, target)
@@ -116,6 +123,10 @@ def group_upper(
     delta.
 
     errors, trials: bool [N]; the rest as for group_means. Raises DataError as group_means and betting_upper do.
+
+    >>> groups = np.repeat(np.arange(120), 5)
+    >>> round(group_upper(np.zeros(600, dtype=bool), None, groups, 0.05, seed=0), 3)
+    0.027
     """
     shares = group_shares(errors, trials, group_layout(groups, group_order(groups, seed)))
     return shares_upper(*shares, delta, target=target)

@@ -103,11 +103,14 @@ class SelectiveThreshold:
 
 
 def coverage_rank(n: int, coverage: float, delta: float) -> int:
-    """r = min{r : P(Bin(n, coverage) >= r) <= delta}, from 1 to n + 1. Example: coverage_rank(100, 0.7, 0.05) == 78.
+    """r = min{r : P(Bin(n, coverage) >= r) <= delta}, from 1 to n + 1.
 
     P(g > r-th largest of n confidences) ~ Beta(r, n + 1 - r) for continuous g, so it is below `coverage` with
     probability at most delta. n + 1: only selecting everything has that coverage. Raises DataError for n < 0 or a rate
     outside (0, 1).
+
+    >>> coverage_rank(100, 0.7, 0.05)
+    78
     """
     _check_rate(coverage, "coverage")
     _check_rate(delta, "delta")
@@ -128,6 +131,9 @@ def allowed_losses(m: int, alpha: float) -> int:
 
     The bound that they prove is (allowed + 1) / (m + 1). Raises DataError for m < 0 or alpha outside (0, 1).
     Source: Angelopoulos et al. 2022, theorem 1: losses + 1 <= alpha (m + 1).
+
+    >>> allowed_losses(99, 0.05), allowed_losses(10, 0.05)
+    (4, -1)
     """
     _check_rate(alpha, "alpha")
     if m < 0:
@@ -141,6 +147,9 @@ def class_floor(truth: ArrayLike, allowed: int) -> float:
     0.
 
     truth: float [m], score of the true class of each sample; 0 <= allowed < m, or negative. Ties at the floor stay in.
+
+    >>> class_floor([0.2, 0.9, 0.5], allowed=1)
+    0.5
     """
     values = _finite(truth, "truth")
     if allowed < 0:
@@ -156,6 +165,10 @@ def inductive_selection(confidence: ArrayLike, coverage: float, delta: float, sp
     confidence: float [n]. spare: ranks added so that ties at tau do not cost the coverage. It must be fixed before the
     confidences are seen (a function of n will do): a rank that looks at ties would bias what lies above it. With
     spare = 0 the coverage claim needs a continuous g; with spare >= 1 it holds for any g where `covers` is True.
+
+    >>> rows = np.linspace(0, 1, 101)
+    >>> round(inductive_selection(rows, coverage=0.7, delta=0.05).tau, 2)
+    0.22
     """
     # Why any g: coverage(t) = P(g > t) and the count N(t) above t both fall with t and are right-continuous. If
     # coverage(tau) < xi, tau is at or beyond t* = inf{t : coverage(t) < xi}, so N(t*) >= N(tau) >= r with
@@ -200,6 +213,9 @@ def transductive_cuts(confidence: ArrayLike, coverage: float) -> tuple[float, fl
     tau of n + 1 points is their M-th largest, M = ceil(coverage (n + 1)), so with the M-th and (M - 1)-th largest of
     the n alone tau = clip(g, lower, upper) for a test confidence g: it is selected iff g >= lower, and beside it the
     calibration samples >= upper are, or those >= lower where g equals lower. -inf and inf where there is no such rank.
+
+    >>> transductive_cuts([0.9, 0.8, 0.7, 0.6], coverage=0.5)
+    (0.7, 0.8)
     """
     values = np.sort(_finite(confidence, "confidence"))[::-1]
     _check_rate(coverage, "coverage")

@@ -54,6 +54,9 @@ def delta_of_each(risks: Collection[str], confidence: float) -> float:
 
     Two ratios, or two risks of one class, are tested together along a path: a pair is refused where one test fails
     (union null), and every test has the whole delta.
+
+    >>> [round(delta_of_each(risks, 0.95), 4) for risks in ({"fnr"}, {"fnr", "false_exit_rate"}, {"fnr", "fpr"})]
+    [0.05, 0.0253, 0.05]
     """
     forms = closed_forms()
     sides = {forms[name].side for name in risks if name in forms}
@@ -191,6 +194,10 @@ def success_probability(
     them on the same units gives way where errors are many, and passes more often with less coverage; for that, plan
     from pilot scores.
     Raises ConfigError as plan does, and for an expected risk outside (0, 1).
+
+    >>> risks, expected = {"fnr": 0.02, "false_exit_rate": 0.05}, {"fnr": 0.005, "false_exit_rate": 0.01}
+    >>> round(success_probability(2000, risks, expected), 3)
+    0.944
     """
     return _joint(n, _trials(risks, expected, confidence, prior, exit_rates), prior)
 
@@ -207,6 +214,10 @@ def plan_success(
     """Units that the certificate takes to pass with probability `success`; arguments as success_probability.
 
     Raises ConfigError where an expected risk is not below its target: then no number of units is enough.
+
+    >>> found = plan_success({"miss_rate": 0.05}, {"miss_rate": 0.01}, success=0.9)
+    >>> round(success_probability(found.in_total, {"miss_rate": 0.05}, {"miss_rate": 0.01}), 2)
+    0.9
     """
     if not 0 < success < 1:
         raise ConfigError(f"success: must lie strictly between 0 and 1, got {success}")

@@ -49,6 +49,9 @@ def max_errors(trials: int, level: float, delta: float) -> int:
 def max_errors_each(n: ArrayLike, level: float, delta: float) -> NDArray[np.float64]:
     """max_errors of each n, float [T] of whole numbers, in one go; -1 where even no error is too many. n: whole, >=
     0.
+
+    >>> max_errors_each([100, 300, 1000], 0.02, 0.05).tolist()
+    [-1.0, 1.0, 12.0]
     """
     wanted: NDArray[np.float64] = np.asarray(n, dtype=np.float64)
     size = np.maximum(wanted, 1)
