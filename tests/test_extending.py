@@ -40,9 +40,10 @@ def examples() -> dict[str, str]:
 
 
 def lines_in_tables(text: str) -> list[str]:
-    """The tables that a file adds a line to: assignments `TABLE[name] = ...` at the top of the module."""
+    """The tables that a file adds a line to: `TABLE[name] = ...` or `STAGES = (...)` at the top of the module."""
     targets = [target for node in ast.parse(text).body if isinstance(node, ast.Assign) for target in node.targets]
-    return [target.value.id for target in targets if isinstance(target, ast.Subscript)]
+    named = [target.value if isinstance(target, ast.Subscript) else target for target in targets]
+    return [target.id for target in named if isinstance(target, ast.Name) and target.id in (*TABLES, "STAGES")]
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ def test_each_example_is_one_file_and_one_line():
         "offset.py": ["offset.py", "MAPS"],
         "median.py": ["median.py", "AGGREGATORS"],
         "jsonl.py": ["jsonl.py", "SOURCES"],
+        "census.py": ["census.py", "STAGES"],
         "by_class.py": ["by_class.py", "FIGURES"],
     }
 
@@ -225,6 +227,40 @@ def test_a_source_is_read_by_the_split(extend, tmp_path, source):
     (tmp_path / "mine.jsonl").write_text('{"label": "cat"}')
     with pytest.raises(DataError, match="line 1 names no image"):
         read_source(config.data)
+
+
+def test_a_stage_is_done_skipped_and_done_again(extend, tmp_path):
+    from stage1.runs.directory import opened
+    from stage1.runs.progress import Progress
+    from stage1.runs.runner import execute, outlook
+    from stage1.stages import STAGES
+
+    mine = extend("census.py")
+    assert mine.STAGES[:-1] == STAGES
+    rng = np.random.default_rng(1)
+    for index in range(80):
+        (tmp_path / "photos" / ("day", "night")[index % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / ("day", "night")[index % 2] / f"{index}.png")
+    given = [f"data.table={tmp_path / 'photos'}", "data.near_duplicates=false", "split.method=balanced"]
+    given += ["risks={miss_rate: 0.3, false_exit_rate: 0.3}"]
+    # The first of all and this one: what lies between needs torch and minutes.
+    stages = [stage for stage in mine.STAGES if stage.name in ("split", "census")]
+
+    def run(*overrides: str):
+        config = load_config(overrides=[*given, *overrides], environment={})[0]
+        with opened(tmp_path / "run", config, allow_change=True) as directory:
+            seen = [row["skip"] for row in outlook(directory, stages)]
+            return seen, execute(directory, stages, Progress(quiet=True))
+
+    seen, first = run()
+    assert (seen, first.done, first.skipped) == ([False, False], ("split", "census"), ())
+    lines = (tmp_path / "run" / "census.csv").read_text().splitlines()
+    assert sum(int(line.rsplit(",", 1)[1]) for line in lines[1:]) == 80
+    assert {line.split(",")[2] for line in lines[1:]} == {"day", "night"}
+    seen, second = run()
+    assert (seen, second.done, second.skipped) == ([True, True], (), ("split", "census"))
+    assert run("split.seed=1")[1].done == ("split", "census")
 
 
 def test_a_figure_is_drawn_written_and_on_the_page(extend, tmp_path):
