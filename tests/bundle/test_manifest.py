@@ -243,7 +243,7 @@ def test_a_file_that_cannot_be_read_is_named(bundle, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("stage1.bundle.manifest.digest_file", refuse)
+    monkeypatch.setattr("stage1.bundle.verify.digest_file", refuse)
     problems = verify_bundle(bundle).problems
     assert len(problems) == 6
     assert all("cannot be read (Permission denied)" in problem for problem in problems)

@@ -1,9 +1,10 @@
 """What ships: one folder with model, policy, certificate and the scores it rests on; every byte of it digested."""
 
 from stage1.bundle.card import model_card
-from stage1.bundle.manifest import VerifyReport, read_calibration, read_manifest, verify_bundle
+from stage1.bundle.manifest import read_calibration, read_manifest
 from stage1.bundle.pack import Facts, write_bundle
 from stage1.bundle.recompute import recompute
+from stage1.bundle.verify import VerifyReport, verify_bundle
 
 __all__ = [
     "Facts",

@@ -24,9 +24,9 @@ from stage1.bundle.manifest import (
     SELECTION,
     read_views,
     sealed,
-    verify_bundle,
 )
 from stage1.bundle.shown import shown_evaluation
+from stage1.bundle.verify import verify_bundle
 from stage1.calibration import CALIBRATION_FILE, FittedMap
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.policy import POLICY_FILES, Certificate

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.bundle.manifest import MODEL, read_manifest, read_views, verify_bundle
+from stage1.bundle.manifest import MODEL, read_manifest, read_views
+from stage1.bundle.verify import verify_bundle
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.inference.inputs import Picture, item_of, name_of
 from stage1.inference.outputs import ModelOutputs, joined
