@@ -1,4 +1,4 @@
-"""The import rule of DESIGN.md, the weight of imports, and the names that must not appear."""
+"""The order of the rooms, the graph of files, the weight of imports, and the names that must not appear."""
 
 from __future__ import annotations
 
@@ -6,95 +6,231 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "stage1"
-CORE = {"errors", "extras", "storage", "scores", "runtime", "sources", "risk"}
-# Each room may import the rooms named.
-NUMPY = {
-    **dict.fromkeys(CORE, CORE),
-    "calibration": CORE,
-    "policy": CORE | {"calibration"},
-    "evaluation": CORE | {"calibration"},
-}
-NUMPY |= {
-    "views": CORE | {"calibration", "evaluation"},
-    "bundle": CORE | {"calibration", "policy", "evaluation", "views"},
-    "inference": CORE | {"calibration", "policy", "evaluation", "views", "bundle"},
-    "report": CORE | {"calibration", "policy", "evaluation", "views"},
-    "cascade": CORE | {"config", "calibration", "policy", "evaluation", "views", "bundle", "inference"},
-}
-# The config stands above what it names: its maps, aggregators and sources are those of the registries.
-NUMPY["config"] = CORE | {"calibration", "views"}
-TORCH = {
-    "data": CORE | {"config", "evaluation"},
-    "model": CORE | {"config", "evaluation", "data"},
-    "features": CORE | {"config", "evaluation", "data", "model"},
-    "training": CORE | {"config", "evaluation", "data", "model", "features"},
-}
-RULE = {**NUMPY, **TORCH}
-# Adapters to the tools of others: each imports the tool it is named after, and `import stage1` none of them.
-RULE["integrations"] = set(RULE) | {"streetvision"}
-RULE["simulation"] = CORE | {"config", "data"}
-RULE["streetvision"] = set(RULE)
-RULE["runs"] = set(RULE) | {"stages"}
-RULE["stages"] = set(RULE) | {"commands"}
-RULE["commands"] = set(RULE)
-RULE["cli"] = set(RULE)
+PACKAGE = "stage1"
+SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
+# From the ground up: a file imports files of its own room and of rooms above it in this list, and nothing else. Late
+# imports and those under TYPE_CHECKING count. The face of the package (`stage1/__init__.py`) is the last one.
+ROOMS = (
+    *("version", "errors", "extras", "storage", "scores", "runtime", "sources", "risk", "calibration", "evaluation"),
+    *("policy", "views", "config", "data", "model", "features", "training", "bundle", "inference", "report", "cascade"),
+    *("integrations", "simulation", "streetvision", "runs", "stages", "commands", "cli", PACKAGE),
+)
+TORCH_ROOMS = {"model", "features", "training"}
+ABOVE_TORCH = TORCH_ROOMS | {"stages", "commands", "integrations", "simulation", "streetvision.challenge"}
+"""Rooms and folders whose files may import those of a torch room."""
+MAY_USE_TORCH = ABOVE_TORCH | {"scores", "streetvision"}  # scores: the .pt files of a role, late
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "pandas"}
 LATE = {"matplotlib", "jinja2", "datasets", "onnx"}
+AT_IMPORT = TORCH_ROOMS | {"integrations", "simulation", "streetvision"}  # may need them at import time
+OPEN_CIRCLES = [{"policy.calibrated", "policy.gate", "policy.registry"}]
+"""Circles of files that are still to be cut: the list only gets shorter."""
+
+Modules = Mapping[str, str]
+"""Source of each module, by its name below the package: {"": .., "risk.bounds": ..}."""
 
 
-def modules():
+def modules() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+@cache
+def tree() -> dict[str, str]:
+    """The package as `Modules`."""
+    found = {}
+    for path in modules():
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path.read_text(encoding="utf-8")
+    return found
 
 
-def imports(path: Path, *, only_at_import: bool) -> set[str]:
-    """Dotted names imported, without those under `if TYPE_CHECKING`; only_at_import: not those inside functions."""
+# ---- what the rule is checked with: functions of a tree, so that a small one can be planted ----------------------
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0] or PACKAGE
+
+
+def inside(module: str, places: Iterable[str]) -> bool:
+    """Whether the module is one of these rooms or folders, or in one of them."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def imported(source: str, *, at_import_only: bool = False) -> set[str]:
+    """Dotted names that a source imports, wherever. at_import_only: not in functions, nor under TYPE_CHECKING."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if at_import_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             return
-        if only_at_import and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if at_import_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, "relative import"
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")))
+    visit(ast.parse(source))
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_go_one_way(path):
-    own = room(path)
-    if own == "__init__":
-        return  # the public API: everything in it is lazy, which test_light_imports shows
-    for name in imports(path, only_at_import=False):
-        parts = name.split(".")
-        if parts[0] == "stage1" and len(parts) > 1 and parts[1] not in ("__version__", own):
-            assert parts[1] in RULE[own], f"{own} may not import {name}"
+def needs(tree: Modules) -> dict[str, set[str]]:
+    """The files that each file imports. A name out of a room's `__init__.py` is an import of that file."""
+
+    def files(source: str) -> Iterator[str]:
+        for name in imported(source):
+            first, _, rest = name.partition(".")
+            if first == PACKAGE:
+                yield rest if rest in tree else rest.rpartition(".")[0]
+
+    return {module: set(files(source)) - {module} for module, source in tree.items()}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_the_numpy_half_and_data_never_import_torch(path):
-    if room(path) in (set(NUMPY) | {"data", "cli", "__init__"}) - {"scores"}:
-        roots = {name.split(".")[0] for name in imports(path, only_at_import=False)}
-        assert not roots & HEAVY, path
-    roots = {name.split(".")[0] for name in imports(path, only_at_import=True)}
-    if room(path) not in {*TORCH, "integrations", "simulation", "streetvision"} or room(path) == "data":
-        assert not roots & (HEAVY | LATE), path
+def circle(tree: Modules, still_open: Sequence[set[str]] = ()) -> list[str]:
+    """One circle of files that import each other, [] where there is none. still_open: circles that are let pass."""
+    graph = {
+        module: {other for other in others if not any({module, other} <= known for known in still_open)}
+        for module, others in needs(tree).items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def against_the_order(tree: Modules, rooms: Sequence[str]) -> list[str]:
+    """A line for each import of a room that stands below, in the list, the one that imports."""
+    place = {name: index for index, name in enumerate(rooms)}
+    return [
+        f"{module or PACKAGE} imports {other or PACKAGE}"
+        for module, others in needs(tree).items()
+        for other in sorted(others)
+        if place[room(other)] > place[room(module)]
+    ]
+
+
+def torch_where_it_may_not_be(tree: Modules) -> list[str]:
+    """A line for each import of a heavy package, or of a file of a torch room, where numpy is all there is."""
+    lines = []
+    for module, others in needs(tree).items():
+        heavy = {name.partition(".")[0] for name in imported(tree[module])} & HEAVY
+        lines += [f"{module or PACKAGE} imports {name}" for name in sorted(heavy) if not inside(module, MAY_USE_TORCH)]
+        rooms = {room(other) for other in others} & TORCH_ROOMS
+        if not inside(module, ABOVE_TORCH) and module != "":  # the face is lazy
+            lines += [f"{module} imports {name}" for name in sorted(rooms)]
+    return lines
+
+
+def loaded_too_early(tree: Modules) -> list[str]:
+    """A line for each heavy package that a file imports when it is imported itself, outside the rooms that need it."""
+    return [
+        f"{module or PACKAGE} imports {name}"
+        for module, source in tree.items()
+        if not inside(module, AT_IMPORT)
+        for name in sorted({name.partition(".")[0] for name in imported(source, at_import_only=True)} & (HEAVY | LATE))
+    ]
+
+
+# ---- the package --------------------------------------------------------------------------------------------------
+
+
+def test_the_rooms_of_the_tree_are_those_of_the_order():
+    assert {room(module) for module in tree()} == set(ROOMS)
+
+
+def test_imports_go_one_way():
+    assert against_the_order(tree(), ROOMS) == []
+
+
+def test_no_circle_of_files():
+    assert circle(tree(), OPEN_CIRCLES) == []
+
+
+def test_torch_stays_in_its_rooms():
+    assert torch_where_it_may_not_be(tree()) == []
+
+
+def test_no_heavy_package_at_import():
+    assert loaded_too_early(tree()) == []
+
+
+# ---- the rule itself: a violation of each kind is found -----------------------------------------------------------
+
+SOUND = {
+    "": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stage1.policy import fit",
+    "errors": "",
+    "risk": "from stage1.risk.bounds import upper",
+    "risk.bounds": "from stage1.errors import DataError\nimport numpy",
+    "policy": "from stage1.policy.softmax import fit",
+    "policy.softmax": "from stage1.risk import upper",
+    "training": "import torch",
+    "stages": "def train():\n    from stage1.training import fit",
+}
+PLANTED = {
+    "an import against the order": ("risk.bounds", "from stage1.policy import fit"),
+    "a late import against the order": ("risk.bounds", "def f():\n    from stage1.policy.softmax import fit"),
+    "a TYPE_CHECKING import against the order": (
+        "risk.bounds",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stage1.policy import fit",
+    ),
+    "an import of the face": ("risk.bounds", "from stage1 import run"),
+}
+CIRCULAR = {
+    "two files of a room": ("risk.bounds", "from stage1.risk.sequence import walk"),
+    "a late import": ("risk.bounds", "def f():\n    from stage1.risk import sequence"),
+    "a TYPE_CHECKING import": ("risk.bounds", "if TYPE_CHECKING:\n    import stage1.risk.sequence"),
+    "the room as a whole": ("risk.bounds", "from stage1.risk import upper"),
+}
+TORCH = {
+    "torch": ("policy.softmax", "import torch"),
+    "torch, late": ("policy.softmax", "def f():\n    from torch import nn"),
+    "torch for a type": ("policy.softmax", "if TYPE_CHECKING:\n    from torch import Tensor"),
+    "timm": ("risk.bounds", "def f():\n    import timm.models"),
+    "a torch room": ("runs.runner", "def f():\n    from stage1.training import fit"),
+}
+
+
+def test_a_sound_tree_passes():
+    rooms = [name for name in ROOMS if name in {room(module) for module in SOUND}]
+    assert against_the_order(SOUND, rooms) == []
+    assert circle(SOUND) == []
+    assert torch_where_it_may_not_be(SOUND) == []
+    assert loaded_too_early(SOUND) == []
+
+
+@pytest.mark.parametrize("module, source", PLANTED.values(), ids=PLANTED)
+def test_an_import_against_the_order_is_found(module, source):
+    assert len(against_the_order({**SOUND, module: source}, ROOMS)) == 1
+
+
+@pytest.mark.parametrize("module, source", CIRCULAR.values(), ids=CIRCULAR)
+def test_a_circle_is_found(module, source):
+    planted = {**SOUND, "risk.sequence": "from stage1.risk.bounds import upper", module: source}
+    assert "risk.bounds" in circle(planted)
+    assert circle(planted, [{"risk", "risk.bounds", "risk.sequence"}]) == []
+
+
+@pytest.mark.parametrize("module, source", TORCH.values(), ids=TORCH)
+def test_torch_in_the_numpy_half_is_found(module, source):
+    assert len(torch_where_it_may_not_be({**SOUND, module: source})) == 1
+
+
+def test_a_heavy_import_outside_a_function_is_found():
+    assert loaded_too_early({**SOUND, "report": "import matplotlib"}) == ["report imports matplotlib"]
+    assert loaded_too_early({**SOUND, "report": "def draw():\n    import matplotlib"}) == []
+
+
+# ---- the weight of imports ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,18 +243,6 @@ def test_light_imports(what):
         " sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_the_files_of_config_go_one_way():
-    files = [path for path in (SOURCE / "config").glob("*.py") if path.stem != "__init__"]
-    needs = {
-        path.stem: {
-            name.split(".")[2] for name in imports(path, only_at_import=False) if name.startswith("stage1.config.")
-        }
-        for path in files
-    }
-    assert set().union(*needs.values()) <= set(needs), "a file of config imports from the whole of it"
-    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError
 
 
 def test_no_rooms_for_leftovers():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from stage1.version import __version__ as __version__
+
 __all__ = ["Scores", "Stage1Policy", "fit_policy", "load_bundle", "load_policy", "run"]
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from stage1 import __version__
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import (
     CALIBRATION,
@@ -37,6 +36,7 @@ from stage1.storage.documents import SCHEMA_VERSION, write_document
 from stage1.storage.files import atomic_writer, digest_bytes, digest_file, write_error, write_text
 from stage1.storage.publishing import publish, recover
 from stage1.storage.temporaries import temporary_folder
+from stage1.version import __version__
 from stage1.views import VIEWS_FILE
 
 _LICENCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

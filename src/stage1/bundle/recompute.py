@@ -10,7 +10,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from stage1 import __version__
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import (
     CARD,
@@ -29,6 +28,7 @@ from stage1.policy.joint import as_earlier
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_ids
+from stage1.version import __version__
 
 # Binomial tails differ in the last digits between versions of scipy; a threshold is a score that was read, and exact.
 _RELATIVE = 1e-9

@@ -16,8 +16,8 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from stage1 import __version__
 from stage1.errors import Stage1Error
+from stage1.version import __version__
 
 TRACEBACK = "STAGE1_TRACEBACK"
 """Set to anything: errors also show where they were raised. Not a key of the config."""

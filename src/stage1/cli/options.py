@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from stage1 import __version__
 from stage1.cli.edge import Group
 from stage1.errors import ConfigError
+from stage1.version import __version__
 
 app = typer.Typer(
     name="stage1",

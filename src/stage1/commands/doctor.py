@@ -9,8 +9,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from stage1 import __version__
 from stage1.extras import EXTRAS, is_there
+from stage1.version import __version__
 
 _CORE = (
     "numpy",
