@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from stage1 import Scores, fit_policy
 from stage1.config import RunConfig
@@ -273,6 +274,31 @@ def test_it_counts_in_group_means_as_everywhere(samples):
             unit="group_mean",
         )
         assert policy.certificate.certified, policy.certificate.reason
+
+
+@pytest.mark.slow
+def test_its_certificate_is_false_no_more_often_than_delta():
+    """Against the true rate of Gaussian scores; the control takes the observed rate for the true one."""
+    target, draws = 0.04, 300
+
+    def true_rate(hi):
+        wrong, right = stats.norm.sf(hi, -3.0, 2.0), stats.norm.sf(hi, 3.0, 2.0)
+        return wrong / (wrong + right)
+
+    def plug_in(scores):
+        order = np.argsort(-scores.margin)
+        rate = np.cumsum(scores.labels[order] == 0) / np.arange(1, len(scores) + 1)
+        return scores.margin[order][np.flatnonzero(rate <= target)[-1]]
+
+    false = control = 0
+    with outside(false_discovery()):
+        for seed in range(draws):
+            select, calib = drawn_scores(300, 2 * seed), drawn_scores(600, 2 * seed + 1)
+            policy = fit_policy("softmax", select=select, calib=calib, risks={"fnr": 0.2, "false_discovery": target})
+            false += policy.hi is not None and true_rate(policy.hi) > target
+            control += true_rate(plug_in(calib)) > target
+    assert false / draws <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+    assert control / draws > 0.3
 
 
 @pytest.mark.parametrize(
