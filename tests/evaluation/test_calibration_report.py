@@ -8,7 +8,7 @@ import pytest
 from stage1.calibration import Isotonic, Platt, Temperature
 from stage1.errors import DataError
 from stage1.evaluation import bootstrap, brier, ece, nll
-from stage1.evaluation.calibration_report import Stated, before_after
+from stage1.evaluation.calibration_report import Reported, before_after
 from stage1.scores import Scores
 
 
@@ -86,7 +86,7 @@ def test_bad_input_is_named():
 
 def test_stated_probabilities_beside_the_models_own_in_one_bootstrap():
     scores, fitted = sample(), Platt.fit(sample(seed=1))
-    beside = Stated(scores, fitted.calibrate(scores), "platt", "raw", "platt: because")
+    beside = Reported(scores, fitted.calibrate(scores), "platt", "raw", "platt: because")
     metrics = beside.metrics() | {
         "nll": lambda c, r, w: float(
             np.average(-np.log(beside.after.probabilities[np.arange(1500), scores.labels]), weights=w)
@@ -107,6 +107,6 @@ def test_stated_probabilities_beside_the_models_own_in_one_bootstrap():
 
 def test_where_no_map_is_applied_there_is_nothing_before():
     scores = sample()
-    beside = Stated(scores, scores, "identity", "raw", "identity: because")
+    beside = Reported(scores, scores, "identity", "raw", "identity: because")
     assert beside.metrics() == {}
     assert beside.document({}) == {"calibration": {"map": "identity", "score": "raw", "reason": "identity: because"}}

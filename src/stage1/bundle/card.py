@@ -125,11 +125,11 @@ def _views(views: ViewsDocument | None, evaluation: Mapping[str, Any] | None) ->
 
 
 def _probability(manifest: Mapping[str, Any]) -> str:
-    stated = manifest.get("probability")
-    if stated is None:
+    reported = manifest.get("probability")
+    if reported is None:
         return "the softmax of the logits"
-    text = f"{_line(stated['reason'])} (`calibration.json`, fitted on val_select)"
-    if stated["score"] == "mapped":
+    text = f"{_line(reported['reason'])} (`calibration.json`, fitted on val_select)"
+    if reported["score"] == "mapped":
         text += "; the thresholds lie on the score after this map, and the certificate is of that score"
     return text
 

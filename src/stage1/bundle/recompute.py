@@ -88,8 +88,8 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
     manifest = read_manifest(folder)
     policy_file = manifest["policy_file"]
     policy = load_policy(folder / policy_file)
-    stated = policy.certificate
-    if stated is None:
+    reported = policy.certificate
+    if reported is None:
         return Recomputed((f"{CERTIFICATE}: missing; restore the bundle",))
     calibration, selection = read_calibration(folder), read_selection(folder)
     try:
@@ -97,7 +97,7 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
     except Stage1Error as error:
         return Recomputed((f"{CERTIFICATE}: cannot be made again from the calibration data ({error})",))
     if again.certificate is None:
-        return Recomputed((f"{CERTIFICATE}: the policy {stated.policy!r} gave none",))
+        return Recomputed((f"{CERTIFICATE}: the policy {reported.policy!r} gave none",))
     # What the file says, not what this version reads into it: a field that an earlier one did not have is absent.
     before = {
         name: value
@@ -105,7 +105,7 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
         if name != "schema_version"
     }
     # Earlier versions stated the bound of each risk alone; it is compared with the same.
-    after = (again.certificate if stated.bounds is not None else as_earlier(again.certificate)).to_document()
+    after = (again.certificate if reported.bounds is not None else as_earlier(again.certificate)).to_document()
     ours, theirs = __version__, manifest["stage1_version"]
     same = ours == theirs
     if not same:
@@ -113,12 +113,12 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
             {name: value for name, value in document.items() if name not in _WORDS} for document in (before, after)
         )
     problems = [
-        *_map_problems(policy, selection, stated.seed),
+        *_map_problems(policy, selection, reported.seed),
         *(f"{policy_file}: {line}" for line in _differences(policy.to_document(), again.to_document(), same)),
         *(f"{CERTIFICATE}: {line}" for line in _differences(before, after, same)),
     ]
     if same:
-        return Recomputed((*problems, *_card_problems(folder, manifest, stated)))
+        return Recomputed((*problems, *_card_problems(folder, manifest, reported)))
     untold = f"texts not compared: stage1-pro {theirs} wrote this bundle, this is {ours}"
     if not accept_other_version:
         problems.append(
@@ -187,19 +187,19 @@ def _map_problems(policy: Policy, selection: Scores | None, seed: int) -> Iterat
 
 
 def _differences(
-    stated: Any, again: Any, all_fields: bool, where: str = "", relative: float = _RELATIVE
+    reported: Any, again: Any, all_fields: bool, where: str = "", relative: float = _RELATIVE
 ) -> Iterator[str]:
     """all_fields: also fields that only `again` has."""
-    if isinstance(stated, dict) and isinstance(again, dict):
-        for name in [*stated, *(name for name in again if all_fields and name not in stated)]:
+    if isinstance(reported, dict) and isinstance(again, dict):
+        for name in [*reported, *(name for name in again if all_fields and name not in reported)]:
             yield from _differences(
-                stated.get(name), again.get(name), all_fields, f"{where}.{name}" if where else name, relative
+                reported.get(name), again.get(name), all_fields, f"{where}.{name}" if where else name, relative
             )
-    elif isinstance(stated, list) and isinstance(again, list) and len(stated) == len(again):
-        for place, pair in enumerate(zip(stated, again, strict=True)):
+    elif isinstance(reported, list) and isinstance(again, list) and len(reported) == len(again):
+        for place, pair in enumerate(zip(reported, again, strict=True)):
             yield from _differences(*pair, all_fields, f"{where}[{place}]", relative)
-    elif isinstance(stated, float) and isinstance(again, float):
-        if not math.isclose(stated, again, rel_tol=relative, abs_tol=1e-300):
-            yield f"{where} is {stated!r}, recomputed {again!r}; do not rely on this bundle"
-    elif stated != again or isinstance(stated, bool) != isinstance(again, bool):
-        yield f"{where} is {stated!r}, recomputed {again!r}; do not rely on this bundle"
+    elif isinstance(reported, float) and isinstance(again, float):
+        if not math.isclose(reported, again, rel_tol=relative, abs_tol=1e-300):
+            yield f"{where} is {reported!r}, recomputed {again!r}; do not rely on this bundle"
+    elif reported != again or isinstance(reported, bool) != isinstance(again, bool):
+        yield f"{where} is {reported!r}, recomputed {again!r}; do not rely on this bundle"

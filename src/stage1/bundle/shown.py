@@ -72,9 +72,9 @@ def evaluation_problems(shown: Mapping[str, Any], certificate: Certificate) -> I
         )
 
 
-def _unequal(where: str, stated: Mapping[str, Any], counted: Mapping[str, Any]) -> Iterator[str]:
+def _unequal(where: str, reported: Mapping[str, Any], counted: Mapping[str, Any]) -> Iterator[str]:
     for name, value in counted.items():
-        said = stated.get(name)
+        said = reported.get(name)
         same = (
             math.isclose(said, value, rel_tol=1e-9) if isinstance(said, float) and value is not None else said == value
         )

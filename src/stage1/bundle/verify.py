@@ -232,8 +232,8 @@ def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certif
         "map": CALIBRATION_FILE,
         "views": VIEWS_FILE,
     }.items():
-        stated, there = made_of.get(field), manifest["files"].get(name, {}).get("sha256")
-        if stated != there:
+        reported, there = made_of.get(field), manifest["files"].get(name, {}).get("sha256")
+        if reported != there:
             yield f"{MANIFEST}: created_from.{field} is not the digest of {name}"
     if made_of["calibration_ids"] != certificate.calib_digest:
         yield f"{MANIFEST}: created_from.calibration_ids is not calib_digest of {CERTIFICATE}"
@@ -245,11 +245,11 @@ def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certif
     if evaluation is not None:
         yield from (f"{MANIFEST}: {problem}" for problem in evaluation_problems(evaluation, certificate))
     for role, read in (("val_calib", read_calibration), ("val_select", read_selection)):
-        stated, scores = manifest["data"].get("roles", {}).get(role), read(folder)
-        if stated is not None and scores is not None and scores.labels is not None:
+        reported, scores = manifest["data"].get("roles", {}).get(role), read(folder)
+        if reported is not None and scores is not None and scores.labels is not None:
             counts = {name: int((scores.labels == index).sum()) for index, name in enumerate(classes)}
-            if stated != counts:
-                yield f"{MANIFEST}: data.roles.{role} is {stated!r}, the scores of it here are {counts!r}"
+            if reported != counts:
+                yield f"{MANIFEST}: data.roles.{role} is {reported!r}, the scores of it here are {counts!r}"
 
 
 def _inside(folder: Path, error: Stage1Error) -> str:

@@ -95,7 +95,7 @@ def fitted_identity(select: Scores, reason: str) -> FittedMap:
     return FittedMap(Identity.fit(select), choice.to_document())
 
 
-def made_again(stated: FittedMap, select: Scores, seed: int) -> FittedMap:
+def made_again(reported: FittedMap, select: Scores, seed: int) -> FittedMap:
     """What the same choice among the same candidates gives on labelled scores of val_select; equals `stated` where it
     was made so.
 
@@ -110,10 +110,10 @@ def made_again(stated: FittedMap, select: Scores, seed: int) -> FittedMap:
     >>> made_again(stated, scores, seed=7) == stated
     True
     """
-    if stated.comparison is None:
-        return FittedMap(stated.map.refit(select))
-    candidates = [row["name"] for row in stated.comparison["table"] if row["name"] != "identity"]
+    if reported.comparison is None:
+        return FittedMap(reported.map.refit(select))
+    candidates = [row["name"] for row in reported.comparison["table"] if row["name"] != "identity"]
     if not candidates:
-        return FittedMap(Identity.fit(select), stated.comparison)
+        return FittedMap(Identity.fit(select), reported.comparison)
     keep_order = not any(non_monotone(name) for name in candidates)
     return fitted_map(choose_map(select, candidates=candidates, keep_order=keep_order, seed=seed), select)

@@ -75,9 +75,9 @@ class Sample:
         groups = labelled.groups if unit == "group_mean" else None
         return cls(unit, rows, labelled.known_labels[rows], groups, seed)
 
-    def shares(self, wrong: Bools, tried: Bools | None) -> tuple[Floats, Floats]:
+    def shares(self, wrong: Bools, trial: Bools | None) -> tuple[Floats, Floats]:
         assert self.groups is not None
-        return group_shares(wrong, tried, group_layout(self.groups, group_order(self.groups, self.seed)))
+        return group_shares(wrong, trial, group_layout(self.groups, group_order(self.groups, self.seed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ def better_unit(
         return "group"
     single = means = 1.0
     for name, target in targets.items():
-        wrong, tried = _rows(name, select.known_labels, answers)
-        power = group_power(wrong, tried, select.groups, target, delta, n_groups_calib=n_groups, seed=seed)
+        wrong, trial = _rows(name, select.known_labels, answers)
+        power = group_power(wrong, trial, select.groups, target, delta, n_groups_calib=n_groups, seed=seed)
         single, means = single * power.one_per_group, means * power.betting
     return "group_mean" if means > single + _MARGIN else "group"
 
@@ -142,8 +142,8 @@ _PARTS = ("miss_rate", "false_exit_rate")
 
 def _rows(name: str, labels: Ints, positive: Bools) -> tuple[Bools, Bools | None]:
     wide = labels if positive.ndim == 1 else labels[:, None]
-    wrong, tried = risk_rows(name, wide, ~positive, positive)
-    return np.asarray(wrong), None if tried is None else np.broadcast_to(tried, positive.shape)
+    wrong, trial = risk_rows(name, wide, ~positive, positive)
+    return np.asarray(wrong), None if trial is None else np.broadcast_to(trial, positive.shape)
 
 
 def _passes(sample: Sample, name: str, answers: Bools, target: float, delta: float, prior: float | None) -> Bools:
@@ -153,18 +153,18 @@ def _passes(sample: Sample, name: str, answers: Bools, target: float, delta: flo
             for column in range(answers.shape[1])
         ]
         return np.array(bounds) <= target
-    wrong, tried = _rows(name, sample.labels, answers)
+    wrong, trial = _rows(name, sample.labels, answers)
     if sample.groups is not None:
-        return np.asarray(shares_pvalue(*sample.shares(wrong, tried), target) <= delta)
-    assert tried is not None, "every image is answered, so the trials are the members of the class"
-    return np.asarray(binomial_pvalue(wrong.sum(axis=0), tried.sum(axis=0), target) <= delta)
+        return np.asarray(shares_pvalue(*sample.shares(wrong, trial), target) <= delta)
+    assert trial is not None, "every image is answered, so the trials are the members of the class"
+    return np.asarray(binomial_pvalue(wrong.sum(axis=0), trial.sum(axis=0), target) <= delta)
 
 
 def _measured(
     sample: Sample, name: str, positive: Bools, target: float | None, delta: float, prior: float | None
 ) -> Risk:
-    wrong, tried = _rows(name, sample.labels, positive)
-    errors, n = int(wrong.sum()), len(positive) if tried is None else int(tried.sum())
+    wrong, trial = _rows(name, sample.labels, positive)
+    errors, n = int(wrong.sum()), len(positive) if trial is None else int(trial.sum())
     if name == "error":
         assert prior is not None, "error is stated at a prior (config)"
         # Every image is answered, so the error is a fixed mixture of the two rates: one bound for each, half of delta.
@@ -178,7 +178,7 @@ def _measured(
         bound = float(binomial_upper(errors, n, delta))
         needed = None if target is None else minimum_samples(target, delta)
         return Risk(name, target, errors / n if n else None, bound, errors, n, delta, needed)
-    shares, idle = sample.shares(wrong, tried)
+    shares, idle = sample.shares(wrong, trial)
     bound = shares_upper(shares, idle, delta, target=target)
     counted = float((1 - idle).sum())
     needed = None if target is None else minimum_groups(target, delta)

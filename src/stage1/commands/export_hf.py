@@ -115,16 +115,16 @@ def margin_at(folder: Path, threshold: float, n_classes: int) -> float:
         )
     low, high = -1e4, 1e4
 
-    def stated(margin: float) -> float:
+    def reported(margin: float) -> float:
         return float(found.apply(np.array([[0.0, margin]]))[0, 1])
 
-    if not stated(low) < threshold < stated(high):
+    if not reported(low) < threshold < reported(high):
         raise ConfigError(
-            f"--threshold {threshold:g}: this run never states it ({stated(low):.3g} to {stated(high):.3g})"
+            f"--threshold {threshold:g}: this run never states it ({reported(low):.3g} to {reported(high):.3g})"
         )
     while high - low > 1e-9 * max(1.0, abs(low)):
         middle = (low + high) / 2
-        low, high = (middle, high) if stated(middle) < threshold else (low, middle)
+        low, high = (middle, high) if reported(middle) < threshold else (low, middle)
     return (low + high) / 2
 
 

@@ -226,9 +226,11 @@ def _fitter(config: RunConfig, pilot: Scores) -> Fit:
         policy = fit_configured(
             config, select=select, calib=calib, classes=classes, say=lambda text: None, frozen=frozen
         )
-        stated = policy.certificate
+        certificate = policy.certificate
         return (
-            policy.decide(pilot).coverage if stated is not None and stated.certified and stated.reason is None else None
+            policy.decide(pilot).coverage
+            if certificate is not None and certificate.certified and certificate.reason is None
+            else None
         )
 
     return fit

@@ -21,7 +21,7 @@ LOSSES = ("nll", "brier", "ece")
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class Reported:
     """The probabilities that a policy states beside those of the model, for the same labelled rows.
 
     before: raw scores. after: scores whose softmax is what is stated; the same object where no map is applied.

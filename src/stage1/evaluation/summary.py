@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.argmax import beside_argmax
-from stage1.evaluation.calibration_report import Stated
+from stage1.evaluation.calibration_report import Reported
 from stage1.evaluation.intervals import Interval, Metric, bootstrap
 from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, nll_rows, reliability
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, weighted_mean
@@ -42,7 +42,7 @@ def evaluate(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-    calibration: Stated | None = None,
+    calibration: Reported | None = None,
 ) -> dict[str, Any]:
     """The document of kind "evaluation" (schemas/evaluation.schema.json), without schema_version.
 
@@ -98,8 +98,8 @@ def evaluate(
     wrong = scores.logits.argmax(axis=1) != truth
     confidence = confidence_of(scores)
     shares = exit_shares(leaves, answer, truth, names)
-    stated = scores if calibration is None else calibration.after
-    metrics = _metrics(scores, shares[1], stated) | (_share_metrics(*shares) if repeated else {})
+    reported = scores if calibration is None else calibration.after
+    metrics = _metrics(scores, shares[1], reported) | (_share_metrics(*shares) if repeated else {})
     metrics |= {} if calibration is None else calibration.metrics()
     found = bootstrap(
         metrics,
@@ -134,12 +134,12 @@ def evaluate(
         "curve": _curve(confidence, wrong),
         "argmax": beside_argmax(scores, leaves, answer, names),
         "operating_point": {"coverage": coverage["overall"]["value"], "selective_risk": error["observed"]},
-        "reliability": _reliability(stated),
+        "reliability": _reliability(reported),
         **({} if calibration is None else calibration.document(found)),
         "histogram": _histogram(scores.margin if k == 2 else confidence, truth, names),
         "lo": None if lo is None else finite_or_none(lo),
         "hi": None if hi is None else finite_or_none(hi),
-        "worst": _worst(scores, stated, leaves, answer, wrong, names, paths),
+        "worst": _worst(scores, reported, leaves, answer, wrong, names, paths),
     }
 
 
@@ -207,19 +207,19 @@ def confidence_of(scores: Scores) -> FloatArray:
 
 
 def pooled_metrics(
-    scores: Scores, exit: ArrayLike, label: ArrayLike, classes: Sequence[str], stated: Scores | None = None
+    scores: Scores, exit: ArrayLike, label: ArrayLike, classes: Sequence[str], reported: Scores | None = None
 ) -> dict[str, Metric | str]:
     """The metrics of evaluation.json, and `error` among exits, as `bootstrap` and `restated_metrics` take them.
 
     stated: scores whose softmax is the stated probability of these rows, where that is not the softmax of `scores`.
     """
     risks, overall, _ = exit_shares(exit, label, scores.known_labels, classes)
-    return _metrics(scores, overall, stated) | {"error": _ratio_of(risks["error"])}
+    return _metrics(scores, overall, reported) | {"error": _ratio_of(risks["error"])}
 
 
-def _metrics(scores: Scores, covered: Share, stated: Scores | None = None) -> dict[str, Metric | str]:
-    stated = scores if stated is None else stated
-    truth, probabilities = scores.known_labels, stated.probabilities
+def _metrics(scores: Scores, covered: Share, reported: Scores | None = None) -> dict[str, Metric | str]:
+    reported = scores if reported is None else reported
+    truth, probabilities = scores.known_labels, reported.probabilities
     guess = scores.logits.argmax(axis=1)
     calibration = Calibration(probabilities, truth)
     k = scores.n_classes
@@ -237,7 +237,7 @@ def _metrics(scores: Scores, covered: Share, stated: Scores | None = None) -> di
         "auroc_f": "auroc_failure",
         "accuracy": "accuracy",
         "mcc": lambda c, r, w: mcc_of_counts(confusion(guess, truth, w, k)),
-        "nll": _mean_of(nll_rows(stated.logits, truth)),
+        "nll": _mean_of(nll_rows(reported.logits, truth)),
         "brier": _mean_of(brier_rows(probabilities, truth)),
         "ece": lambda c, r, w: calibration.error(w, _ECE_BINS),
         "coverage": _ratio_of(covered),
@@ -353,7 +353,7 @@ def _histogram(raw: FloatArray, truth: NDArray[np.int64], names: list[str]) -> d
 
 def _worst(
     scores: Scores,
-    stated: Scores,
+    reported: Scores,
     leaves: NDArray[np.bool_],
     answer: NDArray[np.int64],
     wrong: NDArray[np.bool_],
@@ -367,7 +367,7 @@ def _worst(
     order = np.lexsort((tie_break, -loss))
     wrong_exit = leaves & (answer != truth)
     rows = [*order[wrong_exit[order]], *order[(wrong & ~leaves)[order]]][:_WORST]
-    probabilities = stated.probabilities
+    probabilities = reported.probabilities
     shown = probabilities[:, 1] if scores.n_classes == 2 else probabilities.max(axis=1)
     return [
         {

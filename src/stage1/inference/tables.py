@@ -122,8 +122,8 @@ def _text_writer(kind: Format, stream: TextIO, about: Mapping[str, Any]) -> RowW
 
 def _columns(about: Mapping[str, Any]) -> tuple[str, ...]:
     """Of every row, one for each class of the bundle (where it is known), and of the views."""
-    stated = (f"{CLASS_PREFIX}{valid(name)}" for name in about.get("classes", ()))
-    return (*COLUMNS, *stated, *(VIEW_COLUMNS if "views" in about else ()))
+    reported = (f"{CLASS_PREFIX}{valid(name)}" for name in about.get("classes", ()))
+    return (*COLUMNS, *reported, *(VIEW_COLUMNS if "views" in about else ()))
 
 
 def _chunks(inputs: Iterable[Input]) -> Iterator[list[Input]]:
@@ -142,10 +142,10 @@ def _chunks(inputs: Iterable[Input]) -> Iterator[list[Input]]:
 def _plain(row: Row, columns: Sequence[str]) -> dict[str, Any]:
     # A file name need not be valid UTF-8; what is written must be.
     own = [name for name in columns if not name.startswith(CLASS_PREFIX)]
-    stated = [name for name in columns if name.startswith(CLASS_PREFIX)]
+    reported = [name for name in columns if name.startswith(CLASS_PREFIX)]
     values = [(name, getattr(row, name)) for name in own]
-    if stated:
-        values += zip(stated, row.probabilities or [None] * len(stated), strict=True)
+    if reported:
+        values += zip(reported, row.probabilities or [None] * len(reported), strict=True)
     return {name: valid(value) if isinstance(value, str) else value for name, value in values}
 
 

@@ -171,8 +171,8 @@ class Backbone:
             strip, near = size % patch, _multiples(size, patch)
         else:
             strip = self._lost(size)
-            tried = (range(size - 1, max(size - _NEAR, 1), -1), range(size + 1, size + _NEAR))
-            near = [other for sizes in tried for other in [next((n for n in sizes if self._lost(n) == 0), 0)]]
+            around = (range(size - 1, max(size - _NEAR, 1), -1), range(size + 1, size + _NEAR))
+            near = [other for sizes in around for other in [next((n for n in sizes if self._lost(n) == 0), 0)]]
         return (
             f"backbone.input_size={size}: {self.name} never sees the last {strip} pixel(s) at the right and bottom edge"
             f" ({1 - (1 - strip / size) ** 2:.1%} of the image); set backbone.input_size to {_named(near)}"

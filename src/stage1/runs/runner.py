@@ -109,7 +109,7 @@ def outlook(run: RunDir, stages: Sequence[Stage]) -> list[dict[str, Any]]:
     Raises ConfigError where the config asks for what there is not with the classes that it names.
     """
     for stage in stages:
-        stage.stated(run.config)
+        stage.consistent(run.config)
     rows: list[dict[str, Any]] = []
     stale = False
     for stage in stages:

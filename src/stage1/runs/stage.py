@@ -72,7 +72,7 @@ class Stage:
 
     | hook | when | sees |
     |---|---|---|
-    | stated | before anything, and in --dry-run | the config alone |
+    | consistent | before anything, and in --dry-run | the config alone |
     | preflight | of the stages that will run, before the first image is read | the config and this machine |
     | ready | right before the stage | the run directory |
     | checked | right after the stage, also where it was skipped or is not the one asked for | the run directory |
@@ -89,7 +89,7 @@ class Stage:
     asked_by: str = ""  # the keys that ask for it, where not every run has it
     modules: tuple[str, ...] = ()  # what it imports beyond the core
     modules_by_config: Callable[[RunConfig], Iterable[str]] = lambda config: ()  # and what only some configs need
-    stated: Callable[[RunConfig], None] = _nothing
+    consistent: Callable[[RunConfig], None] = _nothing
     preflight: Callable[[RunConfig], None] = _nothing
     ready: Callable[[RunDir, Context], None] = _nothing
     checked: Callable[[RunDir, Context], None] = _nothing

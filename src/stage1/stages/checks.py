@@ -15,7 +15,7 @@ from stage1.storage.documents import read_document
 from stage1.views.registry import check_classes as check_aggregate
 
 
-def check_stated(config: RunConfig) -> None:
+def check_config(config: RunConfig) -> None:
     """`check_all` where the config itself says which classes there are. Raises ConfigError."""
     if config.data.classes is not None:
         check_all(config, config.data.classes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.evaluation.calibration_report import Stated
+from stage1.evaluation.calibration_report import Reported
 from stage1.policy import CalibratedPolicy, Policy, decided_on, load_policy, stated
 from stage1.policy.calibrated import has_own_probability
 from stage1.runs.artifacts import chosen_policy_file, role_files
@@ -71,17 +71,17 @@ def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
     return [os.path.relpath(path, root) for path in table.paths[rows].tolist()]
 
 
-def stated_beside(policy: Policy, scores: Scores) -> Stated | None:
+def reported_beside(policy: Policy, scores: Scores) -> Reported | None:
     """What the policy states of these rows beside the model's own probabilities; None where it carries no map (old
     folders).
     """
     after = stated(policy, scores)
     if has_own_probability(policy):
-        return Stated(scores, after, "gate", "raw", "the gate states a probability of its own")
+        return Reported(scores, after, "gate", "raw", "the gate states a probability of its own")
     if not isinstance(policy, CalibratedPolicy):
         return None
     frozen = policy.frozen
-    return Stated(scores, after, frozen.map.name, frozen.score, frozen.reason)
+    return Reported(scores, after, frozen.map.name, frozen.score, frozen.reason)
 
 
 def certified_targets(policy: Policy) -> dict[str, float]:
@@ -127,7 +127,7 @@ def write_evaluation(
         level=level,
         resamples=resamples,
         seed=seed,
-        calibration=stated_beside(policy, scores),
+        calibration=reported_beside(policy, scores),
     )
     if shift is not None:
         # Each replicate of mlls fits its map anew; more than 500 would say nothing more about two digits.

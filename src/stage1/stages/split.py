@@ -26,7 +26,7 @@ from stage1.runs.stage import Context, Stage
 from stage1.scores import Scores
 from stage1.stages.acceptance import check_reference
 from stage1.stages.challenge import challenged, ingested, source_config
-from stage1.stages.checks import check_all, check_split, check_stated, check_views
+from stage1.stages.checks import check_all, check_config, check_split, check_views
 from stage1.storage.documents import read_document, write_document
 
 if TYPE_CHECKING:
@@ -237,13 +237,14 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
 
 STAGE = Stage(
     name="split",
-    help="Read the sources, quarantine what is broken, give each group a role. Starts a run directory where there is none.",
+    help="Read the sources, quarantine what is broken, give each group a role. Starts a run directory where there is"
+    " none.",
     example="stage1 split runs/photos --recipe baseline data.table=photos.csv",
     sections=("data", "split"),
     reads=always(),
     work=split,
     external=source_state,
-    stated=check_stated,
+    consistent=check_config,
     preflight=_preflight,
     ready=_ready,
     checked=_checked,
