@@ -7,7 +7,7 @@
 | beta | yes | no (dirichlet is its form there) | a + b > 0 |
 | isotonic | yes | one against the rest, divided by the sum | never |
 | vector | no (beta is its form there) | yes | never |
-| dirichlet | as a class only: it is beta with more parameters | yes, up to 100 classes by default | never as a candidate |
+| dirichlet | as a class only: it is beta with more parameters | yes, up to 100 classes | never as a candidate |
 | identity | yes | yes | K = 2; what is written where no map lowers the NLL, never a candidate |
 """
 

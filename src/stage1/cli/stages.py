@@ -35,7 +35,7 @@ from stage1.errors import ConfigError
 
 
 class StageCommand(TyperCommand):
-    """The command of a stage: help and example are those of its `Stage`, which is imported only where they are shown."""
+    """The command of a stage: help and example are those of its `Stage`, imported only where they are shown."""
 
     @property
     def help(self) -> str:

@@ -2,8 +2,8 @@
 
 | variant | selected | class floors, from the selected calibration images of each class | promise |
 |---|---|---|---|
-| I | g > tau, tau by the coverage rank | order statistic, exact binomial | PAC: with the stated confidence over calibration sets |
-| T | g >= tau, tau from the calibration images and this one | conformal risk control, floor((m + 1) alpha) - 1 losses | in expectation |
+| I | g > tau, tau by the coverage rank | order statistic, exact binomial | PAC, over calibration sets |
+| T | g >= tau, tau from these and this image | conformal risk control, floor((m + 1) alpha) - 1 losses | in the mean |
 
 Class k is in the set iff the log odds of p_k are >= floor_k, which is p_k >= 1 - lambda_k with lambda_k =
 sigmoid(-floor_k):

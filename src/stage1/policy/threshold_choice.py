@@ -2,11 +2,11 @@
 
 | target | method | why |
 |---|---|---|
-| one ratio or share of each class that the walk knows | order statistics, walks (softmax.METHODS) | exact, no select data needed |
+| one ratio or share of each class that the walk knows | order statistics, walks | exact, no select data needed |
 | miss_rate or false_exit_rate alone (flag) | one order statistic; the other side defers | the same |
 | fnr or fpr alone (flag) | the walk with the other threshold at even odds | exact, the boundary is fixed beforehand |
 | the same with against_argmax | one order statistic; every image exits | then the ratio is a share of the class |
-| anything else: both ratios, error, floors on coverage | fixed sequence along the calibrated path, union null | ALGORITHMS 2.4, 2.5 |
+| anything else: both ratios, error, floors | fixed sequence along the calibrated path | ALGORITHMS 2.4, 2.5 |
 """
 
 from __future__ import annotations

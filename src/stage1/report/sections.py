@@ -1,4 +1,4 @@
-"""The cards and tables of the page, as values: each risk with its gauge, the split, the decisions, the facts of a run."""
+"""The cards and tables of the page, as values: risks with their gauges, split, decisions, facts of a run."""
 
 from __future__ import annotations
 

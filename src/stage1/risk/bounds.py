@@ -2,14 +2,14 @@
 
 | function | assumes | oracle in the tests |
 |---|---|---|
-| binomial_pvalue, binomial_upper, binomial_lower | n independent 0/1 losses, n fixed (or conditioned on) | scipy.stats.binomtest, ALGORITHMS 2.2 |
+| binomial_pvalue, _upper, _lower | n independent 0/1 losses, n fixed | scipy.stats.binomtest, ALGORITHMS 2.2 |
 | hoeffding_bentkus_pvalue | n independent losses in [0, 1] | MAPIE, ALGORITHMS 2.2 |
 
 Tests by betting, for losses in [0, 1] that are not counts (group means), and for watching a risk over time.
 
 | function | assumes | oracle in the tests |
 |---|---|---|
-| betting_pvalue, betting_upper | values in [0, 1], independent with one mean, in an order fixed beforehand | a plain loop, the power table of ALGORITHMS 2.6 |
+| betting_pvalue, _upper | values in [0, 1], independent, one mean, in a fixed order | a loop, ALGORITHMS 2.6 |
 | eprocess | 0/1 losses, each wrong with probability <= alpha given the past | ALGORITHMS 10 |
 
 A gambler stakes a share of a wealth of 1 on "the next value is below `level`". Where the mean is at least `level`, no

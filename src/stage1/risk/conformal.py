@@ -5,10 +5,12 @@ Selective conformal risk control (SCRC): a bound on the loss among the samples w
 Stage 1 selects by confidence g, stage 2 sets a floor on a score of the true class, below which it is left out of the
 set (a loss of 1). In the notation of the paper tau = 1 - lambda_1 and floor = 1 - lambda_2, on any increasing scale.
 
-| function | promise | assumes |
-|---|---|---|
-| inductive_threshold (SCRC-I) | coverage >= xi and P(loss given selected) <= alpha, jointly with probability >= 1 - d1 - d2 over calibration sets | i.i.d. samples |
-| transductive_thresholds (SCRC-T) | P(selected) >= xi and E[loss given selected] <= alpha, over calibration set and sample together | exchangeable samples |
+| function | promise | over | samples are |
+|---|---|---|---|
+| inductive_threshold (SCRC-I) | P(selected) >= xi and P(loss given selected) <= alpha | calibration sets | i.i.d. |
+| transductive_thresholds (SCRC-T) | P(selected) >= xi and E[loss given selected] <= alpha | both | exchangeable |
+
+SCRC-I holds jointly with probability >= 1 - d1 - d2, SCRC-T over calibration set and sample together.
 
 Source: Xu, Guo and Wei 2025 (arXiv 2512.12844), in the corrected forms of ALGORITHMS 1.5. The rule as published allows
 one loss more, ceil((m + 1) alpha) - 1, and its code takes a percentile for tau: both break the promise

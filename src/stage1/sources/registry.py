@@ -1,4 +1,4 @@
-"""The table of sources, by the name that `data.source` takes: which there are, and the listing of what a config names."""
+"""The table of sources, by the name that `data.source` takes: and the listing of what a config names."""
 
 from __future__ import annotations
 

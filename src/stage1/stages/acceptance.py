@@ -2,7 +2,7 @@
 
 | metric | value | bound |
 |---|---|---|
-| those of evaluation.json (accuracy, augrc, error, coverage, coverage.CLASS, ...) | on val_test | end of its interval (evaluation.level) |
+| accuracy, augrc, error, coverage, coverage.CLASS, ... of evaluation.json | on val_test | end of its interval |
 | certificate.RISK, certificate.coverage | on val_calib | the joint bound of the certificate |
 | gate.gain | AUGRC of softmax minus that of the gate in use, val_test | paired interval |
 | gain.METRIC | better than acceptance.reference by so much, val_test | paired interval |

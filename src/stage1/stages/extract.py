@@ -22,7 +22,7 @@ TRAINING_ROLES = ("train", "val_select")
 
 
 def _preflight(config: RunConfig) -> None:
-    """A backbone that the run does not make itself is built, and its weights are read: what cannot be had is said now."""
+    """A backbone that the run does not make itself is built, and its weights are read: what is missing is said now."""
     if not config.pretrains and not config.tunes:
         from stage1.model.backbone import load_backbone
 

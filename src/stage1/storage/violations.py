@@ -15,7 +15,7 @@ def violation(error: ValidationError, document: Any) -> tuple[str, str]:
     The words name the value that was found and what was expected, e.g. ("n", "-1 is less than the minimum of 0").
     """
     found = [(_place(each, document), each) for each in error.errors(include_url=False)]
-    # Of several at one depth the first, but a key too many before one that is missing: the one may be the other, misspelt.
+    # Of several at one depth the first, but a key too many before one that is missing: one may be the other, misspelt.
     place, first = min(found, key=lambda pair: (len(pair[0]), pair[1]["type"] == "missing"))
     return ".".join(str(part) for part in place), _words(first)
 

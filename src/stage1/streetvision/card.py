@@ -27,7 +27,7 @@ _LONGEST_NAME, _LONGEST_DESCRIPTION = 200, 5000
 
 
 class ModelCardDocument(Document):
-    """What the client's five fields hold. The document is theirs: our schema_version is checked with it, not written."""
+    """What the client's five fields hold. The document is theirs: our schema_version is checked, not written."""
 
     model_name: Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
     description: Annotated[str, Field(min_length=1, max_length=_LONGEST_DESCRIPTION)]

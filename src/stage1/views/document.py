@@ -83,7 +83,7 @@ class ViewsDocument:
     def aggregate(self, view_logits: ArrayLike) -> tuple[Floats, Ints, Ints]:
         """(logits float64 [N, K], views looked at int64 [N], deciding view int64 [N]) of view logits [N, V, K].
 
-        The deciding view is that with the largest contribution to the answer (the class of the larger aggregated logit).
+        The deciding view has the largest contribution to the answer (the class of the larger aggregated logit).
         With a sequence the logits are of its calibrated log-odds; views past the stop are not looked at. Raises
         DataError.
         """

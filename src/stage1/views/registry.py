@@ -1,4 +1,4 @@
-"""The table of aggregators, by the name of their kind: making one, fitting one, and reading one back from views.json."""
+"""The table of aggregators, by the name of their kind: making, fitting, and reading one back from views.json."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class AggregatorKind:
     one. meaning: in words, for the page; {number} stands for the number. read: the inverse of `to_document`. make: from
     the name as asked for; None where it is fitted. fit: from (margins of val_select float [N, V], labels int [N],
     whether the first view is the whole image); None where it has no parameters. Without `make` and `fit` nobody can ask
-    for it. spelled: the one spelling of a name with a number, raises ConfigError; None: it takes none. multiclass: to be
-    had with more than two classes.
+    for it. spelled: the one spelling of a name with a number, raises ConfigError; None: it takes none. multiclass: to
+    be had with more than two classes.
     """
 
     example: str

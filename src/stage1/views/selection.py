@@ -132,8 +132,8 @@ def choose_aggregator(
     """The aggregator of least AUGRC among those whose gain over the whole view is shown; else the whole view alone.
 
     view_logits: float [N, V, K] of val_select and nothing else; groups stay whole in folds and resamples. names: what
-    is compared, None: all; with more than two classes only whole and mean are. A gain is shown where the 95 % interval of the
-    paired difference excludes 0.
+    is compared, None: all; with more than two classes only whole and mean are. A gain is shown where the 95 % interval
+    of the paired difference excludes 0.
     Without a whole view the mean is what the others are compared with. One name alone is taken without comparison.
     Raises ConfigError for names that cannot be had, DataError for logits that do not fit.
     """

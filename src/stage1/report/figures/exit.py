@@ -111,7 +111,8 @@ def _words(documents: Documents) -> Words:
     return Words(
         f"Exits by class{slices}",
         f"Bars of the share of {documents.role} images that exit rightly, defer and exit wrongly.",
-        f"Share of {documents.role} images of each class{slices}: exits that are right, deferred, exits that are wrong.",
+        f"Share of {documents.role} images of each class{slices}: exits that are right, deferred, exits"
+        " that are wrong.",
     )
 
 

@@ -200,18 +200,21 @@ def _last(risk: Floats, coverage: Floats) -> float:
 def _words(documents: Documents) -> Words:
     point, policy, role = documents.evaluation["operating_point"], documents.policy, documents.role
     alt = (
-        f"Line chart of risk against coverage on {role}. This policy: coverage {percent(point['coverage'])}, error among "
+        f"Line chart of risk against coverage on {role}. This policy: coverage {percent(point['coverage'])}, error"
+        " among "
         f"exits {percent(point['selective_risk'])}."
     )
     if policy["lo"] is not None or policy["hi"] is not None:
         caption = (
             "Each lower panel moves the one threshold its risk depends on and keeps the other. Diamond: this policy on "
-            f"{role} with its interval; green bar: the joint bound; dashed: the target. With one threshold per class the "
+            f"{role} with its interval; green bar: the joint bound; dashed: the target. With one threshold per class"
+            " the "
             "policy need not lie on the curve above, which ranks both classes alike."
         )
     elif documents.certificate["certified"]:
         caption = (
-            f"Diamond: this policy on {role}; green bar: the joint bound; dashed: the target. The policy need not lie on "
+            f"Diamond: this policy on {role}; green bar: the joint bound; dashed: the target. The policy need not"
+            " lie on "
             "the curve, which ranks all images by one confidence."
         )
     else:

@@ -139,7 +139,8 @@ def _words(documents: Documents) -> Words:
         f"certified risks are within their targets, with lines of equal coverage{chosen}.",
         "Green: every exact bound is within its target at that pair. "
         + (
-            "Only the marked pair is certified: it was found by a procedure that pays for looking. Picking the best green "
+            "Only the marked pair is certified: it was found by a procedure that pays for looking. Picking the best"
+            " green "
             "pair afterwards would not be."
             if certified
             else "Nothing is certified: a green pair picked after looking would not be either."
