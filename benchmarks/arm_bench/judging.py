@@ -46,7 +46,7 @@ def decided(policy: Policy, scores: Scores) -> ArmRun:
     """The run as compare_arms takes it; AUGRC is of the confidence by which the policy exits."""
     decision = policy.decide(scores)
     ordered = scores
-    if isinstance(policy, GatePolicy) and policy.kept == "gate":
+    if isinstance(policy, GatePolicy) and policy.decided_by == "gate":
         g = policy.model.apply(scores, scores.extra)
         # A margin of the same answers in the order of g. Its NLL means nothing, and is not shown.
         margin = np.where(scores.margin > 0, -np.log1p(-g), np.log1p(-g))

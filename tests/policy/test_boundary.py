@@ -18,7 +18,7 @@ from stage1 import Scores, fit_policy
 from stage1.calibration import Beta, Identity, Platt, Temperature
 from stage1.policy import Certificate, refit
 from stage1.policy.boundary import Boundary, boundary_of_map, boundary_of_scores, even_odds, prior_shift
-from stage1.policy.softmax import one_sided_walk, two_sided_walk
+from stage1.policy.closed_form import one_sided_walk, two_sided_walk
 
 BOTH_RATIOS = {"fnr": 0.02, "fpr": 0.02}
 DEFAULT = {"fnr": 0.02, "false_exit_rate": 0.05}

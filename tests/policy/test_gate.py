@@ -16,9 +16,10 @@ from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.evaluation.score_selection import accept_gate
 from stage1.policy import fit_policy
 from stage1.policy.certificate import Certificate
+from stage1.policy.closed_form import Thresholds
 from stage1.policy.gate import GatePolicy, _spread, _unspread, fit_gate, signed_gate
 from stage1.policy.gate_model import cross_fitted_gate
-from stage1.policy.softmax import Thresholds
+from stage1.policy.units import Counting
 from stage1.scores import Scores
 from stage1.storage.documents import validate
 
@@ -195,7 +196,7 @@ def test_leaks_and_wrong_arguments_are_named():
             arguments["calib"] = Scores(logits=data["calib"].logits, labels=data["calib"].labels)
         with pytest.raises(error, match=message):
             fit_gate(**arguments)
-    assert not fit_gate(**pair(10), risks=TARGETS, uncertified_because="Leakage.").certified
+    assert not fit_gate(**pair(10), risks=TARGETS, counting=Counting(uncertified_because="Leakage.")).certified
 
 
 def test_groups_are_counted_once():

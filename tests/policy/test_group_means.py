@@ -9,8 +9,8 @@ from scipy.stats import norm
 from stage1.errors import ConfigError
 from stage1.policy import fit_policy, load_policy, refit
 from stage1.policy.certificate import Certificate
+from stage1.policy.closed_form import Thresholds
 from stage1.policy.group_means import Frames, estimate, intraclass_correlation, minimum_groups, risk_claims
-from stage1.policy.softmax import Thresholds
 from stage1.policy.target import Request
 from stage1.risk.bounds import betting_pvalue
 from stage1.risk.clusters import group_pvalue

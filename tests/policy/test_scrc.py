@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from math import ceil, inf, log, sqrt
 
 import numpy as np
@@ -13,6 +14,7 @@ from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.policy import scrc_choice
 from stage1.policy.scrc import ScrcPolicy, class_log_odds
 from stage1.policy.scrc_fit import fit_scrc
+from stage1.policy.units import Counting
 from stage1.risk.conformal import coverage_rank, transductive_thresholds
 from stage1.scores import Scores, from_probabilities
 from stage1.storage.documents import read_document, write_document
@@ -39,7 +41,8 @@ def many(rng: np.random.Generator, n: int, classes: int = 4) -> Scores:
 
 
 def fit(scores: Scores, **options) -> ScrcPolicy:
-    return fit_scrc(**{"calib": scores, "risks": RISKS, "coverage": 0.7, **options})
+    counting = {item.name: options.pop(item.name) for item in fields(Counting) if item.name in options}
+    return fit_scrc(**{"calib": scores, "risks": RISKS, "coverage": 0.7, **options, "counting": Counting(**counting)})
 
 
 def true_risks(policy: ScrcPolicy, population: Scores) -> dict[str, float]:
@@ -369,9 +372,9 @@ def test_wrong_scores_are_named():
         policy.decide(Scores(logits=scores.logits))
     with pytest.raises(DataError, match="3 columns"):
         policy.decide(Scores(logits=np.zeros((2, 3)), gate=np.zeros(2)))
-    with pytest.raises(DataError, match="no labelled rows"):
+    with pytest.raises(DataError, match="labels are needed"):
         fit(Scores(logits=scores.logits))
-    with pytest.raises(DataError, match="no labelled rows"):
+    with pytest.raises(DataError, match="needs labelled images"):
         fit(scores.take(np.zeros(1000, dtype=bool)))
     ids = np.arange(1000).astype(str)
     named = Scores(logits=scores.logits, labels=scores.labels, ids=ids)

@@ -9,7 +9,7 @@ import pytest
 
 from stage1 import Scores, fit_policy
 from stage1.policy.boundary import boundary_of_scores
-from stage1.policy.softmax import Thresholds, choose_thresholds
+from stage1.policy.closed_form import Thresholds, choose_thresholds
 from stage1.risk.sample_size import shared_delta
 from stage1.scores import read_scores
 

@@ -17,7 +17,7 @@ from stage1.commands.reward import reward
 from stage1.config import load_config
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError
-from stage1.policy.registry import population
+from stage1.policy.provenance import population
 from stage1.runs import opened
 from stage1.runs.progress import Progress
 from stage1.runs.stage import Context, Stop

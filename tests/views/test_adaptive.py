@@ -12,7 +12,7 @@ from pytest import approx
 
 from stage1.errors import ConfigError, DataError
 from stage1.policy import fit_policy
-from stage1.policy.softmax import Thresholds
+from stage1.policy.closed_form import Thresholds
 from stage1.runtime.crops import ViewPolicy
 from stage1.scores import Scores
 from stage1.views import (

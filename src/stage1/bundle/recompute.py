@@ -23,7 +23,7 @@ from stage1.bundle.manifest import (
 )
 from stage1.calibration import CALIBRATION_FILE, made_again
 from stage1.errors import Stage1Error
-from stage1.policy import CalibratedPolicy, Certificate, Policy, load_policy, refit
+from stage1.policy import Certificate, Policy, load_policy, refit
 from stage1.policy.joint import as_earlier
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
@@ -157,9 +157,9 @@ def _card_problems(folder: Path, manifest: Mapping[str, Any], certificate: Certi
 
 def _map_problems(policy: Policy, selection: Scores | None, seed: int) -> Iterator[str]:
     """A map is allowed to be anything, but it must come from val_select: from val_calib it would know the answers."""
-    if not isinstance(policy, CalibratedPolicy):
-        return
     frozen = policy.frozen
+    if frozen is None:
+        return
     if selection is None or selection.labels is None:
         if frozen.map.n:
             yield (

@@ -24,7 +24,7 @@ from stage1.bundle.recompute import recompute as recomputed
 from stage1.bundle.shown import evaluation_problems
 from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import IntegrityError, MissingError, Stage1Error
-from stage1.policy import POLICY_FILES, CalibratedPolicy, Certificate, Policy, load_policy
+from stage1.policy import POLICY_FILES, Certificate, Policy, load_policy
 from stage1.policy.certify import calibration_digest
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.files import digest_file
@@ -237,10 +237,10 @@ def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certif
             yield f"{MANIFEST}: created_from.{field} is not the digest of {name}"
     if made_of["calibration_ids"] != certificate.calib_digest:
         yield f"{MANIFEST}: created_from.calibration_ids is not calib_digest of {CERTIFICATE}"
-    if isinstance(policy, CalibratedPolicy):
-        frozen = policy.frozen
-        if manifest.get("probability") != {"map": frozen.map.name, "score": frozen.score, "reason": frozen.reason}:
-            yield f"{MANIFEST}: probability is not what {CALIBRATION_FILE} says"
+    frozen = policy.frozen
+    said = None if frozen is None else {"map": frozen.map.name, "score": frozen.score, "reason": frozen.reason}
+    if said is not None and manifest.get("probability") != said:
+        yield f"{MANIFEST}: probability is not what {CALIBRATION_FILE} says"
     evaluation = manifest.get("evaluation")
     if evaluation is not None:
         yield from (f"{MANIFEST}: {problem}" for problem in evaluation_problems(evaluation, certificate))

@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.rates import exit_shares
-from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, ScrcPolicy, SoftmaxPolicy, decided_on
+from stage1.policy import Policy, policy_kind
 from stage1.policy.base import Decision
-from stage1.policy.counts import count_exits
-from stage1.policy.ordering import Goal, calibrated_path
-from stage1.policy.ordering_multiclass import ClassGoal
-from stage1.policy.shortfall_multiclass import Sample
-from stage1.policy.softmax_multiclass import path_of
 from stage1.risk import binomial_lower, binomial_upper
-from stage1.risk.risks import risks_for
 from stage1.scores import Scores
 from stage1.stages.fitting import fit_configured
 
@@ -65,11 +59,8 @@ def audit(
             f"sizes {sizes.select} + {sizes.calib}: a draw holds {MOST_SCORES // population.n_classes} images at most "
             f"({population.n_classes} classes); give smaller --select and --calib"
         )
-    if config.policy.name == "scrc" and config.policy.variant == "T":
-        raise ConfigError(
-            "policy.variant=T: SCRC-T promises a mean over draws, which no single draw can break; audit"
-            " policy.variant=I"
-        )
+    if reason := policy_kind(config.policy.name).unauditable(config):
+        raise ConfigError(reason)
     _ = population.known_labels
     classes = class_names(population, config)
     by_group = _group_weights(population)
@@ -129,40 +120,8 @@ def plug_in(policy: Policy, select: Scores, calib: Scores, config: RunConfig) ->
     with the kind of thresholds that it uses (one MSP threshold for another policy). None where val_select gives no
     path, or where the risks are of selected images, which thresholds do not have.
     """
-    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
-    if calib.n_classes > 2:
-        if isinstance(base, ScrcPolicy):
-            return None
-        return _plug_in_classes(base, decided_on(policy, select), decided_on(policy, calib), config)
-    risks = config.risks_for(2)
-    path = calibrated_path(select.margin, select.known_labels, Goal(risks, len(calib), 0.5))
-    if path is None:
-        return None
-    labels, margin = calib.known_labels, calib.margin
-    exits = count_exits(margin[labels == 0], margin[labels == 1], path.lo, path.hi)
-    place = _last_that_meets([exits.counts(name) for name in risks], list(risks.values()))
-    lo, hi = float(path.lo[place]), float(path.hi[place])
-    return SoftmaxPolicy(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None, policy.classes, False)
-
-
-def _plug_in_classes(base: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
-    score, mode = (base.confidence_score, base.mode) if isinstance(base, MulticlassPolicy) else ("msp", "one")
-    risks = config.risks_for(calib.n_classes)
-    path = path_of(select, score, ClassGoal(risks, base.classes, len(calib), 0.5), mode)
-    if path is None:
-        return None
-    exits = Sample.of(calib, score).counts(path.thresholds)
-    place = _last_that_meets([exits.counts(name, base.classes) for name in risks], list(risks.values()))
-    cuts = tuple(float(cut) if np.isfinite(cut) else None for cut in path.thresholds[place])
-    return MulticlassPolicy(score, cuts, mode, base.classes, False)
-
-
-def _last_that_meets(counts: Sequence[tuple[Any, Any]], targets: Sequence[float]) -> int:
-    """The last place of a path whose observed risks are all within the targets, 0 where there is none."""
-    meets = np.logical_and.reduce(
-        [errors <= target * trials for (errors, trials), target in zip(counts, targets, strict=True)]
-    )
-    return int(np.flatnonzero(meets)[-1]) if meets.any() else 0
+    control = policy_kind(policy.name).control
+    return control(policy, select, calib, config.risks_for(calib.n_classes))
 
 
 def _draw(population: Scores, size: int, rng: np.random.Generator, prefix: str) -> Scores:
@@ -206,9 +165,9 @@ def false_claims(
     SCRC's risks and its coverage are of the selected images; every other policy's of its exits. weights: float [N] of
     the images, None: all alike.
     """
-    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
-    if isinstance(base, ScrcPolicy):
-        return _false_of_scrc(base, decided_on(policy, population), weights)
+    if claimed := policy.selected_shares(population):
+        shares = [(claim, _share(claim.hits, claim.among, weights)) for claim in claimed]
+        return [claim.name for claim, share in shares if share > claim.most or share < claim.least]
     false = _false_risks(decision, population, config, classes, weights)
     balance = _at_prior(population, config.target_prior, weights)
     if config.coverage is not None and _share(decision.exit, np.ones_like(decision.exit), balance) < config.coverage:
@@ -231,22 +190,6 @@ def _false_risks(
         for name, target in config.risks_for(population.n_classes).items()
         if _share(*shares[name], balance if name == "error" else weights) > target
     ]
-
-
-def _false_of_scrc(policy: ScrcPolicy, population: Scores, weights: Floats | None) -> list[str]:
-    labels = population.known_labels
-    selected, in_set = policy.sets(population)
-    # scrc limits risks that are monotone: those of all members of a class.
-    of_class = {risk.name: int(risk.side == "positive") for risk in risks_for(2) if risk.monotone}
-    of_class |= {f"miss_rate.{name}": index for index, name in enumerate(policy.classes)}
-    false = []
-    for name, target in policy.alpha.items():
-        members = selected & (labels == of_class[name])
-        if _share(~in_set[:, of_class[name]] & members, members, weights) > target:
-            false.append(name)
-    if _share(selected, np.ones_like(selected), weights) < policy.xi:
-        false.append("coverage")
-    return false
 
 
 def _share(hits: Bools, base: Bools, weights: Floats | None) -> float:

@@ -14,8 +14,7 @@ import numpy as np
 from stage1.calibration import CALIBRATION_FILE, FittedMap
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import require
-from stage1.policy import POLICY_FILES, load_policy
-from stage1.policy.calibrated import has_own_probability
+from stage1.policy import has_policy_file, load_policy
 from stage1.runs.artifacts import backbone_file
 from stage1.runs.directory import RunDir, read_state, stored_config
 from stage1.runs.documents import PARITY_KIND
@@ -102,7 +101,7 @@ def margin_at(folder: Path, threshold: float, n_classes: int) -> float:
         raise ConfigError(f"--threshold {threshold:g}: is for two classes, these are {n_classes}")
     if not 0.0 < threshold < 1.0:
         raise ConfigError(f"--threshold {threshold:g}: a probability between 0 and 1 is needed")
-    if any((folder / name).is_file() for name in POLICY_FILES.values()) and has_own_probability(load_policy(folder)):
+    if has_policy_file(folder) and load_policy(folder).own_probability:
         raise ConfigError(
             f"--threshold {threshold:g}: the gate of this run states a probability of its own, which stays here"
         )

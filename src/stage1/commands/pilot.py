@@ -17,6 +17,7 @@ from stage1.calibration import FittedMap, non_monotone
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.label_shift import prior_weights
+from stage1.policy import policy_kind
 from stage1.policy.boundary import boundary_of_map
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, rule
@@ -238,7 +239,7 @@ def _fitter(config: RunConfig, pilot: Scores) -> Fit:
 
 def _plain(config: RunConfig, pilot: Scores) -> bool:
     images = choose_unit(pilot, config.unit, config.assume_iid) == "image"
-    return config.policy.name == "softmax" and pilot.n_classes == 2 and images and not config.data.slices
+    return policy_kind(config.policy.name).on_margin and pilot.n_classes == 2 and images and not config.data.slices
 
 
 def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FittedMap) -> Fit:

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from stage1.commands.scores import checked_values
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.policy import POLICY_FILES, Policy, load_policy, stated
+from stage1.policy import Policy, has_policy_file, load_policy, stated
 from stage1.scores import Scores, read_role, read_scores
 from stage1.stages.reporting import SCORES_FILE
 from stage1.storage.documents import Document, DocumentKind, finite_or_none, write_document
@@ -265,7 +265,7 @@ def _document(row: LevelReward) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> Judged:
-    policy = load_policy(folder) if any((folder / name).is_file() for name in POLICY_FILES.values()) else None
+    policy = load_policy(folder) if has_policy_file(folder) else None
     scale = (
         "probabilities of the scores (no policy file)" if policy is None else "probabilities as the policy states them"
     )

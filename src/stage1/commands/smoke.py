@@ -11,7 +11,7 @@ from typing import Any
 from stage1.config import load_config
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
-from stage1.policy import POLICY_FILES, Certificate, policy_file
+from stage1.policy import POLICIES, Certificate, policy_file
 from stage1.policy.certify import calibration_digest
 from stage1.runs.documents import ATTEMPTS_KIND, FEATURES_KIND, PARITY_KIND, STAGES_KIND, TRAIN_KIND
 from stage1.runtime.images import IMAGE_COLUMNS
@@ -51,17 +51,17 @@ def smoke(policy: str, output: Path | None, data: Path | None) -> list[Check]:
     """Run the recipe `smoke` with one policy (or all that are built) and check what it made.
 
     data: a table whose first rows (60 a class, groups ignored) replace the generated scenes; with more than two classes
-    the target is the error, or of scrc the miss_rate of each class, and the gate is left out of `all`.
+    the target is the error, or of scrc the miss_rate of each class, and what is for two is left out of `all`.
     Returns the checks, one mapping {policy, check, passed, detail} each. Raises ConfigError for a policy that is not
     there.
     """
-    wanted = tuple(POLICY_FILES) if policy == "all" else (policy,)
-    if policy != "all" and policy not in POLICY_FILES:
-        raise ConfigError(f"--policy {policy}: unknown; use {', '.join(POLICY_FILES)} or all")
+    wanted = tuple(POLICIES) if policy == "all" else (policy,)
+    if policy != "all" and policy not in POLICIES:
+        raise ConfigError(f"--policy {policy}: unknown; use {', '.join(POLICIES)} or all")
     with tempfile.TemporaryDirectory(prefix="stage1-smoke-") as scratch:
         folder = output or Path(scratch)
         if policy == "all" and data is not None and _class_count(_first_rows(data, Path(scratch) / "rows.csv")) > 2:
-            wanted = tuple(name for name in wanted if name != "gate")  # which is for two classes
+            wanted = tuple(name for name in wanted if POLICIES[name].classes == "any")
         return [check for name in wanted for check in _smoke_one(name, folder / name, data)]
 
 
@@ -71,12 +71,12 @@ def _smoke_one(policy: str, folder: Path, data: Path | None) -> list[Check]:
     from stage1.runs.runner import execute
     from stage1.stages import STAGES
 
-    overrides = [f"policy.name={policy}", *(["coverage=0.4"] if policy == "scrc" else [])]
+    overrides, n_classes = [f"policy.name={policy}"], 2
     if data is not None:
         table = _first_rows(data, folder / "table.csv")
         overrides += ["data.source=table", f"data.table={table}", "data.near_duplicates=false"]
-        if _class_count(table) > 2:
-            overrides.append("risks={miss_rate: 0.5}" if policy == "scrc" else "risks={error: 0.5}")
+        n_classes = _class_count(table)
+    overrides += POLICIES[policy].smoke(n_classes)
     config, _ = load_config(recipe="smoke", overrides=overrides, environment={})
     with opened(folder, config, allow_change=True) as run:
         execute(run, STAGES, Progress())

@@ -20,6 +20,9 @@ def _map_names() -> tuple[str, ...]:
     return config_names()
 
 
+DEFAULT_POLICY = "softmax"
+
+
 class CalibrationConfig(Section):
     map: Annotated[str, OneOf(_map_names)] = "auto"
     """From raw scores to the probability that is stated; fitted on val_select, kept only if it lowers the
@@ -31,8 +34,14 @@ class CalibrationConfig(Section):
     """
 
 
+def _policy_names() -> tuple[str, ...]:
+    from stage1.policy.registry import POLICIES
+
+    return tuple(POLICIES)
+
+
 class PolicyConfig(Section):
-    name: Literal["softmax", "gate", "scrc"] = "softmax"
+    name: Annotated[str, OneOf(_policy_names)] = DEFAULT_POLICY
     """The one exit policy of the run."""
     variant: Literal["I", "T"] = "I"
     """Only for scrc: I holds with the stated confidence, T in expectation."""

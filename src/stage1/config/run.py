@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stage1.config.base import Rate, Section, Seed, nearest
-from stage1.config.certify import AcceptanceConfig, CalibrationConfig, EvaluationConfig, PolicyConfig
+from stage1.config.certify import DEFAULT_POLICY, AcceptanceConfig, CalibrationConfig, EvaluationConfig, PolicyConfig
 from stage1.config.data import DataConfig, SplitConfig
 from stage1.config.head import HeadConfig, SweepConfig, TrainConfig
 from stage1.config.model import (
@@ -110,25 +110,12 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _target_of_scrc(self) -> RunConfig:
-        """What scrc certifies, as far as it does not depend on how many classes there are."""
-        if self.policy.name != "scrc":
-            return self
-        risks = self.risks_for(2)
-        of_each = all(name.startswith("miss_rate.") for name in risks)
-        if not of_each and set(risks) not in ({"miss_rate"}, {"miss_rate", "false_exit_rate"}):
-            raise ValueError(
-                f"policy.name=scrc with risks {' + '.join(risks)}; give miss_rate and false_exit_rate (with more than"
-                " two classes miss_rate, or miss_rate.<class> for each)"
-            )
-        for key, given in (
-            ("class_coverage", bool(self.class_coverage)),
-            ("target_prior", self.target_prior is not None),
-            ("unit=group_mean", self.unit == "group_mean"),
-            ("data.slices", bool(self.data.slices)),
-        ):
-            if given:
-                raise ValueError(f"policy.name=scrc with {key}; that is for softmax and gate, leave it out")
+    def _target_of_policy(self) -> RunConfig:
+        """What the policy certifies, as far as it does not depend on how many classes there are."""
+        if self.policy.name != DEFAULT_POLICY:  # which takes every target; the others are imported to say
+            from stage1.policy.registry import POLICIES
+
+            POLICIES[self.policy.name].takes(self)
         return self
 
     @field_validator("risks")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.policy import Certificate, fit_policy
+from stage1.policy import Certificate, fit_policy, policy_kind
 from stage1.policy.base import Decision
 from stage1.scores import Scores, Values, appearance, from_probabilities
 from stage1.scores.roles import hashed_roles
@@ -155,8 +155,8 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
             assume_iid=self.assume_iid,
             classes=[str(name) for name in self.classes_],
             seed=self.seed,
-            kept=self._kept(select),
             against_argmax=self.against_argmax,
+            **policy_kind(self.policy).judge(select, self.seed, lambda text: None).options,
         )
         assert self.policy_.certificate is not None
         self.certificate_: Certificate = self.policy_.certificate
@@ -268,15 +268,6 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         if values == "probabilities":
             return from_probabilities(X, **fields)
         return Scores(logits=np.hstack([np.zeros_like(X), X]) if X.shape[1] == 1 else X, **fields)
-
-    def _kept(self, select: Scores) -> Literal["gate", "softmax"]:
-        if self.policy != "gate":
-            return "gate"
-        from stage1.evaluation.score_selection import accept_gate
-        from stage1.policy.gate_model import cross_fitted_gate
-
-        accepted = accept_gate(select, cross_fitted_gate(select, seed=self.seed), seed=self.seed).accepted
-        return "gate" if accepted else "softmax"
 
     def _decide(self, X: ArrayLike) -> Decision:
         scores = self._scores(self._checked(X))

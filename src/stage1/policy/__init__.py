@@ -5,19 +5,33 @@ from stage1.policy.calibrated import CalibratedPolicy, decided_on, stated
 from stage1.policy.certificate import Certificate, RiskBound, ViewsClaim
 from stage1.policy.dealt import dealt
 from stage1.policy.gate import GatePolicy
-from stage1.policy.registry import POLICY_FILES, fit_policy, load_policy, on_views, policy_file, refit
+from stage1.policy.kind import FitInputs, PolicyKind
+from stage1.policy.provenance import on_views
+from stage1.policy.registry import (
+    POLICIES,
+    POLICY_FILES,
+    fit_policy,
+    has_policy_file,
+    load_policy,
+    policy_file,
+    policy_kind,
+    refit,
+)
 from stage1.policy.scrc import ScrcPolicy
 from stage1.policy.softmax import SoftmaxPolicy
 from stage1.policy.softmax_multiclass import MulticlassPolicy
 
 __all__ = [
+    "POLICIES",
     "POLICY_FILES",
     "CalibratedPolicy",
     "Certificate",
     "Decision",
+    "FitInputs",
     "GatePolicy",
     "MulticlassPolicy",
     "Policy",
+    "PolicyKind",
     "RiskBound",
     "ScrcPolicy",
     "SoftmaxPolicy",
@@ -25,9 +39,11 @@ __all__ = [
     "dealt",
     "decided_on",
     "fit_policy",
+    "has_policy_file",
     "load_policy",
     "on_views",
     "policy_file",
+    "policy_kind",
     "refit",
     "stated",
 ]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.calibration import FittedMap
 from stage1.policy.certificate import Certificate
 from stage1.scores import Scores
+from stage1.storage.documents import write_document
+
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +35,19 @@ class Decision:
         return float(self.exit.mean()) if len(self.exit) else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class SelectedShare:
+    """A claim on a share among selected images: hits within among, bool [N] each, at most `most` or at least `least`."""
+
+    name: str
+    hits: Bools
+    among: Bools
+    most: float = 1.0
+    least: float = 0.0
+
+
 class Policy(Protocol):
-    """A fitted exit policy: softmax, gate or SCRC."""
+    """A fitted exit policy; alone, or with the calibration map of its run (policy/calibrated.py)."""
 
     @property
     def name(self) -> str: ...
@@ -46,6 +62,26 @@ class Policy(Protocol):
     def certificate(self) -> Certificate | None: ...
 
     @property
+    def base(self) -> Policy:
+        """The policy without its calibration map: itself where it has none."""
+        ...
+
+    @property
+    def frozen(self) -> FittedMap | None:
+        """The calibration map of its run; None: it has none."""
+        ...
+
+    @property
+    def own_probability(self) -> bool:
+        """Whether it states a probability of its own, which no map of the scores may replace."""
+        ...
+
+    @property
+    def decided_by(self) -> str | None:
+        """Which of two scores decides, where the policy was fitted with a second one; None: there is no second."""
+        ...
+
+    @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
         """(lo, hi) on Scores.margin with the same exits, None: that side never exits; both None where there are
         none.
@@ -56,10 +92,81 @@ class Policy(Protocol):
         """Exit, label and probability of every row."""
         ...
 
+    def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:
+        """What the certificate claims of labelled scores, where it is of selected images; (): it is of those that
+        exit.
+        """
+        ...
+
+    def refit_options(self) -> dict[str, Any]:
+        """What fit_policy has to be told beside what the certificate states, to fit the same policy anew."""
+        ...
+
+    def shown(self) -> dict[str, Any]:
+        """What the report shows of it beside `margin_thresholds`."""
+        ...
+
+    def with_certificate(self, certificate: Certificate) -> Policy:
+        """The same policy with another certificate."""
+        ...
+
     def to_document(self) -> dict[str, Any]:
         """Plain values of the policy file."""
         ...
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy file, whole or not at all."""
+    @property
+    def document_kind(self) -> str:
+        """Kind of the policy file, the name of its schema."""
         ...
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy file, whole or not at all (certificate.json and calibration.json are documents of their
+        own).
+        """
+        ...
+
+
+class PlainPolicy(ABC):
+    """What policies without a calibration map have in common; each is a frozen dataclass with a field `certificate`."""
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    document_kind: ClassVar[str]
+
+    @property
+    def base(self) -> Any:
+        return self
+
+    @property
+    def frozen(self) -> FittedMap | None:
+        return None
+
+    @property
+    def own_probability(self) -> bool:
+        return False
+
+    @property
+    def decided_by(self) -> str | None:
+        return None
+
+    def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:
+        return ()
+
+    def refit_options(self) -> dict[str, Any]:
+        return {}
+
+    def shown(self) -> dict[str, Any]:
+        return {}
+
+    def with_certificate(self, certificate: Certificate) -> Any:
+        policy: Any = self  # a dataclass, which this class cannot say
+        return replace(policy, certificate=certificate)
+
+    @abstractmethod
+    def to_document(self) -> dict[str, Any]:
+        """Plain values of the policy file."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy file, whole or not at all (the certificate is a document of its own)."""
+        write_document(path, self.to_document(), self.document_kind)

@@ -17,10 +17,9 @@ import numpy as np
 
 from stage1.calibration import CALIBRATION_FILE, CalibrationMap, FittedMap, Identity
 from stage1.errors import IntegrityError
-from stage1.policy.base import Decision, Policy
+from stage1.policy.base import Decision, Policy, SelectedShare
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import calibration_digest
-from stage1.policy.gate import GatePolicy
 from stage1.scores import Scores
 from stage1.storage.documents import write_document
 
@@ -52,6 +51,18 @@ class CalibratedPolicy:
         return self.base.certificate
 
     @property
+    def own_probability(self) -> bool:
+        return self.base.own_probability
+
+    @property
+    def decided_by(self) -> str | None:
+        return self.base.decided_by
+
+    @property
+    def document_kind(self) -> str:
+        return self.base.document_kind
+
+    @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
         """Those of `base`: on the margin of `decided_on(self, scores)`, which is the mapped one where score is
         "mapped".
@@ -65,7 +76,7 @@ class CalibratedPolicy:
         the larger logit, and a map with a shift may state less than one half for it. A gate keeps its own probability.
         """
         decision = self.base.decide(decided_on(self, scores))
-        if self.frozen.score == "mapped" or has_own_probability(self.base):
+        if self.frozen.score == "mapped" or self.own_probability:
             return decision
         probabilities = self.frozen.map.calibrate(scores).probabilities
         column = np.ones_like(decision.label) if scores.n_classes == 2 else decision.label
@@ -82,23 +93,25 @@ class CalibratedPolicy:
         """Write the policy file, whole or not at all; calibration.json and the certificate are documents of their
         own.
         """
-        # Not above: load_policy makes this policy.
-        from stage1.policy.registry import POLICY_FILES
+        write_document(path, self.to_document(), self.document_kind)
 
-        write_document(path, self.to_document(), Path(POLICY_FILES[self.name]).stem)
+    def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:
+        return self.base.selected_shares(decided_on(self, scores))
 
+    def refit_options(self) -> dict[str, Any]:
+        return self.base.refit_options()
 
-def has_own_probability(policy: Policy) -> bool:
-    """Whether the policy states a probability of its own, which no map of the scores may replace: a gate in use."""
-    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
-    return isinstance(base, GatePolicy) and base.kept == "gate"
+    def shown(self) -> dict[str, Any]:
+        return self.base.shown()
+
+    def with_certificate(self, certificate: Certificate) -> CalibratedPolicy:
+        return replace(self, base=self.base.with_certificate(certificate))
 
 
 def decided_on(policy: Policy, scores: Scores) -> Scores:
     """The scores on which the policy's thresholds lie: as they are, or mapped where its map was frozen first."""
-    if isinstance(policy, CalibratedPolicy) and policy.frozen.score == "mapped":
-        return policy.frozen.map.calibrate(scores)
-    return scores
+    frozen = policy.frozen
+    return frozen.map.calibrate(scores) if frozen is not None and frozen.score == "mapped" else scores
 
 
 def stated(policy: Policy, scores: Scores) -> Scores:
@@ -106,12 +119,12 @@ def stated(policy: Policy, scores: Scores) -> Scores:
 
     The calibrated probability; a gate's own (two classes); the softmax of the scores where there is neither.
     """
-    if has_own_probability(policy):
+    if policy.own_probability:
         # Inside (0, 1): a gate may print 1.0, and its logarithm of the other class would be infinite.
         tiny = np.finfo(np.float64).tiny
         p = np.clip(policy.decide(scores).probability, tiny, 1.0 - np.finfo(np.float64).epsneg)
         return replace(scores, logits=np.stack([np.log1p(-p), np.log(p)], axis=1))
-    return policy.frozen.map.calibrate(scores) if isinstance(policy, CalibratedPolicy) else scores
+    return scores if policy.frozen is None else policy.frozen.map.calibrate(scores)
 
 
 def fit_calibrated(
@@ -152,8 +165,8 @@ def fit_calibrated(
             ),
             void_if=(*certificate.void_if, f"{CALIBRATION_FILE} (sha256 {frozen.digest}) is changed"),
         )
-    base: Any = mapped  # every policy is a frozen dataclass with this field; the protocol cannot say so
-    return CalibratedPolicy(replace(base, certificate=certificate), frozen)
+        mapped = mapped.with_certificate(certificate)
+    return CalibratedPolicy(mapped, frozen)
 
 
 def with_map(policy: Policy, document: Mapping[str, Any], folder: Path) -> Policy:

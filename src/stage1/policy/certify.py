@@ -19,6 +19,7 @@ from stage1.policy.certificate import (
     percent,
     refused_statement,
 )
+from stage1.policy.closed_form import Thresholds
 from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, error_upper
 from stage1.policy.group_means import (
     MEANS_METHOD,
@@ -37,10 +38,9 @@ from stage1.policy.group_means import (
 from stage1.policy.joint import JOINT, joint_coverage, joint_risks
 from stage1.policy.shortfall import shortfall
 from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_rows, slices_sentence
-from stage1.policy.softmax import Thresholds
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
-from stage1.policy.units import choose_unit, clustered, one_per_group
+from stage1.policy.units import Counting, choose_unit, clustered, one_per_group
 from stage1.policy.unlimited import shut_by_target, unlimited
 from stage1.risk import binomial_upper, minimum_samples
 from stage1.risk.risks import RISKS
@@ -60,22 +60,18 @@ def certify(
     *,
     calib: Scores,
     select: Scores | None,
-    unit: str = "auto",
-    assume_iid: bool = False,
-    seed: int = 0,
-    attempt: int = 1,
-    uncertified_because: str | None = None,
-    slices: Sequence[str] = (),
+    counting: Counting,
 ) -> tuple[Thresholds, Certificate]:
     """Choose thresholds on score_of(scores) for `request` and certify them on the units of `calib`.
 
     policy: its name. The score may be any function of one image's outputs that is fixed before calib's labels are seen:
-    exit as 0 iff it lies below lo, as 1 iff above hi. unit: policy/units.py; auto takes, where groups repeat, one image
-    of each group or group means, whichever promises more on val_select. slices: attributes to claim the risks for as
-    well.
+    exit as 0 iff it lies below lo, as 1 iff above hi. counting.unit: auto takes, where groups repeat, one image of each
+    group or group means, whichever promises more on val_select.
     Where nothing can be certified, both thresholds are None and the certificate says why.
     Raises ConfigError (unit, select, slices), DataError (labels missing).
     """
+    unit, assume_iid, seed = counting.unit, counting.assume_iid, counting.seed
+    uncertified_because, slices = counting.uncertified_because, counting.slices
     resolved = choose_unit(calib, unit, assume_iid)
     select_score = score_of(select) if select is not None and select.labels is not None and len(select) else None
     select_labels = select.labels if select is not None and select_score is not None else None
@@ -122,7 +118,7 @@ def certify(
             overall.value,
             resolved,
             assume_iid=iid_assumed,
-            attempt=attempt,
+            attempt=counting.attempt,
             closed=closed,
             closed_because=reason or SHUT_ON_SELECT,
             open_ends=(*shut_by_target(never, closed), *without_limit),
@@ -148,7 +144,7 @@ def certify(
         n_units=len(sample),
         calib_digest=calibration_digest(calib),
         seed=seed,
-        attempt=attempt,
+        attempt=counting.attempt,
         target_prior=request.target_prior,
         assumptions=assumptions(resolved, iid_assumed, request),
         void_if=VOID_IF,

@@ -15,7 +15,6 @@ None: nothing was recorded (earlier versions, scores of any model).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from stage1.policy.base import Policy
 
@@ -44,9 +43,6 @@ def dealt(policy: Policy, dealing: str | None) -> Policy:
     if dealing is None or certificate is None:
         return policy
     drawn = (_DRAWN[dealing],) if dealing in _DRAWN else certificate.assumptions[:1]
-    base: Any = policy  # every policy is a frozen dataclass with this field; the protocol cannot say so
-    said: Policy = replace(
-        base,
-        certificate=replace(certificate, dealing=dealing, assumptions=(*drawn, *certificate.assumptions[1:])),
+    return policy.with_certificate(
+        replace(certificate, dealing=dealing, assumptions=(*drawn, *certificate.assumptions[1:]))
     )
-    return said

@@ -18,22 +18,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.calibration import CalibrationMap
 from stage1.errors import ConfigError, DataError
-from stage1.policy.base import Decision
+from stage1.policy.base import Decision, PlainPolicy, Policy
 from stage1.policy.boundary import Boundary, boundary_of_gate, boundary_of_map, boundary_of_scores
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import calibration_digest, certify
+from stage1.policy.closed_form import Thresholds
 from stage1.policy.gate_features import Extra
 from stage1.policy.gate_model import (
     GateModel,
     Source,
     cross_fitted_gate,
     fit_gate_model,
+    no_gate_because,
     predicted_class,
 )
-from stage1.policy.softmax import Thresholds
+from stage1.policy.kind import FitInputs, Judged, PolicyKind, Say
+from stage1.policy.softmax import plug_in
 from stage1.policy.target import Request
+from stage1.policy.units import Counting, check_samples
 from stage1.scores import Scores
-from stage1.storage.documents import read_document, write_document
+from stage1.storage.documents import read_document
 
 Floats = NDArray[np.float64]
 Kept = Literal["gate", "softmax"]
@@ -56,12 +60,12 @@ def signed_gate(scores: Scores, g: ArrayLike) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class GatePolicy:
+class GatePolicy(PlainPolicy):
     """A fitted gate policy. certificate is None only for one that was loaded without it.
 
     lo, hi: thresholds on the signed gate score, or on the raw margin where softmax was kept; None: that side never
     exits.
-    kept: "gate", or "softmax" where the gate was refused and the margin decides.
+    decided_by: "gate", or "softmax" where the gate was refused and the margin decides.
     """
 
     model: GateModel
@@ -70,14 +74,24 @@ class GatePolicy:
     classes: tuple[str, ...]
     certified: bool
     certificate: Certificate | None = None
-    kept: Kept = "gate"
+    decided_by: Kept = "gate"
 
     name = "gate"
+    document_kind = "gateparams"
+
+    @property
+    def own_probability(self) -> bool:
+        """Where the gate decides."""
+        return self.decided_by == "gate"
+
+    def refit_options(self) -> dict[str, Any]:
+        """kept."""
+        return {"kept": self.decided_by}
 
     @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
         """(lo, hi) where softmax was kept; thresholds on a gate are none on the margin."""
-        return (self.lo, self.hi) if self.kept == "softmax" else (None, None)
+        return (self.lo, self.hi) if self.decided_by == "softmax" else (None, None)
 
     def decide(self, scores: Scores, extra: Extra | None = None) -> Decision:
         """Exit, label and P(class 1) of every row; extra: the columns that the gate was fitted with (None:
@@ -87,7 +101,7 @@ class GatePolicy:
         Raises DataError where scores have more than two classes or a column is missing.
         """
         predicted = predicted_class(scores)
-        if self.kept == "softmax":
+        if self.decided_by == "softmax":
             score, probability = scores.margin, scores.probabilities[:, 1]
         else:
             g = self.model.apply(scores, scores.extra if extra is None else extra)
@@ -100,7 +114,7 @@ class GatePolicy:
         """Plain values for gateparams.json."""
         return {
             "policy": self.name,
-            "kept": self.kept,
+            "kept": self.decided_by,
             "lo": self.lo,
             "hi": self.hi,
             "classes": list(self.classes),
@@ -118,12 +132,8 @@ class GatePolicy:
             classes=tuple(document["classes"]),
             certified=document["certified"],
             certificate=certificate,
-            kept=document["kept"],
+            decided_by=document["kept"],
         )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write gateparams.json, whole or not at all (the certificate is a document of its own)."""
-        write_document(path, self.to_document(), "gateparams")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], certificate: Certificate | None = None) -> GatePolicy:
@@ -147,26 +157,21 @@ def fit_gate(
     source: Source = "auto",
     ridge: float = 1.0,
     kept: Kept = "gate",
-    seed: int = 0,
-    uncertified_because: str | None = None,
     against_argmax: bool = False,
     calibration: CalibrationMap | None = None,
-    **counting: Any,
+    counting: Counting = Counting(),
 ) -> GatePolicy:
     """Fit the gate on `select`, then choose the thresholds and certify them on `calib`, by the methods of fit_policy.
 
     select, calib: labelled scores of val_select and val_calib, with no id in common. extra_select, extra_calib: further
     feature columns, the same names in both (None: Scores.extra). source, ridge: see fit_gate_model. kept: "softmax"
     where the gate was refused (evaluation.accept_gate): the thresholds are then those of the margin. against_argmax,
-    calibration: as in fit_policy; the gate's own probability says which exits are favoured, where it is kept. counting:
-    unit, assume_iid, attempt, and all other arguments, as fit_policy takes them.
+    calibration: as in fit_policy; the gate's own probability says which exits are favoured, where it is kept. All other
+    arguments as fit_policy takes them.
 
     Where the gate has collapsed nothing is certified, every image defers, and the certificate says why. Raises as
     fit_policy and fit_gate_model do.
     """
-    # Not above: fit_policy offers this policy.
-    from stage1.policy.registry import check_samples
-
     if kept not in ("gate", "softmax"):
         raise ConfigError(f"kept: {kept!r} is unknown; use gate or softmax")
     names = tuple(classes) if classes is not None else ("0", "1")
@@ -178,6 +183,7 @@ def fit_gate(
     check_samples(calib, select)
     extra_select = select.extra if extra_select is None else extra_select
     extra_calib = calib.extra if extra_calib is None else extra_calib
+    seed, uncertified_because = counting.seed, counting.uncertified_because
     fit: dict[str, Any] = {"source": source, "ridge": ridge, "seed": seed}
     model = fit_gate_model(select, extra_select, **fit)
     if model.collapsed is not None and kept == "gate" and uncertified_because is None:
@@ -196,9 +202,7 @@ def fit_gate(
         request,
         calib=_with_margin(calib, on_calib),
         select=_with_margin(select, on_select),
-        seed=seed,
-        uncertified_because=uncertified_because,
-        **counting,
+        counting=replace(counting, uncertified_because=uncertified_because),
     )
     certificate = replace(certificate, calib_digest=calibration_digest(calib))
     if kept == "gate":
@@ -262,3 +266,67 @@ def _original(threshold: float, spread: Floats, u: Floats, side: Literal["lo", "
         return float(inner)
     # Rounding must not move a calibration image to the other side.
     return float(np.clip(-np.sign(threshold) * np.expm1(-abs(threshold)), min(inner, limit), max(inner, limit)))
+
+
+# ---- the kind ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    """kept: which score decides, "gate" or "softmax" (where the gate was refused); source, ridge: see fit_gate_model."""
+
+    kept: Kept = "gate"
+    source: Source = "auto"
+    ridge: float = 1.0
+
+
+def fit(inputs: FitInputs, options: GateOptions) -> Policy:
+    """`fit_gate`; raises ConfigError where there are no scores of val_select."""
+    request = inputs.request()
+    if inputs.select is None:
+        raise ConfigError("select: the gate is fitted on labelled scores of val_select; give them")
+    return fit_gate(
+        select=inputs.select,
+        calib=inputs.calib,
+        risks=inputs.risks,
+        confidence=inputs.confidence,
+        coverage=inputs.coverage,
+        class_coverage=inputs.class_coverage,
+        target_prior=inputs.target_prior,
+        allow_one_sided=inputs.allow_one_sided,
+        classes=request.classes,
+        source=options.source,
+        ridge=options.ridge,
+        kept=options.kept,
+        against_argmax=inputs.against_argmax,
+        calibration=inputs.calibration,
+        counting=inputs.counting,
+    )
+
+
+def judge(select: Scores, seed: int, say: Say) -> Judged:
+    """Whether the gate is used: it must show a gain on val_select, else softmax is kept. Raises DataError for none."""
+    from stage1.evaluation.score_selection import accept_gate
+
+    if len(select) == 0:
+        raise DataError("val_select: no rows; the gate is fitted and judged on it")
+    acceptance = accept_gate(
+        select,
+        cross_fitted_gate(select, select.extra, seed=seed),
+        seed=seed,
+        constant_because=no_gate_because(select, select.extra, seed=seed),
+    )
+    say(f"  gate: {acceptance.reason}")
+    return Judged({"kept": "gate" if acceptance.accepted else "softmax"}, own_probability=acceptance.accepted)
+
+
+KIND = PolicyKind(
+    name=GatePolicy.name,
+    file="gateparams.json",
+    options=GateOptions,
+    fit=fit,
+    load=GatePolicy.from_document,
+    control=plug_in,
+    classes="2",
+    judge=judge,
+)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
+from stage1.policy.closed_form import Thresholds
 from stage1.policy.ordering import Path
-from stage1.policy.softmax import Thresholds
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import Choice, pair_at, path_from
 from stage1.risk.bounds import betting_pvalue

@@ -1,40 +1,55 @@
-"""fit_policy: from scores and targets to a policy with its certificate; and back from files.
+"""POLICIES: every kind of policy there is, one row each. From scores and targets to a policy with its certificate, and
+back from files, by that table.
 
-Which images a certificate is of, where the calibration images are challenges of the StreetVision client.
-
-A certificate of scores that were made from several views of each image: it holds for exactly those views.
+A policy of one's own is a file that ends in its PolicyKind, and one line: `POLICIES[KIND.name] = KIND`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stage1.calibration import CalibrationMap
-from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
+from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.policy import gate, scrc_fit, softmax
 from stage1.policy.base import Policy
-from stage1.policy.boundary import Boundary, boundary_of_map, boundary_of_scores
-from stage1.policy.calibrated import CalibratedPolicy, fit_calibrated, with_map
-from stage1.policy.certificate import Certificate, ViewsClaim
-from stage1.policy.certify import certify
+from stage1.policy.calibrated import fit_calibrated, with_map
+from stage1.policy.certificate import Certificate
 from stage1.policy.dealt import dealt
-from stage1.policy.gate import GatePolicy, Kept, fit_gate
-from stage1.policy.scrc import ScrcPolicy
-from stage1.policy.scrc_fit import fit_scrc
-from stage1.policy.softmax import SoftmaxPolicy
-from stage1.policy.softmax_multiclass import MulticlassPolicy, fit_multiclass
-from stage1.policy.target import Request
+from stage1.policy.gate import Kept
+from stage1.policy.kind import FitInputs, PolicyKind
+from stage1.policy.provenance import on_views, said_of
+from stage1.policy.units import Counting, check_samples
 from stage1.risk.targets import default_risks
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
 
-POLICY_FILES = {"softmax": "thresholds.json", "gate": "gateparams.json", "scrc": "scrcparams.json"}
-SCRC_COVERAGE = 0.7
+POLICIES: dict[str, PolicyKind] = {kind.name: kind for kind in (softmax.KIND, gate.KIND, scrc_fit.KIND)}
+
+
+class _Files(Mapping[str, str]):
+    """Policy file of every kind, by the kind's name; a view of POLICIES."""
+
+    def __getitem__(self, name: str) -> str:
+        return POLICIES[name].file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(POLICIES)
+
+    def __len__(self) -> int:
+        return len(POLICIES)
+
+
+POLICY_FILES: Mapping[str, str] = _Files()
+
+
+def policy_kind(name: str) -> PolicyKind:
+    """The row of POLICIES. Raises ConfigError where there is none."""
+    if name not in POLICIES:
+        raise ConfigError(f"policy {name!r} is unknown; policies are {', '.join(POLICIES)}")
+    return POLICIES[name]
 
 
 def fit_policy(
@@ -61,6 +76,7 @@ def fit_policy(
     thresholds: str = "auto",
     against_argmax: bool = False,
     calibration: CalibrationMap | None = None,
+    **options: Any,
 ) -> Policy:
     """Choose the thresholds and certify them on `calib`, by the sharpest valid method for the set of risks.
 
@@ -84,108 +100,46 @@ def fit_policy(
     of val_select) does not favour, where the target allows it. calibration: the map that gives this probability for two
     classes, fitted on `select`; None: the best by cross-validated NLL on `select`, the softmax's own where there are
     too few labelled rows. More than two classes exit as their likeliest class in any case (of scrc: unless
-    against_argmax).
+    against_argmax). options: further ones of the policy (PolicyKind.options).
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
     certified = False, the reason and what is needed. Raises ConfigError (policy, target or flag), DataError (scores).
     """
-    if name not in POLICY_FILES:
-        raise ConfigError(f"policy {name!r} is unknown; policies are {', '.join(POLICY_FILES)}")
+    kind = policy_kind(name)
+    kind.check_options(options)
     check_samples(calib, select)
-    risks = default_risks(calib.n_classes) if risks is None else risks
-    counting: dict[str, Any] = {"unit": unit, "assume_iid": assume_iid, "seed": seed, "attempt": attempt}
-    if slices and (name == "scrc" or calib.n_classes != 2):
+    if slices and (not kind.slices or calib.n_classes != 2):
+        sliced = [other.name for other in POLICIES.values() if other.slices]
         raise ConfigError(
-            "slices: claims for slices are for the softmax and gate policies on two classes; leave them out"
+            f"slices: claims for slices are for the {' and '.join(sliced)} policies on two classes; leave them out"
         )
-
-    def limits() -> Boundary | None:
-        if against_argmax or calib.n_classes != 2:
-            return None
-        if calibration is None:
-            return boundary_of_scores(select, target_prior, seed)
-        return boundary_of_map(calibration, select, target_prior)
-
-    if name == "scrc":
-        if unit == "group_mean":
-            raise ConfigError(
-                "unit: group_mean is for softmax and gate; scrc counts images, or one image of each group"
-            )
-        if class_coverage or target_prior is not None:
-            raise ConfigError(
-                "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and"
-                " gate"
-            )
-        policy: Policy = fit_scrc(
-            select=select,
-            calib=calib,
-            risks=risks,
-            coverage=SCRC_COVERAGE if coverage is None else coverage,
-            confidence=confidence,
-            variant=variant,
-            classes=classes,
-            uncertified_because=uncertified_because,
-            against_argmax=against_argmax,
-            boundary=limits(),
-            **counting,
-        )
-        return said_of(policy, calib)
-    names = tuple(classes) if classes is not None else tuple(str(index) for index in range(calib.n_classes))
-    if len(names) != calib.n_classes:
-        raise DataError(f"classes: {len(names)} names, {calib.n_classes} columns of logits; give one name for each")
-    check_classes(name, names)
-    request = Request(
-        risks, confidence, coverage, dict(class_coverage or {}), target_prior, allow_one_sided, names, against_argmax
-    )
-    if name == "gate":
-        if select is None:
-            raise ConfigError("select: the gate is fitted on labelled scores of val_select; give them")
-        policy = fit_gate(
-            select=select,
-            calib=calib,
-            risks=risks,
-            confidence=confidence,
-            coverage=coverage,
-            class_coverage=class_coverage,
-            target_prior=target_prior,
-            allow_one_sided=allow_one_sided,
-            classes=names,
-            kept=kept,
-            slices=slices,
-            uncertified_because=uncertified_because,
-            against_argmax=against_argmax,
-            calibration=calibration,
-            **counting,
-        )
-        return said_of(policy, calib)
-    if len(names) > 2:
-        policy = fit_multiclass(
-            request,
-            calib=calib,
-            select=select,
-            confidence_score=confidence_score,
-            thresholds=thresholds,
-            uncertified_because=uncertified_because,
-            **counting,
-        )
-        return said_of(policy, calib)
-    counting["slices"] = slices
-    cuts, certificate = certify(
-        name,
-        lambda scores: scores.margin,
-        replace(request, boundary=limits()),
+    if classes is None or len(classes) == calib.n_classes:
+        check_classes(name, calib.n_classes)
+    inputs = FitInputs(
         calib=calib,
         select=select,
-        uncertified_because=uncertified_because,
-        **counting,
+        risks=default_risks(calib.n_classes) if risks is None else risks,
+        confidence=confidence,
+        coverage=coverage,
+        class_coverage=dict(class_coverage or {}),
+        target_prior=target_prior,
+        allow_one_sided=allow_one_sided,
+        classes=classes,
+        against_argmax=against_argmax,
+        calibration=calibration,
+        counting=Counting(unit, assume_iid, seed, attempt, uncertified_because, slices),
     )
-    return said_of(SoftmaxPolicy(cuts.lo, cuts.hi, names, certificate.certified, certificate), calib)
+    own = {"variant": variant, "kept": kept, "confidence_score": confidence_score, "thresholds": thresholds}
+    return said_of(kind.fit(inputs, kind.options_of({**own, **options})), calib)
 
 
-def check_classes(policy: str, classes: Sequence[str]) -> None:
-    """Raises ConfigError where a policy cannot be had with so many classes."""
-    if policy == "gate" and len(classes) > 2:
-        raise ConfigError(f"policy gate: is for two classes, there are {len(classes)}; use policy.name=softmax or scrc")
+def check_classes(name: str, n_classes: int) -> None:
+    """Raises ConfigError where the policy cannot be had with so many classes."""
+    if policy_kind(name).classes == "2" and n_classes > 2:
+        others = [kind.name for kind in POLICIES.values() if kind.classes == "any"]
+        raise ConfigError(
+            f"policy {name}: is for two classes, there are {n_classes}; use policy.name={' or '.join(others)}"
+        )
 
 
 def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: CalibrationMap | None = None) -> Policy:
@@ -196,7 +150,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
     What comes out equals `policy` where it was made from these scores. Raises as fit_policy does, and IntegrityError
     where the policy carries no certificate.
     """
-    if isinstance(policy, CalibratedPolicy):
+    if policy.frozen is not None:
         base = policy.base
         return fit_calibrated(
             policy.frozen,
@@ -207,46 +161,28 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
     stated = policy.certificate
     if stated is None:
         raise IntegrityError("certificate.json: missing; it states what the policy was fitted for")
-    again = fit_policy(
-        policy.name,
-        calib=calib,
-        select=select,
-        risks={name: risk.target for name, risk in stated.risks.items()},
-        confidence=stated.confidence,
-        coverage=policy.xi if isinstance(policy, ScrcPolicy) else stated.coverage.floor,
-        class_coverage={name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
-        target_prior=stated.target_prior,
-        unit=stated.unit,
-        assume_iid=stated.assume_iid,
+    asked: dict[str, Any] = {
+        "risks": {name: risk.target for name, risk in stated.risks.items()},
+        "confidence": stated.confidence,
+        "coverage": stated.coverage.floor,
+        "class_coverage": {name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
+        "target_prior": stated.target_prior,
+        "unit": stated.unit,
+        "assume_iid": stated.assume_iid,
         # Whether one side may stay open was settled by the run; the sentence names the risks.
-        allow_one_sided=True,
-        classes=stated.classes,
-        seed=stated.seed,
-        attempt=stated.attempt,
+        "allow_one_sided": True,
+        "classes": stated.classes,
+        "seed": stated.seed,
+        "attempt": stated.attempt,
         # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
-        uncertified_because=stated.reason if not stated.certified and stated.needed is None else None,
-        variant=policy.variant if isinstance(policy, ScrcPolicy) else "I",
-        kept=policy.kept if isinstance(policy, GatePolicy) else "gate",
-        slices=stated.slices_asked,
-        confidence_score=policy.confidence_score if isinstance(policy, MulticlassPolicy) else "msp",
-        thresholds=policy.mode if isinstance(policy, MulticlassPolicy) else "auto",
-        against_argmax=stated.against_argmax,
-        calibration=calibration,
+        "uncertified_because": stated.reason if not stated.certified and stated.needed is None else None,
+        "slices": stated.slices_asked,
+        "against_argmax": stated.against_argmax,
+    }
+    again = fit_policy(
+        policy.name, calib=calib, select=select, calibration=calibration, **{**asked, **policy.refit_options()}
     )
     return dealt(on_views(again, stated.views), stated.dealing)
-
-
-def check_samples(calib: Scores, select: Scores | None) -> None:
-    """Raises DataError where calib is empty, unlabelled, or shares an id with select."""
-    _ = calib.known_labels
-    if len(calib) == 0:
-        raise DataError("calib: no rows; val_calib needs labelled images")
-    if select is not None and select.ids is not None and calib.ids is not None:
-        shared = np.intersect1d(select.ids, calib.ids)
-        if len(shared):
-            raise DataError(
-                f"calib: id {shared[0]} ({len(shared)} in all) was in val_select too; a certificate needs unseen images"
-            )
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
@@ -260,8 +196,9 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     path = Path(path)
     if path.is_dir():
         path = policy_file(path)
-    kinds = {file: Path(file).stem for file in POLICY_FILES.values()}
-    document = read_document(path, kinds.get(path.name, "thresholds"))
+    # A file of another name is read as thresholds, which it then is or is not.
+    kind = next((kind for kind in POLICIES.values() if kind.file == path.name), softmax.KIND)
+    document = read_document(path, kind.document_kind)
     certificate = (
         Certificate.load(path.parent / "certificate.json") if (path.parent / "certificate.json").exists() else None
     )
@@ -269,17 +206,12 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         certificate.policy != document["policy"] or certificate.certified != document["certified"]
     ):
         raise IntegrityError(f"{path}: does not belong to the certificate.json beside it; run `stage1 calibrate` again")
-    return with_map(_from_document(document, certificate), document, path.parent)
+    return with_map(policy_kind(document["policy"]).load(document, certificate), document, path.parent)
 
 
-def _from_document(document: dict[str, Any], certificate: Certificate | None) -> Policy:
-    if document["policy"] == "gate":
-        return GatePolicy.from_document(document, certificate)
-    if document["policy"] == "scrc":
-        return ScrcPolicy.from_document(document, certificate)
-    if len(document["classes"]) > 2:
-        return MulticlassPolicy.from_document(document, certificate)
-    return SoftmaxPolicy(document["lo"], document["hi"], tuple(document["classes"]), document["certified"], certificate)
+def has_policy_file(folder: str | os.PathLike[str]) -> bool:
+    """Whether the policy file of any kind lies in a folder."""
+    return any((Path(folder) / name).is_file() for name in POLICY_FILES.values())
 
 
 def policy_file(folder: str | os.PathLike[str]) -> Path:
@@ -295,65 +227,3 @@ def policy_file(folder: str | os.PathLike[str]) -> Path:
             f"{folder}: {' and '.join(item.name for item in found)} exclude each other; remove all but one"
         )
     return found[0]
-
-
-LEVEL = "level"
-LEVELS = ("L0", "L1", "L2", "L3")
-
-
-def said_of(policy: Policy, calib: Scores) -> Policy:
-    """The policy, its certificate saying which challenges it was made of, with their shares in `calib`; else as it is.
-
-    From the slice `level`, which travels with the scores: a certificate that is made again says the same.
-    """
-    certificate = policy.certificate
-    words = population(calib)
-    if certificate is None or not words:
-        return policy
-    base: Any = policy  # every policy is a frozen dataclass with this field; the protocol cannot say so
-    again: Policy = replace(base, certificate=replace(certificate, statement=f"{certificate.statement} {words}"))
-    return again
-
-
-def population(calib: Scores) -> str:
-    """One sentence; "" where the images are no challenges."""
-    levels = calib.slices.get(LEVEL)
-    if levels is None or not len(levels) or not set(np.unique(levels).tolist()) <= set(LEVELS):
-        return ""
-    shares = {name: float((levels == name).mean()) for name in LEVELS}
-    present = [name for name in LEVELS if shares[name] > 0]
-    if len(present) == 1:
-        return f"An image here is a frame as the StreetVision client distorts it at level {present[0]}, as 224 px JPEG."
-    parts = ", ".join(f"{name} {100 * shares[name]:.3g} %" for name in present)
-    claim = "the claim for all images is for this mixture" if len(present) == len(LEVELS) else "the claim is for these"
-    return f"An image here is a frame as the StreetVision client distorts it, as 224 px JPEG ({parts}): {claim}."
-
-
-def on_views(policy: Policy, views: ViewsClaim | None) -> Policy:
-    """The policy with a certificate that names the views under its scores; None: scores of whole images, as it
-    stands.
-    """
-    if views is None or policy.certificate is None:
-        return policy
-    base: Any = policy  # every policy is a frozen dataclass with this field; the protocol cannot say so
-    viewed: Policy = replace(base, certificate=_named(policy.certificate, views))
-    return viewed
-
-
-def _named(certificate: Certificate, views: ViewsClaim) -> Certificate:
-    return replace(
-        certificate,
-        views=views,
-        statement=f"{certificate.statement} Every image is judged on {views.description}.",
-        assumptions=(
-            *certificate.assumptions,
-            (
-                "The views, how they are aggregated and when looking stops were fixed on val_select, which shares no"
-                " image with the calibration images."
-            ),
-        ),
-        void_if=(
-            *certificate.void_if,
-            f"other views are looked at, or are aggregated in another way (views.json, sha256 {views.digest})",
-        ),
-    )

@@ -18,7 +18,6 @@ the share of selected images does not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
@@ -28,19 +27,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import DataError, IntegrityError
-from stage1.policy.base import Decision
+from stage1.policy.base import Bools, Decision, PlainPolicy, SelectedShare
 from stage1.policy.certificate import Certificate
+from stage1.risk.risks import risks_for
 from stage1.scores import Scores
-from stage1.storage.documents import finite_or_none, write_document
+from stage1.storage.documents import finite_or_none
 
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 _LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True, slots=True)
-class ScrcPolicy:
+class ScrcPolicy(PlainPolicy):
     """A fitted policy. certificate is None only for parameters that were loaded without one.
 
     tau: log odds of confidence, -inf: everything is selected. floors: log odds per class, -inf: always in the set.
@@ -61,6 +60,7 @@ class ScrcPolicy:
     likeliest_in_set: bool = False
 
     name = "scrc"
+    document_kind = "scrcparams"
 
     @property
     def lambdas(self) -> tuple[float, ...]:
@@ -156,9 +156,22 @@ class ScrcPolicy:
             likeliest_in_set=document.get("likeliest_in_set", False),
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write scrcparams.json, whole or not at all (the certificate is a document of its own)."""
-        write_document(path, self.to_document(), "scrcparams")
+    def refit_options(self) -> dict[str, Any]:
+        """coverage, which is of selection, and variant."""
+        return {"coverage": self.xi, "variant": self.variant}
+
+    def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:
+        """Risks and coverage of the selected images: among those of a class the wrong exits, among all the selected."""
+        labels = scores.known_labels
+        selected, in_set = self.sets(scores)
+        # The limited risks are monotone: those of all members of a class.
+        of_class = {risk.name: int(risk.side == "positive") for risk in risks_for(2) if risk.monotone}
+        of_class |= {f"miss_rate.{name}": index for index, name in enumerate(self.classes)}
+        shares = []
+        for name, target in self.alpha.items():
+            members = selected & (labels == of_class[name])
+            shares.append(SelectedShare(name, ~in_set[:, of_class[name]] & members, members, most=target))
+        return (*shares, SelectedShare("coverage", selected, np.ones_like(selected), least=self.xi))
 
 
 def single_class(selected: Bools, in_set: Bools) -> Bools:

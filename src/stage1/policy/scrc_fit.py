@@ -5,21 +5,26 @@ worded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
-
-import numpy as np
+from typing import Any
 
 from stage1.errors import ConfigError, DataError
+from stage1.policy.base import Policy
 from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import VOID_IF, Certificate, Coverage, assumptions
 from stage1.policy.certify import calibration_digest
 from stage1.policy.joint import JOINT
+from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
 from stage1.policy.scrc import Bools, ScrcPolicy, single_class
 from stage1.policy.scrc_choice import Target, choose, claimed, meaning, measured, shortfall, statement
+from stage1.policy.softmax import plug_in
 from stage1.policy.target import Request
-from stage1.policy.units import choose_unit, clustered, one_per_group
+from stage1.policy.units import Counting, check_samples, choose_unit, clustered, one_per_group
 from stage1.scores import Scores
+
+SCRC_COVERAGE = 0.7
+"""Share of images to be selected, where none is asked for."""
 
 METHODS = {
     "I": "SCRC-I, PAC: order statistics of the confidence and of each class among the selected images, exact binomial",
@@ -38,14 +43,10 @@ def fit_scrc(
     select: Scores | None = None,
     confidence: float = 0.95,
     variant: str = "I",
-    unit: str = "auto",
-    assume_iid: bool = False,
     classes: Sequence[str] | None = None,
-    seed: int = 0,
-    attempt: int = 1,
-    uncertified_because: str | None = None,
     against_argmax: bool = True,
     boundary: Boundary | None = None,
+    counting: Counting = Counting(),
 ) -> ScrcPolicy:
     """Choose tau and the class floors on `calib` and certify them; nothing but `calib` is needed to do it again.
 
@@ -61,7 +62,9 @@ def fit_scrc(
     certified = False, the reason and what is needed. Raises ConfigError (target, coverage, variant), DataError
     (scores).
     """
-    _check_samples(calib, select)
+    check_samples(calib, select)
+    unit, assume_iid, seed = counting.unit, counting.assume_iid, counting.seed
+    attempt, uncertified_because = counting.attempt, counting.uncertified_because
     names = tuple(classes) if classes is not None else tuple(str(k) for k in range(calib.n_classes))
     if len(names) != calib.n_classes:
         raise DataError(f"classes: {len(names)} names for {calib.n_classes} classes")
@@ -136,17 +139,6 @@ def _share(exits: Bools) -> Coverage:
     return Coverage(value=float(exits.mean()) if len(exits) else 0.0, n=len(exits), exits=int(exits.sum()))
 
 
-def _check_samples(calib: Scores, select: Scores | None) -> None:
-    if len(calib) == 0 or calib.labels is None:
-        raise DataError("calib: no labelled rows; val_calib needs labelled images")
-    if select is not None and select.ids is not None and calib.ids is not None:
-        shared = np.intersect1d(select.ids, calib.ids)
-        if len(shared):
-            raise DataError(
-                f"calib: id {shared[0]} ({len(shared)} in all) was in val_select too; a certificate needs unseen images"
-            )
-
-
 def checked_targets(
     risks: Mapping[str, float], names: Sequence[str], coverage: float, confidence: float, variant: str
 ) -> list[Target]:
@@ -171,3 +163,99 @@ def checked_targets(
         if not (isinstance(value, (int, float)) and 0 < value < 1):
             raise ConfigError(f"risks.{risk}: must lie strictly between 0 and 1, got {value!r}")
     return [Target(risk, k, float(risks[risk])) for risk, k in of_class.items()]
+
+
+# ---- the kind ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScrcOptions:
+    """variant: "I" (with the stated confidence) or "T" (in expectation)."""
+
+    variant: str = "I"
+
+
+def fit(inputs: FitInputs, options: ScrcOptions) -> Policy:
+    """`fit_scrc`; raises ConfigError for what only the other policies take."""
+    if inputs.counting.unit == "group_mean":
+        raise ConfigError("unit: group_mean is for softmax and gate; scrc counts images, or one image of each group")
+    if inputs.class_coverage or inputs.target_prior is not None:
+        raise ConfigError(
+            "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and gate"
+        )
+    return fit_scrc(
+        select=inputs.select,
+        calib=inputs.calib,
+        risks=inputs.risks,
+        coverage=SCRC_COVERAGE if inputs.coverage is None else inputs.coverage,
+        confidence=inputs.confidence,
+        variant=options.variant,
+        classes=inputs.classes,
+        against_argmax=inputs.against_argmax,
+        boundary=inputs.boundary(),
+        counting=inputs.counting,
+    )
+
+
+def takes(config: Configured) -> None:
+    """Raises ValueError where a config asks scrc for what it does not certify with any classes."""
+    risks = config.risks_for(2)
+    of_each = all(name.startswith("miss_rate.") for name in risks)
+    if not of_each and set(risks) not in ({"miss_rate"}, {"miss_rate", "false_exit_rate"}):
+        raise ValueError(
+            f"policy.name=scrc with risks {' + '.join(risks)}; give miss_rate and false_exit_rate (with more than"
+            " two classes miss_rate, or miss_rate.<class> for each)"
+        )
+    for key, given in (
+        ("class_coverage", bool(config.class_coverage)),
+        ("target_prior", config.target_prior is not None),
+        ("unit=group_mean", config.unit == "group_mean"),
+        ("data.slices", bool(config.data.slices)),
+    ):
+        if given:
+            raise ValueError(f"policy.name=scrc with {key}; that is for softmax and gate, leave it out")
+
+
+def check(config: Configured, classes: Sequence[str]) -> None:
+    """Raises ConfigError where the target of the config is none for scrc with these classes."""
+    coverage = SCRC_COVERAGE if config.coverage is None else config.coverage
+    checked_targets(config.risks_for(len(classes)), classes, coverage, config.confidence, config.policy.variant)
+
+
+def configure(config: Configured, select: Scores | None, n_classes: int, say: Say) -> Mapping[str, Any]:
+    return {"variant": config.policy.variant}
+
+
+def smoke(n_classes: int) -> tuple[str, ...]:
+    """Overrides of the recipe smoke: a share to be selected that few images allow, a target for each class."""
+    return ("coverage=0.4",) if n_classes == 2 else ("coverage=0.4", "risks={miss_rate: 0.5}")
+
+
+def unauditable(config: Configured) -> str | None:
+    """A mean over draws is kept or broken by none of them."""
+    if config.policy.variant != "T":
+        return None
+    return "policy.variant=T: SCRC-T promises a mean over draws, which no single draw can break; audit policy.variant=I"
+
+
+def control(policy: Policy, select: Scores, calib: Scores, targets: Mapping[str, float]) -> Policy | None:
+    """Of two classes the thresholds of softmax; of more none: the risks are of selected images, which thresholds do not
+    have.
+    """
+    return plug_in(policy, select, calib, targets) if calib.n_classes == 2 else None
+
+
+KIND = PolicyKind(
+    name=ScrcPolicy.name,
+    file="scrcparams.json",
+    options=ScrcOptions,
+    fit=fit,
+    load=ScrcPolicy.from_document,
+    control=control,
+    slices=False,
+    takes=takes,
+    check=check,
+    configure=configure,
+    smoke=smoke,
+    unauditable=unauditable,
+)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.policy.certificate import RiskBound, images, percent
+from stage1.policy.closed_form import METHODS, Thresholds
 from stage1.policy.counts import count_exits, error_upper
 from stage1.policy.group_means import MEANS_METHOD, Frames, choose_by_means, risk_claims, upper_bound
-from stage1.policy.softmax import METHODS, Thresholds
 from stage1.policy.target import Request, passing_targets, rounded_up, settable
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, path_from, rule
 from stage1.risk import binomial_upper

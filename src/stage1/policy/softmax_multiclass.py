@@ -11,8 +11,7 @@ threshold.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import ConfigError, DataError, IntegrityError
-from stage1.policy.base import Decision
+from stage1.policy.base import Decision, PlainPolicy, Policy
+from stage1.policy.calibrated import decided_on
 from stage1.policy.certificate import (
     VOID_IF,
     Certificate,
@@ -38,16 +38,18 @@ from stage1.policy.counts import (
     risks_hold,
 )
 from stage1.policy.joint import JOINT, joint_coverage, joint_risks
+from stage1.policy.kind import Configured, Say
 from stage1.policy.ordering_multiclass import MINIMUM_ROWS, MODES, ClassGoal, ClassPath, class_path
+from stage1.policy.plug_in import last_that_meets
 from stage1.policy.shortfall_multiclass import Sample, bounds_above, shortfall
 from stage1.policy.target import Request
-from stage1.policy.units import choose_unit, clustered, one_per_group
+from stage1.policy.units import Counting, choose_unit, clustered, one_per_group
 from stage1.policy.unlimited import unlimited
 from stage1.risk import binomial_lower, binomial_upper, minimum_samples
 from stage1.risk.testing import fixed_sequence
 from stage1.scores import Scores
 from stage1.scores.confidence import confidence
-from stage1.storage.documents import finite_or_none, write_document
+from stage1.storage.documents import finite_or_none
 
 Floats = NDArray[np.float64]
 
@@ -60,7 +62,7 @@ METHODS = {
 
 
 @dataclass(frozen=True, slots=True)
-class MulticlassPolicy:
+class MulticlassPolicy(PlainPolicy):
     """A fitted policy. certificate is None only for thresholds that were loaded without one.
 
     confidence_score: name in `stage1.scores.confidence`. thresholds: float [K] on it, by the answered class: exits iff
@@ -75,6 +77,7 @@ class MulticlassPolicy:
     certificate: Certificate | None = None
 
     name = "softmax"
+    document_kind = "thresholds"
 
     @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
@@ -123,9 +126,17 @@ class MulticlassPolicy:
             certificate,
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write thresholds.json, whole or not at all (the certificate is a document of its own)."""
-        write_document(path, self.to_document(), "thresholds")
+    def refit_options(self) -> dict[str, Any]:
+        """confidence_score and thresholds."""
+        return {"confidence_score": self.confidence_score, "thresholds": self.mode}
+
+    def shown(self) -> dict[str, Any]:
+        """The confidence, and the threshold of each class in words."""
+        cuts = zip(self.classes, self.thresholds, strict=True)
+        return {
+            "confidence_score": self.confidence_score,
+            "shown_thresholds": [f"{name} {'never' if cut is None else f'{cut:.4g}'}" for name, cut in cuts],
+        }
 
 
 # ---- fit ---------------------------------------------------------------------------------------------------------
@@ -138,22 +149,20 @@ def fit_multiclass(
     select: Scores | None,
     confidence_score: str = "msp",
     thresholds: str = "auto",
-    unit: str = "auto",
-    assume_iid: bool = False,
-    seed: int = 0,
-    attempt: int = 1,
-    uncertified_because: str | None = None,
+    counting: Counting = Counting(),
 ) -> MulticlassPolicy:
     """Choose thresholds for `request` (its classes name the K columns) and certify them on the units of `calib`.
 
     select: labelled scores of val_select, at least 10. confidence_score: fixed on other data than calib. thresholds:
-    "one", "per_class", or "auto" for the one with the greater predicted coverage. unit: image, or one image of each
-    group.
+    "one", "per_class", or "auto" for the one with the greater predicted coverage. counting.unit: image, or one image of
+    each group.
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate says why.
     Raises ConfigError (unit, thresholds, confidence_score, select), DataError (labels missing).
     """
     if thresholds not in ("auto", *MODES):
         raise ConfigError(f"policy.thresholds: {thresholds!r} is unknown; use auto, {' or '.join(MODES)}")
+    unit, assume_iid, seed = counting.unit, counting.assume_iid, counting.seed
+    attempt, uncertified_because = counting.attempt, counting.uncertified_because
     if unit == "group_mean":
         raise ConfigError("unit: group_mean is for two classes; use group (one image of each group)")
     unit = choose_unit(calib, unit, assume_iid)
@@ -339,3 +348,48 @@ def _closed(never_answered: Sequence[str]) -> str:
         if shut
         else ""
     )
+
+
+# ---- what val_select decides beforehand, and the control -----------------------------------------------------------
+
+
+def configured_confidence(config: Configured, select: Scores | None, n_classes: int, say: Say) -> str:
+    """The confidence by which more than two classes exit: the config's, or the one of least AUGRC on val_select.
+
+    MSP stays unless the gain is beyond chance: close rivals are many, and the best of them on few images is often not
+    the best.
+    """
+    if config.policy.confidence_score != "auto":
+        return config.policy.confidence_score
+    if n_classes == 2 or select is None or select.labels is None or not len(select):
+        return "msp"
+    from stage1.evaluation.score_selection import accept_gate, choose_confidence
+
+    name, table = choose_confidence(select)
+    augrc = {row["confidence"]: row["augrc"] for row in table}
+    if name != "msp" and not accept_gate(select, confidence(name, select.logits), seed=config.seed).accepted:
+        say(
+            f"  confidence: msp is kept; {name} has less AUGRC on val_select ({1000 * augrc[name]:.3g}e-3 against "
+            f"{1000 * augrc['msp']:.3g}e-3), but not beyond chance"
+        )
+        return "msp"
+    say(f"  confidence: {name}, the least AUGRC on val_select ({1000 * augrc[name]:.3g}e-3)")
+    return name
+
+
+def plug_in_classes(
+    policy: Policy, select: Scores, calib: Scores, targets: Mapping[str, float]
+) -> MulticlassPolicy | None:
+    """The control of `policy`: the last thresholds on its path whose observed risks meet the targets; one MSP
+    threshold for a policy that has no such path. None where val_select gives none.
+    """
+    own = policy.refit_options()
+    score, mode = own.get("confidence_score", "msp"), own.get("thresholds", "one")
+    select, calib = decided_on(policy, select), decided_on(policy, calib)
+    path = path_of(select, score, ClassGoal(targets, policy.classes, len(calib), 0.5), mode)
+    if path is None:
+        return None
+    exits = Sample.of(calib, score).counts(path.thresholds)
+    place = last_that_meets([exits.counts(name, policy.classes) for name in targets], list(targets.values()))
+    cuts = tuple(finite_or_none(float(cut)) for cut in path.thresholds[place])
+    return MulticlassPolicy(score, cuts, mode, policy.classes, False)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
+from stage1.policy.closed_form import METHODS, Thresholds, choose_thresholds, one_sided_walk
 from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_lower
 from stage1.policy.ordering import HEDGE, Goal, Path, calibrated_path
-from stage1.policy.softmax import METHODS, Thresholds, choose_thresholds, one_sided_walk
 from stage1.policy.target import Request
 from stage1.risk import order_statistic_rank
 from stage1.risk.sample_size import shared_delta

@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.errors import ConfigError
+from stage1.errors import ConfigError, DataError
 from stage1.scores import Scores
 
 UNITS = ("auto", "image", "group", "group_mean")
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """How the calibration images are counted, and what is known of them beforehand.
+
+    unit: one of UNITS; assume_iid: images of one group are taken as independent. seed: of the draw of one image of each
+    group. attempt: how many targets these images have been used for. uncertified_because: a reason known beforehand
+    (leakage) for which nothing may be certified. slices: attributes of Scores.slices to claim the risks for as well.
+    """
+
+    unit: str = "auto"
+    assume_iid: bool = False
+    seed: int = 0
+    attempt: int = 1
+    uncertified_because: str | None = None
+    slices: Sequence[str] = ()
+
+
+def check_samples(calib: Scores, select: Scores | None) -> None:
+    """Raises DataError where calib is empty, unlabelled, or shares an id with select."""
+    _ = calib.known_labels
+    if len(calib) == 0:
+        raise DataError("calib: no rows; val_calib needs labelled images")
+    if select is not None and select.ids is not None and calib.ids is not None:
+        shared = np.intersect1d(select.ids, calib.ids)
+        if len(shared):
+            raise DataError(
+                f"calib: id {shared[0]} ({len(shared)} in all) was in val_select too; a certificate needs unseen images"
+            )
 
 
 def clustered(scores: Scores) -> bool:

@@ -25,9 +25,8 @@ from stage1.evaluation.arms import compare_arms
 from stage1.evaluation.comparison import HIGHER_IS_BETTER
 from stage1.evaluation.score_selection import accept_gate
 from stage1.evaluation.summary import metrics_rows
-from stage1.policy import CalibratedPolicy, Policy, load_policy, policy_file
+from stage1.policy import Policy, load_policy, policy_file
 from stage1.policy.certificate import shown_bound
-from stage1.policy.gate import GatePolicy
 from stage1.runs.directory import RunDir
 from stage1.runs.documents import ACCEPTANCE_KIND
 from stage1.runs.finished import FinishedRun, refuse_other_splits
@@ -214,12 +213,11 @@ def _measured(run: RunDir, evaluation: Mapping[str, Any]) -> dict[str, Measured]
 
 
 def _gate_gain(policy: Policy, scores: Scores, options: Mapping[str, Any]) -> Measured:
-    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
-    if not isinstance(base, GatePolicy):
+    if policy.decided_by is None:
         return Measured(None, None, None, f"the policy is {policy.name}, which has no gate")
-    if base.kept == "softmax":
+    if policy.decided_by != policy.name:
         return Measured(None, None, None, "the gate was refused on val_select, softmax decides")
-    probability = base.decide(scores).probability  # of class 1: g where class 1 is predicted, else 1 - g
+    probability = policy.base.decide(scores).probability  # of class 1: g where class 1 is predicted, else 1 - g
     found = accept_gate(scores, np.where(scores.margin > 0, probability, 1.0 - probability), **options)
     return Measured(finite_or_none(found.gain), found.low, found.high, found.reason)
 

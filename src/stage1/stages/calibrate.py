@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stage1.calibration import CALIBRATION_FILE, non_monotone
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import IntegrityError
-from stage1.policy import POLICY_FILES, CalibratedPolicy, Policy
+from stage1.policy import POLICY_FILES, Policy
 from stage1.policy.certify import calibration_digest
 from stage1.runs.artifacts import present, role_files, views_file
 from stage1.runs.directory import RunDir
@@ -68,7 +68,7 @@ def save_policy(folder: Path, policy: Policy) -> list[Path]:
     # A map of an earlier policy must not speak for this one.
     (folder / CALIBRATION_FILE).unlink(missing_ok=True)
     written = [folder / POLICY_FILES[policy.name], folder / "certificate.json"]
-    if isinstance(policy, CalibratedPolicy):
+    if policy.frozen is not None:
         policy.frozen.save(folder / CALIBRATION_FILE)
         written.append(folder / CALIBRATION_FILE)
     policy.certificate.save(folder / "certificate.json")

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from stage1.config import RunConfig
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError
-from stage1.policy.registry import SCRC_COVERAGE, check_classes
-from stage1.policy.scrc_fit import checked_targets
-from stage1.policy.target import Request
+from stage1.policy.registry import check_classes, policy_kind
 from stage1.runs.directory import RunDir
 from stage1.storage.documents import read_document
 from stage1.views.registry import check_classes as check_aggregate
@@ -34,20 +32,8 @@ def check_split(run: RunDir, *, views_only: bool = False) -> None:
 def check_all(config: RunConfig, classes: Sequence[str]) -> None:
     """Raises ConfigError where views, policy or target of the config cannot be had with these classes."""
     check_views(config, classes)
-    check_classes(config.policy.name, classes)
-    if config.policy.name == "scrc":
-        coverage = SCRC_COVERAGE if config.coverage is None else config.coverage
-        checked_targets(config.risks_for(len(classes)), classes, coverage, config.confidence, config.policy.variant)
-    else:
-        Request(
-            config.risks_for(len(classes)),
-            config.confidence,
-            config.coverage,
-            config.class_coverage,
-            config.target_prior,
-            config.allow_one_sided,
-            tuple(classes),
-        )
+    check_classes(config.policy.name, len(classes))
+    policy_kind(config.policy.name).check(config, classes)
     for key, given in (
         ("data.slices", bool(config.data.slices)),
         ("unit=group_mean", config.unit == "group_mean"),

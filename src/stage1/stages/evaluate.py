@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.evaluation.calibration_report import Reported
-from stage1.policy import CalibratedPolicy, Policy, decided_on, load_policy, stated
-from stage1.policy.calibrated import has_own_probability
+from stage1.policy import Policy, decided_on, load_policy, stated
 from stage1.runs.artifacts import chosen_policy_file, role_files
 from stage1.runs.directory import RunDir
 from stage1.runs.stage import Context, Stage
@@ -76,11 +75,11 @@ def reported_beside(policy: Policy, scores: Scores) -> Reported | None:
     folders).
     """
     after = stated(policy, scores)
-    if has_own_probability(policy):
+    if policy.own_probability:
         return Reported(scores, after, "gate", "raw", "the gate states a probability of its own")
-    if not isinstance(policy, CalibratedPolicy):
-        return None
     frozen = policy.frozen
+    if frozen is None:
+        return None
     return Reported(scores, after, frozen.map.name, frozen.score, frozen.reason)
 
 

@@ -18,11 +18,11 @@ from stage1.calibration import (
     non_monotone,
 )
 from stage1.config import RunConfig
-from stage1.errors import ConfigError, DataError
+from stage1.errors import ConfigError
 from stage1.policy import CalibratedPolicy, Policy, ViewsClaim, dealt, fit_policy, on_views
 from stage1.policy.calibrated import fit_calibrated
 from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
-from stage1.policy.registry import check_classes
+from stage1.policy.registry import check_classes, policy_kind
 from stage1.scores import Scores
 
 
@@ -49,30 +49,17 @@ def fit_configured(
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
     """
-    check_classes(config.policy.name, classes)
+    check_classes(config.policy.name, len(classes))
     if dealing == BY_SIZE:
         uncertified_because = uncertified_because or BY_SIZE_REASON
-    kept = "gate"
-    if config.policy.name == "gate":
-        from stage1.evaluation.score_selection import accept_gate
-        from stage1.policy.gate_model import cross_fitted_gate, no_gate_because
-
-        if len(select) == 0:
-            raise DataError("val_select: no rows; the gate is fitted and judged on it")
-        acceptance = accept_gate(
-            select,
-            cross_fitted_gate(select, select.extra, seed=config.seed),
-            seed=config.seed,
-            constant_because=no_gate_because(select, select.extra, seed=config.seed),
-        )
-        kept = "gate" if acceptance.accepted else "softmax"
-        say(f"  gate: {acceptance.reason}")
-    gate = config.policy.name == "gate" and kept == "gate"
-    frozen = frozen_map(config, select, gate=gate, say=say) if frozen is None or gate else frozen
+    kind = policy_kind(config.policy.name)
+    judged = kind.judge(select, config.seed, say)
+    if frozen is None or judged.own_probability:
+        frozen = frozen_map(config, select, gate=judged.own_probability, say=say)
 
     def fit(select: Scores | None, calib: Scores, calibration: CalibrationMap) -> Policy:
         # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
-        score = _confidence_score(config, select, calib.n_classes, say)
+        configured = kind.configure(config, select, calib.n_classes, say)
         fitted = fit_policy(
             config.policy.name,
             select=select,
@@ -90,41 +77,14 @@ def fit_configured(
             seed=config.seed,
             attempt=attempt,
             uncertified_because=uncertified_because,
-            variant=config.policy.variant,
-            kept="gate" if kept == "gate" else "softmax",
-            confidence_score=score,
-            thresholds=config.policy.thresholds,
             against_argmax=config.policy.against_argmax,
             calibration=calibration,
+            **judged.options,
+            **configured,
         )
         return dealt(on_views(fitted, views), dealing)
 
     return fit_calibrated(frozen, fit, select=select, calib=calib)
-
-
-def _confidence_score(config: RunConfig, select: Scores | None, n_classes: int, say: Callable[[str], None]) -> str:
-    """The confidence by which more than two classes exit: the config's, or the one of least AUGRC on val_select.
-
-    MSP stays unless the gain is beyond chance: close rivals are many, and the best of them on few images is often not
-    the best.
-    """
-    if config.policy.confidence_score != "auto":
-        return config.policy.confidence_score
-    if n_classes == 2 or config.policy.name != "softmax" or select is None or select.labels is None or not len(select):
-        return "msp"
-    from stage1.evaluation.score_selection import accept_gate, choose_confidence
-    from stage1.scores.confidence import confidence
-
-    name, table = choose_confidence(select)
-    augrc = {row["confidence"]: row["augrc"] for row in table}
-    if name != "msp" and not accept_gate(select, confidence(name, select.logits), seed=config.seed).accepted:
-        say(
-            f"  confidence: msp is kept; {name} has less AUGRC on val_select ({1000 * augrc[name]:.3g}e-3 against "
-            f"{1000 * augrc['msp']:.3g}e-3), but not beyond chance"
-        )
-        return "msp"
-    say(f"  confidence: {name}, the least AUGRC on val_select ({1000 * augrc[name]:.3g}e-3)")
-    return name
 
 
 def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[str], None]) -> FittedMap:

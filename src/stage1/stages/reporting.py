@@ -12,7 +12,7 @@ import numpy as np
 from stage1.config import RunConfig, leaves, text_keys, validated
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, IntegrityError, MissingError
-from stage1.policy import CalibratedPolicy, MulticlassPolicy, Policy, decided_on, load_policy
+from stage1.policy import Policy, decided_on, load_policy
 from stage1.policy.units import one_per_group
 from stage1.runs.directory import CONFIG_FILE, RunDir, opened
 from stage1.runs.documents import FEATURES_KIND
@@ -247,16 +247,8 @@ def _of_run_again(run: RunDir) -> list[Path]:
 def policy_shown(policy: Policy) -> dict[str, Any]:
     """What the report draws: thresholds on the score that decides (`decided_on`), where the policy has any."""
     lo, hi = policy.margin_thresholds
-    base = policy.base if isinstance(policy, CalibratedPolicy) else policy
-    several: dict[str, Any] = {}
-    if isinstance(base, MulticlassPolicy):
-        cuts = zip(base.classes, base.thresholds, strict=True)
-        several = {
-            "confidence_score": base.confidence_score,
-            "shown_thresholds": [f"{name} {'never' if cut is None else f'{cut:.4g}'}" for name, cut in cuts],
-        }
     return {
-        **several,
+        **policy.shown(),
         "schema_version": SCHEMA_VERSION,
         "policy": policy.name,
         "lo": lo,
