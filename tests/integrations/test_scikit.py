@@ -144,7 +144,7 @@ def test_the_gate_is_refused_where_it_is_no_help():
     s, y = margins()
     policy = Stage1Policy(values="logits", risks=EASY, policy="gate").fit(s, y)
     assert policy.policy_.name == "gate"
-    assert policy.policy_.kept == "softmax"
+    assert policy.policy_.decided_by == "softmax"
     assert policy.certificate_.certified
 
 

@@ -79,7 +79,7 @@ def test_gate_logits_reach_the_bundle_and_decide_in_predict(tmp_path, monkeypatc
     assert isinstance(bundle.policy, CalibratedPolicy)
     gate = bundle.policy.base
     assert isinstance(gate, GatePolicy)
-    assert gate.kept == "gate"
+    assert gate.decided_by == "gate"
     assert "gate" in (gate.model.source, *gate.model.features)
     assert verify_bundle(result.bundle, recompute=True).problems == ()
     assert "gate" in read_document(result.folder / "train.json", TRAIN_KIND)

@@ -330,7 +330,7 @@ def test_a_gate_in_use_keeps_its_own_probability(tmp_path):
     said: list[str] = []
     select, calib = hard(2000, 1), hard(4000, 2)
     policy = fitted("isotonic", said, select=select, calib=calib, policy={"name": "gate"})
-    assert policy.base.kept == "gate"
+    assert policy.base.decided_by == "gate"
     assert "the gate states a probability of its own" in said[-1]
     assert isinstance(policy.frozen.map, Identity)
     fresh = hard(1000, 3)
@@ -345,7 +345,7 @@ def test_a_gate_in_use_keeps_its_own_probability(tmp_path):
 
 def test_a_refused_gate_gets_the_map():
     policy = fitted("isotonic", policy={"name": "gate"})
-    assert policy.base.kept == "softmax"
+    assert policy.base.decided_by == "softmax"
     assert policy.frozen.score == "mapped"
     again = refit(policy, calib=sample(4000, 2), select=sample(1500, 1))
     assert again == policy
