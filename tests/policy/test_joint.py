@@ -13,11 +13,11 @@ from scipy.stats import norm
 from stage1 import Scores, fit_policy
 from stage1.evaluation.rates import exit_shares
 from stage1.policy.certificate import Coverage, shown_bound
-from stage1.policy.certify import Units, measured_risks
 from stage1.policy.joint import as_earlier, joint_coverage, joint_risks
 from stage1.policy.slices import SliceCounts
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import rule
+from stage1.policy.two_thresholds import Units, measured_risks
 from stage1.risk import binomial_upper
 
 from .multiclass_draws import NAMES, draw

@@ -35,6 +35,7 @@ from stage1.policy.gate_model import (
 from stage1.policy.kind import FitInputs, Judged, PolicyKind, Say
 from stage1.policy.softmax import plug_in
 from stage1.policy.target import Request
+from stage1.policy.two_thresholds import TwoThresholds
 from stage1.policy.units import Counting, check_samples
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
@@ -197,12 +198,11 @@ def fit_gate(
     if not against_argmax:
         request = replace(request, boundary=_boundary(kept, select, target_prior, calibration, seed))
     thresholds, certificate = certify(
-        GatePolicy.name,
-        lambda scores: scores.margin,
+        TwoThresholds(GatePolicy.name, lambda scores: scores.margin),
         request,
-        calib=_with_margin(calib, on_calib),
-        select=_with_margin(select, on_select),
-        counting=replace(counting, uncertified_because=uncertified_because),
+        _with_margin(calib, on_calib),
+        _with_margin(select, on_select),
+        replace(counting, uncertified_because=uncertified_because),
     )
     certificate = replace(certificate, calib_digest=calibration_digest(calib))
     if kept == "gate":

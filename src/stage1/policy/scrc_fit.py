@@ -12,15 +12,15 @@ from typing import Any
 from stage1.errors import ConfigError, DataError
 from stage1.policy.base import Policy
 from stage1.policy.boundary import Boundary
-from stage1.policy.certificate import VOID_IF, Certificate, Coverage, assumptions
-from stage1.policy.certify import calibration_digest
-from stage1.policy.joint import JOINT
+from stage1.policy.certificate import Certificate, Coverage, RiskBound
+from stage1.policy.certify import Shortfall, certify, counted_units
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
 from stage1.policy.scrc import Bools, ScrcPolicy, single_class
-from stage1.policy.scrc_choice import Target, choose, claimed, meaning, measured, shortfall, statement
+from stage1.policy.scrc_choice import Choice, Target, choose, claimed, meaning, measured, shortfall, statement
+from stage1.policy.slices import SliceClaim
 from stage1.policy.softmax import plug_in
 from stage1.policy.target import Request
-from stage1.policy.units import Counting, check_samples, choose_unit, clustered, one_per_group
+from stage1.policy.units import Counting, check_samples, choose_unit
 from stage1.scores import Scores
 
 SCRC_COVERAGE = 0.7
@@ -63,76 +63,125 @@ def fit_scrc(
     (scores).
     """
     check_samples(calib, select)
-    unit, assume_iid, seed = counting.unit, counting.assume_iid, counting.seed
-    attempt, uncertified_because = counting.attempt, counting.uncertified_because
     names = tuple(classes) if classes is not None else tuple(str(k) for k in range(calib.n_classes))
     if len(names) != calib.n_classes:
         raise DataError(f"classes: {len(names)} names for {calib.n_classes} classes")
     targets = checked_targets(risks, names, coverage, confidence, variant)
-    unit = choose_unit(calib, unit, assume_iid)
-    counted = calib.take(one_per_group(calib, seed)) if unit == "group" else calib
-    kind = "softmax" if calib.gate is None else "gate"
-    chosen = choose(counted, kind, targets, coverage, 1.0 - confidence, variant, boundary)
     alpha = {target.risk: target.value for target in targets}
-    policy = ScrcPolicy(
-        variant,
-        kind,
-        chosen.tau,
-        chosen.floors,
-        names,
-        True,
-        coverage,
-        alpha,
-        likeliest_in_set=not against_argmax and len(names) > 2,
-    )
-    selected, in_set = policy.sets(counted)
-    certified = uncertified_because is None and chosen.covers and bool(single_class(selected, in_set).any())
-    if not certified:
-        policy = replace(policy, tau=-inf, floors=(-inf,) * len(names), certified=False)
-        selected, in_set = policy.sets(counted)
-    bounds = measured(policy, chosen, in_set, counted.known_labels, targets)
-    assert not certified or all(bound.holds for bound in bounds.values()), "a floor whose bound exceeds its target"
-    reason, needed = (uncertified_because, None)
-    if uncertified_because is None:
-        reason, needed = shortfall(bounds, chosen, policy, counted, targets, confidence, unit)
-    exits, labels = single_class(selected, in_set) & certified, counted.known_labels
-    claims = claimed(policy, targets, confidence)
-    per_class = Request(alpha, confidence, classes=names)
-    iid_assumed = assume_iid and unit == "image" and clustered(calib)
-    certificate = Certificate(
-        certified=certified,
-        statement=(
-            statement(claims, policy, selected, exits, unit, iid_assumed=iid_assumed, attempt=attempt)
-            if certified
-            else f"Not certifiable {claims}. {reason} Every image defers."
-        ),
-        policy=policy.name,
-        method=METHODS[variant],
-        confidence=confidence,
-        delta=1.0 - confidence,
-        unit=unit,
-        assume_iid=iid_assumed,
-        risks=bounds,
-        coverage=_share(exits),
-        per_class={name: _share(exits[labels == k]) for k, name in enumerate(names)},
-        classes=names,
-        n_images=len(calib),
-        n_units=len(counted),
-        calib_digest=calibration_digest(calib),
-        seed=seed,
-        attempt=attempt,
-        target_prior=None,
-        assumptions=(*assumptions(unit, iid_assumed, replace(per_class, boundary=boundary)), *meaning(variant)),
-        void_if=VOID_IF,
-        reason=reason,
-        needed=needed,
-        # checked_targets: every class has its limit, so no wrong answer is without one.
-        never_answered=policy.never_answered,
-        against_argmax=against_argmax,
-        boundary=None if boundary is None else (boundary.lo, boundary.hi),
-        bounds=JOINT,
-    )
+    request = Request(alpha, confidence, classes=names, against_argmax=against_argmax, boundary=boundary)
+    policy, certificate = certify(SelectedSets(variant, coverage, tuple(targets)), request, calib, select, counting)
     return replace(policy, certificate=certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedSets:
+    """The family of selection and class floors (policy/certify.py, RuleFamily); its rules are policies without
+    certificate.
+
+    coverage: the least share of images to be selected. targets: one of each class.
+    """
+
+    variant: str
+    coverage: float
+    targets: tuple[Target, ...]
+
+    policy = ScrcPolicy.name
+
+    def find(self, target: Request, calib: Scores, select: Scores | None, counting: Counting) -> FoundSets:
+        """tau and floors from the counted units alone."""
+        unit = choose_unit(calib, counting.unit, counting.assume_iid)
+        counted = counted_units(calib, unit, counting.seed)
+        kind = "softmax" if calib.gate is None else "gate"
+        delta = 1.0 - target.confidence
+        chosen = choose(counted, kind, self.targets, self.coverage, delta, self.variant, target.boundary)
+        policy = ScrcPolicy(
+            self.variant,
+            kind,
+            chosen.tau,
+            chosen.floors,
+            tuple(target.classes),
+            True,
+            self.coverage,
+            {item.risk: item.value for item in self.targets},
+            likeliest_in_set=not target.against_argmax and len(target.classes) > 2,
+        )
+        return FoundSets(self, chosen, policy, counted, unit, target.confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSets:
+    """Selection and floors on the counted units (policy/certify.py, Found). best: the policy at tau and the floors of
+    `chosen`.
+    """
+
+    family: SelectedSets
+    chosen: Choice
+    best: ScrcPolicy
+    counted: Scores
+    unit: str
+    confidence: float
+
+    # Each risk has its share of delta, and the coverage of the images that exit is no claim.
+    union_null = False
+    at_end = False
+
+    @property
+    def nothing(self) -> ScrcPolicy:
+        return replace(self.best, tau=-inf, floors=(-inf,) * len(self.best.classes), certified=False)
+
+    @property
+    def rule(self) -> ScrcPolicy:
+        return self.best if self.chosen.covers else self.nothing
+
+    @property
+    def method(self) -> str:
+        return METHODS[self.family.variant]
+
+    @property
+    def n_units(self) -> int:
+        return len(self.counted)
+
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        return meaning(self.family.variant)
+
+    def _exits(self, rule: ScrcPolicy) -> Bools:
+        return single_class(*rule.sets(self.counted)) & rule.certified
+
+    def exits(self, rule: ScrcPolicy) -> bool:
+        return bool(self._exits(rule).any())
+
+    def risks(self, rule: ScrcPolicy, certified: bool) -> dict[str, RiskBound]:
+        _, in_set = rule.sets(self.counted)
+        return measured(rule, self.chosen, in_set, self.counted.known_labels, self.family.targets)
+
+    def coverage(self, rule: ScrcPolicy, certified: bool) -> tuple[Coverage, dict[str, Coverage]]:
+        exits, labels = self._exits(rule), self.counted.known_labels
+        return _share(exits), {name: _share(exits[labels == k]) for k, name in enumerate(rule.classes)}
+
+    def slices(self) -> tuple[SliceClaim, ...]:
+        raise ConfigError("slices: claims for slices are not for scrc; leave them out")
+
+    def shortfall(self, rule: ScrcPolicy, risks: dict[str, RiskBound], certified: bool) -> Shortfall:
+        return shortfall(risks, self.chosen, rule, self.counted, self.family.targets, self.confidence, self.unit)
+
+    def never_answered(self, rule: ScrcPolicy) -> tuple[str, ...]:
+        return rule.never_answered
+
+    def statement(self, rule: ScrcPolicy, certificate: Certificate) -> str:
+        claims = claimed(rule, self.family.targets, self.confidence)
+        if not certificate.certified:
+            return f"Not certifiable {claims}. {certificate.reason} Every image defers."
+        selected, _ = rule.sets(self.counted)
+        return statement(
+            claims,
+            rule,
+            selected,
+            self._exits(rule),
+            self.unit,
+            iid_assumed=certificate.assume_iid,
+            attempt=certificate.attempt,
+        )
 
 
 def _share(exits: Bools) -> Coverage:

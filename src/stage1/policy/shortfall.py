@@ -78,7 +78,7 @@ def realistic(enough: int | None, present: int, unit: str) -> str:
 
 
 class Sample(Protocol):
-    """What was counted (certify.Units, group_means.Frames)."""
+    """What was counted (two_thresholds.Units, group_means.Frames)."""
 
     @property
     def score(self) -> Floats: ...

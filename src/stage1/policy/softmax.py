@@ -19,6 +19,7 @@ from stage1.policy.closed_form import Thresholds
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
 from stage1.policy.plug_in import plug_in_thresholds
 from stage1.policy.softmax_multiclass import MulticlassPolicy, configured_confidence, fit_multiclass, plug_in_classes
+from stage1.policy.two_thresholds import TwoThresholds
 from stage1.scores import Scores
 
 
@@ -82,14 +83,9 @@ def fit(inputs: FitInputs, options: SoftmaxOptions) -> Policy:
             thresholds=options.thresholds,
             counting=inputs.counting,
         )
-    cuts, certificate = certify(
-        SoftmaxPolicy.name,
-        lambda scores: scores.margin,
-        replace(request, boundary=inputs.boundary()),
-        calib=inputs.calib,
-        select=inputs.select,
-        counting=inputs.counting,
-    )
+    family = TwoThresholds(SoftmaxPolicy.name, lambda scores: scores.margin)
+    target = replace(request, boundary=inputs.boundary())
+    cuts, certificate = certify(family, target, inputs.calib, inputs.select, inputs.counting)
     return SoftmaxPolicy(cuts.lo, cuts.hi, tuple(request.classes), certificate.certified, certificate)
 
 

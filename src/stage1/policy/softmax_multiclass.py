@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,29 +22,26 @@ from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.policy.base import Decision, PlainPolicy, Policy
 from stage1.policy.calibrated import decided_on
 from stage1.policy.certificate import (
-    VOID_IF,
     Certificate,
     Coverage,
     RiskBound,
-    assumptions,
     certified_statement,
     refused_statement,
 )
-from stage1.policy.certify import calibration_digest
+from stage1.policy.certify import Shortfall, certify, counted_units
 from stage1.policy.counts import (
     ClassExits,
     class_floors_hold,
     never_wrong,
     risks_hold,
 )
-from stage1.policy.joint import JOINT, joint_coverage, joint_risks
 from stage1.policy.kind import Configured, Say
 from stage1.policy.ordering_multiclass import MINIMUM_ROWS, MODES, ClassGoal, ClassPath, class_path
 from stage1.policy.plug_in import last_that_meets
 from stage1.policy.shortfall_multiclass import Sample, bounds_above, shortfall
+from stage1.policy.slices import SliceClaim
 from stage1.policy.target import Request
-from stage1.policy.units import Counting, choose_unit, clustered, one_per_group
-from stage1.policy.unlimited import unlimited
+from stage1.policy.units import Counting, choose_unit
 from stage1.risk import binomial_lower, binomial_upper, minimum_samples
 from stage1.risk.testing import fixed_sequence
 from stage1.scores import Scores
@@ -80,6 +77,11 @@ class MulticlassPolicy(PlainPolicy):
     document_kind = "thresholds"
 
     @property
+    def cuts(self) -> Floats:
+        """The thresholds, float [K]; +inf: nothing exits as that class."""
+        return np.array([np.inf if value is None else value for value in self.thresholds])
+
+    @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
         """(None, None): more than two classes have no single margin."""
         return None, None
@@ -91,8 +93,7 @@ class MulticlassPolicy(PlainPolicy):
                 f"logits: {scores.n_classes} columns; this policy was fitted on {len(self.classes)} classes"
             )
         label = scores.logits.argmax(axis=1)
-        cuts = np.array([np.inf if value is None else value for value in self.thresholds])
-        exits = confidence(self.confidence_score, scores.logits) > cuts[label]
+        exits = confidence(self.confidence_score, scores.logits) > self.cuts[label]
         probability = np.take_along_axis(scores.probabilities, label[:, None], axis=1)[:, 0]
         return Decision(exit=exits, label=label.astype(np.int64), probability=probability)
 
@@ -159,97 +160,141 @@ def fit_multiclass(
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate says why.
     Raises ConfigError (unit, thresholds, confidence_score, select), DataError (labels missing).
     """
-    if thresholds not in ("auto", *MODES):
-        raise ConfigError(f"policy.thresholds: {thresholds!r} is unknown; use auto, {' or '.join(MODES)}")
-    unit, assume_iid, seed = counting.unit, counting.assume_iid, counting.seed
-    attempt, uncertified_because = counting.attempt, counting.uncertified_because
-    if unit == "group_mean":
-        raise ConfigError("unit: group_mean is for two classes; use group (one image of each group)")
-    unit = choose_unit(calib, unit, assume_iid)
-    counted = calib.take(one_per_group(calib, seed)) if unit == "group" else calib
-    if select is None or select.labels is None or len(select) < MINIMUM_ROWS:
-        raise ConfigError(
-            f"select: {0 if select is None or select.labels is None else len(select)} labelled scores of val_select;"
-            f" more than two classes need at least {MINIMUM_ROWS} to order the thresholds"
-        )
-    sample = Sample.of(counted, confidence_score)
-    delta = 1.0 - request.confidence
-    spent = delta / 2 if request.has_floor else delta
-    path = _path(select, confidence_score, request, len(counted), spent, thresholds)
-    mode = path.mode if path is not None else "one" if thresholds == "auto" else thresholds
-    place, tried = (None, None) if path is None else walk(path, sample, request, spent)
-    cuts = np.full(len(request.classes), np.inf)
-    if path is not None and place is not None and uncertified_because is None:
-        cuts = path.thresholds[place]
-    exits = sample.counts(cuts[None, :])
-    certified = bool(exits.exits[0] > 0)
-    if not certified:
-        cuts = np.full(len(request.classes), np.inf)
-        exits = sample.counts(cuts[None, :])
-    bounds = measured(exits, request, spent, cuts, certified)
-    assert not certified or all(bound.holds for bound in bounds.values()), "a chosen threshold whose bound is too large"
-    at_end = path is not None and place == len(path.thresholds) - 1
-    if certified:
-        never_given = frozenset(name for name, bound in bounds.items() if bound.by_construction)
-        bounds = joint_risks(bounds, at_end=at_end, never=never_given)
-    overall, per_class = _coverages(exits, request, spent, certified, at_end)
-    reason, needed = uncertified_because, None
-    if uncertified_because is None and not certified:
-        at = None if path is None else path.thresholds[place if tried is None else tried]
-        reason, needed = shortfall(
-            sample,
-            at,
-            request,
-            spent,
-            unit,
-            Sample.of(select, confidence_score),
+    family = ClassThresholds(confidence_score, thresholds)
+    policy, certificate = certify(family, request, calib, select, counting)
+    return replace(policy, certified=certificate.certified, certificate=certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassThresholds:
+    """The family of a threshold on a confidence for each answered class (policy/certify.py, RuleFamily); its rules are
+    policies without certificate.
+
+    confidence_score: fixed on other data than val_calib. thresholds: "one", "per_class" or "auto".
+    """
+
+    confidence_score: str
+    thresholds: str
+
+    policy = MulticlassPolicy.name
+
+    def find(self, target: Request, calib: Scores, select: Scores | None, counting: Counting) -> FoundClassThresholds:
+        """The riskiest thresholds on the path of val_select that pass. Raises ConfigError (unit, thresholds,
+        confidence_score, select), DataError (labels missing).
+        """
+        if self.thresholds not in ("auto", *MODES):
+            raise ConfigError(f"policy.thresholds: {self.thresholds!r} is unknown; use auto, {' or '.join(MODES)}")
+        if counting.unit == "group_mean":
+            raise ConfigError("unit: group_mean is for two classes; use group (one image of each group)")
+        unit = choose_unit(calib, counting.unit, counting.assume_iid)
+        counted = counted_units(calib, unit, counting.seed)
+        if select is None or select.labels is None or len(select) < MINIMUM_ROWS:
+            raise ConfigError(
+                f"select: {0 if select is None or select.labels is None else len(select)} labelled scores of"
+                f" val_select; more than two classes need at least {MINIMUM_ROWS} to order the thresholds"
+            )
+        sample = Sample.of(counted, self.confidence_score)
+        delta = 1.0 - target.confidence
+        spent = delta / 2 if target.has_floor else delta
+        path = _path(select, self.confidence_score, target, len(counted), spent, self.thresholds)
+        place, tried = (None, None) if path is None else walk(path, sample, target, spent)
+        mode = path.mode if path is not None else "one" if self.thresholds == "auto" else self.thresholds
+        return FoundClassThresholds(self, target, sample, select, unit, spent, mode, path, place, tried, counting.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundClassThresholds:
+    """Thresholds on the counted units (policy/certify.py, Found). delta: spent by each bound; place, tried: as `walk`
+    gives them.
+    """
+
+    family: ClassThresholds
+    target: Request
+    sample: Sample
+    select: Scores
+    unit: str
+    delta: float
+    mode: str
+    path: ClassPath | None
+    place: int | None
+    tried: int | None
+    seed: int
+
+    union_null = True
+    meaning: ClassVar[tuple[str, ...]] = ()
+
+    def _policy(self, cuts: Floats) -> MulticlassPolicy:
+        values = tuple(finite_or_none(float(cut)) for cut in cuts)
+        return MulticlassPolicy(self.family.confidence_score, values, self.mode, tuple(self.target.classes), False)
+
+    @property
+    def nothing(self) -> MulticlassPolicy:
+        return self._policy(np.full(len(self.target.classes), np.inf))
+
+    @property
+    def rule(self) -> MulticlassPolicy:
+        if self.path is None or self.place is None:
+            return self.nothing
+        return self._policy(self.path.thresholds[self.place])
+
+    @property
+    def method(self) -> str:
+        return METHODS[self.mode]
+
+    @property
+    def n_units(self) -> int:
+        return len(self.sample)
+
+    @property
+    def at_end(self) -> bool:
+        return self.path is not None and self.place == len(self.path.thresholds) - 1
+
+    def exits(self, rule: MulticlassPolicy) -> bool:
+        return bool(self.sample.counts(rule.cuts[None, :]).exits[0] > 0)
+
+    def risks(self, rule: MulticlassPolicy, certified: bool) -> dict[str, RiskBound]:
+        return measured(self.sample.counts(rule.cuts[None, :]), self.target, self.delta, rule.cuts, certified)
+
+    def coverage(self, rule: MulticlassPolicy, certified: bool) -> tuple[Coverage, dict[str, Coverage]]:
+        return _coverages(self.sample.counts(rule.cuts[None, :]), self.target, self.delta, certified)
+
+    def slices(self) -> tuple[SliceClaim, ...]:
+        raise ConfigError("slices: claims for slices are for two classes; leave them out")
+
+    def shortfall(self, rule: MulticlassPolicy, risks: dict[str, RiskBound], certified: bool) -> Shortfall:
+        if certified:
+            return None, None
+        path, target, delta, seed = self.path, self.target, self.delta, self.seed
+        score, thresholds = self.family.confidence_score, self.family.thresholds
+        return shortfall(
+            self.sample,
+            None if path is None else path.thresholds[self.place if self.tried is None else self.tried],
+            target,
+            delta,
+            self.unit,
+            Sample.of(self.select, score),
             seed,
-            lambda n: _walker(_path(select, confidence_score, request, n, spent, mode), request, spent),
+            lambda n: _walker(_path(self.select, score, target, n, delta, self.mode), target, delta),
             lambda other: _failing(
-                _path(select, confidence_score, other, len(counted), spent, thresholds), sample, other, spent
+                _path(self.select, score, other, len(self.sample), delta, thresholds), self.sample, other, delta
             ),
         )
-    iid_assumed = assume_iid and unit == "image" and clustered(calib)
-    never = tuple(name for name, cut in zip(request.classes, cuts, strict=True) if not np.isfinite(cut))
-    without_limit = unlimited(request.targets, request.classes, never) if certified else ()
-    certificate = Certificate(
-        certified=certified,
-        statement=(
-            certified_statement(request, overall.value, unit, assume_iid=iid_assumed, attempt=attempt, closed=None)
-            + _closed(never)
-            + "".join(f" {text}" for text in without_limit)
-            if certified
-            else refused_statement(request, reason or "")
-        ),
-        policy=MulticlassPolicy.name,
-        method=METHODS[mode],
-        confidence=request.confidence,
-        delta=delta,
-        unit=unit,
-        assume_iid=iid_assumed,
-        risks=bounds,
-        coverage=overall,
-        per_class=per_class,
-        classes=tuple(request.classes),
-        n_images=len(calib),
-        n_units=len(counted),
-        calib_digest=calibration_digest(calib),
-        seed=seed,
-        attempt=attempt,
-        target_prior=None,
-        assumptions=assumptions(unit, iid_assumed, request),
-        void_if=VOID_IF,
-        reason=reason,
-        needed=needed,
-        never_answered=never,
-        unlimited=without_limit,
-        against_argmax=request.against_argmax,
-        bounds=JOINT,
-    )
-    policy = MulticlassPolicy(
-        confidence_score, tuple(finite_or_none(float(cut)) for cut in cuts), mode, tuple(request.classes), certified
-    )
-    return replace(policy, certificate=certificate)
+
+    def never_answered(self, rule: MulticlassPolicy) -> tuple[str, ...]:
+        return tuple(name for name, cut in zip(rule.classes, rule.thresholds, strict=True) if cut is None)
+
+    def statement(self, rule: MulticlassPolicy, certificate: Certificate) -> str:
+        if not certificate.certified:
+            return refused_statement(self.target, certificate.reason or "")
+        sentence = certified_statement(
+            self.target,
+            certificate.coverage.value,
+            self.unit,
+            assume_iid=certificate.assume_iid,
+            attempt=certificate.attempt,
+            closed=None,
+        )
+        return sentence + _closed(certificate.never_answered) + "".join(f" {text}" for text in certificate.unlimited)
 
 
 def path_of(select: Scores, confidence_score: str, goal: ClassGoal, mode: str) -> ClassPath | None:
@@ -326,7 +371,7 @@ def measured(exits: ClassExits, request: Request, delta: float, cuts: Floats, ce
 
 
 def _coverages(
-    exits: ClassExits, request: Request, delta: float, certified: bool, at_end: bool
+    exits: ClassExits, request: Request, delta: float, certified: bool
 ) -> tuple[Coverage, dict[str, Coverage]]:
     def share(inside: float, n: float, floor: float | None) -> Coverage:
         bound = float(binomial_lower(inside, n, delta)) if floor is not None and certified else None
@@ -338,7 +383,7 @@ def _coverages(
         name: share(float(exits.of_class[0, index]), float(exits.members[index]), request.class_coverage.get(name))
         for index, name in enumerate(request.classes)
     }
-    return joint_coverage(share(float(exits.exits[0]), exits.total, request.coverage), per_class, at_end=at_end)
+    return share(float(exits.exits[0]), exits.total, request.coverage), per_class
 
 
 def _closed(never_answered: Sequence[str]) -> str:

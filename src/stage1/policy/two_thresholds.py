@@ -1,0 +1,326 @@
+"""The family of rules with two thresholds on a score: what is counted under them, and in words. Softmax of two classes
+and gate (= another score) are of this family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.policy.certificate import (
+    Certificate,
+    Coverage,
+    RiskBound,
+    certified_statement,
+    percent,
+    refused_statement,
+)
+from stage1.policy.certify import Shortfall, counted_units
+from stage1.policy.closed_form import Thresholds
+from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, error_upper
+from stage1.policy.group_means import (
+    MEANS_METHOD,
+    Claim,
+    Frames,
+    better_unit,
+    choose_by_means,
+    estimate,
+    exit_claim,
+    furthest,
+    means_path,
+    minimum_groups,
+    risk_claims,
+    upper_bound,
+)
+from stage1.policy.joint import joint_risks
+from stage1.policy.shortfall import shortfall
+from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_rows, slices_sentence
+from stage1.policy.target import Request
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
+from stage1.policy.units import Counting, choose_unit
+from stage1.policy.unlimited import shut_by_target
+from stage1.risk import binomial_upper, minimum_samples
+from stage1.risk.risks import RISKS
+from stage1.scores import Scores
+
+SHUT_ON_SELECT = "no threshold on that side is expected, from val_select, to keep the risks."
+
+Floats = NDArray[np.float64]
+ScoreOf = Callable[[Scores], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Independent counted units: images, or one image of each group. score: float [N]; labels: int [N]."""
+
+    score: Floats
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class TwoThresholds:
+    """The family of two thresholds on a score: exit as 0 iff it lies below lo, as 1 iff above hi.
+
+    policy: its name. score_of: any function of one image's outputs that is fixed before the labels of val_calib are
+    seen.
+    """
+
+    policy: str
+    score_of: ScoreOf
+
+    def find(self, target: Request, calib: Scores, select: Scores | None, counting: Counting) -> FoundThresholds:
+        """Thresholds by the sharpest valid method for the target (policy/threshold_choice.py).
+
+        counting.unit: auto takes, where groups repeat, one image of each group or group means, whichever promises more
+        on val_select. Raises ConfigError (unit, select), DataError (labels missing).
+        """
+        unit, seed = choose_unit(calib, counting.unit, counting.assume_iid), counting.seed
+        usable = select is not None and select.labels is not None and len(select) > 0
+        select_score = self.score_of(select) if usable and select is not None else None
+        select_labels = select.labels if usable and select is not None else None
+        means = None
+        if unit != "image" and select is not None and select_score is not None:
+            means = means_path(select, select_score, calib, target)
+            if unit == "group" and counting.unit == "auto":
+                n_groups = len(np.unique(calib.groups))  # type: ignore[arg-type]
+                unit = better_unit(select, select_score, target, n_groups, means, seed)
+        counted = counted_units(calib, unit, seed)
+        score, labels = self.score_of(counted), counted.known_labels
+        sample: Frames | Units
+        if unit == "group_mean":
+            sample = Frames.of(score, counted, seed)
+            choice = choose_by_means(sample, target, means)
+        else:
+            sample = Units(score, labels)
+            choice = choose(score, labels, target, select_score, select_labels, along_path=bool(counting.slices))
+        return FoundThresholds(target, choice, sample, counted, unit, counting, select, select_score)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundThresholds:
+    """Two thresholds on the counted units (policy/certify.py, Found)."""
+
+    target: Request
+    choice: Choice
+    sample: Frames | Units
+    counted: Scores
+    unit: str
+    counting: Counting
+    select: Scores | None
+    select_score: Floats | None
+
+    nothing = Thresholds(None, None)
+    meaning: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def rule(self) -> Thresholds:
+        return self.choice.thresholds
+
+    @property
+    def method(self) -> str:
+        return self.choice.method
+
+    @property
+    def n_units(self) -> int:
+        return len(self.sample)
+
+    @property
+    def union_null(self) -> bool:
+        return self.choice.union_null
+
+    @property
+    def at_end(self) -> bool:
+        return self.choice.at_end
+
+    def exits(self, rule: Thresholds) -> bool:
+        return bool(np.logical_or(*rule.exits(self.sample.score)).any())
+
+    def risks(self, rule: Thresholds, certified: bool) -> dict[str, RiskBound]:
+        return measured_risks(rule, self.sample, self.target, self.choice.delta, certified)
+
+    def coverage(self, rule: Thresholds, certified: bool) -> tuple[Coverage, dict[str, Coverage]]:
+        return _coverage(rule, self.sample, self.target, self.choice.floor_delta, certified)
+
+    def slices(self) -> tuple[SliceClaim, ...]:
+        return _slice_claims(self.counting.slices, self.counted, self.sample, self.target, self.choice)
+
+    def shortfall(self, rule: Thresholds, risks: dict[str, RiskBound], certified: bool) -> Shortfall:
+        return shortfall(
+            risks,
+            self.sample,
+            self.target,
+            self.choice,
+            certified,
+            self.unit,
+            self.select,
+            self.select_score,
+            self.counting.seed,
+        )
+
+    def never_answered(self, rule: Thresholds) -> tuple[str, ...]:
+        return tuple(name for name, cut in zip(self.target.classes, (rule.lo, rule.hi), strict=True) if cut is None)
+
+    def statement(self, rule: Thresholds, certificate: Certificate) -> str:
+        if not certificate.certified:
+            return refused_statement(self.target, certificate.reason or "")
+        closed = _closed_side(rule, self.target, self.choice)
+        open_ends = (*shut_by_target(certificate.never_answered, closed), *certificate.unlimited)
+        sentence = certified_statement(
+            self.target,
+            certificate.coverage.value,
+            self.unit,
+            assume_iid=certificate.assume_iid,
+            attempt=certificate.attempt,
+            closed=closed,
+            closed_because=certificate.reason or SHUT_ON_SELECT,
+            open_ends=open_ends,
+        )
+        return sentence + slices_sentence(certificate.slices, self.target.confidence, percent)
+
+
+def measured_risks(
+    thresholds: Thresholds, sample: Frames | Units, request: Request, delta: float, certified: bool
+) -> dict[str, RiskBound]:
+    """Count errors and trials of each risk at these thresholds, with its own upper bound at 1 - delta.
+
+    Counted anew from the decisions, not taken from the rule that chose the thresholds: the certificate rests on this.
+    certified: images exit, so that a side without a threshold is a claim (never given), not a failure. Group means: the
+    counts are of images, observed and bound of a random image of a random group.
+    """
+    labels = sample.labels
+    exits = count_exits(sample.score[labels == 0], sample.score[labels == 1], *_columns(thresholds))
+    closed = {"positive": thresholds.lo is None, "negative": thresholds.hi is None}
+    claims = risk_claims(request)
+    bounds = {}
+    for name, target in request.targets.items():
+        errors, n = (int(column[0]) for column in exits.counts(name))
+        observed = errors / n if n else None
+        needed = minimum_samples(target, delta)
+        never = certified and closed.get(RISKS[name].side, False)
+        if isinstance(sample, Frames):
+            observed, needed = estimate(sample, claims[name], thresholds), minimum_groups(target, delta)
+        if never:
+            bound = 0.0
+        elif isinstance(sample, Frames):
+            bound = upper_bound(sample, claims[name], thresholds, delta)
+        elif name == "error" and request.target_prior is not None:
+            bound = float(error_upper(exits, request.target_prior, delta)[0])
+        else:
+            bound = float(binomial_upper(errors, n, delta))
+        bounds[name] = RiskBound(
+            name=name,
+            target=target,
+            observed=observed,
+            bound=bound,
+            n=n,
+            errors=errors,
+            delta=delta,
+            needed=needed,
+            by_construction=never,
+            alone=bound,
+        )
+    return bounds
+
+
+def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
+    lo = -np.inf if thresholds.lo is None else thresholds.lo
+    hi = np.inf if thresholds.hi is None else thresholds.hi
+    return np.array([lo]), np.array([hi])
+
+
+def _coverage(
+    thresholds: Thresholds, sample: Frames | Units, request: Request, delta: float, certified: bool
+) -> tuple[Coverage, dict[str, Coverage]]:
+    labels = sample.labels
+    exits = np.logical_or(*thresholds.exits(sample.score))
+    counts = count_exits(sample.score[labels == 0], sample.score[labels == 1], *_columns(thresholds))
+    overall = lambda: float(coverage_lower(counts, request.target_prior, delta)[0])  # noqa: E731
+
+    def share(rows: NDArray[np.bool_], floor: float | None, of_class: int | None) -> Coverage:
+        inside = exits[rows]
+        value = float(inside.mean()) if len(inside) else 0.0
+        bound: float | None = None
+        if isinstance(sample, Frames):
+            claim = exit_claim(of_class, floor)
+            deferred = estimate(sample, claim, thresholds)
+            value = 0.0 if deferred is None else 1.0 - deferred
+            if floor is not None and certified:
+                bound = 1.0 - upper_bound(sample, claim, thresholds, delta)
+        elif floor is not None and certified:
+            bound = overall() if of_class is None else float(class_coverage_lower(counts, of_class, delta)[0])
+        return Coverage(value=value, n=len(inside), exits=int(inside.sum()), floor=floor, bound=bound, alone=bound)
+
+    everyone = np.ones(len(labels), dtype=np.bool_)
+    per_class = {
+        name: share(labels == index, request.class_coverage.get(name), index)
+        for index, name in enumerate(request.classes)
+    }
+    return share(everyone, request.coverage, None), per_class
+
+
+def _slice_claims(
+    slices: Sequence[str], counted: Scores, sample: Frames | Units, request: Request, choice: Choice
+) -> tuple[SliceClaim, ...]:
+    """The same risks in every slice, each walking the path up to the chosen place on its own units."""
+    path, place = choice.path, choice.place
+    assert path is not None, "slices are tested along a path"
+    assert place is not None, "thresholds that were chosen have a place"
+    targets, claims = request.targets, risk_claims(request)
+    walked = range(path.start, place + 1)
+
+    def inside(claim: Claim, rows: NDArray[np.bool_]) -> Claim:
+        def within(labels: Any, negative: Any, positive: Any) -> Any:
+            wrong, tried = claim.rows(labels, negative, positive)
+            return wrong & rows[:, None], (
+                np.broadcast_to(rows[:, None], wrong.shape) if tried is None else tried & rows[:, None]
+            )
+
+        return Claim(claim.target, within)
+
+    def test(rows: NDArray[np.bool_], delta: float) -> bool:
+        if isinstance(sample, Frames):
+            within = [inside(claim, rows) for claim in claims.values()]
+            return furthest(sample, within, path, delta, walked) == place
+        score, labels = sample.score[rows], sample.labels[rows]
+        exits = count_exits(
+            score[labels == 0], score[labels == 1], path.lo[walked.start : place + 1], path.hi[walked.start : place + 1]
+        )
+        return bool(certifies(exits, targets, delta, request.target_prior).all())
+
+    def measure(rows: NDArray[np.bool_], delta: float, held: bool) -> dict[str, SliceCounts]:
+        score, labels = sample.score[rows], sample.labels[rows]
+        exits = count_exits(score[labels == 0], score[labels == 1], *_columns(choice.thresholds))
+        found = {}
+        for name, target in targets.items():
+            errors, n = (int(column[0]) for column in exits.counts(name))
+            observed: float | None = errors / n if n else None
+            if isinstance(sample, Frames):
+                within = inside(claims[name], rows)
+                observed, bound = (
+                    estimate(sample, within, choice.thresholds),
+                    upper_bound(sample, within, choice.thresholds, delta),
+                )
+            elif name == "error" and request.target_prior is not None:
+                bound = float(error_upper(exits, request.target_prior, delta)[0])
+            else:
+                bound = float(binomial_upper(errors, n, delta))
+            found[name] = SliceCounts(target, observed, bound if held else 1.0, n, errors, bound)
+        return joint_risks(found, at_end=choice.at_end) if held else found
+
+    return slice_claims(slice_rows(counted, slices), 1.0 - request.confidence, test, measure)
+
+
+def _closed_side(thresholds: Thresholds, request: Request, choice: Choice) -> str | None:
+    """The class as which nothing exits although the target constrains both sides, else None."""
+    if (request.one_sided and choice.method not in (PATH_METHOD, MEANS_METHOD)) or (
+        thresholds.lo is not None and thresholds.hi is not None
+    ):
+        return None
+    return request.classes[0] if thresholds.lo is None else request.classes[1]
