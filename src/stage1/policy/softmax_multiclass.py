@@ -404,8 +404,9 @@ def configured_confidence(config: Configured, select: Scores | None, n_classes: 
     MSP stays unless the gain is beyond chance: close rivals are many, and the best of them on few images is often not
     the best.
     """
-    if config.policy.confidence_score != "auto":
-        return config.policy.confidence_score
+    asked: str = config.policy.confidence_score
+    if asked != "auto":
+        return asked
     if n_classes == 2 or select is None or select.labels is None or not len(select):
         return "msp"
     from stage1.evaluation.score_selection import accept_gate, choose_confidence
