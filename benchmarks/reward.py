@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from stage1.scores import Scores, read_role
-from stage1.streetvision.reward_levels import DEFAULT, LevelRates, reward_threshold
+from stage1.streetvision.reward import DEFAULT, LevelRates, reward_threshold
 
 
 def positive(scores: Scores):

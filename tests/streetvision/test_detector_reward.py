@@ -17,7 +17,7 @@ from stage1.inference import Predictor
 from stage1.policy import load_policy, stated
 from stage1.scores import Scores, write_scores
 from stage1.streetvision import Stage1Detector
-from stage1.streetvision.reward_levels import OPEN, LevelRates
+from stage1.streetvision.reward import OPEN, LevelRates
 
 from ..bundle.conftest import CLASSES, SPEC
 from .bundles import make_bundle

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from stage1.errors import DataError
-from stage1.streetvision.reward import expected_reward
-from stage1.streetvision.reward_levels import MIXTURE, OPEN, LevelRates, reward_threshold
+from stage1.streetvision.reward import MIXTURE, OPEN, LevelRates, expected_reward, reward_threshold
 
 LEVELS = ("L0", "L1", "L2", "L3")
 DISTANCE = np.array([4.0, 3.0, 2.5, 2.0])  # between the classes, in standard deviations

@@ -25,7 +25,7 @@ from stage1.policy import Certificate, Policy, decided_on, load_policy, stated
 from stage1.scores import Scores, read_role
 from stage1.stages.challenge import LEVEL
 from stage1.storage.documents import finite_or_none
-from stage1.streetvision.reward_levels import DEFAULT, MIXTURE, OPEN
+from stage1.streetvision.reward import DEFAULT, MIXTURE, OPEN
 
 SHOWN = ("accuracy", "mcc", "augrc", "ece", "coverage", "error")
 

@@ -24,8 +24,7 @@ from stage1.stages.reporting import SCORES_FILE
 from stage1.storage.documents import Document, DocumentKind, finite_or_none, write_document
 from stage1.storage.fields import Count, PositiveInt, Rate, Share
 from stage1.streetvision.classes import require_order
-from stage1.streetvision.reward import simulated
-from stage1.streetvision.reward_levels import DEFAULT, OPEN, LevelRates, LevelReward, reward_threshold
+from stage1.streetvision.reward import DEFAULT, OPEN, LevelRates, LevelReward, reward_threshold, simulated
 
 REWARD_FILE = "reward.json"
 LEVEL = "level"

@@ -141,7 +141,7 @@ def _latency(level: str, replies: list[_Reply]) -> dict[str, Any]:
 
 
 def _reward(replies: list[_Reply], resamples: int, seed: int) -> list[dict[str, Any]]:
-    from stage1.streetvision.reward_levels import LevelRates
+    from stage1.streetvision.reward import LevelRates
 
     answers = [reply.value for reply in replies if reply.error is None]
     if len(answers) < len(replies):

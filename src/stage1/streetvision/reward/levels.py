@@ -1,4 +1,4 @@
-"""The expected reward of labelled scores: per level of the challenge and for their mixture, and the threshold for it.
+"""The expected reward of labelled scores: per level of the challenge, and for their mixture.
 
 The client draws the level uniformly and does not say which it was, so the mixture's TPR and FPR are the means over the
 levels, whatever number of rows each level has here. Labels are balanced there: only TPR and FPR count, not the share of
@@ -10,12 +10,6 @@ other rows. So a threshold beyond the band in which the policy defers moves noth
 **Intervals** are percentiles of a bootstrap over groups within labels. Where a level shows no error of one kind (or
 nothing but errors), resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k +
 1/2, n - k + 1/2) instead, n the number of groups with rows of that class.
-
-**The threshold**: empirical TPR and FPR jump at every row, and the best of many noisy numbers is a lucky one. So each
-row is weighted by its calibrated probability instead of its label (a Platt map of the margin, two numbers fitted on
-val_select):
-P(class 1 | s) rows of class 1 and P(class 0 | s) of class 0 lie at margin s. Of all thresholds whose expected reward is
-within 0.0005 of the best, the one closest to the default is taken: it moves only as far as it pays.
 """
 
 from __future__ import annotations
@@ -28,12 +22,10 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.errors import DataError
 from stage1.evaluation import resampling
 from stage1.evaluation.ranking import FloatArray
-from stage1.scores import Scores
-from stage1.streetvision.reward import expected_reward, mcc_of_table
+from stage1.streetvision.reward.expected import expected_reward, mcc_of_table
 
 DEFAULT, MIXTURE = 0.5, "mixture"
 OPEN = -1  # of a row that does not exit: the threshold decides it
-_CANDIDATES, _PAYS = 401, 5e-4
 Rates = tuple[FloatArray, FloatArray]
 
 
@@ -87,8 +79,8 @@ class LevelRates:
         resamples: int = 1000,
         seed: int = 0,
     ) -> None:
-        stated, truth, names = _checked(probability, labels, levels)
-        self._score = _beyond(stated, exits)
+        stated, truth, names = checked_rows(probability, labels, levels)
+        self._score = beyond_thresholds(stated, exits)
         self.levels = np.unique(names).tolist()
         self._rows = [[(names == level) & (truth == label) for level in self.levels] for label in (1, 0)]
         for label, masks in zip((1, 0), self._rows, strict=True):
@@ -206,68 +198,6 @@ class LevelRates:
         return np.stack([self._weights[:, mask].sum(axis=1, dtype=np.float64) for mask in masks], axis=1)
 
 
-# ---- the threshold -----------------------------------------------------------------------------------------------
-
-
-def reward_threshold(
-    probability: ArrayLike,
-    labels: ArrayLike,
-    levels: ArrayLike | None = None,
-    prior: float = 0.5,
-    exits: ArrayLike | None = None,
-) -> tuple[float, float]:
-    """The threshold on `probability` for the largest expected reward of the mixture, and that reward by the class
-    model.
-
-    Arguments as for LevelRates, of val_select: rows that are not used to check it. See the module for how noise is kept
-    out. The default where no threshold moves anything, as every row exits. Raises DataError as there, and where there
-    are fewer than two distinct probabilities.
-    """
-    stated, truth, names = _checked(probability, labels, levels)
-    margin = _logit(stated)
-    if len(np.unique(margin)) < 2:
-        raise DataError("probabilities: all alike; there is no threshold to choose")
-    first = _class_one(margin, truth)
-    score = _beyond(margin, exits)
-    # Between all rows, and more densely between those that a threshold moves.
-    cuts = np.union1d(_candidates(margin), _candidates(score[np.isfinite(score)]))
-    rates = [_modelled(score, np.where(label, first, 1.0 - first), names, cuts) for label in (True, False)]
-    rewards = expected_reward(rates[0], rates[1], prior)
-    good = np.flatnonzero(rewards >= rewards.max() - _PAYS)
-    best = int(good[np.argmin(np.abs(cuts[good] - _logit(np.array([DEFAULT]))[0]))])
-    return float(1.0 / (1.0 + np.exp(-cuts[best]))), float(rewards[best])
-
-
-def _class_one(margin: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
-    """P(class 1) of each row by the Platt map fitted on all of them."""
-    from stage1.calibration import fit_map
-
-    scores = Scores(logits=np.stack([np.zeros_like(margin), margin], axis=1), labels=labels)
-    return np.asarray(fit_map("platt", scores).apply(scores.logits)[:, 1])
-
-
-def _candidates(margin: FloatArray) -> FloatArray:
-    """The default, and thresholds half-way between neighbouring quantiles of the margin: rising, as log-odds."""
-    if not len(margin):
-        return np.zeros(1)
-    levels = np.unique(np.quantile(margin, np.linspace(0, 1, _CANDIDATES)))
-    return np.unique(np.append((levels[1:] + levels[:-1]) / 2, 0.0))
-
-
-def _modelled(score: FloatArray, weights: FloatArray, levels: NDArray[np.str_], cuts: FloatArray) -> FloatArray:
-    """Mean over the levels of the weighted share of rows above each cut, float [cuts]."""
-    shares = []
-    for level in np.unique(levels):
-        rows = levels == level
-        order = np.argsort(score[rows], kind="stable")
-        beyond = np.append(np.cumsum(weights[rows][order][::-1])[::-1], 0.0)
-        shares.append(beyond[np.searchsorted(score[rows][order], cuts, side="right")] / beyond[0])
-    return np.asarray(np.mean(shares, axis=0))
-
-
-# ---- parts -------------------------------------------------------------------------------------------------------
-
-
 def _rewards(tpr: FloatArray, fpr: FloatArray, prior: float) -> FloatArray:
     """Expected rewards, NaN where a rate is."""
     there = ~(np.isnan(tpr) | np.isnan(fpr))
@@ -286,13 +216,10 @@ def _percentiles(drawn: FloatArray, level: float) -> tuple[float, float]:
     return float(np.quantile(defined, low, method="lower")), float(np.quantile(defined, high, method="higher"))
 
 
-def _logit(probability: FloatArray) -> FloatArray:
-    # 1.0 and 0.0 are what a confident float32 softmax prints; their order is all that counts here.
-    inside = np.clip(probability, np.finfo(np.float64).tiny, 1.0 - np.finfo(np.float64).epsneg)
-    return np.asarray(np.log(inside) - np.log1p(-inside))
+# ---- rows ---------------------------------------------------------------------------------------------------------
 
 
-def _beyond(score: FloatArray, exits: ArrayLike | None) -> FloatArray:
+def beyond_thresholds(score: FloatArray, exits: ArrayLike | None) -> FloatArray:
     """The score, [N], with the rows that exit moved beyond every threshold, to the side that they keep."""
     if exits is None:
         return score
@@ -302,9 +229,10 @@ def _beyond(score: FloatArray, exits: ArrayLike | None) -> FloatArray:
     return np.asarray(np.select([sides == 1, sides == 0], [np.inf, -np.inf], score))
 
 
-def _checked(
+def checked_rows(
     probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None
 ) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.str_]]:
+    """(P(class 1) float [N], label int [N], level str [N]) of the rows. Raises DataError as `LevelRates` says."""
     stated, truth = np.asarray(probability, dtype=np.float64), np.asarray(labels)
     if stated.ndim != 1 or not len(stated) or truth.shape != stated.shape:
         raise DataError(
