@@ -17,7 +17,8 @@ from stage1.errors import IntegrityError, MissingError
 from stage1.policy import Decision
 from stage1.runs.directory import RunDir
 from stage1.runtime.crops import WHOLE, ViewPolicy
-from stage1.stages.views import TRACE_FILE, RoleTrace, read_trace, trace_state, views_shown, write_trace
+from stage1.stages.view_trace import TRACE_FILE, RoleTrace, read_trace, trace_state, write_trace
+from stage1.stages.views import views_shown
 from stage1.views import ViewsDocument, aggregator
 
 GRID = ViewPolicy(grid=(2, 2))

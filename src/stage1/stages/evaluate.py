@@ -20,7 +20,7 @@ from stage1.scores import Scores, read_role
 from stage1.stages.acceptance import accept, acceptance_lines, read_acceptance, reference_state
 from stage1.stages.label_shift import Shift, label_shift, shift_of_run, target_state
 from stage1.stages.reporting import report_of_run
-from stage1.stages.views import RoleTrace, read_trace, trace_state
+from stage1.stages.view_trace import RoleTrace, read_trace, trace_state
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import write_text
 

@@ -19,7 +19,8 @@ from stage1.runs.documents import FEATURES_KIND
 from stage1.runtime.images import decode, thumbnail
 from stage1.scores import ROLES, Scores, read_role, read_scores
 from stage1.stages.split import can_certify
-from stage1.stages.views import RoleTrace, read_trace, views_shown
+from stage1.stages.view_trace import RoleTrace, read_trace
+from stage1.stages.views import views_shown
 from stage1.storage.documents import SCHEMA_VERSION, read_document
 from stage1.storage.files import locked, read_text, read_yaml
 

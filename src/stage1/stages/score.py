@@ -15,7 +15,7 @@ from stage1.runs.documents import FEATURES_KIND, PARITY_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import write_role
-from stage1.stages.views import ROLE as TRACE_ROLE
+from stage1.stages.view_trace import TRACE_ROLE, write_trace
 from stage1.stages.views import (
     choose_views,
     choosing_state,
@@ -23,7 +23,6 @@ from stage1.stages.views import (
     require_all,
     say_small,
     shipped_views,
-    write_trace,
 )
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file

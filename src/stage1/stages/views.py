@@ -1,29 +1,21 @@
-"""Views in a run: what each stage depends on, and how the stage `score` fixes them on val_select, into views.json.
-
-How the images of val_test were looked at: views.json's policy as the stage `score` met it, for the evaluation and its
-page.
-"""
+"""Views in a run: what each stage depends on, and how the stage `score` fixes them on val_select, into views.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.errors import IntegrityError, SourceChanged
-from stage1.policy import Decision, ViewsClaim
-from stage1.runs.artifacts import views_file
+from stage1.errors import SourceChanged
+from stage1.policy import ViewsClaim
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import TRACE_KIND
 from stage1.runtime.crops import WHOLE, ViewPolicy, adds_nothing, small_line
 from stage1.runtime.preprocessing import Preprocessing
-from stage1.storage.documents import read_document, write_document
-from stage1.storage.files import digest_bytes, digest_file
+from stage1.storage.files import digest_bytes
 from stage1.views import VIEWS_FILE, Refit, ViewsDocument
 from stage1.views import Sequence as Steps
 from stage1.views.registry import default_names, is_fitted
@@ -32,7 +24,7 @@ if TYPE_CHECKING:
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
     from stage1.inference.outputs import ModelOutputs
-    from stage1.inference.views import ViewOutputs, ViewTrace
+    from stage1.inference.views import ViewOutputs
 
 
 def shipped_views(run: RunDir) -> ViewsDocument | None:
@@ -49,6 +41,27 @@ def views_claim(run: RunDir) -> ViewsClaim | None:
     """What the certificate says of the views; None for whole images alone."""
     views = shipped_views(run)
     return None if views is None else ViewsClaim(views.digest, views.description)
+
+
+def views_shown(run: RunDir) -> dict[str, Any] | None:
+    """What the page says of views.json; None in a run without it. Where the choice fell on whole images, it says
+    that too.
+    """
+    asked = run.config.views.policy
+    if asked is None:
+        return None
+    frozen = ViewsDocument.load(run / VIEWS_FILE)
+    sequence = frozen.sequence
+    return {
+        "asked": asked.description,
+        "ships": frozen.policy != WHOLE,
+        "description": frozen.description,
+        "aggregator": frozen.aggregator.name,
+        "comparison": frozen.comparison,
+        "order": None if sequence is None else [frozen.policy.names[view] for view in sequence.order],
+        "select_folds": frozen.select_folds,
+        "expected": None if sequence is None else dict(sequence.expected),
+    }
 
 
 # ---- what a stage depends on; "" without views, so that a run without them is what it was before there were any ------
@@ -241,122 +254,3 @@ def say_small(small: int, n: int, spec: Preprocessing, say: Callable[[str], None
     """The line on images that tiles only enlarge, where there are any."""
     if small:
         say(f"  {small_line(small, n, spec.size)}")
-
-
-TRACE_FILE = "looked.json"
-ROLE = "val_test"
-Ints = NDArray[np.int64]
-Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class RoleTrace:
-    """Of each row of val_test, in the order of its scores.
-
-    used: int64 [n], how many views were evaluated; deciding: int64 [n], the one with the largest pull towards the
-    answer.
-    """
-
-    views: ViewsDocument
-    used: Ints
-    deciding: Ints
-
-    def summary(self, decision: Decision, labels: Ints) -> dict[str, Any]:
-        """The section `views` of evaluation.json: what happened to the images by number of views and by the view
-        that decided.
-        """
-        names = self.views.policy.names
-        right = decision.label == labels
-
-        def counts(rows: NDArray[np.bool_]) -> dict[str, int]:
-            exits = rows & decision.exit
-            return {
-                "right": int((exits & right).sum()),
-                "deferred": int((rows & ~decision.exit).sum()),
-                "wrong": int((exits & ~right).sum()),
-            }
-
-        return {
-            "of": len(names),
-            "mean": float(self.used.mean()) if len(self.used) else None,
-            "used": [{"views": seen, **counts(self.used == seen)} for seen in np.unique(self.used).tolist()],
-            "decided": [{"view": names[at], **counts(self.deciding == at)} for at in np.unique(self.deciding).tolist()],
-        }
-
-    def words(self, row: int, *, exits: bool) -> str:
-        """Of one image: "tile r0c2 decided, 10 views". A deferred image was not decided; the view is the one that
-        weighed most.
-        """
-        name, count, used = self.views.policy.names[self.deciding[row]], self.views.policy.count, self.used[row]
-        view = "the whole image" if name == "whole" else name
-        evaluated = f"{count} views" if self.views.sequence is None else f"{used} of {count} views looked at"
-        return f"{view} {'decided' if exits else 'weighed most'}, {evaluated}"
-
-    def box(self, row: int, height: int, width: int) -> Box:
-        """Where the view that decided lies, (top, left, bottom, right) in pixels of the decoded image."""
-        top, left, bottom, right = self.views.policy.boxes(height, width)[self.deciding[row]].tolist()
-        return top, left, bottom, right
-
-
-def write_trace(run: RunDir, trace: ViewTrace | None) -> Iterator[Path]:
-    """looked.json of the answers for val_test, where they rest on views; else none, nor one of before. Gives what
-    was written.
-    """
-    path = run / TRACE_FILE
-    path.unlink(missing_ok=True)
-    if trace is not None:
-        document = {
-            "role": ROLE,
-            "views": digest_file(run / VIEWS_FILE),
-            "used": trace.used.tolist(),
-            "deciding": trace.deciding.tolist(),
-        }
-        write_document(path, document, TRACE_KIND)
-        yield path
-
-
-def read_trace(run: RunDir, n: int) -> RoleTrace | None:
-    """What `write_trace` wrote; None in a run that looks at whole images alone. n: rows of val_test.
-
-    Raises MissingError where it should be there, IntegrityError where it is of other views or another number of images.
-    """
-    views = shipped_views(run)
-    if views is None:
-        return None
-    path = run / TRACE_FILE
-    document = read_document(path, TRACE_KIND)
-    used, deciding = (np.array(document[name], dtype=np.int64) for name in ("used", "deciding"))
-    whole = len(used) == len(deciding) == n and document["views"] == views.digest
-    if not whole or max(used.max(initial=1), deciding.max(initial=0) + 1) > views.policy.count:
-        raise IntegrityError(
-            f"{path}: is not of these {n} images and of {VIEWS_FILE} beside it; run `stage1 score` again"
-        )
-    return RoleTrace(views, used, deciding)
-
-
-def trace_state(run: RunDir) -> str:
-    """Digest of what evaluation and page say of views, "" in a run without them: part of what `evaluate` depends on."""
-    if not views_file(run.config):
-        return ""
-    return "".join(digest_file(run / name) for name in (VIEWS_FILE, TRACE_FILE) if (run / name).is_file())
-
-
-def views_shown(run: RunDir) -> dict[str, Any] | None:
-    """What the page says of views.json; None in a run without it. Where the choice fell on whole images, it says
-    that too.
-    """
-    asked = run.config.views.policy
-    if asked is None:
-        return None
-    frozen = ViewsDocument.load(run / VIEWS_FILE)
-    sequence = frozen.sequence
-    return {
-        "asked": asked.description,
-        "ships": frozen.policy != WHOLE,
-        "description": frozen.description,
-        "aggregator": frozen.aggregator.name,
-        "comparison": frozen.comparison,
-        "order": None if sequence is None else [frozen.policy.names[view] for view in sequence.order],
-        "select_folds": frozen.select_folds,
-        "expected": None if sequence is None else dict(sequence.expected),
-    }
