@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stage1.calibration import FittedMap
 from stage1.policy.certificate import Certificate
 from stage1.scores import Scores
-from stage1.storage.documents import write_document
+from stage1.storage.documents import DocumentKind, write_document
 
 Bools = NDArray[np.bool_]
 
@@ -37,7 +37,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class SelectedShare:
-    """A claim on a share among selected images: hits within among, bool [N] each, at most `most` or at least `least`."""
+    """A claim on the share of `hits` in `among`, bool [N] each: at most `most`, at least `least`."""
 
     name: str
     hits: Bools
@@ -115,8 +115,8 @@ class Policy(Protocol):
         ...
 
     @property
-    def document_kind(self) -> str:
-        """Kind of the policy file, the name of its schema."""
+    def document_kind(self) -> DocumentKind | str:
+        """Kind of the policy file."""
         ...
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -132,7 +132,7 @@ class PlainPolicy(ABC):
     __slots__ = ()
 
     name: ClassVar[str]
-    document_kind: ClassVar[str]
+    document_kind: ClassVar[DocumentKind | str]
 
     @property
     def base(self) -> Any:

@@ -21,7 +21,7 @@ from stage1.policy.base import Decision, Policy, SelectedShare
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import calibration_digest
 from stage1.scores import Scores
-from stage1.storage.documents import write_document
+from stage1.storage.documents import DocumentKind, write_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class CalibratedPolicy:
         return self.base.decided_by
 
     @property
-    def document_kind(self) -> str:
+    def document_kind(self) -> DocumentKind | str:
         return self.base.document_kind
 
     @property

@@ -2,9 +2,9 @@
 
 | family | rule | file |
 |---|---|---|
-| two thresholds on a score | exit as 0 below lo, as 1 above hi; softmax of two classes, gate (= another score) | policy/two_thresholds.py |
-| a threshold for each answered class | exit as the likeliest class above its threshold; softmax of more classes | policy/softmax_multiclass.py |
-| selection and class floors | exit where the set of classes holds a single one; SCRC | policy/scrc_fit.py |
+| two thresholds | exit as 0 below lo, as 1 above hi: softmax of two classes, gate (= another score) | two_thresholds.py |
+| class thresholds | exit as the likeliest class above its own: softmax of more classes | softmax_multiclass.py |
+| selection and class floors | exit where the set of classes holds a single one: SCRC | scrc_fit.py |
 
 A family chooses its rule by its own tests on the counted units. What is claimed is then counted anew from the decisions
 of that rule.
@@ -26,7 +26,7 @@ from stage1.storage.files import digest_bytes, digest_ids
 
 Rule = TypeVar("Rule")
 Shortfall = tuple[str | None, str | None]
-"""(reason, needed): why nothing, or one side, can exit, and what that takes; None where the whole target is certified."""
+"""(reason, needed): why nothing, or one side, can exit, and what that takes; None where all is certified."""
 
 
 class Found(Protocol[Rule]):

@@ -273,7 +273,7 @@ def _original(threshold: float, spread: Floats, u: Floats, side: Literal["lo", "
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:
-    """kept: which score decides, "gate" or "softmax" (where the gate was refused); source, ridge: see fit_gate_model."""
+    """kept: which score decides, "gate" or "softmax" (the gate was refused); source, ridge: see fit_gate_model."""
 
     kept: Kept = "gate"
     source: Source = "auto"
@@ -323,6 +323,7 @@ def judge(select: Scores, seed: int, say: Say) -> Judged:
 KIND = PolicyKind(
     name=GatePolicy.name,
     file="gateparams.json",
+    document=GatePolicy.document_kind,
     options=GateOptions,
     fit=fit,
     load=GatePolicy.from_document,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from stage1.calibration import CalibrationMap
@@ -15,6 +14,7 @@ from stage1.policy.certificate import Certificate
 from stage1.policy.target import Request
 from stage1.policy.units import Counting
 from stage1.scores import Scores
+from stage1.storage.documents import DocumentKind
 
 Say = Callable[[str], None]
 
@@ -95,7 +95,7 @@ class FitInputs:
         )
 
     def boundary(self) -> Boundary | None:
-        """Even odds on the score of two classes, by `calibration`, else by the best map of val_select; None: no limit."""
+        """Even odds on the score of two classes by `calibration`, else by the best map of val_select; None: no limit."""
         if self.against_argmax or self.calib.n_classes != 2:
             return None
         if self.calibration is None:
@@ -154,20 +154,20 @@ def smoke_error(n_classes: int) -> tuple[str, ...]:
 class PolicyKind:
     """One row of POLICIES (policy/registry.py).
 
-    name: of the policy, in configs and documents. file: its policy file; the schema is named by the stem. options: a
-    dataclass of what fit_policy takes for it alone. fit, load: make and read one; document: the policy file. classes:
-    "2", or "any" number. slices: whether it claims risks for slices (of two classes). takes:
-    raises ValueError where a config says what it cannot have with any classes. check: raises ConfigError where
-    it cannot be had with a config and these classes. judge: options that val_select decides before a map is chosen, on
-    raw scores. configure: options by the config, chosen on val_select on the scores that the thresholds will lie on
-    (select, number of classes). smoke: overrides of the recipe smoke for so many classes. control: the plug-in rule
-    that audit compares it with, from val_select, val_calib and the targets; None: there is none. unauditable: why an
-    audit of this config would say nothing, None: it says something. on_margin: for two classes, its thresholds are
-    those of `threshold_choice.rule` on the margin.
+    name: of the policy, in configs and documents. file: its policy file; document: the kind of it. options: a dataclass
+    of what fit_policy takes for it alone. fit, load: make and read one. control: the plug-in rule that audit compares
+    it with, from val_select, val_calib and the targets; None: there is none. classes: "2", or "any" number. slices:
+    whether it claims risks for slices (of two classes). takes: raises ValueError where a config asks for what it cannot
+    have with any classes. check: raises ConfigError where it cannot be had with a config and these classes. judge:
+    options that val_select decides before a map is chosen, on raw scores. configure: options by the config, chosen on
+    val_select on the scores that the thresholds will lie on (select, number of classes). smoke: overrides of the recipe
+    smoke for so many classes. unauditable: why an audit of this config would say nothing, None: it says something.
+    on_margin: for two classes, its thresholds are those of `threshold_choice.rule` on the margin.
     """
 
     name: str
     file: str
+    document: DocumentKind | str
     options: type[Any]
     fit: Callable[[FitInputs, Any], Policy]
     load: Callable[[dict[str, Any], Certificate | None], Policy]
@@ -181,11 +181,6 @@ class PolicyKind:
     smoke: Callable[[int], tuple[str, ...]] = smoke_error
     unauditable: Callable[[Configured], str | None] = no_reason
     on_margin: bool = False
-
-    @property
-    def document_kind(self) -> str:
-        """Kind of the policy file, the name of its schema."""
-        return Path(self.file).stem
 
     def options_of(self, given: Mapping[str, Any]) -> Any:
         """`options` from those of `given` that it has."""

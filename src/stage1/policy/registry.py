@@ -198,7 +198,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         path = policy_file(path)
     # A file of another name is read as thresholds, which it then is or is not.
     kind = next((kind for kind in POLICIES.values() if kind.file == path.name), softmax.KIND)
-    document = read_document(path, kind.document_kind)
+    document = read_document(path, kind.document)
     certificate = (
         Certificate.load(path.parent / "certificate.json") if (path.parent / "certificate.json").exists() else None
     )

@@ -297,6 +297,7 @@ def control(policy: Policy, select: Scores, calib: Scores, targets: Mapping[str,
 KIND = PolicyKind(
     name=ScrcPolicy.name,
     file="scrcparams.json",
+    document=ScrcPolicy.document_kind,
     options=ScrcOptions,
     fit=fit,
     load=ScrcPolicy.from_document,

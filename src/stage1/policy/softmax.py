@@ -117,6 +117,7 @@ def plug_in(policy: Policy, select: Scores, calib: Scores, targets: Mapping[str,
 KIND = PolicyKind(
     name=SoftmaxPolicy.name,
     file="thresholds.json",
+    document=SoftmaxPolicy.document_kind,
     options=SoftmaxOptions,
     fit=fit,
     load=load,
