@@ -2,7 +2,7 @@
 
 | family | rule | file |
 |---|---|---|
-| two thresholds | exit as 0 below lo, as 1 above hi: softmax of two classes, gate (= another score) | two_thresholds.py |
+| two thresholds | exit as 0 below lo, as 1 above hi: softmax of two classes, gate (another score) | two_thresholds.py |
 | class thresholds | exit as the likeliest class above its own: softmax of more classes | softmax_multiclass.py |
 | selection and class floors | exit where the set of classes holds a single one: SCRC | scrc_fit.py |
 

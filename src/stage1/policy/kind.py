@@ -95,7 +95,7 @@ class FitInputs:
         )
 
     def boundary(self) -> Boundary | None:
-        """Even odds on the score of two classes by `calibration`, else by the best map of val_select; None: no limit."""
+        """Even odds on the score (two classes) by `calibration`, else the best map of val_select. None: no limit."""
         if self.against_argmax or self.calib.n_classes != 2:
             return None
         if self.calibration is None:
