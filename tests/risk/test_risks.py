@@ -20,7 +20,8 @@ from stage1.policy.counts import count_class_exits, count_exits
 from stage1.policy.group_means import risk_rows
 from stage1.policy.target import Request
 from stage1.report.sections import risk_meaning
-from stage1.risk.risks import RISKS, Risk, cells, is_risk, register_risk, risk_names, risk_of, risk_parts, risks_for
+from stage1.risk.definition import Risk, cells
+from stage1.risk.risks import RISKS, is_risk, register_risk, risk_names, risk_of, risk_parts, risks_for
 from stage1.storage.documents import validate
 
 NAMES = ("none", "roadwork")

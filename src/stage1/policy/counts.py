@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from stage1.policy.target import Request
 from stage1.risk import binomial_lower, binomial_pvalue, binomial_upper
-from stage1.risk.risks import RISKS, cells, risk_of
+from stage1.risk.definition import cells
+from stage1.risk.risks import RISKS, risk_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

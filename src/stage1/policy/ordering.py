@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from stage1.risk.risks import RISKS, Bools, cells
+from stage1.risk.definition import Bools, cells
+from stage1.risk.risks import RISKS
 from stage1.risk.testing import max_errors_each
 
 Floats = NDArray[np.float64]

@@ -2,7 +2,8 @@
 
 from stage1.risk.bounds import binomial_lower, binomial_pvalue, binomial_upper, hoeffding_bentkus_pvalue
 from stage1.risk.conformal import crc_threshold
-from stage1.risk.risks import RISKS, Risk, register_risk
+from stage1.risk.definition import Risk
+from stage1.risk.risks import RISKS, register_risk
 from stage1.risk.sample_size import ClassNeed, plan
 from stage1.risk.testing import max_errors, minimum_samples, order_statistic_rank, walk_length
 
