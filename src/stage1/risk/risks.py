@@ -8,8 +8,8 @@ everything else that is counted: at many thresholds (policy/counts.py), in a mod
 | two classes, 1 = positive | fnr, fpr, miss_rate, false_exit_rate, error |
 | more classes | fnr.<class>, wrong.<class>, miss_rate.<class>, error |
 
-A risk is added by its row alone: `register_risk(Risk(...))`, or `RISKS[risk.key] = risk`. It is then certified along the
-calibrated path (fixed sequence, exact binomial); closed forms stay with the risks that they are proved for.
+A risk is added by its row alone: `register_risk(Risk(...))`, or `RISKS[risk.key] = risk`. It is then certified along
+the calibrated path (fixed sequence, exact binomial); closed forms stay with the risks that they are proved for.
 """
 
 from __future__ import annotations
