@@ -9,7 +9,7 @@ import pkgutil
 
 import pytest
 
-FACES = ("evaluation", "risk", "calibration")
+FACES = ("evaluation", "risk", "policy", "calibration")
 
 
 def names(face):

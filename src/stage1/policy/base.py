@@ -23,6 +23,10 @@ class Decision:
     """exit: bool [N], this stage answers. label: int [N], the answer where it exits, else the likelier class.
 
     probability: float [N], P(class 1) for two classes, else that of `label`.
+
+    >>> decision = Decision(np.array([True, False]), np.array([1, 0]), np.array([0.98, 0.4]))
+    >>> decision.coverage
+    0.5
     """
 
     exit: NDArray[np.bool_]
@@ -47,7 +51,14 @@ class SelectedShare:
 
 
 class Policy(Protocol):
-    """A fitted exit policy; alone, or with the calibration map of its run (policy/calibrated.py)."""
+    """A fitted exit policy; alone, or with the calibration map of its run (policy/calibrated.py).
+
+    >>> from stage1.policy import fit_policy
+    >>> calib = Scores([[0.0, row - 199.5] for row in range(400)], labels=[0] * 200 + [1] * 200)
+    >>> policy: Policy = fit_policy("softmax", calib=calib)
+    >>> policy.name, policy.classes, policy.decide(calib).coverage
+    ('softmax', ('0', '1'), 1.0)
+    """
 
     @property
     def name(self) -> str: ...

@@ -29,6 +29,16 @@ class CalibratedPolicy:
     """base: the policy fitted on the raw scores, or on the mapped ones where `frozen.score` is "mapped".
 
     Takes raw scores, like any policy.
+
+    >>> from stage1.calibration import Platt
+    >>> from stage1.policy import SoftmaxPolicy
+    >>> labels = np.tile([0, 1], 100)
+    >>> margin = np.random.default_rng(0).normal(2 * labels - 1, 1)
+    >>> scores = Scores(np.stack([0 * margin, margin], axis=1), labels=labels)
+    >>> base = SoftmaxPolicy(-1.0, 2.0, ("none", "roadwork"), certified=False)
+    >>> policy = CalibratedPolicy(base, FittedMap(Platt.fit(scores)))
+    >>> policy.name, policy.frozen.score
+    ('softmax', 'raw')
     """
 
     base: Policy
@@ -109,7 +119,13 @@ class CalibratedPolicy:
 
 
 def decided_on(policy: Policy, scores: Scores) -> Scores:
-    """The scores on which the policy's thresholds lie: as they are, or mapped where its map was frozen first."""
+    """The scores on which the policy's thresholds lie: as they are, or mapped where its map was frozen first.
+
+    >>> from stage1.policy import SoftmaxPolicy
+    >>> scores = Scores(np.array([[0.0, -3.0], [0.0, 4.0]]))
+    >>> decided_on(SoftmaxPolicy(-1.0, 2.0, ("none", "roadwork"), False), scores) is scores
+    True
+    """
     frozen = policy.frozen
     return frozen.map.calibrate(scores) if frozen is not None and frozen.score == "mapped" else scores
 
@@ -118,6 +134,16 @@ def stated(policy: Policy, scores: Scores) -> Scores:
     """The same rows with logits whose softmax is the probability that the policy states, for every class.
 
     The calibrated probability; a gate's own (two classes); the softmax of the scores where there is neither.
+
+    >>> from stage1.calibration import Platt
+    >>> from stage1.policy import SoftmaxPolicy
+    >>> labels = np.tile([0, 1], 100)
+    >>> margin = np.random.default_rng(0).normal(2 * labels - 1, 1)
+    >>> scores = Scores(np.stack([0 * margin, margin], axis=1), labels=labels)
+    >>> base = SoftmaxPolicy(-1.0, 2.0, ("none", "roadwork"), certified=False)
+    >>> policy = CalibratedPolicy(base, FittedMap(Platt.fit(scores)))
+    >>> stated(policy, scores).probabilities.shape
+    (200, 2)
     """
     if policy.own_probability:
         # Inside (0, 1): a gate may print 1.0, and its logarithm of the other class would be infinite.

@@ -28,6 +28,10 @@ class RiskBound:
       claim, and not written.
     needed: smallest n that can certify with 0 errors.
     by_construction: the wrong answer is never given (that side never exits), so the risk is 0 whatever the data.
+
+    >>> bound = RiskBound("fnr", 0.02, observed=0.0, bound=0.019, n=150, errors=0, delta=0.05, needed=149)
+    >>> bound.holds
+    True
     """
 
     name: str
@@ -66,6 +70,9 @@ class Coverage:
 class ViewsClaim:
     """Which views of each image the scores are made of. digest: of views.json. description: in words, for the
     statement.
+
+    >>> ViewsClaim(digest="9f2c", description="the whole image and its four quarters").description
+    'the whole image and its four quarters'
     """
 
     digest: str
@@ -87,6 +94,17 @@ class Certificate:
     as which no image exits. unlimited: one sentence for each kind of wrong answer that is given and that no risk limits
     (policy/unlimited.py). dealing: how groups came to val_calib (policy/dealt.py), None where that was not recorded.
     bounds: "joint"; None in certificates of earlier versions, whose bounds are each of one risk alone.
+
+    >>> from stage1.policy import fit_policy
+    >>> from stage1.scores import Scores
+    >>> margin = [-9.0 + row / 20 for row in range(160)] + [1.0 + row / 20 for row in range(160)]
+    >>> calib = Scores([[0.0, value] for value in margin], labels=[0] * 160 + [1] * 160)
+    >>> target = {"miss_rate": 0.02, "false_exit_rate": 0.05}
+    >>> certificate = fit_policy("softmax", calib=calib, risks=target).certificate
+    >>> certificate.certified, certificate.risks["miss_rate"].needed
+    (True, 182)
+    >>> print(certificate.needed)
+    22 more labelled images of class '1' in val_calib, or risks.miss_rate=0.023, the least that 160 can certify.
     """
 
     certified: bool

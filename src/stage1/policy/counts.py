@@ -58,6 +58,11 @@ def count_exits(negatives: Floats, positives: Floats, lo: Floats, hi: Floats) ->
     """Exits of each pair (lo, hi): as 0 iff s < lo, as 1 iff s > hi; -inf and +inf: that side never exits.
 
     negatives, positives: scores of each class, any order. lo, hi: float [T].
+
+    >>> negatives, positives = np.array([-2.0, 0.0, 2.0]), np.array([-2.0, 1.0, 2.0])
+    >>> exits = count_exits(negatives, positives, np.array([-1.0]), np.array([1.5]))
+    >>> [int(column[0]) for column in exits.counts("fnr")]
+    [1, 2]
     """
     neg, pos = np.sort(negatives), np.sort(positives)
     return Exits(

@@ -38,7 +38,15 @@ _DRAWN = {
 
 
 def dealt(policy: Policy, dealing: str | None) -> Policy:
-    """The policy, its certificate saying how its groups were dealt and assuming just that; None: as it stands."""
+    """The policy, its certificate saying how its groups were dealt and assuming just that; None: as it stands.
+
+    >>> from stage1 import Scores
+    >>> from stage1.policy import fit_policy
+    >>> calib = Scores([[0.0, row - 199.5] for row in range(400)], labels=[0] * 200 + [1] * 200)
+    >>> policy = fit_policy("softmax", calib=calib)
+    >>> dealt(policy, "stratified-random").certificate.dealing
+    'stratified-random'
+    """
     certificate = policy.certificate
     if dealing is None or certificate is None:
         return policy

@@ -67,6 +67,15 @@ class GatePolicy(PlainPolicy):
     lo, hi: thresholds on the signed gate score, or on the raw margin where softmax was kept; None: that side never
     exits.
     decided_by: "gate", or "softmax" where the gate was refused and the margin decides.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.tile([0, 1], 400)
+    >>> margin = 3 * rng.normal(2 * labels - 1, 1)
+    >>> scores = Scores(np.stack([0 * margin, margin], axis=1), labels=labels, gate=abs(margin))
+    >>> select, calib = scores.take(np.arange(300)), scores.take(np.arange(300, 800))
+    >>> policy = fit_gate(select=select, calib=calib, risks={"fnr": 0.1, "false_exit_rate": 0.1})
+    >>> policy.name, policy.certified, policy.margin_thresholds
+    ('gate', True, (None, None))
     """
 
     model: GateModel

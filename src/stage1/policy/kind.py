@@ -58,6 +58,11 @@ class Configured(Protocol):
 class FitInputs:
     """What every policy is fitted from; the fields are the arguments of fit_policy, checked by the policy that takes
     them.
+
+    >>> calib = Scores([[0.0, -1.0], [0.0, 1.0]], labels=[0, 1])
+    >>> given = FitInputs(calib, None, {"miss_rate": 0.02, "false_exit_rate": 0.05}, classes=["none", "roadwork"])
+    >>> given.names(), given.request().one_sided
+    (('none', 'roadwork'), False)
     """
 
     calib: Scores
@@ -163,6 +168,11 @@ class PolicyKind:
     val_select on the scores that the thresholds will lie on (select, number of classes). smoke: overrides of the recipe
     smoke for so many classes. unauditable: why an audit of this config would say nothing, None: it says something.
     on_margin: for two classes, its thresholds are those of `threshold_choice.rule` on the margin.
+
+    >>> from stage1.policy import policy_kind
+    >>> kind = policy_kind("scrc")
+    >>> kind.document_kind, kind.classes, kind.slices
+    ('scrcparams', 'any', False)
     """
 
     name: str

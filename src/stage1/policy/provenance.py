@@ -45,6 +45,13 @@ def population(calib: Scores) -> str:
 def on_views(policy: Policy, views: ViewsClaim | None) -> Policy:
     """The policy with a certificate that names the views under its scores; None: scores of whole images, as it
     stands.
+
+    >>> from stage1.policy import ViewsClaim, fit_policy
+    >>> calib = Scores([[0.0, row - 199.5] for row in range(400)], labels=[0] * 200 + [1] * 200)
+    >>> views = ViewsClaim("9f2c", "the whole image and its four quarters")
+    >>> viewed = on_views(fit_policy("softmax", calib=calib), views)
+    >>> viewed.certificate.statement.split(". ")[-1]
+    'Every image is judged on the whole image and its four quarters.'
     """
     if views is None or policy.certificate is None:
         return policy

@@ -46,7 +46,11 @@ POLICY_FILES: Mapping[str, str] = _Files()
 
 
 def policy_kind(name: str) -> PolicyKind:
-    """The row of POLICIES. Raises ConfigError where there is none."""
+    """The row of POLICIES. Raises ConfigError where there is none.
+
+    >>> policy_kind("scrc").file
+    'scrcparams.json'
+    """
     if name not in POLICIES:
         raise ConfigError(f"policy {name!r} is unknown; policies are {', '.join(POLICIES)}")
     return POLICIES[name]
@@ -104,6 +108,16 @@ def fit_policy(
 
     Returns a policy in any case; where nothing can be certified, it defers every image and its certificate has
     certified = False, the reason and what is needed. Raises ConfigError (policy, target or flag), DataError (scores).
+
+    >>> calib = Scores([[0.0, row - 199.5] for row in range(400)], labels=[0] * 200 + [1] * 200)
+    >>> policy = fit_policy("softmax", calib=calib, classes=["none", "roadwork"])
+    >>> policy.certified, policy.certificate.method
+    (True, 'two-sided walk, exact binomial')
+    >>> print(policy.certificate.statement.split(", and ")[0])
+    With confidence 95 %, among roadwork images that exit, at most 2 % are called 'none'
+    >>> few = fit_policy("softmax", calib=Scores([[0.0, -1.0], [0.0, 1.0]], labels=[0, 1]))
+    >>> few.certified, few.decide(calib).coverage
+    (False, 0.0)
     """
     kind = policy_kind(name)
     kind.check_options(options)
@@ -149,6 +163,11 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
     says which exits are favoured. calibration: that of a policy which carries none.
     What comes out equals `policy` where it was made from these scores. Raises as fit_policy does, and IntegrityError
     where the policy carries no certificate.
+
+    >>> calib = Scores([[0.0, row - 199.5] for row in range(400)], labels=[0] * 200 + [1] * 200)
+    >>> policy = fit_policy("softmax", calib=calib)
+    >>> refit(policy, calib=calib, select=None) == policy
+    True
     """
     if policy.frozen is not None:
         base = policy.base
@@ -192,6 +211,15 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     With a calibration.json the policy states calibrated probabilities, and decides on mapped scores where its file says
     so.
     Raises MissingError (no file), IntegrityError (two policy files, damaged, or policy, certificate and map disagree).
+
+    >>> import tempfile
+    >>> calib = Scores([[0.0, row - 199.5] for row in range(400)], labels=[0] * 200 + [1] * 200)
+    >>> policy = fit_policy("softmax", calib=calib)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     policy.save(f"{folder}/thresholds.json")
+    ...     policy.certificate.save(f"{folder}/certificate.json")
+    ...     load_policy(folder).certificate == policy.certificate
+    True
     """
     path = Path(path)
     if path.is_dir():
@@ -210,12 +238,25 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 
 def has_policy_file(folder: str | os.PathLike[str]) -> bool:
-    """Whether the policy file of any kind lies in a folder."""
+    """Whether the policy file of any kind lies in a folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     has_policy_file(folder)
+    False
+    """
     return any((Path(folder) / name).is_file() for name in POLICY_FILES.values())
 
 
 def policy_file(folder: str | os.PathLike[str]) -> Path:
-    """The one policy file of a folder. Raises MissingError for none, IntegrityError for more than one."""
+    """The one policy file of a folder. Raises MissingError for none, IntegrityError for more than one.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "thresholds.json").touch()
+    ...     policy_file(folder).name
+    'thresholds.json'
+    """
     folder = Path(folder)
     found = [folder / name for name in POLICY_FILES.values() if (folder / name).exists()]
     if not found:

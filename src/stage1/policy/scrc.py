@@ -46,6 +46,19 @@ class ScrcPolicy(PlainPolicy):
     confidence: "softmax" (g is the largest probability) or "gate" (g is sigmoid(Scores.gate)). xi: coverage claimed.
     alpha: risk -> target. likeliest_in_set: the set holds the likeliest class whatever its floor (K > 2; a larger set
     loses no less), so that no image exits as another one.
+
+    >>> policy = ScrcPolicy(
+    ...     variant="I",
+    ...     confidence="softmax",
+    ...     tau=1.0,
+    ...     floors=(0.0, 0.0),
+    ...     classes=("none", "roadwork"),
+    ...     certified=True,
+    ...     xi=0.7,
+    ...     alpha={"miss_rate": 0.05, "false_exit_rate": 0.05},
+    ... )
+    >>> policy.decide(Scores(np.array([[0.0, -3.0], [0.0, 0.5], [0.0, 4.0]]))).exit.tolist()
+    [True, False, True]
     """
 
     variant: str

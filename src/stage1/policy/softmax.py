@@ -25,7 +25,13 @@ from stage1.scores import Scores
 
 @dataclass(frozen=True, slots=True)
 class SoftmaxPolicy(PlainPolicy):
-    """A fitted policy of two classes. certificate is None only for thresholds that were loaded without one."""
+    """A fitted policy of two classes. certificate is None only for thresholds that were loaded without one.
+
+    >>> policy = SoftmaxPolicy(lo=-1.0, hi=2.0, classes=("none", "roadwork"), certified=False)
+    >>> decision = policy.decide(Scores(np.array([[0.0, -3.0], [0.0, 1.0], [0.0, 4.0]])))
+    >>> decision.exit.tolist(), decision.label.tolist()
+    ([True, False, True], [0, 1, 1])
+    """
 
     lo: float | None
     hi: float | None

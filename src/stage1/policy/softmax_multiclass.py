@@ -64,6 +64,11 @@ class MulticlassPolicy(PlainPolicy):
 
     confidence_score: name in `stage1.scores.confidence`. thresholds: float [K] on it, by the answered class: exits iff
     the confidence is greater; None: nothing exits as that class. mode: "one" threshold, or one "per_class".
+
+    >>> policy = MulticlassPolicy("msp", (1.0, 2.0, None), "per_class", ("cat", "cow", "dog"), certified=False)
+    >>> decision = policy.decide(Scores(np.array([[5.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 9.0]])))
+    >>> decision.exit.tolist(), decision.label.tolist()
+    ([True, False, False], [0, 1, 2])
     """
 
     confidence_score: str

@@ -46,7 +46,11 @@ def check_samples(calib: Scores, select: Scores | None) -> None:
 
 
 def clustered(scores: Scores) -> bool:
-    """True where some group has more than one image."""
+    """True where some group has more than one image.
+
+    >>> clustered(Scores(np.zeros((3, 2)), groups=["street", "street", "bridge"]))
+    True
+    """
     return scores.groups is not None and len(np.unique(scores.groups)) < len(scores)
 
 
@@ -56,6 +60,10 @@ def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
     unit: auto, or one of the three. auto is "group" where groups repeat; certify may then take "group_mean" instead, by
     power on val_select. Raises ConfigError where an image-level certificate is asked for although groups repeat and
     assume_iid is not set.
+
+    >>> scores = Scores(np.zeros((3, 2)), groups=["street", "street", "bridge"])
+    >>> choose_unit(scores, "auto", assume_iid=False), choose_unit(scores, "auto", assume_iid=True)
+    ('group', 'image')
     """
     if unit not in UNITS:
         raise ConfigError(f"unit: {unit!r} is unknown; use {', '.join(UNITS)}")
@@ -76,6 +84,10 @@ def one_per_group(scores: Scores, seed: int) -> NDArray[np.int64]:
 
     The draw looks at ids alone, never at labels or logits, so that it is a uniform draw within each group. Without ids
     the row number stands in.
+
+    >>> scores = Scores(np.zeros((3, 2)), groups=["street", "street", "bridge"], ids=["a", "b", "c"])
+    >>> one_per_group(scores, seed=0).tolist()
+    [0, 2]
     """
     if scores.groups is None:
         return np.arange(len(scores), dtype=np.int64)
