@@ -171,8 +171,8 @@ class PolicyKind:
 
     >>> from stage1.policy import policy_kind
     >>> kind = policy_kind("scrc")
-    >>> kind.document_kind, kind.classes, kind.slices
-    ('scrcparams', 'any', False)
+    >>> kind.file, kind.classes, kind.slices
+    ('scrcparams.json', 'any', False)
     """
 
     name: str
