@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from stage1.cascade import fixed_rules, header, open_cascade, open_log, read_answers, run_cascade
-from stage1.cascade.calls import CallFailed, Overdue, Waiting
+from stage1.cascade.calls import BoundedCalls, CallFailed, CallTimeout
 from stage1.cascade.config import HttpConfig
 from stage1.cascade.endpoint import Connector, Endpoint
 from stage1.inference import Input
@@ -153,7 +153,7 @@ def test_a_server_that_speaks_no_tls_is_unreachable():
 
 
 def test_results_and_errors_come_through():
-    calls: Waiting[int] = Waiting(2)
+    calls: BoundedCalls[int] = BoundedCalls(2)
     assert [calls.call(lambda number=number: number, 5.0) for number in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(SystemExit):
         calls.call(lambda: exit(3), 5.0)
@@ -161,14 +161,14 @@ def test_results_and_errors_come_through():
 
 
 def test_overdue_calls_keep_their_slots_until_they_return():
-    calls: Waiting[bool] = Waiting(3)
+    calls: BoundedCalls[bool] = BoundedCalls(3)
     released = threading.Event()
     before = threading.active_count()
     for _ in range(3):
-        with pytest.raises(Overdue, match="no answer within"):
+        with pytest.raises(CallTimeout, match="no answer within"):
             calls.call(lambda: released.wait(30), 0.02)
     for _ in range(5):
-        with pytest.raises(Overdue, match="3 earlier calls"):
+        with pytest.raises(CallTimeout, match="3 earlier calls"):
             calls.call(lambda: released.wait(30), 0.02)
     assert threading.active_count() - before == 3
     released.set()
@@ -176,7 +176,7 @@ def test_overdue_calls_keep_their_slots_until_they_return():
 
 
 def test_a_call_waits_for_a_slot_within_its_deadline():
-    calls: Waiting[int] = Waiting(1)
+    calls: BoundedCalls[int] = BoundedCalls(1)
     began = threading.Event()
 
     def slow() -> int:

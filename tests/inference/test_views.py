@@ -101,9 +101,9 @@ def test_without_views_rows_say_nothing_of_them(tiny_model, scenes):
     assert (row.views, row.view, row.box, row.small) == (None, None, None, False)
 
 
-def sequence(low: float, high: float, hopeless: tuple[float, float] | None = None) -> Sequence:
+def sequence(low: float, high: float, futility: tuple[float, float] | None = None) -> Sequence:
     """The whole, then the last tile, then the others; the mean of what was seen decides."""
-    steps = [Step(Pool("mean"), 1.0 + 0.1 * place, 0.01 * place, low, high, hopeless) for place in range(GRID.count)]
+    steps = [Step(Pool("mean"), 1.0 + 0.1 * place, 0.01 * place, low, high, futility) for place in range(GRID.count)]
     return Sequence((0, 4, 2, 1, 3), tuple(steps), {})
 
 

@@ -24,10 +24,8 @@ SMALL = SweepConfig(
 )
 
 
-def swept(entrants: list[Candidate], **options: Any) -> list[Swept]:
-    return train_sweep(
-        LabelledFeatures(*TRAIN), LabelledFeatures(*SELECT), entrants, n_classes=2, resamples=20, **options
-    )
+def swept(heads: list[Candidate], **options: Any) -> list[Swept]:
+    return train_sweep(LabelledFeatures(*TRAIN), LabelledFeatures(*SELECT), heads, n_classes=2, resamples=20, **options)
 
 
 def alone(candidate: Candidate, folder: Path) -> Any:
@@ -47,9 +45,9 @@ def alone(candidate: Candidate, folder: Path) -> Any:
 )
 def test_every_candidate_ends_as_it_does_alone(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     config = TrainConfig(**{"epochs": 4, "batch_size": 32, **options})
-    entrants = candidates(SMALL, config, HeadConfig(kind=kind, hidden=5, dropout=0.3), 3)  # type: ignore[arg-type]
-    assert len(entrants) == {"linear": 16, "mlp": 32}[kind]
-    found = swept(entrants)
+    heads = candidates(SMALL, config, HeadConfig(kind=kind, hidden=5, dropout=0.3), 3)  # type: ignore[arg-type]
+    assert len(heads) == {"linear": 16, "mlp": 32}[kind]
+    found = swept(heads)
     for place in (*range(0, len(found), 5), len(found) - 1):
         one, many = alone(found[place].candidate, tmp_path / str(place)), found[place]
         assert (one.best_epoch, one.used_ema, one.epochs_run) == (many.best_epoch, many.used_ema, many.epochs_run)
@@ -72,12 +70,12 @@ def test_a_broken_schedule_is_seen_by_that_comparison(tmp_path: Path, monkeypatc
 
 
 def test_default_grid_is_64_and_its_first_seed_is_the_runs() -> None:
-    entrants = candidates(SweepConfig(enabled=True), TrainConfig(epochs=7), HeadConfig(), 5)
-    assert len(entrants) == 64
-    assert len({item.model_dump_json() for item in (entry.train for entry in entrants)}) == 32
-    assert len({entry.seed for entry in entrants}) == 2
-    assert entrants[0].seed == 5
-    assert all(entry.train.epochs == 7 for entry in entrants)
+    heads = candidates(SweepConfig(enabled=True), TrainConfig(epochs=7), HeadConfig(), 5)
+    assert len(heads) == 64
+    assert len({item.model_dump_json() for item in (entry.train for entry in heads)}) == 32
+    assert len({entry.seed for entry in heads}) == 2
+    assert heads[0].seed == 5
+    assert all(entry.train.epochs == 7 for entry in heads)
 
 
 def test_best_first_by_augrc_with_an_interval_around_it() -> None:
@@ -98,7 +96,7 @@ def test_a_planted_good_configuration_wins() -> None:
 
 
 def test_groups_widen_the_interval() -> None:
-    entrants = candidates(
+    heads = candidates(
         SweepConfig(learning_rates=[0.01], weight_decays=[0.0], label_smoothings=[0.0], seeds=1),
         TrainConfig(epochs=3),
         HeadConfig(),
@@ -108,7 +106,7 @@ def test_groups_widen_the_interval() -> None:
     names = np.repeat(np.arange(150), 8).astype(str)
     spans = []
     for groups in (None, names):
-        item = train_sweep(LabelledFeatures(*TRAIN), copies, entrants, n_classes=2, groups=groups, resamples=200)[0]
+        item = train_sweep(LabelledFeatures(*TRAIN), copies, heads, n_classes=2, groups=groups, resamples=200)[0]
         spans.append(item.augrc_high - item.augrc_low)
     assert spans[1] > 1.8 * spans[0]  # eight copies of an image are one image: about sqrt(8)
 
@@ -127,8 +125,8 @@ def test_the_table_reads_back(tmp_path: Path) -> None:
 def test_equal_calls_give_equal_bits_and_the_global_state_stays() -> None:
     torch.manual_seed(11)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    entrants = candidates(SMALL, TrainConfig(epochs=2), HeadConfig(kind="mlp", hidden=5), 3)
-    one, two = swept(entrants), swept(entrants)
+    heads = candidates(SMALL, TrainConfig(epochs=2), HeadConfig(kind="mlp", hidden=5), 3)
+    one, two = swept(heads), swept(heads)
     assert all(np.array_equal(a.logits, b.logits) for a, b in zip(one, two, strict=True))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.get_num_threads() == threads
@@ -136,8 +134,8 @@ def test_equal_calls_give_equal_bits_and_the_global_state_stays() -> None:
 
 def test_three_classes() -> None:
     train, select = blobs(300, 5, 3, 0), blobs(200, 5, 3, 1)
-    entrants = candidates(SMALL, TrainConfig(epochs=5, batch_size=32), HeadConfig(), 0)
-    found = train_sweep(LabelledFeatures(*train), LabelledFeatures(*select), entrants, n_classes=3, resamples=10)
+    heads = candidates(SMALL, TrainConfig(epochs=5, batch_size=32), HeadConfig(), 0)
+    found = train_sweep(LabelledFeatures(*train), LabelledFeatures(*select), heads, n_classes=3, resamples=10)
     assert found[0].logits.shape == (200, 3)
     assert found[0].metrics.accuracy > 0.55
 
@@ -160,16 +158,16 @@ def test_what_a_sweep_does_not_know_is_refused(head: Any, train: Any) -> None:
 
 def test_a_candidate_that_diverges_is_named() -> None:
     sweep = SweepConfig(learning_rates=[0.01, 1e38], weight_decays=[0.0], label_smoothings=[0.0], seeds=1)
-    entrants = candidates(sweep, TrainConfig(epochs=3, clip_norm=None, warmup=0.0), HeadConfig(), 0)
+    heads = candidates(sweep, TrainConfig(epochs=3, clip_norm=None, warmup=0.0), HeadConfig(), 0)
     with pytest.raises(Stage1Error, match=r"sweep: 1 of 2 candidates .* learning_rate 1e\+38.*sweep\.learning_rates"):
-        swept(entrants)
+        swept(heads)
 
 
 def test_candidates_out_of_order_and_a_stop() -> None:
-    entrants = candidates(SMALL, TrainConfig(epochs=3), HeadConfig(), 0)
+    heads = candidates(SMALL, TrainConfig(epochs=3), HeadConfig(), 0)
     with pytest.raises(ConfigError, match="seed by seed"):
-        swept(entrants[::-1][1:])
+        swept(heads[::-1][1:])
     seen: list[int] = []
     with pytest.raises(Checkpointed, match="epoch 3"):
-        swept(entrants, progress=seen.append, stop=lambda: len(seen) == 2)
+        swept(heads, progress=seen.append, stop=lambda: len(seen) == 2)
     assert seen == [1, 2]

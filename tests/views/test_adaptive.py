@@ -209,7 +209,7 @@ def test_what_is_seen_in_one_view_is_answered_and_what_is_not_seen_waits(fitted)
     assert highs[0]
     assert not any(lows[:4])
     assert lows == sorted(lows)
-    assert all(step.hopeless is None for step in fitted.steps)
+    assert all(step.futility is None for step in fitted.steps)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class Overdue(Exception):
+class CallTimeout(Exception):
     """No result within the deadline, or no free slot to ask for one."""
 
 
-class Waiting(Generic[Result]):
+class BoundedCalls(Generic[Result]):
     """Calls in daemon threads, which keep neither the caller nor the process. slots: calls at once, overdue ones
     included.
 
@@ -44,7 +44,7 @@ class Waiting(Generic[Result]):
         """What `function()` returns, or raises, SystemExit and its like included. Raises Overdue."""
         until = time.monotonic() + seconds
         if not self._free.acquire(timeout=seconds):
-            raise Overdue(f"{self._slots} earlier calls have not returned")
+            raise CallTimeout(f"{self._slots} earlier calls have not returned")
         outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
         def work() -> None:
@@ -63,7 +63,7 @@ class Waiting(Generic[Result]):
         try:
             result, error = outcomes.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty as empty:
-            raise Overdue(f"no answer within {seconds:g} s") from empty
+            raise CallTimeout(f"no answer within {seconds:g} s") from empty
         if error is not None:
             raise error
         found: Result = result

@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 _SHARES = np.linspace(1.0, 0.0, 21)
 _CUTS = 60
 _SAME = 0.05
-_HOPELESS = 0.01
+_FUTILE = 0.01
 # Chances this close are told apart by single images of val_select.
 _CLOSE = 0.2
 _SPREAD = special.ndtri((np.arange(7) + 0.5) / 7)
@@ -89,7 +89,7 @@ def start_of(found: list[Candidate]) -> int:
 
 def _worth(chance: Floats, excess: Floats) -> Floats:
     """What to choose by: the chance to pass; where nothing has one, how near it comes."""
-    return chance if chance.max(initial=0.0) >= _HOPELESS else -excess
+    return chance if chance.max(initial=0.0) >= _FUTILE else -excess
 
 
 def _moved(select: Recorded, rules: tuple[Rule, ...], varied: Sequence[int]) -> list[tuple[Rule, ...]]:

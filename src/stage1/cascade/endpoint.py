@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from stage1.cascade.calls import CallFailed, Overdue, Waiting, strict_json
+from stage1.cascade.calls import BoundedCalls, CallFailed, CallTimeout, strict_json
 from stage1.cascade.chat import chat_probability, chat_request
 from stage1.errors import ConfigError, MissingError
 
@@ -213,7 +213,7 @@ class Connector:
         if secure:
             self.context = ssl.create_default_context()
             self.context.set_alpn_protocols(["http/1.1"])
-        self._lookups: Waiting[_Addresses] = Waiting(_LOOKUPS)
+        self._lookups: BoundedCalls[_Addresses] = BoundedCalls(_LOOKUPS)
 
     def connect(self, seconds: float) -> socket.socket:
         """A connected socket, encrypted where that was asked for. Raises TimeoutError after `seconds`, OSError."""
@@ -237,7 +237,7 @@ class Connector:
 
         try:
             return self._lookups.call(look_up, seconds)
-        except Overdue as error:
+        except CallTimeout as error:
             raise TimeoutError(f"no address of {self._host} ({error})") from error
         except UnicodeError as error:
             raise OSError(0, f"{self._host} is no host name") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stage1.cascade.answers import Call
-from stage1.cascade.calls import ANSWERED, CallFailed, Guard, Overdue, Waiting
+from stage1.cascade.calls import ANSWERED, BoundedCalls, CallFailed, CallTimeout, Guard
 from stage1.cascade.config import CascadeConfig, StageConfig, load_cascade, stages_digest
 from stage1.cascade.endpoint import Endpoint
 from stage1.cascade.rules import Rule
@@ -107,12 +107,12 @@ def within(seconds: float, function: Callable[[bytes], Any], concurrency: int = 
     """`function` with a deadline: Python cannot stop it, so it is left behind in a thread that does not keep the
     process.
     """
-    calls: Waiting[Any] = Waiting(concurrency + _LEFT_BEHIND)
+    calls: BoundedCalls[Any] = BoundedCalls(concurrency + _LEFT_BEHIND)
 
     def ask(data: bytes) -> float:
         try:
             value = calls.call(lambda: function(data), seconds)
-        except Overdue as error:
+        except CallTimeout as error:
             raise CallFailed("timeout", str(error)) from error
         except BaseException as error:  # of another's code, SystemExit included: it is an outcome, named in the record
             raise CallFailed("failed", f"{type(error).__name__}: {one_line(error)}"[:200]) from error

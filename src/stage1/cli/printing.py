@@ -54,14 +54,14 @@ def run_lines(summary: dict[str, Any]) -> list[str]:
     return [
         "",
         f"CERTIFIED  {summary['statement']}",
-        *shut_lines(summary),
+        *abstaining_lines(summary),
         "",
         f"report  {summary['report']}",
         f"bundle  {summary['bundle']}",
     ]
 
 
-def shut_lines(certificate: dict[str, Any]) -> list[str]:
+def abstaining_lines(certificate: dict[str, Any]) -> list[str]:
     """What it takes to open the side of a certificate that is shut; nothing where both sides exit or nothing does."""
     if not certificate["certified"] or not certificate["needed"]:
         return []

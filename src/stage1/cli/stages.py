@@ -30,7 +30,7 @@ from stage1.cli.options import (
     show,
     tell,
 )
-from stage1.cli.printing import argmax_lines, evaluation_lines, shift_lines, shut_lines, verdict_line
+from stage1.cli.printing import abstaining_lines, argmax_lines, evaluation_lines, shift_lines, verdict_line
 from stage1.errors import ConfigError
 
 
@@ -208,7 +208,7 @@ def calibrate(
             from stage1.storage.documents import read_document
 
             certificate = read_document(folder / "certificate.json", "certificate")
-            typer.echo("\n".join([certificate["statement"], *shut_lines(certificate)]))
+            typer.echo("\n".join([certificate["statement"], *abstaining_lines(certificate)]))
         _say_verdict(folder, as_json)
         exit_by_certificate(folder)
         return
@@ -230,7 +230,7 @@ def calibrate(
         as_json,
         lambda document: [
             document["statement"],
-            *shut_lines(document),
+            *abstaining_lines(document),
             f"{folder}: policy file, calibration.json, certificate.json, scores.parquet",
         ],
     )

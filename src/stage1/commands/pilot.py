@@ -27,7 +27,7 @@ from stage1.scores import Scores
 from stage1.stages.fitting import fit_configured, frozen_map
 
 _BLOCK = 20
-_HOPELESS = 1e-6
+_FUTILE = 1e-6
 _MOST_UNITS = 1 << 17
 _LEVEL = 0.95
 
@@ -301,10 +301,8 @@ def _trial(
             coverage = None  # too few of a class in this draw of val_select to order the thresholds
         certified += coverage is not None
         covered.append(coverage or 0.0)
-        hopeless = (
-            wanted is not None and done % _BLOCK == 0 and float(binomial_upper(certified, done, _HOPELESS)) < wanted
-        )
-        if hopeless:
+        futile = wanted is not None and done % _BLOCK == 0 and float(binomial_upper(certified, done, _FUTILE)) < wanted
+        if futile:
             break
     done = len(covered)
     tail = (1.0 - _LEVEL) / 2

@@ -260,10 +260,10 @@ def _upside_down(seen: Seen) -> list[str]:
 def _limits_of(certificate: Document, evaluation: Document | None) -> list[str]:
     """What the certificate itself leaves open."""
     reasons = []
-    shut = certificate.get("never_answered")
-    if shut:
-        reasons.append(f"no image exits as {', '.join(repr(name) for name in shut)}")
-    elif shut is None and certificate.get("reason"):  # certificates made before it was listed
+    never = certificate.get("never_answered")
+    if never:
+        reasons.append(f"no image exits as {', '.join(repr(name) for name in never)}")
+    elif never is None and certificate.get("reason"):  # certificates made before it was listed
         reasons.append("one side stays shut")
     reasons += [text.rstrip(".") for text in certificate.get("unlimited", ())]
     share = certificate["coverage"] if evaluation is None else evaluation["coverage"]["overall"]

@@ -249,7 +249,7 @@ class _Together:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Pending:
     """A decoded image whose views are cut as they are asked for; or all of them where that takes less memory."""
 
     size: tuple[int, int]
@@ -273,13 +273,13 @@ class _OneByOne:
         self._engine, self._spec, self._logits = engine, spec, logits
         self._policy, self._sequence = views.policy, views.sequence
 
-    def prepare(self, rgb: NDArray[np.uint8]) -> _Waiting:
+    def prepare(self, rgb: NDArray[np.uint8]) -> _Pending:
         size = (rgb.shape[0], rgb.shape[1])
         if rgb.nbytes <= self._policy.count * 4 * 3 * self._spec.size**2:
-            return _Waiting(size, rgb, None)
-        return _Waiting(size, None, cut(rgb, self._policy, self._spec))
+            return _Pending(size, rgb, None)
+        return _Pending(size, None, cut(rgb, self._policy, self._spec))
 
-    def run(self, prepared: list[_Waiting]) -> Outputs:
+    def run(self, prepared: list[_Pending]) -> Outputs:
         made: NDArray[np.float32] | None = None
         open_rows = np.arange(len(prepared))
         order = self._sequence.order

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stage1.data.table import SampleTable
 
 
-LEAKAGE = (
+_LEAKAGE = (
     "The split allowed the same or near-identical images in two roles (split.allow_leakage), so no calibration image"
     " counts as unseen."
 )
@@ -49,7 +49,7 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
         classes=splits["classes"],
         say=context.progress.say,
         attempt=attempt,
-        uncertified_because=LEAKAGE if splits["leakage"] else None,
+        uncertified_because=_LEAKAGE if splits["leakage"] else None,
         views=views_claim(run),
         dealing=dealing_of(splits),
     )

@@ -160,15 +160,15 @@ def _sweep(
     from stage1.training.sweep import SWEEP, candidates, train_sweep, write_sweep
 
     config = run.config
-    entrants = candidates(config.sweep, config.train, config.head, config.seed)
+    heads = candidates(config.sweep, config.train, config.head, config.seed)
     both = [
         checked_features(features[place], labels[place], n_classes, role) for place, role in enumerate(TRAINING_ROLES)
     ]
-    with context.progress.bar(f"epochs of {len(entrants)} heads", config.train.epochs) as advance:
+    with context.progress.bar(f"epochs of {len(heads)} heads", config.train.epochs) as advance:
         found = train_sweep(
             both[0],
             both[1],
-            entrants,
+            heads,
             n_classes=n_classes,
             groups=select_groups,
             resamples=config.sweep.resamples,

@@ -89,7 +89,7 @@ def candidates(sweep: SweepConfig, config: TrainConfig, head: HeadConfig, seed: 
 def train_sweep(
     train: LabelledFeatures,
     select: LabelledFeatures,
-    entrants: Sequence[Candidate],
+    heads: Sequence[Candidate],
     *,
     n_classes: int,
     groups: NDArray[np.str_] | None = None,
@@ -99,7 +99,7 @@ def train_sweep(
 ) -> list[Swept]:
     """Train all candidates at once; best first: by AUGRC on val_select, then NLL, then in the order given.
 
-    entrants: of `candidates`: the same number for each seed, seed by seed. groups: str [M] of val_select, for the
+    heads: of `candidates`: the same number for each seed, seed by seed. groups: str [M] of val_select, for the
     intervals.
     progress: called after each epoch with its number. stop: asked before each epoch; True raises Checkpointed (a sweep
     keeps no checkpoint: the same call starts over and ends the same). One thread, deterministic; torch's global state
@@ -107,7 +107,7 @@ def train_sweep(
     Raises Stage1Error where a candidate's loss is not finite (it names the candidate), DataError as `train_head` does.
     """
     with own_torch_state():
-        batch = SweepBatch(train, select, entrants, n_classes)
+        batch = SweepBatch(train, select, heads, n_classes)
         for epoch in range(batch.config.epochs):
             if stop is not None and stop():
                 raise Checkpointed(
@@ -120,7 +120,7 @@ def train_sweep(
             if batch.done.all():
                 break
         logits = batch.best_logits()
-    found = [_judged(batch, index, logits[index], select, groups, resamples) for index in range(len(entrants))]
+    found = [_judged(batch, index, logits[index], select, groups, resamples) for index in range(len(heads))]
     return sorted(found, key=lambda item: item.metrics.key("augrc"))
 
 
@@ -176,7 +176,7 @@ def _judged(
         seed=sub_seed(0, "sweep intervals") % 2**32,
     )["augrc"]
     return Swept(
-        batch.entrants[index],
+        batch.candidates[index],
         logits,
         select_metrics(logits, select.labels),
         interval.low,

@@ -44,13 +44,13 @@ class SweepBatch:
     """
 
     def __init__(
-        self, train: LabelledFeatures, select: LabelledFeatures, entrants: Sequence[Candidate], n_classes: int
+        self, train: LabelledFeatures, select: LabelledFeatures, candidates: Sequence[Candidate], n_classes: int
     ) -> None:
-        self.train, self.select, self.entrants = train, select, list(entrants)
-        self.config = entrants[0].train
-        self.seeds = list(dict.fromkeys(item.seed for item in entrants))
-        self.shape = (len(self.seeds), len(entrants) // len(self.seeds))
-        ordered = [item.seed for item in entrants]
+        self.train, self.select, self.candidates = train, select, list(candidates)
+        self.config = candidates[0].train
+        self.seeds = list(dict.fromkeys(item.seed for item in candidates))
+        self.shape = (len(self.seeds), len(candidates) // len(self.seeds))
+        ordered = [item.seed for item in candidates]
         if ordered != [seed for seed in self.seeds for _ in range(self.shape[1])]:
             raise ConfigError("sweep: candidates must come seed by seed, the same number for each")
         self.n_classes = n_classes
@@ -60,7 +60,7 @@ class SweepBatch:
         self.parameters = [stacked.requires_grad_(True) for stacked in self._stacked(heads)]
         self.average = [p.detach().clone() for p in self.parameters] if self.config.ema_decay > 0 else None
         self.best = [p.detach().clone() for p in self.parameters]
-        self.smoothing = torch.tensor([item.train.label_smoothing for item in entrants]).reshape(self.shape)
+        self.smoothing = torch.tensor([item.train.label_smoothing for item in candidates]).reshape(self.shape)
         self.runs = [self._runs(decays=stack.ndim > 3) for stack in self.parameters]
         # What the optimizer moves: neighbours in the stacks with one rate and decay, in the stacks' own memory.
         self.slices = [
@@ -68,7 +68,7 @@ class SweepBatch:
             for stack, runs in zip(self.parameters, self.runs, strict=True)
         ]
         self.optimizer = self._adamw()
-        n = len(entrants)
+        n = len(candidates)
         self.keys: list[tuple[float, float] | None] = [None] * n
         self.best_epoch, self.used_ema = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
         self.done, self.epochs_run = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
@@ -83,7 +83,7 @@ class SweepBatch:
         frequencies = np.bincount(self.train.labels, minlength=self.n_classes) * self.weights.numpy().astype(np.float64)
         statistics = feature_statistics(self.train.features)
         heads: list[Head] = []
-        for item in self.entrants:
+        for item in self.candidates:
             head = build_head(item.head, self.train.features.shape[1], self.n_classes, sub_seed(item.seed, "head"))
             assert isinstance(head, Head)
             head.standardise(*statistics)
@@ -109,7 +109,7 @@ class SweepBatch:
 
         A call of the optimizer costs more than the arithmetic on one small head: fewer, longer pieces.
         """
-        keys = [self._key(item, decays) for item in self.entrants]
+        keys = [self._key(item, decays) for item in self.candidates]
         width, starts = self.shape[1], [0]
         for place in range(1, len(keys)):
             if place % width == 0 or keys[place] != keys[place - 1]:
@@ -125,7 +125,7 @@ class SweepBatch:
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for stack, runs, pieces in zip(self.parameters, self.runs, self.slices, strict=True):
             for run, piece in zip(runs, pieces, strict=True):
-                groups.setdefault(self._key(self.entrants[run.start], stack.ndim > 3), []).append(piece)
+                groups.setdefault(self._key(self.candidates[run.start], stack.ndim > 3), []).append(piece)
         return torch.optim.AdamW(
             [{"params": own, "weight_decay": decay, "lr": rate, "base": rate} for (rate, decay), own in groups.items()],
             fused=True,
@@ -150,14 +150,14 @@ class SweepBatch:
 
     def _masks(self, rows: int, epoch: int, step: int) -> Tensor | None:
         """Dropout masks [S, C, H, B], zeros and 1 / (1 - p): the ones that each head alone would draw at this step."""
-        first = self.entrants[0].head
+        first = self.candidates[0].head
         if len(self.parameters) == 2 or first.dropout == 0.0:
             return None
         masks = torch.ones(*self.shape, self.parameters[0].shape[2], rows)
         for place, seed in enumerate(self.seeds):
             drawn: dict[int, Tensor] = {}
             for column in range(self.shape[1]):
-                width = self.entrants[place * self.shape[1] + column].head.hidden
+                width = self.candidates[place * self.shape[1] + column].head.hidden
                 if width not in drawn:
                     torch.default_generator.manual_seed(sub_seed(seed, "dropout", epoch, step, 0))
                     drawn[width] = functional.dropout(torch.ones(rows, width), first.dropout).T
@@ -252,9 +252,9 @@ class SweepBatch:
 
     def _diverged(self, losses: Tensor, norms: Tensor, step: int) -> None:
         bad = torch.nonzero(~(torch.isfinite(norms) & torch.isfinite(losses)).flatten())[:, 0].tolist()
-        worst = self.entrants[bad[0]].train
+        worst = self.candidates[bad[0]].train
         raise Stage1Error(
-            f"sweep: {len(bad)} of {len(self.entrants)} candidates have no finite loss at step {step + 1}, first"
+            f"sweep: {len(bad)} of {len(self.candidates)} candidates have no finite loss at step {step + 1}, first"
             f" learning_rate {worst.learning_rate:g}, weight_decay {worst.weight_decay:g}; take it out of"
             " sweep.learning_rates or set train.clip_norm"
         )

@@ -39,7 +39,7 @@ Ints = NDArray[np.int64]
 class Step:
     """What is done after so many views: log-odds = slope * margin of `aggregator` + shift, then stop or go on.
 
-    Stops where the log-odds is <= low, >= high, or within `hopeless` (ends included); None: not for that reason.
+    Stops where the log-odds is <= low, >= high, or within `futility` (ends included); None: not for that reason.
     """
 
     aggregator: Aggregator
@@ -47,7 +47,7 @@ class Step:
     shift: float
     low: float | None = None
     high: float | None = None
-    hopeless: tuple[float, float] | None = None
+    futility: tuple[float, float] | None = None
 
     def score(self, prefix: Floats) -> Floats:
         """Calibrated log-odds, float [N], of the margins of the views so far, [N, s]."""
@@ -60,8 +60,8 @@ class Step:
             stop |= score <= self.low
         if self.high is not None:
             stop |= score >= self.high
-        if self.hopeless is not None:
-            stop |= (score >= self.hopeless[0]) & (score <= self.hopeless[1])
+        if self.futility is not None:
+            stop |= (score >= self.futility[0]) & (score <= self.futility[1])
         return stop
 
     def to_document(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Step:
             "shift": self.shift,
             "low": self.low,
             "high": self.high,
-            "hopeless": None if self.hopeless is None else list(self.hopeless),
+            "hopeless": None if self.futility is None else list(self.futility),
         }
 
 
