@@ -35,8 +35,8 @@ from stage1.runtime.preprocessing import load_tensor
 from stage1.scores import Scores
 from stage1.simulation.scenes import describe_video, write_roadscenes
 from stage1.training import train_head
-from stage1.training.pretrain.data import printed
 from stage1.training.pretrain.run import pretrain
+from stage1.training.pretrain.unlabelled import printed
 from stage1.training.selection import all_logits
 
 METRICS = ("accuracy", "augrc", "nll")

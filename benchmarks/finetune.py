@@ -34,7 +34,7 @@ from PIL import Image
 from stage1.config import AdapterConfig, BackboneConfig, HeadConfig, ImageTrainConfig, TrainConfig
 from stage1.model.backbone import load_backbone
 from stage1.simulation.scenes import write_roadscenes
-from stage1.training.images import train_on_images
+from stage1.training.image_tuning import train_on_images
 
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full": ({"unfreeze": "all"}, {}),

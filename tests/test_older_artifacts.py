@@ -14,7 +14,7 @@ from PIL import Image
 
 from stage1 import load_bundle, load_policy
 from stage1.bundle import verify_bundle
-from stage1.bundle.recompute import recompute
+from stage1.bundle.recomputation import recompute
 from stage1.scores import read_scores
 from stage1.stages.reporting import report_of_scores
 from stage1.storage.documents import read_document

@@ -10,7 +10,7 @@ import pytest
 
 from stage1.bundle import read_calibration, recompute, verify_bundle
 from stage1.bundle.manifest import sealed
-from stage1.bundle.recompute import TRUSTED
+from stage1.bundle.recomputation import TRUSTED
 from stage1.calibration import choose_map, fitted_map
 from stage1.errors import IntegrityError
 from stage1.policy import Certificate, fit_policy, load_policy

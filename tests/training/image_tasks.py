@@ -11,7 +11,7 @@ from PIL import Image
 
 from stage1.config import AdapterConfig, BackboneConfig, HeadConfig, ImageTrainConfig, TrainConfig
 from stage1.model.backbone import Backbone, load_backbone
-from stage1.training.images import ImageTrainResult, train_on_images
+from stage1.training.image_tuning import ImageTrainResult, train_on_images
 
 SIDE = 32
 

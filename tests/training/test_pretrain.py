@@ -22,14 +22,6 @@ from stage1.training.checkpoint import load_checkpoint
 from stage1.training.image_batches import Loader
 from stage1.training.pretrain.adapter import RowUpdate, merge_explora, prepare_explora
 from stage1.training.pretrain.collapse import Vitals, collapse, effective_rank, spread
-from stage1.training.pretrain.data import (
-    Prints,
-    overlapping,
-    printed,
-    protected_images,
-    refuse_overlap,
-    unlabelled_images,
-)
 from stage1.training.pretrain.dino import DinoObjective, dino_loss, momentum_at
 from stage1.training.pretrain.masked import (
     MaskedObjective,
@@ -41,6 +33,14 @@ from stage1.training.pretrain.masked import (
     visible_patches,
 )
 from stage1.training.pretrain.run import CHECKPOINT, PretrainResult, PretrainRun, pretrain
+from stage1.training.pretrain.unlabelled import (
+    Prints,
+    overlapping,
+    printed,
+    protected_images,
+    refuse_overlap,
+    unlabelled_images,
+)
 
 from .image_tasks import stripes
 

@@ -11,7 +11,7 @@ import torch
 from stage1.config import TrainConfig
 from stage1.errors import ConfigError, Stage1Error
 from stage1.training.checkpoint import LAST, load_checkpoint
-from stage1.training.progress import EpochProgress, by_part
+from stage1.training.epoch_progress import EpochProgress, by_part
 from stage1.training.selection import SelectMetrics
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stage1.errors import MissingError, Stage1Error
-from stage1.training.progress import COLUMNS, Board, append_event, write_metrics
+from stage1.training.epoch_progress import COLUMNS, Board, append_event, write_metrics
 
 
 def test_metrics_read_back_exactly_and_absent_values_are_empty(tmp_path: Path) -> None:

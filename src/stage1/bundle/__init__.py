@@ -3,7 +3,7 @@
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import read_calibration, read_manifest
 from stage1.bundle.pack import Facts, write_bundle
-from stage1.bundle.recompute import recompute
+from stage1.bundle.recomputation import recompute
 from stage1.bundle.verify import VerifyReport, verify_bundle
 
 __all__ = [

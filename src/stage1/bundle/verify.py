@@ -20,7 +20,7 @@ from stage1.bundle.manifest import (
     read_selection,
     read_views,
 )
-from stage1.bundle.recompute import recompute as recomputed
+from stage1.bundle.recomputation import recompute as recomputed
 from stage1.bundle.shown import evaluation_problems
 from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import IntegrityError, MissingError, Stage1Error
@@ -67,8 +67,8 @@ def verify_bundle(
 
     Finds changed, missing, extra and renamed files, empty folders, links, a second policy file, and any change of
     bundle.json itself. With `recompute` certificate, thresholds, calibration map and model card are made again from the
-    data in the bundle and compared (bundle/recompute.py). The texts of another version of stage1 cannot be made again,
-    which is a problem unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError where
+    data in the bundle and compared (bundle/recomputation.py). The texts of another version of stage1 cannot be made
+    again, which is a problem unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError where
     there is no such folder; all else is in the report.
 
     A digest proves that nothing changed by accident or in ignorance. Who rewrites every file *and* bundle.json makes
@@ -111,7 +111,7 @@ def verify_bundle(
 
 def _earlier_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     """What certificates of earlier versions leave open: bounds that are not joint, and groups dealt by size
-    (policy/dealt.py).
+    (policy/group_dealing.py).
     """
     certificate = load_policy(folder / manifest["policy_file"]).certificate
     groups = read_calibration(folder).groups

@@ -188,7 +188,7 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
 
 
 def dealing_of(document: Mapping[str, Any]) -> str:
-    """How the groups of a splits.json came to their roles, a word of policy/dealt.py.
+    """How the groups of a splits.json came to their roles, a word of policy/group_dealing.py.
 
     Balanced files from before the marker were dealt by size. Where every group has one image that was by label alone,
     in hash order: fair.

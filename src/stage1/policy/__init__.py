@@ -3,8 +3,8 @@
 from stage1.policy.base import Decision, Policy
 from stage1.policy.calibrated import CalibratedPolicy, decided_on, stated
 from stage1.policy.certificate import Certificate, RiskBound, ViewsClaim
-from stage1.policy.dealt import dealt
 from stage1.policy.gate import GatePolicy
+from stage1.policy.group_dealing import dealt
 from stage1.policy.kind import FitInputs, PolicyKind
 from stage1.policy.provenance import on_views
 from stage1.policy.registry import (

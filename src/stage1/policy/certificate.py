@@ -92,7 +92,7 @@ class Certificate:
     images are judged. slices: the same risks where an attribute has a value; slices_asked: the attributes. reason,
     needed: why nothing, or one side, can exit and what that takes; None where both sides exit. never_answered: classes
     as which no image exits. unlimited: one sentence for each kind of wrong answer that is given and that no risk limits
-    (policy/unlimited.py). dealing: how groups came to val_calib (policy/dealt.py), None where that was not recorded.
+    (policy/unlimited.py). dealing: how groups came to val_calib (policy/group_dealing.py), None where not recorded.
     bounds: "joint"; None in certificates of earlier versions, whose bounds are each of one risk alone.
 
     >>> from stage1.policy import fit_policy

@@ -17,8 +17,8 @@ from stage1.policy import gate, scrc_fit, softmax
 from stage1.policy.base import Policy
 from stage1.policy.calibrated import fit_calibrated, with_map
 from stage1.policy.certificate import Certificate
-from stage1.policy.dealt import dealt
 from stage1.policy.gate import Kept
+from stage1.policy.group_dealing import dealt
 from stage1.policy.kind import FitInputs, PolicyKind
 from stage1.policy.provenance import on_views, said_of
 from stage1.policy.units import Counting, check_samples

@@ -21,7 +21,7 @@ from stage1.config import RunConfig
 from stage1.errors import ConfigError
 from stage1.policy import CalibratedPolicy, Policy, ViewsClaim, dealt, fit_policy, on_views
 from stage1.policy.calibrated import fit_calibrated
-from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
+from stage1.policy.group_dealing import BY_SIZE, BY_SIZE_REASON
 from stage1.policy.registry import check_classes, policy_kind
 from stage1.scores import Scores
 
@@ -44,7 +44,7 @@ def fit_configured(
     The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
     fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image
     alone.
-    dealing: how groups came to val_calib (policy/dealt.py); what was dealt by size is not certified.
+    dealing: how groups came to val_calib (policy/group_dealing.py); what was dealt by size is not certified.
     frozen: a map that was fixed elsewhere, without a look at `calib`; None: the one that the config asks for.
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.

@@ -16,7 +16,7 @@ from stage1.storage.documents import write_document
 from stage1.storage.files import digest_bytes
 
 if TYPE_CHECKING:
-    from stage1.training.pretrain.data import Prints
+    from stage1.training.pretrain.unlabelled import Prints
 
 # Below this share of what rank and spread were before pretraining a person should look; training itself ends at
 # collapse_share.
@@ -28,7 +28,7 @@ def folder_state(run: RunDir) -> str:
     folder = run.config.pretrain.folder
     if folder is None:
         return ""
-    from stage1.training.pretrain.data import unlabelled_images
+    from stage1.training.pretrain.unlabelled import unlabelled_images
 
     found = [(path, path.stat()) for path in unlabelled_images(folder)]
     return digest_bytes("\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found).encode())
@@ -39,7 +39,7 @@ def _preflight(config: RunConfig) -> None:
     from stage1.model.backbone import load_backbone
     from stage1.training.distributed import chosen_device, half_precision
     from stage1.training.pretrain.adapter import prepare_explora
-    from stage1.training.pretrain.data import unlabelled_images
+    from stage1.training.pretrain.unlabelled import unlabelled_images
 
     if config.pretrain.folder is not None:
         unlabelled_images(config.pretrain.folder)
@@ -124,7 +124,7 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
 def _unlabelled(run: RunDir) -> Prints:
     """The images to pretrain on: of the folder, checked against the roles that judge, and of train."""
     from stage1.data.table import SampleTable
-    from stage1.training.pretrain.data import printed, protected_images, refuse_overlap, unlabelled_images
+    from stage1.training.pretrain.unlabelled import printed, protected_images, refuse_overlap, unlabelled_images
 
     config, settings = run.config, run.config.pretrain
     table = SampleTable.read(run / "samples.parquet")

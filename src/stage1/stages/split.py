@@ -14,7 +14,7 @@ from stage1.config import DataConfig, RunConfig
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, SourceChanged
 from stage1.policy.certificate import images
-from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
+from stage1.policy.group_dealing import BY_SIZE, BY_SIZE_REASON
 from stage1.policy.units import choose_unit, one_per_group
 from stage1.risk.risks import closed_forms
 from stage1.risk.sample_size import shared_delta

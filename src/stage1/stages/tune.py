@@ -73,7 +73,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
     from stage1.model.export import require_exportable
     from stage1.training.distributed import chosen_device, processes
     from stage1.training.head_choice import TUNED_HEAD
-    from stage1.training.images import ADAPTER, train_on_images
+    from stage1.training.image_tuning import ADAPTER, train_on_images
 
     config, folder = run.config, run / TUNE_FOLDER
     settings = tune_settings(config)

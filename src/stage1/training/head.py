@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from stage1.config import HeadConfig, TrainConfig
 from stage1.errors import ConfigError, DataError
 from stage1.model.head import BEST_WEIGHTS, Ensemble, GatedHead, Head, SelectiveHead, save_weights
+from stage1.training.epoch_progress import LOG, append_event
 from stage1.training.gate import cross_fitted_gate_targets, fit_gate, too_few_answers
-from stage1.training.gate_health import gate_health
+from stage1.training.gate_diagnosis import gate_health
 from stage1.training.head_run import Run, TrainResult
 from stage1.training.optim import own_torch_state
-from stage1.training.progress import LOG, append_event
 from stage1.training.selection import LabelledFeatures, all_outputs, checked_features
 from stage1.training.view_pooling import ViewTraining
 

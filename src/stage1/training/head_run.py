@@ -1,7 +1,7 @@
 """One training run: epochs of steps, validation on val_select, checkpoints, bit-equal resume.
 
 The order of samples and every random number follow from (seed, epoch, step); where the run stands is kept
-by progress.py.
+by epoch_progress.py.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from stage1.config import HeadConfig, TrainConfig
 from stage1.model.head import Classifier, build_head, feature_statistics, members_of
 from stage1.training.checkpoint import data_digest, flatten_optimizer, restore_optimizer, run_facts
-from stage1.training.gate_health import GateHealth
+from stage1.training.epoch_progress import EpochProgress
+from stage1.training.gate_diagnosis import GateHealth
 from stage1.training.losses import Objective, class_weights, cross_entropy_sum
 from stage1.training.optim import THREADS, Ema, epoch_order, sub_seed
-from stage1.training.progress import EpochProgress
 from stage1.training.selection import LabelledFeatures, all_logits
 from stage1.training.view_pooling import ViewTraining, image_logits
 

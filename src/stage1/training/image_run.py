@@ -1,7 +1,7 @@
 """One training run on images: steps over all processes, validation, checkpoints, bit-equal resume.
 
-Order, distortions and dropout follow from (seed, epoch, step, image); where the run stands is kept by progress.py. A
-checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
+Order, distortions and dropout follow from (seed, epoch, step, image); where the run stands is kept by epoch_progress.py.
+A checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.files import digest_bytes
 from stage1.training.checkpoint import LAST, config_digest, flatten_optimizer, restore_optimizer, run_facts
 from stage1.training.distributed import PeerLost, Processes, facts, lost
+from stage1.training.epoch_progress import EpochProgress, Stored
 from stage1.training.image_batches import LabelledImages, Loader
 from stage1.training.image_model import (
     ImageModel,
@@ -37,7 +38,6 @@ from stage1.training.image_model import (
 )
 from stage1.training.losses import class_weights
 from stage1.training.optim import Ema, epoch_order, sub_seed
-from stage1.training.progress import EpochProgress, Stored
 
 log = logging.getLogger("stage1")
 # These change no weight on one machine: they may change between a stop and the resume. The second row stands in

@@ -34,15 +34,15 @@ from stage1.training.checkpoint import (
     save_checkpoint,
 )
 from stage1.training.distributed import Processes, chosen_device, half_precision
+from stage1.training.epoch_progress import Position, append_event, by_part
 from stage1.training.image_batches import Loader
-from stage1.training.images import backbone_torch_state
+from stage1.training.image_tuning import backbone_torch_state
 from stage1.training.optim import epoch_order, learning_rate, steps_per_epoch, sub_seed, warmup_steps
 from stage1.training.pretrain.adapter import merge_explora, prepare_explora
 from stage1.training.pretrain.collapse import Vitals, collapse
-from stage1.training.pretrain.data import Prints
 from stage1.training.pretrain.dino import DinoObjective
 from stage1.training.pretrain.masked import MaskedObjective
-from stage1.training.progress import Position, append_event, by_part
+from stage1.training.pretrain.unlabelled import Prints
 
 WEIGHTS = "backbone_explora.safetensors"
 

@@ -8,7 +8,7 @@ import pytest
 from stage1 import Scores, fit_policy
 from stage1.config import RunConfig
 from stage1.policy import Certificate, dealt, refit
-from stage1.policy.dealt import BY_SIZE, BY_SIZE_REASON
+from stage1.policy.group_dealing import BY_SIZE, BY_SIZE_REASON
 from stage1.stages.fitting import fit_configured
 from stage1.storage.documents import read_document
 
