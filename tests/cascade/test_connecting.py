@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from stage1.cascade import fixed_rules, header, open_cascade, open_log, read_answers, run_cascade
-from stage1.cascade.calls import BoundedCalls, CallFailed, CallTimeout
+from stage1.cascade.calls import CallFailed
 from stage1.cascade.config import HttpConfig
 from stage1.cascade.endpoint import Connector, Endpoint
 from stage1.inference import Input
@@ -147,45 +147,3 @@ def test_a_server_that_speaks_no_tls_is_unreachable():
         failure, _ = failed(server.url("/ok").replace("http:", "https:"))
     assert failure.kind == "unreachable"
     assert "SSL" in failure.detail
-
-
-# ---- calls that know no deadline
-
-
-def test_results_and_errors_come_through():
-    calls: BoundedCalls[int] = BoundedCalls(2)
-    assert [calls.call(lambda number=number: number, 5.0) for number in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(SystemExit):
-        calls.call(lambda: exit(3), 5.0)
-    assert calls.call(lambda: 7, 5.0) == 7
-
-
-def test_overdue_calls_keep_their_slots_until_they_return():
-    calls: BoundedCalls[bool] = BoundedCalls(3)
-    released = threading.Event()
-    before = threading.active_count()
-    for _ in range(3):
-        with pytest.raises(CallTimeout, match="no answer within"):
-            calls.call(lambda: released.wait(30), 0.02)
-    for _ in range(5):
-        with pytest.raises(CallTimeout, match="3 earlier calls"):
-            calls.call(lambda: released.wait(30), 0.02)
-    assert threading.active_count() - before == 3
-    released.set()
-    assert calls.call(lambda: True, 5.0)
-
-
-def test_a_call_waits_for_a_slot_within_its_deadline():
-    calls: BoundedCalls[int] = BoundedCalls(1)
-    began = threading.Event()
-
-    def slow() -> int:
-        began.set()
-        time.sleep(0.2)
-        return 1
-
-    thread = threading.Thread(target=calls.call, args=(slow, 5.0))
-    thread.start()
-    began.wait(5)
-    assert calls.call(lambda: 2, 5.0) == 2
-    thread.join()

@@ -27,6 +27,19 @@ def test_results_and_errors_go_through():
         executor.call(lambda: 1 / 0, soon())
 
 
+def test_a_deadline_in_seconds_is_named():
+    release = threading.Event()
+    executor = DeadlineExecutor(slots=1)
+    try:
+        with pytest.raises(DeadlineExceeded, match="no answer within 0.02 s"):
+            executor.call_within(release.wait, 0.02)
+        with pytest.raises(NoFreeSlot, match="1 earlier calls"):
+            executor.call_within(lambda: True, 0.02)
+    finally:
+        release.set()
+    assert executor.call_within(lambda: True, 60.0)
+
+
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 def test_what_would_end_the_process_is_an_error_of_the_call(kind):
     def ends() -> None:

@@ -1,8 +1,5 @@
-"""One call of a stage that may fail, bounded in time and in number: every end of it is an outcome, never an exception.
-
-- A call that knows no deadline of its own is waited for up to one. Python cannot stop it, so the number of such calls
-  is bounded instead.
-- Around each call: retries with jitter, a budget of calls per minute, and a circuit breaker.
+"""Asking a stage that may fail: retries with jitter, a budget of calls per minute, a circuit breaker; every end of it
+is an outcome, never an exception.
 """
 
 from __future__ import annotations
@@ -10,65 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stage1.cascade.config import CallsConfig
-
-Result = TypeVar("Result")
-
-
-class CallTimeout(Exception):
-    """No result within the deadline, or no free slot to ask for one."""
-
-
-class BoundedCalls(Generic[Result]):
-    """Calls in daemon threads, which keep neither the caller nor the process. slots: calls at once, overdue ones
-    included.
-
-    A call that hangs keeps its slot until it returns; with all slots taken the next one waits for a slot, within its
-    deadline.
-    """
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-        self._free = threading.BoundedSemaphore(slots)
-
-    def call(self, function: Callable[[], Result], seconds: float) -> Result:
-        """What `function()` returns, or raises, SystemExit and its like included. Raises Overdue."""
-        until = time.monotonic() + seconds
-        if not self._free.acquire(timeout=seconds):
-            raise CallTimeout(f"{self._slots} earlier calls have not returned")
-        outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                outcome: tuple[Any, BaseException | None] = (function(), None)
-            except BaseException as error:  # handed to the caller, who decides
-                outcome = (None, error)
-            self._free.release()
-            outcomes.put(outcome)
-
-        try:
-            threading.Thread(target=work, daemon=True, name="stage1-waiting").start()
-        except RuntimeError:  # the machine has no thread left
-            self._free.release()
-            raise
-        try:
-            result, error = outcomes.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty as empty:
-            raise CallTimeout(f"no answer within {seconds:g} s") from empty
-        if error is not None:
-            raise error
-        found: Result = result
-        return found
-
 
 ANSWERED = "answered"
 # What can come of asking one stage for one image. Those of OUTAGES say nothing of the image: they come in runs.

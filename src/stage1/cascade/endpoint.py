@@ -18,9 +18,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from stage1.cascade.calls import BoundedCalls, CallFailed, CallTimeout, strict_json
+from stage1.cascade.calls import CallFailed, strict_json
 from stage1.cascade.chat import chat_probability, chat_request
 from stage1.errors import ConfigError, MissingError
+from stage1.runtime.deadline import DeadlineExceeded, DeadlineExecutor
 
 if TYPE_CHECKING:
     from stage1.cascade.config import HttpConfig
@@ -213,7 +214,7 @@ class Connector:
         if secure:
             self.context = ssl.create_default_context()
             self.context.set_alpn_protocols(["http/1.1"])
-        self._lookups: BoundedCalls[_Addresses] = BoundedCalls(_LOOKUPS)
+        self._lookups = DeadlineExecutor(_LOOKUPS)
 
     def connect(self, seconds: float) -> socket.socket:
         """A connected socket, encrypted where that was asked for. Raises TimeoutError after `seconds`, OSError."""
@@ -236,8 +237,8 @@ class Connector:
             return socket.getaddrinfo(self._host, self._port, 0, socket.SOCK_STREAM)
 
         try:
-            return self._lookups.call(look_up, seconds)
-        except CallTimeout as error:
+            return self._lookups.call_within(look_up, seconds)
+        except DeadlineExceeded as error:
             raise TimeoutError(f"no address of {self._host} ({error})") from error
         except UnicodeError as error:
             raise OSError(0, f"{self._host} is no host name") from error

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stage1.cascade.answers import Call
-from stage1.cascade.calls import ANSWERED, BoundedCalls, CallFailed, CallTimeout, Guard
+from stage1.cascade.calls import ANSWERED, CallFailed, Guard
 from stage1.cascade.config import CascadeConfig, StageConfig, load_cascade, stages_digest
 from stage1.cascade.endpoint import Endpoint
 from stage1.cascade.rules import Rule
 from stage1.errors import ConfigError
 from stage1.inference.predictor import Bundle, load_bundle, one_line
+from stage1.runtime.deadline import DeadlineExceeded, DeadlineExecutor
 
 # Calls of a callable that may hang beside those that are waited for; with more than this nothing is asked of it.
 _LEFT_BEHIND = 16
@@ -107,20 +108,30 @@ def within(seconds: float, function: Callable[[bytes], Any], concurrency: int = 
     """`function` with a deadline: Python cannot stop it, so it is left behind in a thread that does not keep the
     process.
     """
-    calls: BoundedCalls[Any] = BoundedCalls(concurrency + _LEFT_BEHIND)
+    executor = DeadlineExecutor(concurrency + _LEFT_BEHIND)
+
+    def attempt(data: bytes) -> Any:
+        try:
+            return function(data)
+        except BaseException as error:  # of another's code, SystemExit included: it is an outcome, named in the record
+            raise _failed(error) from error
 
     def ask(data: bytes) -> float:
         try:
-            value = calls.call(lambda: function(data), seconds)
-        except CallTimeout as error:
+            value = executor.call_within(lambda: attempt(data), seconds)
+        except DeadlineExceeded as error:
             raise CallFailed("timeout", str(error)) from error
-        except BaseException as error:  # of another's code, SystemExit included: it is an outcome, named in the record
-            raise CallFailed("failed", f"{type(error).__name__}: {one_line(error)}"[:200]) from error
+        except RuntimeError as error:  # the machine has no thread left
+            raise _failed(error) from error
         # numpy's numbers are numbers.
         plain: float = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
         return plain
 
     return ask
+
+
+def _failed(error: BaseException) -> CallFailed:
+    return CallFailed("failed", f"{type(error).__name__}: {one_line(error)}"[:200])
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,15 @@ class DeadlineExecutor:
         found: Result = result
         return found
 
+    def call_within(self, function: Callable[[], Result], seconds: float) -> Result:
+        """As `call`, with a deadline in so many seconds, which the error names."""
+        try:
+            return self.call(function, time.monotonic() + seconds)
+        except NoFreeSlot:
+            raise
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"no answer within {seconds:g} s") from error
+
     def _worker(self) -> _Tasks[Any]:
         """The tasks of a thread that has nothing to do: the one that was busy last, else a new one."""
         try:
