@@ -68,8 +68,8 @@ def verify_bundle(
     Finds changed, missing, extra and renamed files, empty folders, links, a second policy file, and any change of
     bundle.json itself. With `recompute` certificate, thresholds, calibration map and model card are made again from the
     data in the bundle and compared (bundle/recomputation.py). The texts of another version of stage1 cannot be made
-    again, which is a problem unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError where
-    there is no such folder; all else is in the report.
+    again, which is a problem unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError
+    where there is no such folder; all else is in the report.
 
     A digest proves that nothing changed by accident or in ignorance. Who rewrites every file *and* bundle.json makes
     another bundle, with another `digest`: compare that one with the digest you were given.
