@@ -9,9 +9,9 @@ import pytest
 
 from stage1 import Scores
 from stage1.evaluation.rates import exit_shares
+from stage1.policy.class_thresholds import fit_multiclass, path_of, walk
 from stage1.policy.ordering_multiclass import ClassGoal
 from stage1.policy.shortfall_multiclass import Sample
-from stage1.policy.softmax_multiclass import fit_multiclass, path_of, walk
 from stage1.policy.target import Request
 from stage1.risk import max_errors
 from stage1.risk.testing import max_errors_each

@@ -3,7 +3,7 @@
 | family | rule | file |
 |---|---|---|
 | two thresholds | exit as 0 below lo, as 1 above hi: softmax of two classes, gate (another score) | two_thresholds.py |
-| class thresholds | exit as the likeliest class above its own: softmax of more classes | softmax_multiclass.py |
+| class thresholds | exit as the likeliest class above its own: softmax of more classes | class_thresholds.py |
 | selection and class floors | exit where the set of classes holds a single one: SCRC | scrc_fit.py |
 
 A family chooses its rule by its own tests on the counted units. What is claimed is then counted anew from the decisions

@@ -99,7 +99,7 @@ def fit_policy(
     are then claimed for each of their values too (policy/slices.py). confidence_score, thresholds: of softmax with more
     than two classes, a name in stage1.scores.confidence (fixed before calib is seen, e.g. by
     stage1.evaluation.choose_confidence) and "one" threshold, one "per_class", or "auto": what promises more on
-    val_select (policy/softmax_multiclass.py).
+    val_select (policy/class_thresholds.py).
     against_argmax: let images exit as a class that their calibrated probability (at target_prior, else at the balance
     of val_select) does not favour, where the target allows it. calibration: the map that gives this probability for two
     classes, fitted on `select`; None: the best by cross-validated NLL on `select`, the softmax's own where there are

@@ -15,10 +15,11 @@ import numpy as np
 from stage1.policy.base import Decision, PlainPolicy, Policy
 from stage1.policy.certificate import Certificate
 from stage1.policy.certify import certify
+from stage1.policy.class_thresholds import configured_confidence, fit_multiclass, plug_in_classes
 from stage1.policy.closed_form import Thresholds
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
 from stage1.policy.plug_in import plug_in_thresholds
-from stage1.policy.softmax_multiclass import MulticlassPolicy, configured_confidence, fit_multiclass, plug_in_classes
+from stage1.policy.softmax_multiclass import MulticlassPolicy
 from stage1.policy.two_thresholds import TwoThresholds
 from stage1.scores import Scores
 

@@ -11,14 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.policy.certificate import (
-    Certificate,
-    Coverage,
-    RiskBound,
-    certified_statement,
-    percent,
-    refused_statement,
-)
+from stage1.policy.certificate import Certificate, Coverage, RiskBound, certified_statement, percent, refused_statement
 from stage1.policy.certify import Shortfall, counted_units
 from stage1.policy.closed_form import Thresholds
 from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, error_upper
