@@ -40,7 +40,7 @@ from stage1.model.head import build_head, load_head
 from stage1.policy import fit_policy
 from stage1.runs.artifacts import backbone_file, joint_head_file
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import FEATURES_KIND, TRAIN_KIND
+from stage1.runs.schema import FEATURES_KIND, TRAIN_KIND
 from stage1.scores import Scores, read_role
 from stage1.stages.own_backbone import backbone_config
 from stage1.storage.documents import read_document

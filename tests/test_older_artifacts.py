@@ -15,6 +15,7 @@ from PIL import Image
 from stage1 import load_bundle, load_policy
 from stage1.bundle import verify_bundle
 from stage1.bundle.recomputation import recompute
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.scores import read_scores
 from stage1.stages.reporting import report_of_scores
 from stage1.storage.documents import read_document
@@ -50,7 +51,7 @@ def test_a_policy_decides_as_its_certificate_counted(name):
     assert policy.certificate.certified
     scores, roles = read_scores(OLD / name / "scores.parquet")
     calib = scores.take(roles == "val_calib")
-    stated = read_document(OLD / name / "certificate.json", "certificate")["coverage"]["value"]
+    stated = read_document(OLD / name / "certificate.json", CERTIFICATE_KIND)["coverage"]["value"]
     assert float(policy.decide(calib).exit.mean()) == pytest.approx(stated, abs=1e-12)
 
 

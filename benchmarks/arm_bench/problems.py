@@ -16,9 +16,9 @@ from stage1.data.table import SampleTable
 from stage1.features import FeatureKey, FeatureStore, extract_features
 from stage1.model.backbone import load_backbone
 from stage1.runs.directory import RunDir, opened
-from stage1.runs.documents import FEATURES_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute_one
+from stage1.runs.schema import FEATURES_KIND
 from stage1.scores import ROLES
 from stage1.stages import STAGES
 from stage1.storage.documents import read_document

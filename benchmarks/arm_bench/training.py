@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from arm_bench.problems import Problem
 from stage1.config import RunConfig, load_config
 from stage1.runs.directory import opened
-from stage1.runs.documents import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute_one
+from stage1.runs.schema import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.scores import ROLES, Scores, read_role
 from stage1.stages import STAGES
 from stage1.storage.documents import read_document

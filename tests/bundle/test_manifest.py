@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stage1.bundle import read_manifest, verify_bundle
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.errors import IntegrityError, MissingError
 from stage1.policy import Certificate
 from stage1.storage.documents import validate
@@ -49,7 +50,7 @@ def test_a_fresh_bundle_is_whole(bundle):
 
 def test_manifest_fits_its_schema_and_names_every_file(bundle):
     document = read_manifest(bundle)
-    validate(document, "bundle", "bundle.json")
+    validate(document, BUNDLE_KIND, "bundle.json")
     for name, listed in document["files"].items():
         assert listed == {"sha256": digest_file(bundle / name), "size": (bundle / name).stat().st_size}
     assert document["positive_class"] == "roadwork"

@@ -8,9 +8,11 @@ import pytest
 
 from stage1.bundle import verify_bundle
 from stage1.bundle.manifest import sealed
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.errors import IntegrityError, MissingError
 from stage1.inference import load_bundle
 from stage1.policy import ViewsClaim, load_policy, on_views
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.runtime.crops import ViewPolicy
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_bytes
@@ -31,7 +33,7 @@ def viewed(parts):
 def test_views_travel_and_are_named(viewed, tmp_path):
     folder = viewed.write(tmp_path / "bundle", views_file=viewed.run / "views.json")
     assert verify_bundle(folder, recompute=True).problems == ()
-    manifest = read_document(folder / "bundle.json", "bundle")
+    manifest = read_document(folder / "bundle.json", BUNDLE_KIND)
     assert manifest["views"] == {"description": VIEWS.description, "count": 5}
     assert manifest["created_from"]["views"] == VIEWS.digest == manifest["files"]["views.json"]["sha256"]
     bundle = load_bundle(folder)
@@ -56,12 +58,12 @@ def test_a_resealed_bundle_that_lost_its_views_is_opened_by_nobody(viewed, tmp_p
     """Whoever makes all digests fit again still leaves one document that speaks of views."""
     folder = viewed.write(tmp_path / "bundle", views_file=viewed.run / "views.json")
     assert load_bundle(folder).predictor.views == VIEWS
-    manifest = read_document(folder / "bundle.json", "bundle")
+    manifest = read_document(folder / "bundle.json", BUNDLE_KIND)
     if "views.json" in taken:
         (folder / "views.json").unlink()
         del manifest["files"]["views.json"]
     if "certificate" in taken:
-        document = read_document(folder / "certificate.json", "certificate")
+        document = read_document(folder / "certificate.json", CERTIFICATE_KIND)
         del document["views"]
         (folder / "certificate.json").write_text(json.dumps(document))
         written = (folder / "certificate.json").read_bytes()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stage1.calibration import FittedMap, Identity, Isotonic, Platt, choose_map, fitted_identity, fitted_map, load_map
+from stage1.calibration.schema import CALIBRATION_KIND
 from stage1.errors import IntegrityError
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
@@ -38,7 +39,7 @@ def test_the_digest_is_that_of_the_file(tmp_path):
 def test_the_comparison_is_the_table_of_choose_map(tmp_path):
     choice = choose_map(sample(), candidates=["temperature", "platt"])
     fitted_map(choice, sample()).save(tmp_path / "calibration.json")
-    document = read_document(tmp_path / "calibration.json", "calibration")
+    document = read_document(tmp_path / "calibration.json", CALIBRATION_KIND)
     assert document["comparison"] == choice.to_document()
     assert document["name"] == choice.name == document["comparison"]["chosen"] != "identity"
     assert [row["name"] for row in document["comparison"]["table"]] == ["identity", "temperature", "platt"]

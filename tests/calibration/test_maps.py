@@ -23,6 +23,7 @@ from stage1.calibration import (
     load_map,
     map_from_document,
 )
+from stage1.calibration.schema import CALIBRATION_KIND
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.scores import Scores
 from stage1.storage.documents import read_document, write_document
@@ -79,7 +80,7 @@ def test_written_and_read_it_is_the_same_map(name, k, tmp_path):
     again = load_map(tmp_path / "calibration.json")
     assert again == fitted
     np.testing.assert_array_equal(again.apply(scores.logits), fitted.apply(scores.logits))
-    document = read_document(tmp_path / "calibration.json", "calibration")
+    document = read_document(tmp_path / "calibration.json", CALIBRATION_KIND)
     assert (document["name"], document["n"], document["n_classes"]) == (name, 400, k)
     assert document["fitted_on"] == digest_ids(scores.ids.tolist())
 
@@ -210,7 +211,7 @@ SPOILED = [
 def test_a_damaged_document_is_an_integrity_error(fitted, change, tmp_path):
     document = fitted.to_document()
     path = tmp_path / "calibration.json"
-    write_document(path, document, "calibration")
+    write_document(path, document, CALIBRATION_KIND)
     assert load_map(path) == fitted
     document["parameters"] = {**document["parameters"], **change}
     path.write_text(json.dumps({"schema_version": 1, **document}))

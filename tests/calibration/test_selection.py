@@ -7,6 +7,7 @@ import pytest
 
 from stage1.calibration import Temperature, choose_map, fit_map
 from stage1.calibration.folds import fold_of_rows
+from stage1.calibration.schema import CALIBRATION_KIND
 from stage1.errors import ConfigError, DataError
 from stage1.scores import Scores
 from stage1.storage.documents import read_document, write_document
@@ -167,8 +168,8 @@ def test_choice_as_plain_values(tmp_path):
     document = choice.to_document()
     assert document["chosen"] == choice.name
     assert [line["name"] for line in document["table"]] == [c.name for c in choice.table]
-    write_document(tmp_path / "calibration.json", choice.map.to_document(), "calibration")
-    assert read_document(tmp_path / "calibration.json", "calibration")["name"] == choice.name
+    write_document(tmp_path / "calibration.json", choice.map.to_document(), CALIBRATION_KIND)
+    assert read_document(tmp_path / "calibration.json", CALIBRATION_KIND)["name"] == choice.name
 
 
 def test_bad_options_are_named():

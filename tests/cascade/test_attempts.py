@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stage1.cascade import attempts as cascade_attempts
+from stage1.cascade.schema import CASCADE_KIND
 from stage1.cli import app
 from stage1.commands.cascade import evaluate_cascade, evaluation_lines
 from stage1.errors import NotCertifiable, Stage1Error
@@ -40,7 +41,7 @@ def again(answered: Path, limit: float, answers: Path, output: Path) -> dict:
 
 
 def test_another_folder_counts_the_attempts_beside_the_answers(answered, desk):
-    first = read_document(desk / "ev" / "cascade.json", "cascade")
+    first = read_document(desk / "ev" / "cascade.json", CASCADE_KIND)
     assert (first["certificate"]["certified"], first["certificate"]["attempt"]) == (False, 1)
     before = calls_of(answered / "c.yaml")
     second = again(answered, 0.2, desk / "ev" / "answers.jsonl", desk / "ev2")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from stage1.cascade import capacity_per_minute, stage_costs
 from stage1.cascade.config import CascadeConfig, StageConfig
+from stage1.cascade.schema import CASCADE_KIND
 from stage1.cli import app
 from stage1.commands.cascade import evaluate_cascade, evaluation_lines
 from stage1.commands.cascade_plan import _options, plan_cascade, plan_lines
@@ -43,14 +44,14 @@ def chosen_is_listed(document: dict, plan: dict) -> bool:
 def at(evaluated: tuple[Path, Path], monkeypatch, rate: float, **options: float) -> dict:
     """The plan at `rate` times the arrivals at which what is observed just fits into 30 a minute."""
     path, folder = evaluated
-    document = read_document(folder / "cascade.json", "cascade")
+    document = read_document(folder / "cascade.json", CASCADE_KIND)
     reach = document["defer"]["stages"][0]["deferred"] / document["defer"]["units"]
     monkeypatch.setattr("stage1.commands.cascade_plan.capacity_per_minute", lambda *_: (30.0, "budget of 30"))
     return plan_cascade(path, f"{rate * 30 / reach:.6f}/min", evaluated=folder, **options)
 
 
 def test_what_does_not_fit_by_the_verdict_is_no_option(evaluated, monkeypatch):
-    document = read_document(evaluated[1] / "cascade.json", "cascade")
+    document = read_document(evaluated[1] / "cascade.json", CASCADE_KIND)
     # What is observed fits with 2 % to spare, the upper bound does not.
     found = at(evaluated, monkeypatch, 0.98)
     (second,) = found["stages"]
@@ -61,7 +62,7 @@ def test_what_does_not_fit_by_the_verdict_is_no_option(evaluated, monkeypatch):
 
 
 def test_the_chosen_configuration_fits_by_the_list_exactly_where_it_does_by_the_verdict(evaluated, monkeypatch):
-    document = read_document(evaluated[1] / "cascade.json", "cascade")
+    document = read_document(evaluated[1] / "cascade.json", CASCADE_KIND)
     monkeypatch.setattr("stage1.commands.cascade_plan._OPTIONS", 99)
     verdicts = []
     for rate in np.linspace(0.3, 1.2, 19):
@@ -179,7 +180,7 @@ def test_waiting_for_the_budget_costs_nothing_and_is_told(evaluated):
     costs = stage_costs(labelled.recorded, free)
     assert [cost["milliseconds"] for cost in costs] == [8.0, 350.0]
     assert [cost["waited_milliseconds"] for cost in costs] == [0.0, 1000.0]
-    document = read_document(evaluated[1] / "cascade.json", "cascade") | {"written": [], "notes": []}
+    document = read_document(evaluated[1] / "cascade.json", CASCADE_KIND) | {"written": [], "notes": []}
     assert "waiting for its budget" not in "\n".join(
         evaluation_lines(document | {"costs": [{**cost, "waited_milliseconds": 0.0} for cost in document["costs"]]})
     )

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from stage1.bundle.manifest import read_calibration
 from stage1.cascade import DeferRate, arrival_rate, capacity_per_minute, defer_rate, load, open_cascade
 from stage1.cascade.config import StageConfig
+from stage1.cascade.schema import CASCADE_KIND
 from stage1.cli import app
 from stage1.commands import cascade_images
 from stage1.errors import ConfigError, Stage1Error
@@ -154,7 +155,7 @@ def evaluated(desk, server, bundle_folder) -> tuple[Path, Path, subprocess.Compl
 def test_every_image_is_asked_once_and_the_statement_is_true_on_the_test_set(evaluated):
     _, folder, result, requests = evaluated
     assert result.returncode == 0, result.stderr
-    document = read_document(folder / "cascade.json", "cascade")
+    document = read_document(folder / "cascade.json", CASCADE_KIND)
     assert json.loads(result.stdout)["certificate"] == document["certificate"]
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()[1:]]
     assert len(lines) == len({line["image"] for line in lines}) == IMAGES
@@ -183,7 +184,7 @@ def test_every_image_is_asked_once_and_the_statement_is_true_on_the_test_set(eva
 def test_the_figure_is_there_and_depends_on_the_document_alone(evaluated):
     _, folder, _, _ = evaluated
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
-    document = read_document(folder / "cascade.json", "cascade")
+    document = read_document(folder / "cascade.json", CASCADE_KIND)
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
     drawn = draw_frontier(document)
     assert (drawn.png, drawn.svg) == ((folder / "frontier.png").read_bytes(), (folder / "frontier.svg").read_bytes())

@@ -23,6 +23,7 @@ from stage1.evaluation import (
     nll,
     risk_coverage,
 )
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.evaluation.summary import confidence_of
 from stage1.scores import Scores, read_scores
 from stage1.storage.documents import read_document, validate, write_document
@@ -56,19 +57,19 @@ def document(scores, lo=-1.0, hi=1.5, **changes):
 
 def test_document_fits_its_schema_and_survives_the_file(tmp_path):
     made = document(binary_scores(), paths=[f"/photos/{row}.jpg" for row in range(300)])
-    write_document(tmp_path / "evaluation.json", made, "evaluation")
-    read = read_document(tmp_path / "evaluation.json", "evaluation")
+    write_document(tmp_path / "evaluation.json", made, EVALUATION_KIND)
+    read = read_document(tmp_path / "evaluation.json", EVALUATION_KIND)
     assert {name: value for name, value in read.items() if name != "schema_version"} == made
 
 
 def test_schema_refuses_what_is_missing_or_unknown():
     made = {"schema_version": 1} | document(binary_scores())
-    validate(made, "evaluation", "test")
+    validate(made, EVALUATION_KIND, "test")
     for name in set(made) - {"argmax"}:  # documents from before it was there are read too
         with pytest.raises(IntegrityError):
-            validate({key: value for key, value in made.items() if key != name}, "evaluation", "test")
+            validate({key: value for key, value in made.items() if key != name}, EVALUATION_KIND, "test")
     with pytest.raises(IntegrityError, match="extra"):
-        validate(made | {"extra": 1}, "evaluation", "test")
+        validate(made | {"extra": 1}, EVALUATION_KIND, "test")
 
 
 def test_numbers_are_those_of_the_functions():
@@ -196,7 +197,7 @@ def test_nothing_exits_and_nothing_is_nan():
     assert made["risks"]["fnr"]["observed"] is None
     assert (made["lo"], made["hi"], made["certified"]) == (None, None, False)
     assert "NaN" not in json.dumps(made)
-    validate({"schema_version": 1} | made, "evaluation", "test")
+    validate({"schema_version": 1} | made, EVALUATION_KIND, "test")
 
 
 def test_one_class_leaves_mcc_null():
@@ -204,7 +205,7 @@ def test_one_class_leaves_mcc_null():
     made = document(scores)
     assert made["metrics"]["mcc"] == {"value": None, "low": None, "high": None}
     assert made["coverage"]["per_class"]["none"]["value"] is None
-    validate({"schema_version": 1} | made, "evaluation", "test")
+    validate({"schema_version": 1} | made, EVALUATION_KIND, "test")
 
 
 @settings(deadline=None, max_examples=25)
@@ -217,7 +218,7 @@ def test_any_small_input_gives_a_valid_document(rows, lo, hi):
     margin, labels, groups = (np.array(column) for column in zip(*rows, strict=True))
     scores = Scores(np.stack([np.zeros(len(rows)), margin], axis=1), labels=labels, groups=groups.astype(str))
     made = document(scores, lo=lo, hi=hi, resamples=5)
-    validate({"schema_version": 1} | made, "evaluation", "test")
+    validate({"schema_version": 1} | made, EVALUATION_KIND, "test")
     json.dumps(made, allow_nan=False)
     assert len(metrics_rows(made)) == 11 + 5 + 3
 
@@ -253,7 +254,7 @@ def test_three_classes():
         certified=False,
         resamples=20,
     )
-    validate({"schema_version": 1} | made, "evaluation", "test")
+    validate({"schema_version": 1} | made, EVALUATION_KIND, "test")
     kinds = ("fnr", "wrong", "miss_rate")
     assert list(made["risks"]) == [*(f"{kind}.{name}" for kind in kinds for name in ("a", "b", "c")), "error"]
     assert made["risks"]["fnr.b"]["target"] == 0.1
@@ -315,7 +316,7 @@ def test_labels_are_needed():
 def test_real_saturated_scores(coco_scores):
     scores, _ = read_scores(coco_scores, values="probabilities", columns={"scores": "prob"})
     made = document(scores, lo=-6.0, hi=6.0, classes=["none", "person"], resamples=100)
-    validate({"schema_version": 1} | made, "evaluation", "test")
+    validate({"schema_version": 1} | made, EVALUATION_KIND, "test")
     assert made["n"] == 4952
     assert made["metrics"]["augrc"]["value"] == pytest.approx(
         augrc(abs(scores.margin), scores.logits.argmax(axis=1) != scores.labels)

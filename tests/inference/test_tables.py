@@ -24,6 +24,7 @@ from PIL import Image
 
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.inference import FORMATS, Input, Row, iterate_inputs, load_bundle, open_writer, predict_to
+from stage1.inference.schema import PREDICTIONS_KIND
 from stage1.storage.cells import plain_cell
 from stage1.storage.documents import validate
 
@@ -304,7 +305,7 @@ def test_json_is_one_document(tmp_path):
     assert document["rows"] == [expected(row) for row in ROWS]
     assert (document["images"], document["exits"], document["failures"]) == (3, 1, 1)
     assert json.loads(written("json", tmp_path, []).read_text())["rows"] == []
-    validate(document, "predictions", "out.json")
+    validate(document, PREDICTIONS_KIND, "out.json")
     assert "small" not in document
 
 
@@ -321,7 +322,7 @@ def test_json_of_views_counts_the_images_to_which_tiles_add_nothing():
     document = json.loads(text.getvalue())
     assert [row["small"] for row in document["rows"]] == [True, False, False]
     assert document["small"] == 1
-    validate(document, "predictions", "out.json")
+    validate(document, PREDICTIONS_KIND, "out.json")
 
 
 def test_parquet_round_trip(tmp_path):

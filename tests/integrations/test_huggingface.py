@@ -26,7 +26,7 @@ from stage1.integrations.huggingface import HF_EXPORT_KIND  # noqa: E402
 from stage1.model.backbone import load_backbone  # noqa: E402
 from stage1.model.head import Gate, GatedHead, build_gate, build_head  # noqa: E402
 from stage1.runs.directory import RunDir, read_state, stored_config  # noqa: E402
-from stage1.runs.documents import FEATURES_KIND  # noqa: E402
+from stage1.runs.schema import FEATURES_KIND  # noqa: E402
 from stage1.runtime.crops import WHOLE, ViewPolicy  # noqa: E402
 from stage1.runtime.preprocessing import Preprocessing  # noqa: E402
 from stage1.stages import STAGES  # noqa: E402

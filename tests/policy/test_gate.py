@@ -19,6 +19,7 @@ from stage1.policy.certificate import Certificate
 from stage1.policy.closed_form import Thresholds
 from stage1.policy.gate import GatePolicy, _spread, _unspread, fit_gate, signed_gate
 from stage1.policy.gate_model import cross_fitted_gate
+from stage1.policy.schema import GATEPARAMS_KIND
 from stage1.policy.units import Counting
 from stage1.scores import Scores
 from stage1.storage.documents import validate
@@ -158,7 +159,7 @@ def test_a_saved_policy_decides_the_same(tmp_path):
 def test_a_wrong_document_is_refused(tmp_path, change):
     policy = fit_gate(**pair(8, 400, 400), risks=TARGETS)
     document = {"schema_version": 1, **policy.to_document()}
-    validate(document, "gateparams", "here")
+    validate(document, GATEPARAMS_KIND, "here")
     path = tmp_path / "gateparams.json"
     path.write_text(json.dumps(document | change))
     with pytest.raises(IntegrityError, match=r"gateparams\.json"):

@@ -9,6 +9,7 @@ from stage1 import Scores, fit_policy
 from stage1.config import RunConfig
 from stage1.policy import Certificate, dealt, refit
 from stage1.policy.group_dealing import BY_SIZE, BY_SIZE_REASON
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.stages.fitting import fit_configured
 from stage1.storage.documents import read_document
 
@@ -44,7 +45,7 @@ def test_the_certificate_says_what_was_done(dealing, words, tmp_path):
     assert words in certificate.assumptions[0]
     assert ("independent random sample of the groups" in certificate.assumptions[0]) == (certificate.unit == "group")
     certificate.save(tmp_path / "certificate.json")
-    assert ("dealing" in read_document(tmp_path / "certificate.json", "certificate")) == (dealing is not None)
+    assert ("dealing" in read_document(tmp_path / "certificate.json", CERTIFICATE_KIND)) == (dealing is not None)
     assert Certificate.load(tmp_path / "certificate.json") == certificate
     assert refit(policy, calib=calib, select=None).certificate == certificate
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.policy import scrc_choice
+from stage1.policy.schema import SCRCPARAMS_KIND
 from stage1.policy.scrc import ScrcPolicy, class_log_odds
 from stage1.policy.scrc_fit import fit_scrc
 from stage1.policy.units import Counting
@@ -188,7 +189,7 @@ def test_the_file_alone_decides_alike(tmp_path, variant, make):
     rng = np.random.default_rng(5)
     policy = fit(make(rng, 1500), variant=variant, risks=RISKS if make is not many else {"miss_rate": 0.05})
     policy.save(tmp_path / "scrcparams.json")
-    again = ScrcPolicy.from_document(read_document(tmp_path / "scrcparams.json", "scrcparams"))
+    again = ScrcPolicy.from_document(read_document(tmp_path / "scrcparams.json", SCRCPARAMS_KIND))
     assert again.to_document() == policy.to_document()
     fresh = make(rng, 1000)
     for one, other in zip(policy.sets(fresh), again.sets(fresh), strict=True):
@@ -206,7 +207,7 @@ def test_the_schema_refuses_what_does_not_belong(tmp_path):
         {**document, "tau": "1"},
     ):
         with pytest.raises(IntegrityError, match="scrcparams"):
-            write_document(tmp_path / "scrcparams.json", broken, "scrcparams")
+            write_document(tmp_path / "scrcparams.json", broken, SCRCPARAMS_KIND)
     with pytest.raises(IntegrityError, match="3 floors for 2 classes"):
         ScrcPolicy.from_document({**document, "floors": [0.0, 0.0, 0.0]})
 

@@ -224,9 +224,10 @@ def test_file_comes_back_and_refit_gives_the_same(tmp_path, risks):
     assert refit(back, calib=calib, select=select) == policy
     damaged = policy.to_document()
     damaged["thresholds"] = [*damaged["thresholds"], 1.0]
+    from stage1.policy.schema import THRESHOLDS_KIND
     from stage1.storage.documents import write_document
 
-    write_document(tmp_path / "thresholds.json", damaged, "thresholds")
+    write_document(tmp_path / "thresholds.json", damaged, THRESHOLDS_KIND)
     with pytest.raises(IntegrityError, match="4 for 3 classes"):
         load_policy(tmp_path)
 

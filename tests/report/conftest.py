@@ -19,6 +19,8 @@ from stage1.report import Thumb
 from stage1.scores import Scores
 from stage1.storage.documents import validate
 
+from ..storage.document_kinds import KINDS
+
 CLASSES = ["none", "roadwork"]
 
 
@@ -105,7 +107,7 @@ def build(
     }
     for kind, document in documents.items():
         document["schema_version"] = 1
-        validate(document, kind, kind)
+        validate(document, KINDS[kind], kind)
     run = {
         "name": "demo",
         "created": "2025-06-01 12:00 UTC",

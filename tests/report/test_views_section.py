@@ -11,6 +11,7 @@ import io
 import pytest
 from PIL import Image
 
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.report import Thumb, draw_figures, write_report
 from stage1.report.figures.views import draw_trace
 from stage1.report.page import render_page
@@ -85,7 +86,7 @@ def drawn(_certified):
 @pytest.fixture
 def viewed(certified):
     certified.evaluation["views"] = copy.deepcopy(SEEN)
-    validate(certified.evaluation, "evaluation", "evaluation")
+    validate(certified.evaluation, EVALUATION_KIND, "evaluation")
     words = ["tile r1c1 decided, 3 of 5 views looked at", "the whole image weighed most, 1 of 5 views looked at"]
     certified.thumbnails = [
         Thumb(thumb.jpeg, thumb.caption, thumb.label, thumb.decision, thumb.probability, said)

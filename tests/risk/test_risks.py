@@ -15,6 +15,7 @@ from stage1.config import RunConfig
 from stage1.config.certify import AcceptanceGate
 from stage1.errors import ConfigError
 from stage1.evaluation import evaluate, exit_rates
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import Certificate
 from stage1.policy.counts import count_class_exits, count_exits
 from stage1.policy.group_means import risk_rows
@@ -211,7 +212,7 @@ def test_the_config_and_the_document_of_an_evaluation_take_it(samples):
         assert RunConfig(risks=target).risks == target
         assert AcceptanceGate(metric="false_discovery", at_most=0.1).metric == "false_discovery"
         document = evaluate(scores, np.abs(decided) > 1, (decided > 0).astype(int), targets=target, **said)
-        validate({"schema_version": 1, **document}, "evaluation", "evaluation")
+        validate({"schema_version": 1, **document}, EVALUATION_KIND, "evaluation")
         assert document["risks"]["false_discovery"]["target"] == 0.04
         assert document["risks"]["false_discovery"]["n"] == (decided > 1).sum()
 

@@ -10,7 +10,7 @@ import numpy as np
 from stage1 import Scores
 from stage1.config import load_config, to_yaml
 from stage1.data.table import SampleTable
-from stage1.runs.documents import STAGES_KIND
+from stage1.runs.schema import STAGES_KIND
 from stage1.scores import write_role
 from stage1.stages.calibrate import save_policy
 from stage1.stages.fitting import fit_configured

@@ -11,7 +11,7 @@ from stage1.config import AcceptanceGate, load_config
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.policy import load_policy
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import ACCEPTANCE_KIND
+from stage1.runs.schema import ACCEPTANCE_KIND
 from stage1.scores import read_role
 from stage1.stages.acceptance import Measured, accept, accepted_in_words, check_reference, judge, require_accepted
 from stage1.stages.evaluate import write_evaluation

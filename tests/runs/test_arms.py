@@ -13,6 +13,7 @@ import pytest
 from stage1.commands.arms import compare_runs, write_comparison
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.evaluation.comparison import NO_DIFFERENCE
+from stage1.evaluation.schema import COMPARISON_ARMS_KIND
 from stage1.report.arms_table import arms_lines
 from stage1.scores import read_role, write_role
 from stage1.storage.documents import read_document
@@ -174,7 +175,7 @@ def test_choosing_by_coverage_says_what_that_costs(runs):
 def test_what_is_written_and_printed(document, tmp_path):
     written = write_comparison(document, tmp_path / "out")
     assert [path.name for path in written] == ["comparison.json", "comparison.md", "comparison.png", "comparison.svg"]
-    assert read_document(written[0], "comparison_arms") == document
+    assert read_document(written[0], COMPARISON_ARMS_KIND) == document
     text = written[1].read_text()
     assert document["conclusion"] in text
     assert "| lora | 3 |" in text

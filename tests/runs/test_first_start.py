@@ -15,9 +15,9 @@ from PIL import Image
 from stage1.config import load_config
 from stage1.errors import ConfigError, DataError, SourceChanged
 from stage1.runs.directory import opened, stored_config
-from stage1.runs.documents import STAGES_KIND
 from stage1.runs.progress import Progress
 from stage1.runs.runner import execute, execute_one
+from stage1.runs.schema import STAGES_KIND
 from stage1.stages import STAGES
 from stage1.storage.documents import read_document
 

@@ -14,7 +14,7 @@ from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
 from stage1.policy.calibrated import CalibratedPolicy
 from stage1.policy.gate import GatePolicy
-from stage1.runs.documents import PARITY_KIND, TRAIN_KIND
+from stage1.runs.schema import PARITY_KIND, TRAIN_KIND
 from stage1.scores import read_role
 from stage1.storage.documents import read_document
 

@@ -16,7 +16,7 @@ from stage1.data.ingest import read_source
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.features.store import FeatureKey, FeatureStore
-from stage1.runs.documents import FEATURES_KIND
+from stage1.runs.schema import FEATURES_KIND
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_file, write_text
 

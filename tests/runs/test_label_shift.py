@@ -14,6 +14,7 @@ from stage1 import fit_policy
 from stage1.commands.scores import calibrate_scores, evaluate_scores
 from stage1.config import load_config
 from stage1.errors import ConfigError, DataError, MissingError
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.scores import Scores, write_scores
 from stage1.stages.label_shift import Shift, adopt_target, label_shift, shift_lines
 from stage1.storage.documents import read_document
@@ -220,7 +221,7 @@ def test_which_labelled_rows_are_the_source(desk, document, tmp_path):
         tmp_path / "fresh.parquet", tmp_path / "bare", tmp_path / "out", config=CONFIG, values="logits", columns={}
     )
     assert "label_shift" not in found
-    assert "label_shift" not in read_document(tmp_path / "out/evaluation.json", "evaluation")
+    assert "label_shift" not in read_document(tmp_path / "out/evaluation.json", EVALUATION_KIND)
 
 
 def test_bad_input_is_named(desk, tmp_path):
@@ -294,7 +295,7 @@ def test_a_run_keeps_its_target(finished, tmp_path):
     result = stage1("evaluate", run, "--target", tmp_path / "target.csv", "-q")
     assert result.returncode == 0, result.stderr
     assert "bbse" in result.stdout
-    shift = read_document(run / "evaluation.json", "evaluation")["label_shift"]
+    shift = read_document(run / "evaluation.json", EVALUATION_KIND)["label_shift"]
     assert shift["source"]["n"] == len(ids)
     assert shift["target"]["n"] == 200
     assert "At another class balance" in (run / "report.html").read_text()
@@ -315,4 +316,4 @@ def test_a_run_keeps_its_target(finished, tmp_path):
     write_scores(tmp_path / "target.csv", Scores(logits=np.stack([np.zeros(200), margin + 1.0], axis=1)))
     adopt_target(run, tmp_path / "target.csv", values="logits", columns={})
     assert again()
-    assert read_document(run / "evaluation.json", "evaluation")["label_shift"]["estimates"] != shift["estimates"]
+    assert read_document(run / "evaluation.json", EVALUATION_KIND)["label_shift"]["estimates"] != shift["estimates"]

@@ -15,6 +15,7 @@ import pytest
 
 from stage1 import load_bundle, load_policy
 from stage1.bundle import verify_bundle, write_bundle
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.calibration import (
     Beta,
     Dirichlet,
@@ -32,9 +33,10 @@ from stage1.commands.scores import calibrate_scores, evaluate_scores
 from stage1.config import CalibrationConfig, validated
 from stage1.errors import ConfigError, IntegrityError
 from stage1.evaluation import brier, ece, nll
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import CalibratedPolicy, decided_on, fit_policy, refit, stated
 from stage1.policy.calibrated import fit_calibrated
-from stage1.runs.documents import STAGES_KIND
+from stage1.runs.schema import STAGES_KIND
 from stage1.scores import Scores, read_scores, write_scores
 from stage1.stages.calibrate import save_policy
 from stage1.stages.evaluate import write_evaluation
@@ -270,7 +272,7 @@ def test_the_bundle_predicts_the_calibrated_probability(kind, tmp_path):
     assert verify_bundle(folder, recompute=True).problems == ()
     bundle = load_bundle(folder)
     assert bundle.policy == policy
-    manifest = read_document(folder / "bundle.json", "bundle")
+    manifest = read_document(folder / "bundle.json", BUNDLE_KIND)
     assert "calibration.json" in manifest["files"]
     assert manifest["probability"]["map"] == policy.frozen.map.name
     card = (folder / "README.md").read_text()
@@ -545,4 +547,4 @@ def test_a_run_has_its_map_in_folder_and_bundle(finished):
     run, shipped = finished.folder / "calibration.json", finished.bundle / "calibration.json"
     assert run.read_bytes() == shipped.read_bytes()
     assert FittedMap.load(run).comparison["table"][0]["name"] == "identity"
-    assert "calibration" in read_document(finished.folder / "evaluation.json", "evaluation")
+    assert "calibration" in read_document(finished.folder / "evaluation.json", EVALUATION_KIND)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stage1.runs.documents import ATTEMPTS_KIND
+from stage1.evaluation.schema import EVALUATION_KIND
+from stage1.policy.schema import CERTIFICATE_KIND, THRESHOLDS_KIND
+from stage1.runs.schema import ATTEMPTS_KIND
 from stage1.scores import read_role
 from stage1.storage.documents import read_document
 
@@ -75,16 +77,16 @@ def made(shapes, tmp_path_factory):
 
 def test_run_certifies_three_classes_in_english(made):
     folder, _ = made
-    certificate = read_document(folder / "certificate.json", "certificate")
+    certificate = read_document(folder / "certificate.json", CERTIFICATE_KIND)
     assert certificate["certified"]
     assert set(certificate["risks"]) == {"error", "fnr.disc"}
     assert "among images that exit, at most 25 % are answered wrongly" in certificate["statement"]
     assert "among 'disc' images that exit, at most 30 % are answered wrongly" in certificate["statement"]
-    policy = read_document(folder / "thresholds.json", "thresholds")
+    policy = read_document(folder / "thresholds.json", THRESHOLDS_KIND)
     assert policy["classes"] == list(CLASSES)
     assert len(policy["thresholds"]) == 3
     assert "lo" not in policy
-    evaluation = read_document(folder / "evaluation.json", "evaluation")
+    evaluation = read_document(folder / "evaluation.json", EVALUATION_KIND)
     assert evaluation["risks"]["fnr.disc"]["target"] == 0.3
     assert {"wrong.disc", "miss_rate.square"} <= set(evaluation["risks"])
     assert 0.2 < certificate["coverage"]["value"] < 1.0
@@ -235,7 +237,7 @@ def test_a_default_run_on_four_classes_certifies_the_error(four, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "target: error <= 0.05 (the default for 4 classes" in result.stderr + result.stdout
-    certificate = read_document(folder / "certificate.json", "certificate")
+    certificate = read_document(folder / "certificate.json", CERTIFICATE_KIND)
     assert {name: risk["target"] for name, risk in certificate["risks"].items()} == {"error": 0.05}
     assert read_document(folder / "attempts.json", ATTEMPTS_KIND)["attempts"][0]["risks"] == {"error": 0.05}
     assert stage1("verify", folder / "bundle", "--recompute").returncode == 0

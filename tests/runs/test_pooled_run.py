@@ -12,12 +12,14 @@ from PIL import Image
 
 from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.config import load_config
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, IntegrityError
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.inference import Predictor
 from stage1.policy import Certificate
-from stage1.runs.documents import PARITY_KIND, TRACE_KIND
+from stage1.runs.schema import PARITY_KIND, TRACE_KIND
 from stage1.runtime.crops import ViewPolicy, cut, parse_views
 from stage1.runtime.session import Engine
 from stage1.scores import read_role
@@ -68,7 +70,7 @@ def test_the_bundle_is_certified_for_its_views_and_answers_as_it_was_scored(pool
     assert np.allclose([answer.probability for answer in answers], expected.probability, atol=1e-4)
     assert {answer.views for answer in answers} == {5}
     assert read_document(pooled.folder / "parity.json", PARITY_KIND)["passed"]
-    evaluation = read_document(pooled.folder / "evaluation.json", "evaluation")
+    evaluation = read_document(pooled.folder / "evaluation.json", EVALUATION_KIND)
     assert evaluation["views"]["mean"] == 5.0
     assert "pooled over the views" in (pooled.folder / "report.html").read_text()
 
@@ -78,7 +80,7 @@ def test_scores_are_those_of_the_engine_on_cut_images(pooled):
     from stage1.runtime.images import decode
     from stage1.runtime.preprocessing import Preprocessing
 
-    manifest = read_document(pooled.bundle / "bundle.json", "bundle")
+    manifest = read_document(pooled.bundle / "bundle.json", BUNDLE_KIND)
     spec = Preprocessing.from_json(manifest["preprocessing"])
     engine, policy = Engine(pooled.bundle / "model.onnx"), ViewPolicy(grid=(2, 2))
     assert engine.views == 5

@@ -23,8 +23,8 @@ from stage1.config import load_config
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.runs import execute_one, opened, outlook
-from stage1.runs.documents import FEATURES_KIND, PARITY_KIND, PRETRAIN_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.progress import Progress
+from stage1.runs.schema import FEATURES_KIND, PARITY_KIND, PRETRAIN_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.torchrun import require_alone
 from stage1.scores import read_role
 from stage1.stages import STAGES

@@ -17,18 +17,22 @@ from PIL import Image
 
 from stage1 import load_bundle, run
 from stage1.bundle import verify_bundle
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.calibration import FittedMap, choose_map
 from stage1.config import load_config
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, IntegrityError
+from stage1.evaluation.schema import EVALUATION_KIND
+from stage1.inference.schema import PREDICTIONS_KIND
 from stage1.policy import Certificate
 from stage1.runs.directory import RunDir, stored_config
-from stage1.runs.documents import TRACE_KIND
+from stage1.runs.schema import TRACE_KIND
 from stage1.runtime.crops import WHOLE, ViewPolicy, parse_views
 from stage1.scores import read_role
 from stage1.stages import STAGES
 from stage1.storage.documents import read_document, validate
 from stage1.views import ViewsDocument
+from stage1.views.schema import VIEWS_KIND
 
 from .conftest import SETTINGS, one_line_error, stage1
 
@@ -102,7 +106,7 @@ def answers_as_scored(result):
 def test_the_bundle_is_certified_for_its_views(mil):
     certificate = Certificate.load(mil.bundle / "certificate.json")
     views = ViewsDocument.load(mil.bundle / "views.json")
-    manifest = read_document(mil.bundle / "bundle.json", "bundle")
+    manifest = read_document(mil.bundle / "bundle.json", BUNDLE_KIND)
     assert certificate.views is not None
     assert certificate.views.digest == views.digest == manifest["created_from"]["views"]
     assert "5 views (whole + 2x2 tiles, 12 % overlap), aggregated by lse:8" in certificate.statement
@@ -128,7 +132,7 @@ def test_it_answers_as_it_was_scored_and_says_which_view_decided(mil):
 def test_the_report_frames_the_deciding_view(mil):
     page, evaluation = (
         (mil.folder / "report.html").read_text(),
-        read_document(mil.folder / "evaluation.json", "evaluation"),
+        read_document(mil.folder / "evaluation.json", EVALUATION_KIND),
     )
     assert evaluation["worst"], "the problem must be hard enough for an error"
     assert page.count("decided, 5 views") + page.count("weighed most, 5 views") == 2 * len(evaluation["worst"])
@@ -145,7 +149,7 @@ def test_evaluation_and_card_say_what_the_bundle_answers(mil):
     trace = read_document(mil.folder / "looked.json", TRACE_KIND)
     assert [names[view] for view in trace["deciding"]] == [answer.view for answer in answers]
     assert trace["used"] == [answer.views for answer in answers]
-    seen = read_document(mil.folder / "evaluation.json", "evaluation")["views"]
+    seen = read_document(mil.folder / "evaluation.json", EVALUATION_KIND)["views"]
     assert (seen["of"], seen["mean"]) == (5, 5.0)
     by_view = {row["view"]: row["right"] + row["deferred"] + row["wrong"] for row in seen["decided"]}
     assert by_view == Counter(answer.view for answer in answers)
@@ -170,7 +174,7 @@ def test_where_no_gain_is_shown_whole_images_ship_alone(mil, tmp_path):
     assert load_bundle(result.bundle).views == WHOLE
     assert read_role(result.folder, "val_test").extra == {}
     assert not (result.folder / "looked.json").exists()
-    assert "views" not in read_document(result.folder / "evaluation.json", "evaluation")
+    assert "views" not in read_document(result.folder / "evaluation.json", EVALUATION_KIND)
     page = (result.folder / "report.html").read_text()
     assert "were tried on val_select" in page
     assert "framed" not in page.partition("</style>")[2]
@@ -189,7 +193,7 @@ def test_adaptive_views_answer_as_they_were_scored(mil, tmp_path):
     trace = read_document(result.folder / "looked.json", TRACE_KIND)
     assert trace["used"] == used
     assert [views.policy.names[view] for view in trace["deciding"]] == [answer.view for answer in answers]
-    mean = read_document(result.folder / "evaluation.json", "evaluation")["views"]["mean"]
+    mean = read_document(result.folder / "evaluation.json", EVALUATION_KIND)["views"]["mean"]
     assert mean == pytest.approx(np.mean(used))
     assert f"{mean:.4g} of 5 on average on `val_test`" in (result.bundle / "README.md").read_text()
     assert (result.folder / "figures" / "views.png").is_file()
@@ -254,7 +258,7 @@ def test_head_on_every_view_goes_through(signs, store, tmp_path):
         "risks={miss_rate: 0.45, false_exit_rate: 0.45}",
     )
     answers_as_scored(result)
-    comparison = read_document(result.folder / "views.json", "views")["comparison"]
+    comparison = read_document(result.folder / "views.json", VIEWS_KIND)["comparison"]
     assert [row["name"] for row in comparison["table"]] == ["whole", "mean", "max"]
 
 
@@ -331,7 +335,7 @@ def test_strange_images_are_answered_and_the_small_ones_counted(mil, strange):
     document = json.loads(stage1("predict", mil.bundle, strange, "--json").stdout)
     assert [Path(row["path"]).stem for row in document["rows"] if row["small"]] == ["c_small", "d_dot"]
     assert (document["images"], document["failures"], document["small"]) == (10, 1, 2)
-    validate(document, "predictions", "predict --json")
+    validate(document, PREDICTIONS_KIND, "predict --json")
 
 
 def test_columns_for_views_stand_only_where_there_are_views(mil, finished, strange, tmp_path):
@@ -342,7 +346,7 @@ def test_columns_for_views_stand_only_where_there_are_views(mil, finished, stran
     without = json.loads(stage1("predict", finished.bundle, photo, "--json").stdout)
     assert not {"views", "view", "box", "small"} & set(without["rows"][0])
     for document in (with_views, without):
-        validate(document, "predictions", "predict --json")
+        validate(document, PREDICTIONS_KIND, "predict --json")
     assert stage1("predict", finished.bundle, photo, "--views", "whole").returncode == 0
     table = stage1("predict", mil.bundle, photo).stdout.splitlines()
     assert table[0].split() == ["decision", "label", "probability", "views", "view", "path"]

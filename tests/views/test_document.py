@@ -12,6 +12,7 @@ from stage1.runtime.crops import ViewPolicy
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file
 from stage1.views import VIEWS_FILE, Learned, Pool, ViewsDocument, aggregator, choose_aggregator, fit_sequence
+from stage1.views.schema import VIEWS_KIND
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_what_is_read_is_what_was_written(frozen, tmp_path, draw_small):
     logits, _ = draw_small(100, seed=1)
     for one, other in zip(found.aggregate(logits), frozen.aggregate(logits), strict=True):
         assert (one == other).all()
-    assert read_document(path, "views")["views"][:2] == ["whole", "tile r0c0"]
+    assert read_document(path, VIEWS_KIND)["views"][:2] == ["whole", "tile r0c0"]
 
 
 @pytest.mark.parametrize("name", ["topk:3.0", "topk:1e1", "lse:8.0", "lse:1e-3"])

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.errors import IntegrityError, MissingError
 from stage1.policy import Certificate
 from stage1.scores import Scores, read_scores
@@ -45,7 +46,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise MissingError(f"{folder}: no such bundle folder; give the folder that `stage1 bundle` wrote")
     if not path.is_file():
         raise MissingError(f"{folder}: not a bundle (it has no {MANIFEST}); give the folder that `stage1 bundle` wrote")
-    document = read_document(path, "bundle")
+    document = read_document(path, BUNDLE_KIND)
     if path.read_bytes() != _written(sealed(document)):
         raise IntegrityError(f"{path}: was changed after it was written (its digest does not fit); restore the bundle")
     return document

@@ -24,6 +24,7 @@ from stage1.bundle.manifest import (
     read_views,
     sealed,
 )
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.bundle.shown import shown_evaluation
 from stage1.bundle.verify import verify_bundle
 from stage1.calibration import CALIBRATION_FILE, FittedMap
@@ -212,7 +213,7 @@ def _fill(
         for path in sorted(fresh.rglob("*"))
         if path.is_file()
     }
-    write_document(fresh / MANIFEST, sealed(document), "bundle")
+    write_document(fresh / MANIFEST, sealed(document), BUNDLE_KIND)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from stage1.calibration import CALIBRATION_FILE, made_again
 from stage1.errors import Stage1Error
 from stage1.policy import Certificate, Policy, load_policy, refit
 from stage1.policy.joint import as_earlier
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_ids
@@ -101,7 +102,7 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
     # What the file says, not what this version reads into it: a field that an earlier one did not have is absent.
     before = {
         name: value
-        for name, value in read_document(folder / CERTIFICATE, "certificate").items()
+        for name, value in read_document(folder / CERTIFICATE, CERTIFICATE_KIND).items()
         if name != "schema_version"
     }
     # Earlier versions stated the bound of each risk alone; it is compared with the same.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from stage1.calibration.maps import CalibrationMap, Identity
 from stage1.calibration.registry import map_from_document, non_monotone
+from stage1.calibration.schema import CALIBRATION_KIND
 from stage1.calibration.selection import Choice, choose_map
 from stage1.scores import Scores
 from stage1.storage.documents import SCHEMA_VERSION, read_document, write_document
@@ -58,14 +59,14 @@ class FittedMap:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write calibration.json, whole or not at all."""
-        write_document(path, self.to_document(), "calibration")
+        write_document(path, self.to_document(), CALIBRATION_KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FittedMap:
         """Read calibration.json. Raises MissingError, IntegrityError (damaged, or claims its parameters do not bear
         out).
         """
-        document = read_document(path, "calibration")
+        document = read_document(path, CALIBRATION_KIND)
         return cls(map_from_document(document, str(path)), document.get("comparison"))
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stage1.calibration.schema import CALIBRATION_KIND
 from stage1.errors import DataError
 from stage1.scores import Scores
 from stage1.storage.documents import write_document
@@ -127,7 +128,7 @@ class CalibrationMap(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write calibration.json, whole or not at all."""
-        write_document(path, self.to_document(), "calibration")
+        write_document(path, self.to_document(), CALIBRATION_KIND)
 
 
 # ---- what the maps share -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from stage1.calibration.dirichlet import Dirichlet
 from stage1.calibration.isotonic import ISOTONIC_ROWS, Isotonic
 from stage1.calibration.maps import CalibrationMap, Identity
 from stage1.calibration.scaling import Temperature, Vector
+from stage1.calibration.schema import CALIBRATION_KIND
 from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
@@ -136,7 +137,7 @@ def load_map(path: str | os.PathLike[str]) -> CalibrationMap:
     'identity'
     >>> folder.cleanup()
     """
-    return map_from_document(read_document(path, "calibration"), str(path))
+    return map_from_document(read_document(path, CALIBRATION_KIND), str(path))
 
 
 def map_from_document(document: Mapping[str, Any], where: str = "calibration") -> CalibrationMap:

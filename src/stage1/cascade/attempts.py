@@ -8,6 +8,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
+from stage1.cascade.schema import CASCADE_KIND
 from stage1.errors import Stage1Error
 from stage1.storage.documents import Document, DocumentKind, read_document, write_document
 from stage1.storage.fields import Digest
@@ -41,7 +42,7 @@ def earlier_attempts(answers: Path, documents: list[Path], calib_digest: str) ->
         found += [one["configuration"] for one in noted if one["calib_digest"] == calib_digest]
     for path in documents:
         if path.is_file():
-            document = read_document(path, "cascade")
+            document = read_document(path, CASCADE_KIND)
             if document["certificate"]["calib_digest"] == calib_digest:
                 found += document["history"]
     return list(dict.fromkeys(found))

@@ -205,9 +205,10 @@ def calibrate(
         folder = run_folder(given)
         _stage("calibrate", folder, given, force, quiet, as_json)
         if not as_json:
+            from stage1.policy.schema import CERTIFICATE_KIND
             from stage1.storage.documents import read_document
 
-            certificate = read_document(folder / "certificate.json", "certificate")
+            certificate = read_document(folder / "certificate.json", CERTIFICATE_KIND)
             typer.echo("\n".join([certificate["statement"], *abstaining_lines(certificate)]))
         _say_verdict(folder, as_json)
         exit_by_certificate(folder)
@@ -285,9 +286,10 @@ def evaluate(
             adopt_target(folder, target, values=checked_values(target_values or values), columns=there, say=tell)
         _stage("evaluate", folder, given, force, quiet, as_json)
         if not as_json:
+            from stage1.evaluation.schema import EVALUATION_KIND
             from stage1.storage.documents import read_document
 
-            document = read_document(folder / "evaluation.json", "evaluation")
+            document = read_document(folder / "evaluation.json", EVALUATION_KIND)
             typer.echo(
                 "\n".join(
                     [

@@ -13,6 +13,7 @@ from stage1.config import differences
 from stage1.errors import ConfigError, MissingError
 from stage1.evaluation.arms import ENOUGH_SEEDS, MODEL_METRICS, POLICY_METRICS, best_arm, compare_arms
 from stage1.evaluation.comparison import NO_DIFFERENCE
+from stage1.evaluation.schema import COMPARISON_ARMS_KIND
 from stage1.runs.costs import recorded_stages, run_facts
 from stage1.runs.directory import RunDir
 from stage1.runs.finished import FinishedRun, refuse_other_splits
@@ -98,7 +99,7 @@ def compare_runs(
         "conclusion": _conclusion(comparison, confirmation, chosen, by, on),
         "notes": notes,
     }  # fmt: skip
-    validate(document, "comparison_arms", "comparison")
+    validate(document, COMPARISON_ARMS_KIND, "comparison")
     return document
 
 
@@ -111,7 +112,7 @@ def write_comparison(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
     drawing = arms_drawing(document)
     folder.mkdir(parents=True, exist_ok=True)
-    write_document(folder / "comparison.json", dict(document), "comparison_arms")
+    write_document(folder / "comparison.json", dict(document), COMPARISON_ARMS_KIND)
     write_text(folder / "comparison.md", arms_markdown(document, figure="comparison.png"))
     write_bytes(folder / "comparison.png", drawing.png)
     write_bytes(folder / "comparison.svg", drawing.svg)

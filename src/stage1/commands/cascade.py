@@ -21,6 +21,7 @@ from stage1.cascade.config import CascadeConfig
 from stage1.cascade.cost import frontier, rates, stage_costs
 from stage1.cascade.rules import Recorded, Rule, final_answers
 from stage1.cascade.runner import Tally, run_cascade
+from stage1.cascade.schema import CASCADE_KIND
 from stage1.cascade.stages import Cascade, fixed_rules, open_cascade
 from stage1.commands.cascade_images import ROLES, Roled, ask_all, by_role, roled_images
 from stage1.errors import ConfigError, MissingError, NotCertifiable
@@ -62,7 +63,7 @@ def evaluate_cascade(
     document = _document(cascade, certificate, ordered, labelled, roled, history)
     # Before anybody sees what came of it.
     note = note_attempts(answers, calib_digest, history)
-    write_document(output / DOCUMENT, document, "cascade")
+    write_document(output / DOCUMENT, document, CASCADE_KIND)
     document["written"] = [str(output / DOCUMENT), *_figure(document, output)]
     document["notes"] = [note] if note else []
     return document
@@ -71,7 +72,7 @@ def evaluate_cascade(
 def certified_rules(folder: Path, cascade: Cascade) -> tuple[tuple[Rule, ...], dict[str, Any]]:
     """The rules that `evaluate` wrote, and its document. Raises ConfigError where they are of other stages,
     NotCertifiable where nothing was certified."""
-    document = read_document(folder / DOCUMENT, "cascade")
+    document = read_document(folder / DOCUMENT, CASCADE_KIND)
     if document["stages_digest"] != cascade.digest or document["classes"] != cascade.config.classes:
         raise ConfigError(f"{folder / DOCUMENT}: was made for other stages; run `stage1 cascade evaluate` again")
     certificate = document["certificate"]

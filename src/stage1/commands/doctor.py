@@ -21,7 +21,6 @@ _CORE = (
     "pyarrow",
     "safetensors",
     "typer",
-    "jsonschema",
     "onnxruntime",
 )
 _SHOWN = (

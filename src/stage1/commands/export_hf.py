@@ -17,7 +17,7 @@ from stage1.extras import require
 from stage1.policy import has_policy_file, load_policy
 from stage1.runs.artifacts import backbone_file
 from stage1.runs.directory import RunDir, read_state, stored_config
-from stage1.runs.documents import PARITY_KIND
+from stage1.runs.schema import PARITY_KIND
 from stage1.stages import score
 from stage1.stages.own_backbone import backbone_config
 from stage1.stages.train import trained_head

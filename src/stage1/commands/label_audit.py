@@ -25,7 +25,7 @@ from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, MissingError, SourceChanged
 from stage1.evaluation.label_errors import FOLDS, NEIGHBOURS, LabelErrors, find_label_errors
 from stage1.runs.directory import stored_config
-from stage1.runs.documents import FEATURES_KIND
+from stage1.runs.schema import FEATURES_KIND
 from stage1.runtime.images import thumbnail
 from stage1.scores.labels import normal_form, place_labels
 from stage1.storage.cells import plain_cell, text_cell

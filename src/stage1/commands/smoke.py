@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stage1.bundle.schema import BUNDLE_KIND
 from stage1.config import load_config
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import POLICIES, Certificate, policy_file
 from stage1.policy.certify import calibration_digest
-from stage1.runs.documents import ATTEMPTS_KIND, FEATURES_KIND, PARITY_KIND, STAGES_KIND, TRAIN_KIND
+from stage1.policy.schema import CERTIFICATE_KIND
+from stage1.runs.schema import ATTEMPTS_KIND, FEATURES_KIND, PARITY_KIND, STAGES_KIND, TRAIN_KIND
 from stage1.runtime.images import IMAGE_COLUMNS
 from stage1.scores import read_role
 from stage1.storage.documents import DocumentKind, read_document
@@ -92,21 +95,22 @@ def _checked(policy: str, name: str, check: Callable[[], str]) -> Check:
 
 def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "artifacts are there", lambda: _all_there(folder)
-    kinds: dict[str, DocumentKind | str] = {
+    kinds = {
         "splits.json": SPLITS_KIND,
         "features.json": FEATURES_KIND,
         "parity.json": PARITY_KIND,
         "train.json": TRAIN_KIND,
-        "certificate.json": "certificate",
-        "evaluation.json": "evaluation",
+        "certificate.json": CERTIFICATE_KIND,
+        "evaluation.json": EVALUATION_KIND,
         "attempts.json": ATTEMPTS_KIND,
         "stages.json": STAGES_KIND,
-        "bundle/bundle.json": "bundle",
+        "bundle/bundle.json": BUNDLE_KIND,
     }
     for name, kind in kinds.items():
         yield f"{name} fits its schema", partial(_fits, folder / name, kind)
-    name = policy_file(folder).name
-    yield f"{name} fits its schema", partial(_fits, folder / name, Path(name).stem)
+    path = policy_file(folder)
+    of_policy = next(kind.document for kind in POLICIES.values() if kind.file == path.name)
+    yield f"{path.name} fits its schema", partial(_fits, path, of_policy)
     yield "one policy", lambda: policy_file(folder).name
     yield "certificate certifies", lambda: _certifies(folder)
     yield "certificate is of these val_calib scores", lambda: _same_calibration(folder)
@@ -116,7 +120,7 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "predict answers from the bundle", lambda: _predicts(folder)
 
 
-def _fits(path: Path, kind: DocumentKind | str) -> str:
+def _fits(path: Path, kind: DocumentKind) -> str:
     return f"schema_version {read_document(path, kind)['schema_version']}"
 
 

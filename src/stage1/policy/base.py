@@ -126,7 +126,7 @@ class Policy(Protocol):
         ...
 
     @property
-    def document_kind(self) -> DocumentKind | str:
+    def document_kind(self) -> DocumentKind:
         """Kind of the policy file."""
         ...
 
@@ -143,7 +143,7 @@ class PlainPolicy(ABC):
     __slots__ = ()
 
     name: ClassVar[str]
-    document_kind: ClassVar[DocumentKind | str]
+    document_kind: ClassVar[DocumentKind]
 
     @property
     def base(self) -> Any:

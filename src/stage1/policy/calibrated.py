@@ -69,7 +69,7 @@ class CalibratedPolicy:
         return self.base.decided_by
 
     @property
-    def document_kind(self) -> DocumentKind | str:
+    def document_kind(self) -> DocumentKind:
         return self.base.document_kind
 
     @property

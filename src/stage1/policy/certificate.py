@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from math import copysign, floor, inf
 from typing import Any
 
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.policy.slices import SliceClaim, SliceCounts
 from stage1.policy.target import Request
 from stage1.risk.risks import risk_of
@@ -186,12 +187,12 @@ class Certificate:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write certificate.json, whole or not at all."""
-        write_document(path, self.to_document(), "certificate")
+        write_document(path, self.to_document(), CERTIFICATE_KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Certificate:
         """Read certificate.json. Raises MissingError or IntegrityError."""
-        return cls.from_document(read_document(path, "certificate"))
+        return cls.from_document(read_document(path, CERTIFICATE_KIND))
 
 
 _LISTS = ("classes", "assumptions", "void_if", "slices_asked", "never_answered", "unlimited")

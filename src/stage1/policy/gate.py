@@ -33,6 +33,7 @@ from stage1.policy.gate_model import (
     predicted_class,
 )
 from stage1.policy.kind import FitInputs, Judged, PolicyKind, Say
+from stage1.policy.schema import GATEPARAMS_KIND
 from stage1.policy.softmax import plug_in
 from stage1.policy.target import Request
 from stage1.policy.two_thresholds import TwoThresholds
@@ -87,7 +88,7 @@ class GatePolicy(PlainPolicy):
     decided_by: Kept = "gate"
 
     name = "gate"
-    document_kind = "gateparams"
+    document_kind = GATEPARAMS_KIND
 
     @property
     def own_probability(self) -> bool:
@@ -148,7 +149,7 @@ class GatePolicy(PlainPolicy):
     @classmethod
     def load(cls, path: str | os.PathLike[str], certificate: Certificate | None = None) -> GatePolicy:
         """Read gateparams.json. Raises MissingError or IntegrityError."""
-        return cls.from_document(read_document(path, "gateparams"), certificate)
+        return cls.from_document(read_document(path, GATEPARAMS_KIND), certificate)
 
 
 def fit_gate(

@@ -177,7 +177,7 @@ class PolicyKind:
 
     name: str
     file: str
-    document: DocumentKind | str
+    document: DocumentKind
     options: type[Any]
     fit: Callable[[FitInputs, Any], Policy]
     load: Callable[[dict[str, Any], Certificate | None], Policy]

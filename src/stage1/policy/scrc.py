@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from stage1.errors import DataError, IntegrityError
 from stage1.policy.base import Bools, Decision, PlainPolicy, SelectedShare
 from stage1.policy.certificate import Certificate
+from stage1.policy.schema import SCRCPARAMS_KIND
 from stage1.risk.risks import risks_for
 from stage1.scores import Scores
 from stage1.storage.documents import finite_or_none
@@ -73,7 +74,7 @@ class ScrcPolicy(PlainPolicy):
     likeliest_in_set: bool = False
 
     name = "scrc"
-    document_kind = "scrcparams"
+    document_kind = SCRCPARAMS_KIND
 
     @property
     def lambdas(self) -> tuple[float, ...]:

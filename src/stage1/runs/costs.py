@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stage1.runs.directory import STATE_FILE
-from stage1.runs.documents import STAGES_KIND
+from stage1.runs.schema import STAGES_KIND
 from stage1.storage.documents import read_document
 
 _FLOATS = (1, 10, 11, 16)  # onnx.TensorProto FLOAT, FLOAT16, DOUBLE, BFLOAT16

@@ -27,9 +27,10 @@ from stage1.evaluation.score_selection import accept_gate
 from stage1.evaluation.summary import metrics_rows
 from stage1.policy import Policy, load_policy, policy_file
 from stage1.policy.certificate import shown_bound
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import ACCEPTANCE_KIND
 from stage1.runs.finished import FinishedRun, refuse_other_splits
+from stage1.runs.schema import ACCEPTANCE_KIND
 from stage1.scores import Scores, read_role
 from stage1.storage.documents import finite_or_none, read_document, write_document
 from stage1.storage.files import digest_bytes, digest_file
@@ -192,7 +193,7 @@ def _measured(run: RunDir, evaluation: Mapping[str, Any]) -> dict[str, Measured]
     )
     for row in metrics_rows(evaluation):
         known[row["metric"]] = Measured(row["value"], row["low"], row["high"], grouped)
-    certificate = read_document(run / "certificate.json", "certificate")
+    certificate = read_document(run / "certificate.json", CERTIFICATE_KIND)
     for name, risk in certificate["risks"].items():
         shown = shown_bound(certificate, name)
         # What is promised where no joint bound is stated; a refused target keeps the bound that refused it.

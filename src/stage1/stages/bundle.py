@@ -9,10 +9,11 @@ from typing import Any
 from stage1.bundle.licences import licence_text
 from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import MissingError, NotCertifiable
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import Certificate, policy_file
 from stage1.runs.artifacts import chosen_policy_file, present, role_files, views_file
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import FEATURES_KIND
+from stage1.runs.schema import FEATURES_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import read_role
@@ -80,7 +81,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
             },
         },
         licences=_licences(features),
-        evaluation=read_document(run / "evaluation.json", "evaluation"),
+        evaluation=read_document(run / "evaluation.json", EVALUATION_KIND),
     )
     context.progress.say(f"  {folder}")
     return [path for path in folder.rglob("*") if path.is_file()]

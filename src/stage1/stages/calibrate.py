@@ -12,7 +12,7 @@ from stage1.policy import POLICY_FILES, Policy
 from stage1.policy.certify import calibration_digest
 from stage1.runs.artifacts import present, role_files, views_file
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import ATTEMPTS_KIND
+from stage1.runs.schema import ATTEMPTS_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.scores import Scores, read_role
 from stage1.stages.checks import check_all

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.evaluation.calibration_report import Reported
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import Policy, decided_on, load_policy, stated
 from stage1.runs.artifacts import chosen_policy_file, role_files
 from stage1.runs.directory import RunDir
@@ -135,7 +136,7 @@ def write_evaluation(
         )
     if trace is not None:
         document["views"] = trace.summary(decision, scores.known_labels)
-    write_document(folder / "evaluation.json", document, "evaluation")
+    write_document(folder / "evaluation.json", document, EVALUATION_KIND)
     table = io.StringIO()
     rows = metrics_rows(document)
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
@@ -143,7 +144,7 @@ def write_evaluation(
     writer.writerows(rows)
     write_text(folder / "eval_metrics.csv", table.getvalue())
     return [folder / "evaluation.json", folder / "eval_metrics.csv"], read_document(
-        folder / "evaluation.json", "evaluation"
+        folder / "evaluation.json", EVALUATION_KIND
     )
 
 

@@ -11,7 +11,7 @@ from stage1.config import RunConfig
 from stage1.errors import SourceChanged
 from stage1.runs.artifacts import backbone_file, present
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import FEATURES_KIND
+from stage1.runs.schema import FEATURES_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.stages.own_backbone import MODULES, backbone_config, embedded_weights
 from stage1.stages.views import cached_state

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stage1.config import RunConfig
 from stage1.runs.artifacts import PRETRAINED_WEIGHTS, always
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import PRETRAIN_KIND
+from stage1.runs.schema import PRETRAIN_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.stages.own_backbone import MODULES, embedded_weights, share_line
 from stage1.stages.resuming import is_fresh, remember

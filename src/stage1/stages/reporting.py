@@ -12,10 +12,12 @@ import numpy as np
 from stage1.config import RunConfig, leaves, text_keys, validated
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, IntegrityError, MissingError
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import Policy, decided_on, load_policy
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.policy.units import one_per_group
 from stage1.runs.directory import CONFIG_FILE, RunDir, opened
-from stage1.runs.documents import FEATURES_KIND
+from stage1.runs.schema import FEATURES_KIND
 from stage1.runtime.images import decode, thumbnail
 from stage1.scores import ROLES, Scores, read_role, read_scores
 from stage1.stages.split import can_certify
@@ -71,12 +73,12 @@ def report_of_scores(folder: Path) -> list[Path]:
     policy = load_policy(folder)
     if policy.certificate is None:
         raise MissingError(f"{folder / 'certificate.json'}: no such file; run `stage1 calibrate --scores` again")
-    evaluation = read_document(folder / "evaluation.json", "evaluation")
+    evaluation = read_document(folder / "evaluation.json", EVALUATION_KIND)
     test = scores.take(roles == evaluation["role"])
     _check_evaluation(folder, evaluation, policy, test)
     return write_report(
         folder,
-        certificate=read_document(folder / "certificate.json", "certificate"),
+        certificate=read_document(folder / "certificate.json", CERTIFICATE_KIND),
         evaluation=evaluation,
         split=_roles_shown(scores, roles.tolist(), policy.classes),
         policy=policy_shown(policy),
@@ -187,7 +189,7 @@ def report_of_run(
     }
     return write_report(
         run.path,
-        certificate=read_document(run / "certificate.json", "certificate"),
+        certificate=read_document(run / "certificate.json", CERTIFICATE_KIND),
         evaluation=evaluation,
         split=shown,
         policy=policy_shown(policy),
@@ -228,7 +230,7 @@ def _thumbs(table: SampleTable, scores: Scores, worst: list[dict[str, Any]], tra
 def _of_run_again(run: RunDir) -> list[Path]:
     from stage1.data.table import SampleTable
 
-    evaluation = read_document(run / "evaluation.json", "evaluation")
+    evaluation = read_document(run / "evaluation.json", EVALUATION_KIND)
     entry = run.state.get("evaluate")
     if entry is None:
         raise MissingError(f"{run.path}: `evaluate` has not finished; run `stage1 evaluate {run.path}` first")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stage1.errors import IntegrityError
 from stage1.runs.artifacts import always
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import FEATURES_KIND, PARITY_KIND
+from stage1.runs.schema import FEATURES_KIND, PARITY_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import write_role

@@ -15,7 +15,7 @@ from stage1.runs.artifacts import (
     present,
 )
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
+from stage1.runs.schema import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.crops import ViewPolicy
 from stage1.stages.extract import TRAINING_ROLES

@@ -20,7 +20,7 @@ from stage1.runs.artifacts import (
     pretrained_file,
 )
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import TUNE_KIND
+from stage1.runs.schema import TUNE_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runs.torchrun import is_follower
 from stage1.stages.own_backbone import MODULES, backbone_config, embedded_weights, share_line

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from stage1.errors import MissingError
+from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.evaluation.verdict import Seen, Verdict, judge
 from stage1.policy import decided_on, load_policy
+from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.scores import Scores, read_role, read_scores
 from stage1.stages.reporting import SCORES_FILE
 from stage1.storage.documents import read_document
@@ -32,9 +34,9 @@ def verdict_of_evaluation(folder: Path, evaluation: Mapping[str, Any] | None = N
     """With val_test. evaluation: the document; None: evaluation.json of the folder, which holds certificate.json
     too.
     """
-    document = read_document(folder / "evaluation.json", "evaluation") if evaluation is None else evaluation
+    document = read_document(folder / "evaluation.json", EVALUATION_KIND) if evaluation is None else evaluation
     path = folder / "certificate.json"
-    return judge(read_document(path, "certificate") if path.is_file() else None, document)
+    return judge(read_document(path, CERTIFICATE_KIND) if path.is_file() else None, document)
 
 
 def _calibration_rows(folder: Path) -> Scores:

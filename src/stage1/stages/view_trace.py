@@ -14,7 +14,7 @@ from stage1.errors import IntegrityError
 from stage1.policy import Decision
 from stage1.runs.artifacts import views_file
 from stage1.runs.directory import RunDir
-from stage1.runs.documents import TRACE_KIND
+from stage1.runs.schema import TRACE_KIND
 from stage1.stages.views import shipped_views
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_file

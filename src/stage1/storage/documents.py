@@ -69,7 +69,7 @@ def schema_kinds() -> list[str]:
     )
 
 
-def validate(document: Any, kind: DocumentKind | str, where: str) -> None:
+def validate(document: Any, kind: DocumentKind, where: str) -> None:
     """Check `document` against the type of `kind`; `where` names it in the error.
 
     Raises IntegrityError (one line: where, the field, what is wrong); a newer schema_version is named as such.
@@ -79,40 +79,17 @@ def validate(document: Any, kind: DocumentKind | str, where: str) -> None:
         raise IntegrityError(
             f"{where}: schema_version {version} is newer than this stage1 reads ({SCHEMA_VERSION}); upgrade stage1-pro"
         )
-    if isinstance(kind, str):
-        problem, name = _problem_of_schema(document, kind, where), kind
-    else:
-        problem, name = _problem(document, kind), kind.name
-    if problem is not None:
-        field, words = problem
-        raise IntegrityError(
-            f"{where}: {field[:160] or 'document'}: {words[:200]} (schema {name}); rewrite it with the stage that"
-            " makes it"
-        )
-
-
-def _problem(document: Any, kind: DocumentKind) -> tuple[str, str] | None:
-    """Field and words of what is wrong with `document`, None where nothing is."""
     try:
         kind.adapter.validate_python(document)
     except ValidationError as error:
-        return violation(error, document)
-    return None
+        field, words = violation(error, document)
+        raise IntegrityError(
+            f"{where}: {field[:160] or 'document'}: {words[:200]} (schema {kind.name}); rewrite it with the stage that"
+            " makes it"
+        ) from None
 
 
-def _problem_of_schema(document: Any, kind: str, where: str) -> tuple[str, str] | None:
-    """The same for a kind that has no type yet: its schema file is written by hand."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    try:
-        problem = best_match(Draft202012Validator(schema(kind)).iter_errors(document))
-    except (RecursionError, OverflowError) as error:  # nested, or a number, beyond what the validator can follow
-        raise IntegrityError(f"{where}: nested or numbered beyond what can be checked; it is damaged") from error
-    return problem and (".".join(str(part) for part in problem.absolute_path), problem.message)
-
-
-def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind: DocumentKind | str) -> None:
+def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind: DocumentKind) -> None:
     """Add `schema_version`, validate, and write as JSON (UTF-8, sorted as given, 2 spaces), whole or not at all.
 
     Raises IntegrityError where the document does not fit its kind or holds a NaN or an infinity (JSON has neither).
@@ -126,7 +103,7 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind:
     write_text(path, text + "\n")
 
 
-def read_document(path: str | os.PathLike[str], kind: DocumentKind | str) -> dict[str, Any]:
+def read_document(path: str | os.PathLike[str], kind: DocumentKind) -> dict[str, Any]:
     """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not of the
     kind).
     """

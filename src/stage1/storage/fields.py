@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 Item = TypeVar("Item")
 
@@ -22,6 +25,10 @@ JpegQuality = Annotated[int, Field(ge=1, le=100, description="JPEG quality of th
 
 Pooling = Literal["cls", "mean", "cls+mean", "pool"]
 """How the tokens of a backbone become one feature vector."""
+Nothing = Annotated[dict[str, Any], Field(max_length=0)]
+
+ScoreScale = Literal["raw", "mapped"]
+Unit = Literal["image", "group", "group_mean"]
 PolicyName = Literal["softmax", "gate", "scrc"]
 
 
@@ -36,3 +43,25 @@ Distinct = Annotated[list[Item], AfterValidator(_distinct), Field(json_schema_ex
 
 Classes = Annotated[Distinct[Text], Field(min_length=2)]
 """The names of the classes, in the order of the columns of the logits."""
+
+
+@dataclass(frozen=True)
+class Holds:
+    """Keys that a mapping of free keys must hold: `Annotated[dict[str, Count], Holds("asked", "failed")]`."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+    def check(self, mapping: dict[str, Any]) -> dict[str, Any]:
+        for name in self.names:
+            if name not in mapping:
+                raise ValueError(f"{name!r} is a required property")
+        return mapping
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, made: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(made), "required": list(self.names)}

@@ -35,6 +35,8 @@ def _place(error: ErrorDetails, document: Any) -> list[str | int]:
         place.append(part)
     if "[key]" in error["loc"] and place:
         place.pop()
+    if error["type"] == "union_tag_invalid":
+        place.append(error["ctx"]["discriminator"].strip("'"))
     return place
 
 
@@ -86,6 +88,9 @@ _WORDS: dict[str, Callable[[ErrorDetails], str]] = {
     "dict_type": _type("object"),
     "none_required": _type("null"),
     "literal_error": _not_among,
+    "union_tag_invalid": lambda error: f"{error['ctx']['tag']!r} is not one of [{error['ctx']['expected_tags']}]",
+    "union_tag_not_found": lambda error: f"{error['ctx']['discriminator']} is a required property",
+    "model_attributes_type": _type("object"),
     "greater_than": _beyond("less than or equal to the minimum", "gt"),
     "greater_than_equal": _beyond("less than the minimum", "ge"),
     "less_than": _beyond("greater than or equal to the maximum", "lt"),

@@ -13,8 +13,9 @@ from stage1.cascade import Cascade, Rule
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.storage.documents import SCHEMA_VERSION, validate, write_document
 from stage1.storage.files import digest_bytes, read_json
+from stage1.streetvision.schema import FROZEN_CASCADE_KIND
 
-_KIND, _MAKE = "frozen_cascade", "`stage1 streetvision cascade`"
+_MAKE = "`stage1 streetvision cascade`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def seal_cascade(
         "stages": stages,
     }
     document = {**content, "digest": _digest(content)}
-    write_document(output, document, _KIND)
+    write_document(output, document, FROZEN_CASCADE_KIND)
     return document
 
 
@@ -111,7 +112,7 @@ def read_sealed_cascade(path: Path) -> SealedCascade:
         raise IntegrityError(
             f"cascade: {path}: was changed after it was written (its digest does not fit); make it anew with {_MAKE}"
         )
-    validate(document, _KIND, f"cascade: {path}")
+    validate(document, FROZEN_CASCADE_KIND, f"cascade: {path}")
     return SealedCascade(path, document)
 
 

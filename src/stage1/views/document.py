@@ -21,6 +21,7 @@ from stage1.views.adaptive import Sequence
 from stage1.views.base import Aggregator, Floats, as_logits, checked, margins
 from stage1.views.learned import Pooled
 from stage1.views.registry import from_document
+from stage1.views.schema import VIEWS_KIND
 
 VIEWS_FILE = "views.json"
 Ints = NDArray[np.int64]
@@ -121,12 +122,12 @@ class ViewsDocument:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write views.json, whole or not at all."""
-        write_document(path, self.to_document(), "views")
+        write_document(path, self.to_document(), VIEWS_KIND)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ViewsDocument:
         """Read views.json. Raises MissingError, IntegrityError (damaged, or parts that do not belong together)."""
-        document = read_document(path, "views")
+        document = read_document(path, VIEWS_KIND)
         try:
             sequence = document["sequence"]
             found = cls(
