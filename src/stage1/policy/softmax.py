@@ -19,6 +19,7 @@ from stage1.policy.class_thresholds import configured_confidence, fit_multiclass
 from stage1.policy.closed_form import Thresholds
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
 from stage1.policy.plug_in import plug_in_thresholds
+from stage1.policy.schema import THRESHOLDS_KIND
 from stage1.policy.softmax_multiclass import MulticlassPolicy
 from stage1.policy.two_thresholds import TwoThresholds
 from stage1.scores import Scores
@@ -41,7 +42,7 @@ class SoftmaxPolicy(PlainPolicy):
     certificate: Certificate | None = None
 
     name = "softmax"
-    document_kind = "thresholds"
+    document_kind = THRESHOLDS_KIND
 
     @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stage1.errors import DataError, IntegrityError
 from stage1.policy.base import Decision, PlainPolicy
 from stage1.policy.certificate import Certificate
+from stage1.policy.schema import THRESHOLDS_KIND
 from stage1.scores import Scores
 from stage1.scores.confidence import confidence
 
@@ -40,7 +41,7 @@ class MulticlassPolicy(PlainPolicy):
     certificate: Certificate | None = None
 
     name = "softmax"
-    document_kind = "thresholds"
+    document_kind = THRESHOLDS_KIND
 
     @property
     def cuts(self) -> Floats:
