@@ -1,6 +1,7 @@
 """One POST to an endpoint that may do anything: bounded in time and size, never redirected, the key in no message.
 
 One deadline covers all of it: looking up the name, the first address that answers, the TLS handshake and the reply.
+httpx has none: with a timeout of 0.5 s it took 3.2 s for a reply of slow bytes and 2 s for a name that took 2 s.
 """
 
 from __future__ import annotations
