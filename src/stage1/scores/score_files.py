@@ -282,7 +282,8 @@ def _standard_columns(raw: ColumnFile, kind: Values) -> list[str]:
     numbered = {int(found[1]): name for name in raw.names if (found := re.fullmatch(_numbered(kind), name, re.ASCII))}
     stem = f"{_STEMS[kind]}_"
     strange = (name for name in raw.names if name.lower().startswith(stem) and name[len(stem) :].isdigit())
-    if odd := [name for name in strange if name not in numbered.values()]:
+    ours = set(numbered.values())
+    if odd := [name for name in strange if name not in ours]:
         raise DataError(f"{raw.path}: column {odd[0][:80]!r}: number the classes {stem}0, {stem}1, .. in plain digits")
     if len(numbered) >= 2 and (gap := set(range(max(numbered) + 1)) - set(numbered)):
         raise DataError(
