@@ -357,9 +357,9 @@ def test_choice_works_for_ratios():
 def test_choice_is_fast_at_500_groups():
     groups = np.repeat(np.arange(500), FRAMES)
     errors = np.random.default_rng(31).random(5000) < 0.02
-    started = time.perf_counter()
+    started = time.process_time()
     choose_group_method(errors, None, groups, ALPHA, DELTA, n_groups_calib=2000, seed=0)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 # ---- show 2 of the issue

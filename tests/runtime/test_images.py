@@ -260,18 +260,18 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
     assert decode(with_scans(data, images.MAX_SCANS)).shape == (64, 64, 3)
     assert reason(with_scans(data, images.MAX_SCANS + 1)) == "too complex"
     wide = encoded(np.zeros((4000, 4000, 3), np.uint8), "JPEG", progressive=True)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ImageError, match="too many scans"):
         decode(with_scans(wide, 5000))
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_flood_of_chunks_is_refused_before_it_is_read() -> None:
     data = encoded(photo(4, 4), "PNG")
     flood = (struct.pack(">I", 0) + b"teXt" + struct.pack(">I", zlib.crc32(b"teXt"))) * (MAX_PARTS + 1)
-    start = time.monotonic()
+    start = time.process_time()
     assert reason(data[:33] + flood + data[33:]) == "too complex"
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("size", [(1, 64_000_000), (64_000_000, 1), (1, 65_536)])

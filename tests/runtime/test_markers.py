@@ -75,12 +75,12 @@ def test_a_png_ends_at_its_own_last_chunk() -> None:
     ids=["segments", "fill bytes", "restarts", "reserved"],
 )
 def test_the_walk_through_a_jpeg_is_bounded(data: bytes, expected: Parts) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert jpeg_parts(data) == expected
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_walk_through_a_png_is_bounded() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert png_parts(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0teXt\0\0\0\0" * 2_000_000).count == MAX_PARTS + 1
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
