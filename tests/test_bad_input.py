@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .runs.conftest import finished, one_line_error, photos, stage1  # noqa: F401 (fixtures)
+from .command_line import stage1
+from .runs.conftest import finished, one_line_error, photos  # noqa: F401 (fixtures)
+from .tracing import backbones_traced_once  # noqa: F401 (fixture)
 
 
 def image(path: Path, seed: int = 0) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .runs.conftest import one_line_error, stage1
+from .command_line import stage1
+from .runs.conftest import one_line_error
 
 COMMANDS = [
     "run",

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..tracing import backbones_traced_once, traced_once  # noqa: F401 (fixture)
+
 SETTINGS = (
     "backbone.input_size=64",
     "train.epochs=4",
@@ -77,8 +79,9 @@ def finished(photos, tmp_path_factory):
     pytest.importorskip("timm", reason="the extra train is not installed")
     from stage1 import run
 
-    return run(
-        recipe="baseline",
-        overrides=[*SETTINGS, f"data.table={photos}"],
-        output=tmp_path_factory.mktemp("runs") / "finished",
-    )
+    with traced_once():
+        return run(
+            recipe="baseline",
+            overrides=[*SETTINGS, f"data.table={photos}"],
+            output=tmp_path_factory.mktemp("runs") / "finished",
+        )

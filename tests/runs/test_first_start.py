@@ -21,7 +21,8 @@ from stage1.runs.schema import STAGES_KIND
 from stage1.stages import STAGES
 from stage1.storage.documents import read_document
 
-from .conftest import SETTINGS, one_line_error, stage1
+from ..command_line import stage1
+from .conftest import SETTINGS, one_line_error
 
 QUIET = Progress(quiet=True)
 

@@ -17,7 +17,8 @@ from stage1.runs.schema import ATTEMPTS_KIND
 from stage1.scores import read_role
 from stage1.storage.documents import read_document
 
-from .conftest import one_line_error, stage1
+from ..command_line import stage1
+from .conftest import one_line_error
 
 CLASSES = ("cross", "disc", "square")
 SETTINGS = (
