@@ -163,7 +163,7 @@ def core() -> set[str]:
     """What the core requires, by the names under which it is imported."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = (re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in project["dependencies"])
-    return {{"pyyaml": "yaml", "pillow": "PIL"}.get(name, name) for name in names}
+    return {{"pyyaml": "yaml", "pillow": "PIL"}.get(name, name.replace("-", "_")) for name in names}
 
 
 # What the detector does without: our extras, and of the core what the command line and the torch half need.

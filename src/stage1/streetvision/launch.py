@@ -17,7 +17,7 @@ from stage1.errors import ConfigError
 
 NAME = "Stage1"
 # What the detector imports of the packages that the core requires, by the names under which they are imported.
-NEEDED = ("PIL", "numpy", "onnxruntime", "pyarrow", "pydantic", "scipy", "yaml")
+NEEDED = ("PIL", "numpy", "onnxruntime", "pyarrow", "pydantic", "scipy", "typing_extensions", "yaml")
 # Makes this stage1 importable, and nothing beside it: on PYTHONPATH our environment would push its packages before the
 # client's pins.
 _BOOT = (
