@@ -28,8 +28,6 @@ MAY_USE_TORCH = ABOVE_TORCH | {"scores", "streetvision"}  # scores: the .pt file
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "pandas"}
 LATE = {"matplotlib", "jinja2", "datasets", "onnx"}
 AT_IMPORT = TORCH_ROOMS | {"integrations", "simulation", "streetvision"}  # may need them at import time
-OPEN_CIRCLES = [{"policy.calibrated", "policy.gate", "policy.registry"}]
-"""Circles of files that are still to be cut: the list only gets shorter."""
 
 Modules = Mapping[str, str]
 """Source of each module, by its name below the package: {"": .., "risk.bounds": ..}."""
@@ -95,14 +93,10 @@ def needs(tree: Modules) -> dict[str, set[str]]:
     return {module: set(files(source)) - {module} for module, source in tree.items()}
 
 
-def circle(tree: Modules, still_open: Sequence[set[str]] = ()) -> list[str]:
-    """One circle of files that import each other, [] where there is none. still_open: circles that are let pass."""
-    graph = {
-        module: {other for other in others if not any({module, other} <= known for known in still_open)}
-        for module, others in needs(tree).items()
-    }
+def circle(tree: Modules) -> list[str]:
+    """One circle of files that import each other, [] where there is none."""
     try:
-        graphlib.TopologicalSorter(graph).prepare()
+        graphlib.TopologicalSorter(needs(tree)).prepare()
     except graphlib.CycleError as error:
         return list(error.args[1])
     return []
@@ -153,7 +147,7 @@ def test_imports_go_one_way():
 
 
 def test_no_circle_of_files():
-    assert circle(tree(), OPEN_CIRCLES) == []
+    assert circle(tree()) == []
 
 
 def test_torch_stays_in_its_rooms():
@@ -217,7 +211,6 @@ def test_an_import_against_the_order_is_found(module, source):
 def test_a_circle_is_found(module, source):
     planted = {**SOUND, "risk.sequence": "from stage1.risk.bounds import upper", module: source}
     assert "risk.bounds" in circle(planted)
-    assert circle(planted, [{"risk", "risk.bounds", "risk.sequence"}]) == []
 
 
 @pytest.mark.parametrize("module, source", TORCH.values(), ids=TORCH)
