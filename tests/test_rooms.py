@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from .test_architecture import PACKAGE, ROOMS, SOURCE
@@ -27,3 +29,13 @@ def test_every_room_of_the_tree_stands_in_the_order():
 
 def test_a_room_that_is_left_out_or_out_of_order_is_seen():
     assert listed("| `risk` | what can be proved |\n| `errors` | one line each |\n| `views` | |") == ["risk", "errors"]
+
+
+def test_dir_shows_the_public_names_before_any_of_them_is_imported():
+    done = subprocess.run(
+        [sys.executable, "-c", "import stage1; print(set(stage1.__all__) <= set(dir(stage1)), stage1.run.__name__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True run\n"
