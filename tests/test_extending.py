@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -20,16 +21,24 @@ from stage1.calibration import MAPS, FittedMap, choose_map
 from stage1.commands.scores import calibrate_scores, evaluate_scores
 from stage1.config import RunConfig, load_config
 from stage1.errors import ConfigError, DataError, IntegrityError
+from stage1.policy.registry import POLICIES
 from stage1.report.figures.registry import FIGURES
 from stage1.risk import RISKS
 from stage1.runtime.crops import ViewPolicy
-from stage1.scores import Scores, write_scores
+from stage1.scores import Scores, read_scores, write_scores
 from stage1.sources import SOURCES
 from stage1.stages.reporting import report_of_scores
 from stage1.views import AGGREGATORS, ViewsDocument, aggregator, choose_aggregator
 
 PAGE = Path(__file__).parents[1] / "docs" / "EXTENDING.md"
-TABLES = {"RISKS": RISKS, "MAPS": MAPS, "AGGREGATORS": AGGREGATORS, "SOURCES": SOURCES, "FIGURES": FIGURES}
+TABLES = {
+    "POLICIES": POLICIES,
+    "RISKS": RISKS,
+    "MAPS": MAPS,
+    "AGGREGATORS": AGGREGATORS,
+    "SOURCES": SOURCES,
+    "FIGURES": FIGURES,
+}
 CLASSES = ["none", "roadwork"]
 
 
@@ -76,6 +85,7 @@ def extend(tables, tmp_path, monkeypatch):
 def test_each_example_is_one_file_and_one_line():
     places = {name: [name, *lines_in_tables(text)] for name, text in examples().items()}
     assert places == {
+        "coarse.py": ["coarse.py", "POLICIES"],
         "false_discovery.py": ["false_discovery.py", "RISKS"],
         "offset.py": ["offset.py", "MAPS"],
         "median.py": ["median.py", "AGGREGATORS"],
@@ -88,6 +98,7 @@ def test_each_example_is_one_file_and_one_line():
 def test_without_its_line_a_name_is_unknown():
     for override, says in (
         ("risks={fnr: 0.1, false_discovery: 0.1}", "unknown risk 'false_discovery'.*; risks are fnr, .*, error"),
+        ("policy.name=coarse", "policy.name: input should be 'softmax', 'gate' or 'scrc'"),
         ("calibration.map=offset", "calibration.map: input should be 'auto', 'none', .* or 'dirichlet'"),
         ("views.aggregate=median", "views.aggregate: 'median' is unknown; use whole, .* or learned"),
         ("data.source=jsonl", "data.source: input should be 'auto', .* or 'webdataset'"),
@@ -114,6 +125,35 @@ def certified(folder: Path, *overrides: str) -> Path:
     calibrate_scores(folder / "mine.parquet", out, config=config, values="logits", columns={}, shares="0.2,0.5,0.3")
     evaluate_scores(out / "scores.parquet", out, out, config=config, values="logits", columns={})
     return out
+
+
+def test_a_policy_is_fitted_certified_written_read_back_and_evaluated(extend, tmp_path):
+    from stage1 import load_policy
+    from stage1.policy import refit
+
+    coarse = extend("coarse.py")
+    out = certified(tmp_path, "policy.name=coarse")
+    policy = load_policy(out)
+    assert isinstance(policy.base, coarse.CoarsePolicy)
+    assert policy.certificate is not None
+    assert policy.certificate.policy == "coarse"
+    assert policy.certified
+    assert "at most 5 % are called 'none'" in policy.certificate.statement
+    scores, roles = read_scores(out / "scores.parquet")
+    calib, select, test = (scores.take(roles == role) for role in ("val_calib", "val_select", "val_test"))
+    again = refit(policy, calib=calib, select=select)
+    assert (again.base.lo, again.base.hi) == (policy.base.lo, policy.base.hi)
+    assert again.certificate == policy.certificate
+    kept = policy.decide(test)
+    moved = policy.decide(replace(test, logits=np.round(test.logits, 1)))
+    assert (kept.exit == moved.exit).all()  # the logits of class 0 are 0: one decimal is what it looks at
+    wrong = kept.exit & (kept.label == 0) & (test.known_labels == 1)
+    assert wrong.sum() <= 0.05 * (kept.exit & (test.known_labels == 1)).sum()
+    assert json.loads((out / "evaluation.json").read_text())["policy"] == "coarse"
+    document = json.loads((out / "coarse.json").read_text())
+    (out / "coarse.json").write_text(json.dumps({**document, "lo": "low"}))
+    with pytest.raises(IntegrityError, match="lo"):
+        load_policy(out)
 
 
 def test_a_risk_is_certified_said_evaluated_and_on_the_page(extend, tmp_path):
