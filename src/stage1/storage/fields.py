@@ -29,7 +29,8 @@ Nothing = Annotated[dict[str, Any], Field(max_length=0)]
 
 ScoreScale = Literal["raw", "mapped"]
 Unit = Literal["image", "group", "group_mean"]
-PolicyName = Literal["softmax", "gate", "scrc"]
+PolicyName = Text
+"""A key of POLICIES (policy/registry.py), which is open: what reads the policy file refuses a name that is none."""
 
 
 def _distinct(items: list[Any]) -> list[Any]:
