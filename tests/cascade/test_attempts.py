@@ -84,7 +84,7 @@ def test_answers_where_nobody_may_write(answered, desk, monkeypatch):
     real = cascade_attempts.write_document
 
     def refused(path, document, kind):
-        if kind == "cascade_attempts":
+        if kind.name == "cascade_attempts":
             raise Stage1Error(f"{path}: cannot be written (Read-only file system)")
         real(path, document, kind)
 
