@@ -96,13 +96,13 @@ def test_scores_are_those_of_the_run(exported, run, photos):  # noqa: F811
 
 def test_threshold_lands_on_one_half(run, exported):
     """The stated probability (after the run's Platt map) is above the threshold exactly where Roadwork is above 0.5."""
-    from stage1.policy import load_policy, stated
+    from stage1.policy import load_policy, reported
     from stage1.scores import read_role
 
     target = run.parent / "moved"
     export_hf(run, target, positive="night", threshold=0.8)
     scores = read_role(run, "val_test")
-    probability = stated(load_policy(run), scores).probabilities[:, 1]
+    probability = reported(load_policy(run), scores).probabilities[:, 1]
     shift = margin_at(run, 0.8, 2)
     assert ((probability > 0.8) == (scores.margin > shift)).all()
     facts = read_document(target / "stage1_export.json", HF_EXPORT_KIND)

@@ -340,9 +340,9 @@ def test_a_certificate_from_before_there_was_a_choice_is_made_again_as_it_was(tm
 
 def test_a_limit_at_infinity_is_infinity_again_in_the_file(tmp_path):
     rng = np.random.default_rng(9)
-    stated = fit_policy(
+    reported = fit_policy(
         "softmax", select=overconfident(rng, 300), calib=overconfident(rng, 1500), risks=DEFAULT
     ).certificate
-    shut = replace(stated, boundary=(np.inf, np.inf))
-    shut.save(tmp_path / "certificate.json")
-    assert Certificate.load(tmp_path / "certificate.json") == shut
+    never = replace(reported, boundary=(np.inf, np.inf))
+    never.save(tmp_path / "certificate.json")
+    assert Certificate.load(tmp_path / "certificate.json") == never

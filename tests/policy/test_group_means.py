@@ -109,19 +109,19 @@ def test_the_certificate_is_the_test_of_risk_groups_and_says_so(tmp_path):
     rng = np.random.default_rng(11)
     calib, select = clustered(rng, 300, 0.1), clustered(rng, 80, 0.1, prefix="s")
     policy = fit_policy("softmax", select=select, calib=calib, risks=RISKS, unit="group_mean", seed=3)
-    stated = policy.certificate
-    assert (stated.certified, stated.unit, stated.n_units, stated.n_images) == (True, "group_mean", 300, 3000)
-    assert "random image of a random group" in stated.statement
+    reported = policy.certificate
+    assert (reported.certified, reported.unit, reported.n_units, reported.n_images) == (True, "group_mean", 300, 3000)
+    assert "random image of a random group" in reported.statement
     missed = (calib.labels == 1) & (calib.margin < policy.lo)
     pvalue = group_pvalue(missed, calib.labels == 1, calib.groups, 0.05, seed=3)
     assert pvalue <= DELTA
-    assert stated.risks["miss_rate"].errors == missed.sum()
-    assert stated.risks["miss_rate"].bound <= 0.05
+    assert reported.risks["miss_rate"].errors == missed.sum()
+    assert reported.risks["miss_rate"].bound <= 0.05
     policy.save(tmp_path / "thresholds.json")
-    stated.save(tmp_path / "certificate.json")
+    reported.save(tmp_path / "certificate.json")
     again = refit(load_policy(tmp_path), calib=calib, select=select)
-    assert again.certificate.to_document() == stated.to_document()
-    assert Certificate.load(tmp_path / "certificate.json") == stated
+    assert again.certificate.to_document() == reported.to_document()
+    assert Certificate.load(tmp_path / "certificate.json") == reported
 
 
 def test_floors_and_their_failure():

@@ -105,10 +105,10 @@ def check_certificates(population, draws, level):
 
 
 def check_error(population, draws, level):
-    for stated in PRIORS:
-        broken, certified = violations(population, {"error": level}, draws, target_prior=stated)
-        assert kept(broken[stated], draws, 0.1), (stated, broken)
-        assert certified > 0.5, (stated, certified)
+    for reported in PRIORS:
+        broken, certified = violations(population, {"error": level}, draws, target_prior=reported)
+        assert kept(broken[reported], draws, 0.1), (reported, broken)
+        assert certified > 0.5, (reported, certified)
     # the control: certified for the balance of val_calib, where the true error is lower than at 90 % positives
     broken, certified = violations(population, {"error": level}, draws)
     assert certified > 0.9

@@ -177,54 +177,56 @@ def test_a_path_is_hedged_where_the_maps_disagree_only():
     sure = [gaussian(np.random.default_rng(seed), 800) for seed in range(8)]
     unsure = [saturated(np.random.default_rng(seed), 480) for seed in range(8)]
     hedged = [
-        [calibrated_path(scores.margin, scores.labels, goal).hedge is not None for scores in kind]
+        [calibrated_path(scores.margin, scores.labels, goal).second is not None for scores in kind]
         for kind in (sure, unsure)
     ]
     assert sum(hedged[0]) <= 2
     assert sum(hedged[1]) >= 6
     path = calibrated_path(unsure[0].margin, unsure[0].labels, goal)
-    assert path.hedge is None or path.hedge.hedge is None
+    assert path.second is None or path.second.second is None
 
 
 def test_a_hedged_path_shares_its_delta():
     from dataclasses import replace
 
-    from stage1.policy.ordering import HEDGE, Path
+    from stage1.policy.ordering import DELTA_SPLIT, CandidateSequence
     from stage1.policy.target import Request
     from stage1.policy.threshold_choice import _along
 
     rng = np.random.default_rng(2)
     scores = gaussian(rng, 20_000)
     request = Request({"fnr": 0.05, "fpr": 0.05})
-    safe = Path(np.array([0.0]), np.array([2.8]), 0, 0.0, "safe")
-    hopeless = Path(np.array([1.25]), np.array([1.25]), 0, 0.0, "hopeless")
+    safe = CandidateSequence(np.array([0.0]), np.array([2.8]), 0, 0.0, "safe")
+    hopeless = CandidateSequence(np.array([1.25]), np.array([1.25]), 0, 0.0, "hopeless")
 
     def test(path):
         return _along(path, scores.margin, scores.labels, request, 0.05)
 
     assert test(safe).delta == 0.05
-    assert test(replace(safe, hedge=hopeless)).delta == approx(0.05 * (1 - HEDGE))
-    insured = test(replace(hopeless, hedge=safe))
-    assert insured.delta == approx(0.05 * HEDGE)
+    assert test(replace(safe, second=hopeless)).delta == approx(0.05 * (1 - DELTA_SPLIT))
+    insured = test(replace(hopeless, second=safe))
+    assert insured.delta == approx(0.05 * DELTA_SPLIT)
     assert (insured.thresholds.lo, insured.thresholds.hi) == (0.0, 2.8)
-    refused = test(replace(hopeless, hedge=hopeless))
+    refused = test(replace(hopeless, second=hopeless))
     assert refused.thresholds.lo is None
-    assert refused.tried is not None
+    assert refused.first_failure is not None
 
 
 @pytest.mark.parametrize("draws", [150, pytest.param(1500, marks=pytest.mark.slow)])
 def test_a_hedged_path_keeps_its_promise(draws):
     """Two different paths and the whole delta: the worst case for a first failure that is forgiven."""
-    from stage1.policy.ordering import Path
+    from stage1.policy.ordering import CandidateSequence
     from stage1.policy.target import Request
     from stage1.policy.threshold_choice import _along
 
     rng, delta = np.random.default_rng(11), 0.1
     # Each pair breaks one promise by a hair: every certificate is false.
-    first = Path(np.array([stats.norm.ppf(0.0501) + SEPARATION]), np.array([9.0]), 0, 0.0, "too many misses")
+    first = CandidateSequence(
+        np.array([stats.norm.ppf(0.0501) + SEPARATION]), np.array([9.0]), 0, 0.0, "too many misses"
+    )
     request = Request({"miss_rate": 0.05, "false_exit_rate": 0.05}, 1 - delta)
-    second = Path(np.array([-9.0]), np.array([stats.norm.isf(0.0501)]), 0, 0.0, "too many false exits")
-    both = Path(first.lo, first.hi, 0, 0.0, "first", second)
+    second = CandidateSequence(np.array([-9.0]), np.array([stats.norm.isf(0.0501)]), 0, 0.0, "too many false exits")
+    both = CandidateSequence(first.lo, first.hi, 0, 0.0, "first", second)
     certified = unfair = 0
     for _ in range(draws):
         scores = gaussian(rng, 3000)

@@ -72,16 +72,16 @@ def test_the_sentence_states_the_multiplicity_and_refit_agrees(tmp_path):
     rng = np.random.default_rng(3)
     select, calib = drawn(rng, 500, "s"), drawn(rng, 3000, "c")
     policy = fit_policy("softmax", select=select, calib=calib, risks=RISKS, slices=("city",))
-    stated = policy.certificate
-    assert "for the 3 slices asked for (each at 98.33 %)" in stated.statement
-    assert "Not shown for city=c" in stated.statement
-    counts = stated.slices[0].risks["false_exit_rate"]
+    reported = policy.certificate
+    assert "for the 3 slices asked for (each at 98.33 %)" in reported.statement
+    assert "Not shown for city=c" in reported.statement
+    counts = reported.slices[0].risks["false_exit_rate"]
     inside = calib.take(calib.slices["city"] == "a")
     assert counts.n == (inside.labels == 0).sum()
     policy.save(tmp_path / "thresholds.json")
-    stated.save(tmp_path / "certificate.json")
+    reported.save(tmp_path / "certificate.json")
     again = refit(load_policy(tmp_path), calib=calib, select=select)
-    assert again.certificate == stated
+    assert again.certificate == reported
 
 
 def test_slices_of_groups_and_of_the_gate():
@@ -139,12 +139,12 @@ def test_slices_are_tested_along_one_path_only():
         labels = rng.integers(0, 2, n)
         score = (labels - 0.5) * rng.uniform(2, 8) + rng.standard_t(2, n)
         path = path_from(request, 1500, score, labels)
-        if path is None or path.hedge is None:
+        if path is None or path.second is None:
             continue
         hedged += 1
         calib = rng.integers(0, 2, 1500)
         chosen = choose((calib - 0.5) * 8 + rng.normal(size=1500), calib, request, score, labels, along_path=True)
         assert chosen.delta == pytest.approx(0.05)
         if chosen.path is not None:
-            assert chosen.path.hedge is None
+            assert chosen.path.second is None
     assert hedged  # without one this test says nothing

@@ -132,9 +132,9 @@ def test_at_its_own_balance_nothing_moves(desk, document):
 
 def test_an_estimated_share_makes_intervals_longer(document):
     shift = document["label_shift"]
-    stated, bbse = restated(shift, "stated"), restated(shift, "bbse")
+    reported, bbse = restated(shift, "stated"), restated(shift, "bbse")
     for name in ("coverage", "error"):
-        assert bbse[name]["high"] - bbse[name]["low"] > stated[name]["high"] - stated[name]["low"]
+        assert bbse[name]["high"] - bbse[name]["low"] > reported[name]["high"] - reported[name]["low"]
 
 
 def test_groups_and_three_classes():

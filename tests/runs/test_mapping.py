@@ -34,7 +34,7 @@ from stage1.config import CalibrationConfig, validated
 from stage1.errors import ConfigError, IntegrityError
 from stage1.evaluation import brier, ece, nll
 from stage1.evaluation.schema import EVALUATION_KIND
-from stage1.policy import CalibratedPolicy, decided_on, fit_policy, refit, stated
+from stage1.policy import CalibratedPolicy, decided_on, fit_policy, refit, reported
 from stage1.policy.calibrated import fit_calibrated
 from stage1.runs.schema import STAGES_KIND
 from stage1.scores import Scores, read_scores, write_scores
@@ -97,9 +97,11 @@ def test_the_map_lowers_the_loss_of_fresh_rows_and_is_named(kind, policies):
     assert policy.frozen.map.name == kind or kind == "auto"
     assert policy.frozen.reason.startswith(policy.frozen.map.name)
     before = nll(fresh.probabilities, fresh.labels)
-    after = nll(stated(policy, fresh).probabilities, fresh.labels)
+    after = nll(reported(policy, fresh).probabilities, fresh.labels)
     assert after < before - 0.02
-    np.testing.assert_allclose(stated(policy, fresh).probabilities[:, 1], policy.decide(fresh).probability, atol=1e-12)
+    np.testing.assert_allclose(
+        reported(policy, fresh).probabilities[:, 1], policy.decide(fresh).probability, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", ["auto", "temperature", "platt", "beta"])
@@ -339,7 +341,9 @@ def test_a_gate_in_use_keeps_its_own_probability(tmp_path):
     same(policy.decide(fresh), policy.base.decide(fresh))
     save_policy(tmp_path, policy)
     same(load_policy(tmp_path).decide(fresh), policy.decide(fresh))
-    np.testing.assert_allclose(stated(policy, fresh).probabilities[:, 1], policy.decide(fresh).probability, atol=1e-12)
+    np.testing.assert_allclose(
+        reported(policy, fresh).probabilities[:, 1], policy.decide(fresh).probability, atol=1e-12
+    )
     _, document = write_evaluation(tmp_path, fresh, policy, targets={}, paths=None, resamples=20, level=0.95, seed=0)
     assert document["calibration"]["map"] == "gate"
     assert document["metrics"]["nll"]["value"] == pytest.approx(nll(policy.decide(fresh).probability, fresh.labels))

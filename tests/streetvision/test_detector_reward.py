@@ -14,7 +14,7 @@ from PIL import Image
 from stage1.commands.challenge_report import levels_of
 from stage1.commands.reward import kept_sides, reward, reward_lines
 from stage1.inference import Predictor
-from stage1.policy import load_policy, stated
+from stage1.policy import load_policy, reported
 from stage1.scores import Scores, write_scores
 from stage1.streetvision import Stage1Detector
 from stage1.streetvision.reward import OPEN, LevelRates
@@ -99,7 +99,7 @@ def test_reward_of_a_folder_is_what_the_detector_earns_on_the_same_files(kind, t
     if kind in ("softmax", "softmax, platt"):
         # The case is the one in question: by P > 0.5 alone it is another answer.
         policy = load_policy(folder)
-        sides, above = kept_sides(policy, scores), stated(policy, scores).probabilities[:, 1] > 0.5
+        sides, above = kept_sides(policy, scores), reported(policy, scores).probabilities[:, 1] > 0.5
         assert ((sides == 1) & ~above).sum() > 5
         assert not above[sides == OPEN].any()
         plain = reward(folder, resamples=2, exits=False)

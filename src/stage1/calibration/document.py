@@ -107,8 +107,8 @@ def made_again(reported: FittedMap, select: Scores, seed: int) -> FittedMap:
     >>> rng = np.random.default_rng(0)
     >>> labels = rng.integers(0, 2, 400)
     >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
-    >>> stated = fitted_map(choose_map(scores, candidates=["platt"], seed=7), scores)
-    >>> made_again(stated, scores, seed=7) == stated
+    >>> reported = fitted_map(choose_map(scores, candidates=["platt"], seed=7), scores)
+    >>> made_again(reported, scores, seed=7) == reported
     True
     """
     if reported.comparison is None:

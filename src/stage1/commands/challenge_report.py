@@ -21,7 +21,7 @@ from stage1.evaluation.probability import confusion, mcc_of_counts
 from stage1.evaluation.ranking import FloatArray, weighted_mean
 from stage1.evaluation.restate import restated_metrics
 from stage1.evaluation.summary import confidence_of, pooled_metrics
-from stage1.policy import Certificate, Policy, decided_on, load_policy, stated
+from stage1.policy import Certificate, Policy, decided_on, load_policy, reported
 from stage1.scores import Scores, read_role
 from stage1.stages.challenge import LEVEL
 from stage1.storage.documents import finite_or_none
@@ -83,7 +83,7 @@ def levels_of(
 def _metrics(part: Scores, policy: Policy, prior: float, resamples: int, level: float, seed: int) -> dict[str, Any]:
     decision = policy.decide(part)
     ranked, truth = decided_on(policy, part), part.known_labels
-    metrics = pooled_metrics(ranked, decision.exit, decision.label, policy.classes, stated(policy, part))
+    metrics = pooled_metrics(ranked, decision.exit, decision.label, policy.classes, reported(policy, part))
     metrics |= _answered(part, policy)
     cells, shares = _cells(part, prior)
     found = restated_metrics(
@@ -106,7 +106,7 @@ def _metrics(part: Scores, policy: Policy, prior: float, resamples: int, level: 
 def _answered(part: Scores, policy: Policy) -> dict[str, Metric | str]:
     """Accuracy and MCC of the detector's answers, where others are of the larger logit."""
     truth, sides = part.known_labels, kept_sides(policy, part)
-    answers = np.where(sides == OPEN, stated(policy, part).probabilities[:, 1] > DEFAULT, sides == 1).astype(np.int64)
+    answers = np.where(sides == OPEN, reported(policy, part).probabilities[:, 1] > DEFAULT, sides == 1).astype(np.int64)
     right = (answers == truth).astype(np.float64)
     return {
         "accuracy": lambda c, r, w: weighted_mean(right, w),

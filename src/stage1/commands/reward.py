@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from stage1.commands.scores import checked_values
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.policy import Policy, has_policy_file, load_policy, stated
+from stage1.policy import Policy, has_policy_file, load_policy, reported
 from stage1.scores import Scores, read_role, read_scores
 from stage1.stages.reporting import SCORES_FILE
 from stage1.storage.documents import Document, DocumentKind, finite_or_none, write_document
@@ -285,7 +285,7 @@ def _read_folder(folder: Path) -> Judged:
 
 
 def _answered(policy: Policy, scores: Scores) -> Rows:
-    return Rows(stated(policy, scores), kept_sides(policy, scores))
+    return Rows(reported(policy, scores), kept_sides(policy, scores))
 
 
 def _read_file(

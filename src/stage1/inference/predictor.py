@@ -17,7 +17,7 @@ from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.inference.inputs import Picture, item_of, name_of
 from stage1.inference.outputs import ModelOutputs, joined
 from stage1.inference.views import WITHOUT, Viewing, ViewOutputs, joined_views, told
-from stage1.policy import Certificate, Policy, load_policy, policy_file, stated
+from stage1.policy import Certificate, Policy, load_policy, policy_file, reported
 from stage1.runtime.crops import WHOLE, ViewPolicy
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine, Outputs
@@ -247,7 +247,7 @@ class Predictor:
         if scores.n_classes == 2:
             of_classes = np.stack([1.0 - probabilities, probabilities], axis=1)
         else:
-            of_classes = (scores if self.policy is None else stated(self.policy, scores)).probabilities
+            of_classes = (scores if self.policy is None else reported(self.policy, scores)).probabilities
         columns = zip(
             names,
             exits.tolist(),

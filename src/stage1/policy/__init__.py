@@ -1,7 +1,7 @@
 """When to exit: policies with one interface, fit -> policy -> decide, and the certificate that each carries."""
 
 from stage1.policy.base import Decision, Policy
-from stage1.policy.calibrated import CalibratedPolicy, decided_on, stated
+from stage1.policy.calibrated import CalibratedPolicy, decided_on, reported
 from stage1.policy.certificate import Certificate, RiskBound, ViewsClaim
 from stage1.policy.gate import GatePolicy
 from stage1.policy.group_dealing import dealt
@@ -45,5 +45,5 @@ __all__ = [
     "policy_file",
     "policy_kind",
     "refit",
-    "stated",
+    "reported",
 ]

@@ -130,7 +130,7 @@ def decided_on(policy: Policy, scores: Scores) -> Scores:
     return frozen.map.calibrate(scores) if frozen is not None and frozen.score == "mapped" else scores
 
 
-def stated(policy: Policy, scores: Scores) -> Scores:
+def reported(policy: Policy, scores: Scores) -> Scores:
     """The same rows with logits whose softmax is the probability that the policy states, for every class.
 
     The calibrated probability; a gate's own (two classes); the softmax of the scores where there is neither.
@@ -142,7 +142,7 @@ def stated(policy: Policy, scores: Scores) -> Scores:
     >>> scores = Scores(np.stack([0 * margin, margin], axis=1), labels=labels)
     >>> base = SoftmaxPolicy(-1.0, 2.0, ("none", "roadwork"), certified=False)
     >>> policy = CalibratedPolicy(base, FittedMap(Platt.fit(scores)))
-    >>> stated(policy, scores).probabilities.shape
+    >>> reported(policy, scores).probabilities.shape
     (200, 2)
     """
     if policy.own_probability:

@@ -101,15 +101,17 @@ class ClassThresholds:
         delta = 1.0 - target.confidence
         spent = delta / 2 if target.has_floor else delta
         path = _path(select, self.confidence_score, target, len(counted), spent, self.thresholds)
-        place, tried = (None, None) if path is None else walk(path, sample, target, spent)
+        place, first_failure = (None, None) if path is None else walk(path, sample, target, spent)
         mode = path.mode if path is not None else "one" if self.thresholds == "auto" else self.thresholds
-        return FoundClassThresholds(self, target, sample, select, unit, spent, mode, path, place, tried, counting.seed)
+        return FoundClassThresholds(
+            self, target, sample, select, unit, spent, mode, path, place, first_failure, counting.seed
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class FoundClassThresholds:
-    """Thresholds on the counted units (policy/certify.py, Found). delta: spent by each bound; place, tried: as `walk`
-    gives them.
+    """Thresholds on the counted units (policy/certify.py, Found). delta: spent by each bound; place, first_failure: as
+    `walk` gives them.
     """
 
     family: ClassThresholds
@@ -121,7 +123,7 @@ class FoundClassThresholds:
     mode: str
     path: ClassPath | None
     place: int | None
-    tried: int | None
+    first_failure: int | None
     seed: int
 
     union_null = True
@@ -172,7 +174,7 @@ class FoundClassThresholds:
         score, thresholds = self.family.confidence_score, self.family.thresholds
         return shortfall(
             self.sample,
-            None if path is None else path.thresholds[self.place if self.tried is None else self.tried],
+            None if path is None else path.thresholds[self.place if self.first_failure is None else self.first_failure],
             target,
             delta,
             self.unit,
@@ -213,8 +215,8 @@ def _path(select: Scores, confidence_score: str, request: Request, n: int, delta
 
 
 def walk(path: ClassPath, sample: Sample, request: Request, delta: float) -> tuple[int | None, int | None]:
-    """(place, tried): the riskiest place of the path that certifies every risk and floor; where it is None, the place
-    that failed.
+    """(place, first_failure): the riskiest place of the path that certifies every risk and floor; where it is None, the
+    place that failed.
 
     From the start towards more risk until the first failure; with floors also from the riskiest place towards safety,
     at delta each (ALGORITHMS 2.5): exits only grow along the path, so a place within both runs keeps risks and floors.
@@ -238,11 +240,11 @@ def _failing(path: ClassPath | None, sample: Sample, request: Request, delta: fl
     """
     if path is None:
         return None
-    place, tried = walk(path, sample, request, delta)
+    place, first_failure = walk(path, sample, request, delta)
     if place is not None:
         return {} if sample.counts(path.thresholds[place][None, :]).exits[0] > 0 else None
-    assert tried is not None, "a walk that ends nowhere names the place that failed"
-    return bounds_above(sample, path.thresholds[tried], request, delta) or None
+    assert first_failure is not None, "a walk that ends nowhere names the place that failed"
+    return bounds_above(sample, path.thresholds[first_failure], request, delta) or None
 
 
 def _walker(path: ClassPath | None, request: Request, delta: float) -> Any:
@@ -291,10 +293,10 @@ def _coverages(
 
 
 def _closed(never_answered: Sequence[str]) -> str:
-    shut = ", ".join(f"'{name}'" for name in never_answered)
+    never = ", ".join(f"'{name}'" for name in never_answered)
     return (
-        f" No image exits as {shut}: too few such answers are expected to certify them, so they always defer."
-        if shut
+        f" No image exits as {never}: too few such answers are expected to certify them, so they always defer."
+        if never
         else ""
     )
 

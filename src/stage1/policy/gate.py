@@ -42,7 +42,7 @@ from stage1.scores import Scores
 from stage1.storage.documents import read_document
 
 Floats = NDArray[np.float64]
-Kept = Literal["gate", "softmax"]
+DecidedBy = Literal["gate", "softmax"]
 ASSUMPTION = "The gate was fitted on val_select, which shares no image with the calibration images."
 
 
@@ -85,7 +85,7 @@ class GatePolicy(PlainPolicy):
     classes: tuple[str, ...]
     certified: bool
     certificate: Certificate | None = None
-    decided_by: Kept = "gate"
+    decided_by: DecidedBy = "gate"
 
     name = "gate"
     document_kind = GATEPARAMS_KIND
@@ -167,7 +167,7 @@ def fit_gate(
     extra_calib: Extra | None = None,
     source: Source = "auto",
     ridge: float = 1.0,
-    kept: Kept = "gate",
+    kept: DecidedBy = "gate",
     against_argmax: bool = False,
     calibration: CalibrationMap | None = None,
     counting: Counting = Counting(),
@@ -227,7 +227,7 @@ def fit_gate(
 
 
 def _boundary(
-    kept: Kept, select: Scores, target_prior: float | None, calibration: CalibrationMap | None, seed: int
+    kept: DecidedBy, select: Scores, target_prior: float | None, calibration: CalibrationMap | None, seed: int
 ) -> Boundary:
     """Limits on the scale on which the thresholds are chosen."""
     if kept == "gate":
@@ -285,7 +285,7 @@ def _original(threshold: float, spread: Floats, u: Floats, side: Literal["lo", "
 class GateOptions:
     """kept: which score decides, "gate" or "softmax" (the gate was refused); source, ridge: see fit_gate_model."""
 
-    kept: Kept = "gate"
+    kept: DecidedBy = "gate"
     source: Source = "auto"
     ridge: float = 1.0
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
 from stage1.policy.closed_form import Thresholds
-from stage1.policy.ordering import Path
+from stage1.policy.ordering import CandidateSequence
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import Choice, pair_at, path_from
 from stage1.risk.bounds import betting_pvalue
@@ -50,7 +50,7 @@ _ERRORS_SEEN = 20  # wrong images of val_select from which agreement within grou
 class Claim(NamedTuple):
     """One statement to test: a share of wrong rows among rows tried is at most `target`.
 
-    rows(labels [N, 1], exits as 0 [N, C], exits as 1 [N, C]) -> (wrong, tried), bool [N, C] each; tried None: all rows.
+    rows(labels [N, 1], exits as 0 [N, C], exits as 1 [N, C]) -> (wrong, trial), bool [N, C] each; trial None: all rows.
     """
 
     target: float
@@ -58,7 +58,7 @@ class Claim(NamedTuple):
 
 
 def risk_rows(name: str, labels: Labels, negative: Bools, positive: Bools) -> tuple[Bools, Bools]:
-    """(wrong, tried) of a risk; labels [N, 1] or [N], exits as 0 and as 1 of the shape of the result."""
+    """(wrong, trial) of a risk; labels [N, 1] or [N], exits as 0 and as 1 of the shape of the result."""
     return RISKS[name].counts(negative | positive, positive.astype(np.int64), labels)
 
 
@@ -113,11 +113,11 @@ class Frames:
 
     def shares(self, claim: Claim, lo: Floats, hi: Floats) -> tuple[Floats, Floats]:
         """Of each group and pair: the share of wrong rows, and of rows not tried; [G, C] each."""
-        wrong, tried = claim.rows(self.labels[:, None], *self.exits(lo, hi))
-        return group_shares(wrong, tried, self.layout)
+        wrong, trial = claim.rows(self.labels[:, None], *self.exits(lo, hi))
+        return group_shares(wrong, trial, self.layout)
 
 
-def choose_by_means(frames: Frames, request: Request, path: Path | None) -> Choice:
+def choose_by_means(frames: Frames, request: Request, path: CandidateSequence | None) -> Choice:
     """Thresholds along the path; with floors also from its riskiest end, delta / 2 each (ALGORITHMS 2.5)."""
     if request.target_prior is not None and (request.coverage is not None or "error" in request.risks):
         raise ConfigError(
@@ -132,17 +132,19 @@ def choose_by_means(frames: Frames, request: Request, path: Path | None) -> Choi
     spent = delta / 2 if request.has_floor else delta
     last = len(path.lo) - 1
     place = furthest(frames, list(risk_claims(request).values()), path, spent, range(path.start, last + 1))
-    tried = pair_at(path, path.start)
+    first_failure = pair_at(path, path.start)
     if place is not None and request.has_floor:
         lowest = furthest(frames, floor_claims(request), path, spent, range(last, -1, -1))
         if lowest is None or place < lowest:
-            tried, place = pair_at(path, place), None
+            first_failure, place = pair_at(path, place), None
     if place is None:
-        return Choice(Thresholds(None, None), MEANS_METHOD, spent, spent, tried)
+        return Choice(Thresholds(None, None), MEANS_METHOD, spent, spent, first_failure)
     return Choice(pair_at(path, place), MEANS_METHOD, spent, spent, path=path, place=place)
 
 
-def furthest(frames: Frames, claims: Sequence[Claim], path: Path, delta: float, places: range) -> int | None:
+def furthest(
+    frames: Frames, claims: Sequence[Claim], path: CandidateSequence, delta: float, places: range
+) -> int | None:
     """The last place before the first failure, in the order given; None where the first one fails."""
     held: int | None = None
     for chunk in _chunks(places):
@@ -171,8 +173,8 @@ def upper_bound(frames: Frames, claim: Claim, thresholds: Thresholds, delta: flo
 def estimate(frames: Frames, claim: Claim, thresholds: Thresholds) -> float | None:
     """The share itself: of a random image of a random group, wrong given tried; None where nothing is tried."""
     wrong, idle = frames.shares(claim, *_columns(thresholds))
-    tried = float((1 - idle).sum())
-    return float(wrong.sum()) / tried if tried > 0 else None
+    trial = float((1 - idle).sum())
+    return float(wrong.sum()) / trial if trial > 0 else None
 
 
 def minimum_groups(target: float, delta: float) -> int:
@@ -195,7 +197,7 @@ def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
 # ---- what val_select says ------------------------------------------------------------------------------------------
 
 
-def means_path(select: Scores, score: Floats, calib: Scores, request: Request) -> Path | None:
+def means_path(select: Scores, score: Floats, calib: Scores, request: Request) -> CandidateSequence | None:
     """The calibrated path for group means: its start is placed for as many independent images as the groups are
     worth.
     """
@@ -228,7 +230,7 @@ def intraclass_correlation(select: Scores, score: Floats) -> float:
 
 
 def better_unit(
-    select: Scores, score: Floats, request: Request, n_groups_calib: int, path: Path | None, seed: int
+    select: Scores, score: Floats, request: Request, n_groups_calib: int, path: CandidateSequence | None, seed: int
 ) -> str:
     """ "group" or "group_mean": the one with the larger chance to certify all risks, as seen from val_select alone.
 
@@ -241,10 +243,10 @@ def better_unit(
         return "group"
     single = means = 1.0
     for name, claim in risk_claims(request).items():
-        wrong, tried = _with_errors(name, select.known_labels, score, path)
+        wrong, trial = _with_errors(name, select.known_labels, score, path)
         power = group_power(
             wrong,
-            tried,
+            trial,
             select.groups,
             claim.target,
             1.0 - request.confidence,
@@ -255,16 +257,16 @@ def better_unit(
     return "group_mean" if means > single + _MARGIN else "group"
 
 
-def _with_errors(name: str, labels: Labels, score: Floats, path: Path) -> tuple[Bools, Bools | None]:
+def _with_errors(name: str, labels: Labels, score: Floats, path: CandidateSequence) -> tuple[Bools, Bools | None]:
     """risk_rows at the first place from the start on with enough wrong images, or where there are most; bool [N]
     each.
     """
     best: tuple[int, tuple[Bools, Bools | None]] | None = None
     for place in range(path.start, len(path.lo)):
-        wrong, tried = risk_rows(name, labels, *pair_at(path, place).exits(score))
+        wrong, trial = risk_rows(name, labels, *pair_at(path, place).exits(score))
         count = int(wrong.sum())
         if best is None or count > best[0]:
-            best = count, (wrong, tried)
+            best = count, (wrong, trial)
         if count >= _ERRORS_SEEN:
             break
     assert best is not None, "a path has a place at its start"

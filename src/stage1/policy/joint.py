@@ -17,7 +17,7 @@ u_r <= target_r for all r, so s <= 1 and no bound exceeds its target.
 Both rows together: if some pair of the path is truly too risky, a false bound means that the walk went past the first
 such pair, which has probability at most delta (fixed sequence); if none is, only a bound at the end can be false: at
 most delta.
-For a hedge of two paths, each at its share of delta, add them up.
+Where delta is split over two sequences, add them up.
 
 The closed-form rules share delta between the risks beforehand (one order statistic or walk for each class): their
 bounds are joint as they are; of the ratio in a walk that is shown by simulation (tests/policy/test_joint.py).

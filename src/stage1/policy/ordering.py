@@ -35,7 +35,7 @@ _PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way
 # insuring.
 # Where all are in doubt there are too few labels, and a share of delta helps nowhere.
 _SURE, _UNSURE = 0.95, 0.9
-HEDGE = 0.1
+DELTA_SPLIT = 0.1
 _MINIMUM = 10  # of each class in val_select, for a map with three parameters
 # Each of these sets a limit to one cut, given the other; every other risk is kept by how sure an answer has to be.
 _BY_CUT = frozenset({"fnr", "fpr", "miss_rate", "false_exit_rate"})
@@ -56,12 +56,12 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class CandidateSequence:
     """lo, hi: float [T], from the safest pair to the riskiest; start: where testing begins. expected: predicted
     coverage.
 
-    hedge: where the maps disagree about the first test, the next best path, to be tested at HEDGE of the delta where
-    this one fails at once (and this one then at the rest of it); None: this path has the whole delta.
+    second: where the maps disagree about the first test, the next best path, tested at DELTA_SPLIT of delta where this
+    one fails at once (and this one then at the rest of it); None: this path has the whole delta.
     """
 
     lo: Floats
@@ -69,7 +69,7 @@ class Path:
     start: int
     expected: float
     map_name: str
-    hedge: Path | None = None
+    second: CandidateSequence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ClassModel:
     prior: float
 
 
-def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Path | None:
+def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> CandidateSequence | None:
     """The best path that val_select suggests for `goal`; None where val_select has fewer than 10 of a class.
 
     score: float [N] raw scores of val_select; labels: int [N] in {0, 1}. Source: ALGORITHMS 2.4, "several maps".
@@ -111,10 +111,10 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Pat
         if goal.limits is not None:
             # The last cut before a limit stands for the limit itself: images between the two exit as well.
             lo, hi = np.where(low >= ends[0], goal.limits[0], lo), np.where(high <= ends[1], goal.limits[1], hi)
-        paths.append(Path(lo, hi, start, float(np.einsum("t,t->", reached, gain)), name))
+        paths.append(CandidateSequence(lo, hi, start, float(np.einsum("t,t->", reached, gain)), name))
         disputed[name] = bool(chances[:, start].max() >= _SURE and chance[start] < _UNSURE)
     best, second = sorted(paths, key=lambda path: path.expected, reverse=True)[:2]
-    return replace(best, hedge=second) if disputed[best.map_name] else best
+    return replace(best, second=second) if disputed[best.map_name] else best
 
 
 def _trust(score: Floats, labels: NDArray[np.int64], grid: Floats, models: Mapping[str, ClassModel]) -> Floats:

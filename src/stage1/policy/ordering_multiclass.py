@@ -178,7 +178,7 @@ class _Solver:
             for name, (kind, _) in self._parts.items():
                 if kind != "wrong":
                     places = self._shrunk(places, name, min(share * self._goal.targets[name], 0.999))
-            places = self._shut(places)
+            places = self._abstaining(places)
             if (places == before).all():
                 break
         return places
@@ -191,7 +191,7 @@ class _Solver:
         exits, wrong = self._model.exits[start : start + size + 1], self._model.wrong[start : start + size + 1]
         return int(np.flatnonzero(wrong <= limit * exits)[-1])
 
-    def _shut(self, places: Ints) -> Ints:
+    def _abstaining(self, places: Ints) -> Ints:
         short = [
             index
             for index, least in self._least.items()

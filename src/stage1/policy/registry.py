@@ -17,7 +17,7 @@ from stage1.policy import gate, scrc_fit, softmax
 from stage1.policy.base import Policy
 from stage1.policy.calibrated import fit_calibrated, with_map
 from stage1.policy.certificate import Certificate
-from stage1.policy.gate import Kept
+from stage1.policy.gate import DecidedBy
 from stage1.policy.group_dealing import dealt
 from stage1.policy.kind import FitInputs, PolicyKind
 from stage1.policy.provenance import on_views, said_of
@@ -74,7 +74,7 @@ def fit_policy(
     attempt: int = 1,
     uncertified_because: str | None = None,
     variant: str = "I",
-    kept: Kept = "gate",
+    kept: DecidedBy = "gate",
     slices: Sequence[str] = (),
     confidence_score: str = "msp",
     thresholds: str = "auto",
@@ -177,31 +177,31 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
             select=select,
             calib=calib,
         )
-    stated = policy.certificate
-    if stated is None:
+    reported = policy.certificate
+    if reported is None:
         raise IntegrityError("certificate.json: missing; it states what the policy was fitted for")
     asked: dict[str, Any] = {
-        "risks": {name: risk.target for name, risk in stated.risks.items()},
-        "confidence": stated.confidence,
-        "coverage": stated.coverage.floor,
-        "class_coverage": {name: share.floor for name, share in stated.per_class.items() if share.floor is not None},
-        "target_prior": stated.target_prior,
-        "unit": stated.unit,
-        "assume_iid": stated.assume_iid,
+        "risks": {name: risk.target for name, risk in reported.risks.items()},
+        "confidence": reported.confidence,
+        "coverage": reported.coverage.floor,
+        "class_coverage": {name: share.floor for name, share in reported.per_class.items() if share.floor is not None},
+        "target_prior": reported.target_prior,
+        "unit": reported.unit,
+        "assume_iid": reported.assume_iid,
         # Whether one side may stay open was settled by the run; the sentence names the risks.
         "allow_one_sided": True,
-        "classes": stated.classes,
-        "seed": stated.seed,
-        "attempt": stated.attempt,
+        "classes": reported.classes,
+        "seed": reported.seed,
+        "attempt": reported.attempt,
         # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
-        "uncertified_because": stated.reason if not stated.certified and stated.needed is None else None,
-        "slices": stated.slices_asked,
-        "against_argmax": stated.against_argmax,
+        "uncertified_because": reported.reason if not reported.certified and reported.needed is None else None,
+        "slices": reported.slices_asked,
+        "against_argmax": reported.against_argmax,
     }
     again = fit_policy(
         policy.name, calib=calib, select=select, calibration=calibration, **{**asked, **policy.refit_options()}
     )
-    return dealt(on_views(again, stated.views), stated.dealing)
+    return dealt(on_views(again, reported.views), reported.dealing)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:

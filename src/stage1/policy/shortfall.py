@@ -156,21 +156,21 @@ def _tested_again(
         found = rule(other, len(score), select_score, select_labels, along_path=sliced)(score, labels)
         if found.place is not None:
             return {} if np.logical_or(*found.thresholds.exits(score)).any() else None
-        return _bounds_above(sample, other, found, found.tried or Thresholds(None, None)) or None
+        return _bounds_above(sample, other, found, found.first_failure or Thresholds(None, None)) or None
 
     return failing
 
 
-def _bounds_above(sample: Sample, request: Request, choice: Choice, tried: Thresholds) -> dict[str, float]:
-    """Of the risks that fail at `tried`: the bound that is reached there."""
+def _bounds_above(sample: Sample, request: Request, choice: Choice, first_failure: Thresholds) -> dict[str, float]:
+    """Of the risks that fail at `first_failure`: the bound that is reached there."""
     score, labels = sample.score, sample.labels
-    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(tried))
+    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(first_failure))
     claims = risk_claims(request)
     found = {}
     for name, target in request.targets.items():
         errors, n = (int(column[0]) for column in exits.counts(name))
         if isinstance(sample, Frames):
-            bound = upper_bound(sample, claims[name], tried, choice.delta)
+            bound = upper_bound(sample, claims[name], first_failure, choice.delta)
         elif name == "error" and request.target_prior is not None:
             bound = float(error_upper(exits, request.target_prior, choice.delta)[0])
         else:
@@ -188,10 +188,10 @@ def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
 
 def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str, again: Failing | None) -> tuple[str, str]:
     """Which risk failed where testing began, by how much; and the nearest target that these units certify."""
-    tried = choice.tried or Thresholds(None, None)
+    first_failure = choice.first_failure or Thresholds(None, None)
     score, labels = sample.score, sample.labels
-    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(tried))
-    above = _bounds_above(sample, request, choice, tried)
+    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(first_failure))
+    above = _bounds_above(sample, request, choice, first_failure)
     counted = "image" if unit == "group_mean" else unit
     kind = "bound" if unit == "group_mean" else "exact bound"
     failed = []

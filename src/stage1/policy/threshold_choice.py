@@ -21,7 +21,7 @@ from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
 from stage1.policy.closed_form import METHODS, Thresholds, choose_thresholds, one_sided_walk
 from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_lower
-from stage1.policy.ordering import HEDGE, Goal, Path, calibrated_path
+from stage1.policy.ordering import DELTA_SPLIT, CandidateSequence, Goal, calibrated_path
 from stage1.policy.target import Request
 from stage1.risk import order_statistic_rank
 from stage1.risk.sample_size import shared_delta
@@ -39,16 +39,16 @@ PATH_METHOD = "fixed sequence along the calibrated path, exact binomial, union n
 class Choice:
     """thresholds: chosen pair, both None where nothing passed. delta: what each risk's bound may spend.
 
-    floor_delta: the same for floors on coverage. tried: the first pair tested, where it failed. path, place: where the
-    thresholds stand on the path they were found on.
+    floor_delta: the same for floors on coverage. first_failure: the first pair tested, if it failed. path, place: where
+    the thresholds stand on the path they were found on.
     """
 
     thresholds: Thresholds
     method: str
     delta: float
     floor_delta: float
-    tried: Thresholds | None = None
-    path: Path | None = None
+    first_failure: Thresholds | None = None
+    path: CandidateSequence | None = None
     place: int | None = None
 
     @property
@@ -115,11 +115,11 @@ def rule(
     if along_path:
         # Slices are tested along the path of the thresholds; which of two that is would depend on the calibration
         # labels.
-        path = replace(path, hedge=None)
+        path = replace(path, second=None)
     return lambda score, labels: _along(path, score, labels, request, delta / 2 if request.has_floor else delta)
 
 
-def path_from(request: Request, n: int, select_score: Floats, select_labels: Labels) -> Path | None:
+def path_from(request: Request, n: int, select_score: Floats, select_labels: Labels) -> CandidateSequence | None:
     """The calibrated path for `request` on n calibration units; None where val_select has fewer than 10 of a class."""
     delta = 1.0 - request.confidence
     spent = delta / 2 if request.has_floor else delta
@@ -127,30 +127,30 @@ def path_from(request: Request, n: int, select_score: Floats, select_labels: Lab
     return calibrated_path(select_score, select_labels, Goal(request.targets, n, spent, request.target_prior, limits))
 
 
-def _along(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
+def _along(path: CandidateSequence, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
     """Test along the path, and where it is hedged and fails at once along the other one: two sequences share the
     delta.
     """
-    if path.hedge is None or request.has_floor:
+    if path.second is None or request.has_floor:
         return _test(path, score, labels, request, delta)
-    first = _test(path, score, labels, request, (1 - HEDGE) * delta)
-    second = first if first.path is not None else _test(path.hedge, score, labels, request, HEDGE * delta)
+    first = _test(path, score, labels, request, (1 - DELTA_SPLIT) * delta)
+    second = first if first.path is not None else _test(path.second, score, labels, request, DELTA_SPLIT * delta)
     return second if second.path is not None else first
 
 
-def _test(path: Path, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
+def _test(path: CandidateSequence, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
     """Test from the path's start towards more risk; with floors, also from the riskiest pair towards safety (2.5)."""
     exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
     place = fixed_sequence(certifies(exits, request.targets, delta, request.target_prior), path.start)
-    tried = pair_at(path, path.start)
+    first_failure = pair_at(path, path.start)
     if place is not None and request.has_floor:
         # Coverage rises along the path, risk too: two sequences from the two ends, delta / 2 each; a pair in both holds
         # both.
         lowest = fixed_sequence(floors_hold(exits, request, delta)[::-1])
         if lowest is None or place < len(path.lo) - 1 - lowest:
-            tried, place = pair_at(path, place), None
+            first_failure, place = pair_at(path, place), None
     if place is None:
-        return Choice(Thresholds(None, None), PATH_METHOD, delta, delta, tried)
+        return Choice(Thresholds(None, None), PATH_METHOD, delta, delta, first_failure)
     return Choice(pair_at(path, place), PATH_METHOD, delta, delta, path=path, place=place)
 
 
@@ -164,7 +164,7 @@ def floors_hold(exits: Exits, request: Request, delta: float) -> NDArray[np.bool
     return held
 
 
-def pair_at(path: Path, place: int) -> Thresholds:
+def pair_at(path: CandidateSequence, place: int) -> Thresholds:
     """The thresholds at a place of the path; None for a side that never exits."""
     lo, hi = float(path.lo[place]), float(path.hi[place])
     return Thresholds(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None)

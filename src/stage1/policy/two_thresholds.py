@@ -35,12 +35,12 @@ from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_ro
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import Counting, choose_unit
-from stage1.policy.unlimited import shut_by_target
+from stage1.policy.unlimited import abstains_by_target
 from stage1.risk import binomial_upper, minimum_samples
 from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
-SHUT_ON_SELECT = "no threshold on that side is expected, from val_select, to keep the risks."
+ABSTAINS_ON_SELECT = "no threshold on that side is expected, from val_select, to keep the risks."
 
 Floats = NDArray[np.float64]
 ScoreOf = Callable[[Scores], Floats]
@@ -164,7 +164,7 @@ class FoundThresholds:
         if not certificate.certified:
             return refused_statement(self.target, certificate.reason or "")
         closed = _closed_side(rule, self.target, self.choice)
-        open_ends = (*shut_by_target(certificate.never_answered, closed), *certificate.unlimited)
+        open_ends = (*abstains_by_target(certificate.never_answered, closed), *certificate.unlimited)
         sentence = certified_statement(
             self.target,
             certificate.coverage.value,
@@ -172,7 +172,7 @@ class FoundThresholds:
             assume_iid=certificate.assume_iid,
             attempt=certificate.attempt,
             closed=closed,
-            closed_because=certificate.reason or SHUT_ON_SELECT,
+            closed_because=certificate.reason or ABSTAINS_ON_SELECT,
             open_ends=open_ends,
         )
         return sentence + slices_sentence(certificate.slices, self.target.confidence, percent)
@@ -270,9 +270,9 @@ def _slice_claims(
 
     def inside(claim: Claim, rows: NDArray[np.bool_]) -> Claim:
         def within(labels: Any, negative: Any, positive: Any) -> Any:
-            wrong, tried = claim.rows(labels, negative, positive)
+            wrong, trial = claim.rows(labels, negative, positive)
             return wrong & rows[:, None], (
-                np.broadcast_to(rows[:, None], wrong.shape) if tried is None else tried & rows[:, None]
+                np.broadcast_to(rows[:, None], wrong.shape) if trial is None else trial & rows[:, None]
             )
 
         return Claim(claim.target, within)

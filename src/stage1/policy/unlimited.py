@@ -60,7 +60,7 @@ def unlimited_rates(risks: Collection[str], classes: Sequence[str], never_answer
     return tuple(f"fnr.{name}" for name in truths)
 
 
-def shut_by_target(never_answered: Sequence[str], closed: str | None) -> tuple[str, ...]:
+def abstains_by_target(never_answered: Sequence[str], closed: str | None) -> tuple[str, ...]:
     """Of two classes: what is said of a side that is shut and that the target does not limit.
 
     closed: the side that the sentence already names, with its own reason.

@@ -213,7 +213,7 @@ def choose_group_method(
     return group_power(errors, trials, groups, target, delta, n_groups_calib=n_groups_calib, seed=seed).better
 
 
-def _at_risk(wrong: Floats, tried: Floats, risk: float) -> Floats | None:
+def _at_risk(wrong: Floats, trial: Floats, risk: float) -> Floats | None:
     """Weights of the groups, summing to 1, at which P(wrong) / P(tried) is `risk`; None where none do that.
 
     Groups with a wrong row get one weight, the others another: how far rows of one group agree stays as it was seen.
@@ -221,7 +221,7 @@ def _at_risk(wrong: Floats, tried: Floats, risk: float) -> Floats | None:
     some = wrong > 0
     if not some.any() or some.all():
         return None
-    excess = wrong - risk * tried
+    excess = wrong - risk * trial
     above, below = float(excess[some].mean()), float(excess[~some].mean())
     if not above > 0 > below:
         return None

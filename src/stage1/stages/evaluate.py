@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stage1.evaluation.calibration_report import Reported
 from stage1.evaluation.schema import EVALUATION_KIND
-from stage1.policy import Policy, decided_on, load_policy, stated
+from stage1.policy import Policy, decided_on, load_policy, reported
 from stage1.runs.artifacts import chosen_policy_file, role_files
 from stage1.runs.directory import RunDir
 from stage1.runs.stage import Context, Stage
@@ -75,7 +75,7 @@ def reported_beside(policy: Policy, scores: Scores) -> Reported | None:
     """What the policy states of these rows beside the model's own probabilities; None where it carries no map (old
     folders).
     """
-    after = stated(policy, scores)
+    after = reported(policy, scores)
     if policy.own_probability:
         return Reported(scores, after, "gate", "raw", "the gate states a probability of its own")
     frozen = policy.frozen

@@ -28,7 +28,7 @@ from stage1.evaluation.label_shift import Method, PriorEstimate, checked_shares,
 from stage1.evaluation.ranking import FloatArray
 from stage1.evaluation.restate import ClassCounts, restated_interval, restated_metrics
 from stage1.evaluation.summary import confidence_of, pooled_metrics
-from stage1.policy import Certificate, Policy, decided_on, stated
+from stage1.policy import Certificate, Policy, decided_on, reported
 from stage1.risk.risks import risk_of
 from stage1.runs.directory import RunDir
 from stage1.scores import Scores, Values, read_role, read_scores, write_scores
@@ -107,7 +107,7 @@ def label_shift(
     ranked = decided_on(
         policy, test
     )  # as in the rest of evaluation.json: the mapped score where the thresholds lie on it
-    metrics = pooled_metrics(ranked, decision.exit, decision.label, names, stated(policy, test))
+    metrics = pooled_metrics(ranked, decision.exit, decision.label, names, reported(policy, test))
     counts = ClassCounts.counted(decision.exit, decision.label, test.known_labels, k)
     grouped = test.groups is not None and len(np.unique(test.groups)) < len(test)
     wrong = ranked.logits.argmax(axis=1) != test.known_labels

@@ -124,10 +124,10 @@ def _options(folder: Path) -> RunConfig:
 def _check_evaluation(folder: Path, evaluation: dict[str, Any], policy: Policy, test: Scores) -> None:
     """evaluation.json must be of these scores under this policy: a report over two files would lie."""
     exits = int(policy.decide(test).exit.sum()) if len(test) else 0
-    stated = evaluation["coverage"]["overall"]
-    if (len(test), exits) != (evaluation["n"], stated["exits"]):
+    reported = evaluation["coverage"]["overall"]
+    if (len(test), exits) != (evaluation["n"], reported["exits"]):
         raise IntegrityError(
-            f"{folder / 'evaluation.json'}: is of {evaluation['n']} rows with {stated['exits']} exits, {SCORES_FILE}"
+            f"{folder / 'evaluation.json'}: is of {evaluation['n']} rows with {reported['exits']} exits, {SCORES_FILE}"
             f" has {len(test)} with {exits}; run `stage1 evaluate --scores {folder / SCORES_FILE} --policy {folder}`"
             " again"
         )

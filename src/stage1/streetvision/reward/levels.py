@@ -79,8 +79,8 @@ class LevelRates:
         resamples: int = 1000,
         seed: int = 0,
     ) -> None:
-        stated, truth, names = checked_rows(probability, labels, levels)
-        self._score = beyond_thresholds(stated, exits)
+        reported, truth, names = checked_rows(probability, labels, levels)
+        self._score = beyond_thresholds(reported, exits)
         self.levels = np.unique(names).tolist()
         self._rows = [[(names == level) & (truth == label) for level in self.levels] for label in (1, 0)]
         for label, masks in zip((1, 0), self._rows, strict=True):
@@ -233,16 +233,16 @@ def checked_rows(
     probability: ArrayLike, labels: ArrayLike, levels: ArrayLike | None
 ) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.str_]]:
     """(P(class 1) float [N], label int [N], level str [N]) of the rows. Raises DataError as `LevelRates` says."""
-    stated, truth = np.asarray(probability, dtype=np.float64), np.asarray(labels)
-    if stated.ndim != 1 or not len(stated) or truth.shape != stated.shape:
+    reported, truth = np.asarray(probability, dtype=np.float64), np.asarray(labels)
+    if reported.ndim != 1 or not len(reported) or truth.shape != reported.shape:
         raise DataError(
-            f"probabilities: shape {stated.shape} for labels {truth.shape}; one of each per row, at least one"
+            f"probabilities: shape {reported.shape} for labels {truth.shape}; one of each per row, at least one"
         )
-    if not ((stated >= 0) & (stated <= 1)).all():
-        raise DataError(f"probabilities: row {int(np.argmin((stated >= 0) & (stated <= 1)))} is not in [0, 1]")
+    if not ((reported >= 0) & (reported <= 1)).all():
+        raise DataError(f"probabilities: row {int(np.argmin((reported >= 0) & (reported <= 1)))} is not in [0, 1]")
     if not np.isin(truth, (0, 1)).all():
         raise DataError("labels: 0 and 1 only; the reward is for two classes")
-    names = np.full(len(stated), "all") if levels is None else np.asarray(levels).astype(np.str_)
-    if names.shape != stated.shape:
-        raise DataError(f"levels: {len(names)} for {len(stated)} rows")
-    return stated, truth.astype(np.int64), names
+    names = np.full(len(reported), "all") if levels is None else np.asarray(levels).astype(np.str_)
+    if names.shape != reported.shape:
+        raise DataError(f"levels: {len(names)} for {len(reported)} rows")
+    return reported, truth.astype(np.int64), names

@@ -35,8 +35,8 @@ def reward_threshold(
     out. The default where no threshold moves anything, as every row exits. Raises DataError as there, and where there
     are fewer than two distinct probabilities.
     """
-    stated, truth, names = checked_rows(probability, labels, levels)
-    margin = _logit(stated)
+    reported, truth, names = checked_rows(probability, labels, levels)
+    margin = _logit(reported)
     if len(np.unique(margin)) < 2:
         raise DataError("probabilities: all alike; there is no threshold to choose")
     first = _class_one(margin, truth)
