@@ -20,8 +20,10 @@ import pytest
 from stage1 import Scores
 from stage1.scores import write_scores
 
+from .command_line import stage1
 from .runs.conftest import finished, photos  # noqa: F401 (fixtures)
 from .test_cli import COMMANDS
+from .tracing import backbones_traced_once  # noqa: F401 (fixture)
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "TUTORIAL.md"
@@ -112,9 +114,7 @@ def test_commands_in_the_documents_run(page, desk):
         assert words[0] == "stage1", f"{page.name}: {command}"
         if words[1] == "run" and "--dry-run" in words:
             words += ["--output", str(desk / "runs" / "dry")]  # runs/demo holds another config here
-        result = subprocess.run(
-            [sys.executable, "-m", "stage1.cli", *words[1:]], capture_output=True, text=True, cwd=desk, timeout=300
-        )
+        result = stage1(*words[1:], cwd=desk)
         assert result.returncode == expected, f"{page.name}: {command}\n{result.stderr}"
         printed = " ".join((result.stdout + result.stderr).split())
         for line in shown:
