@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from contextlib import closing
 
 import pytest
@@ -18,6 +17,7 @@ from stage1.cascade.config import HttpConfig
 from stage1.cascade.endpoint import Connector, Endpoint
 from stage1.inference import Input
 
+from ..limits import ends_within
 from .server import misbehave, serving
 
 REAL = socket.getaddrinfo
@@ -39,20 +39,18 @@ def hanging(monkeypatch):
     released.set()
 
 
-def failed(url: str, **options: float) -> tuple[CallFailed, float]:
+def failed(url: str, **options: float) -> CallFailed:
     stage = Endpoint(HttpConfig(url=url, **options))
-    began = time.perf_counter()
-    with pytest.raises(CallFailed) as caught:
+    with ends_within(15), pytest.raises(CallFailed) as caught:  # what hangs here would hang for longer
         stage.ask(b"image")
-    return caught.value, time.perf_counter() - began
+    return caught.value
 
 
 def test_a_lookup_that_hangs_is_a_timeout_at_the_connect_timeout(hanging):
-    failure, elapsed = failed("http://name.hangs:80/answer", connect_timeout_s=0.2)
+    failure = failed("http://name.hangs:80/answer", connect_timeout_s=0.2)
     assert failure.kind == "timeout"
     assert failure.retry
     assert failure.detail == "no connection within 0.2 s, no address of name.hangs (no answer within 0.2 s)"
-    assert 0.2 <= elapsed < 1.5
 
 
 def test_every_image_is_answered_once_while_the_resolver_hangs(hanging, tmp_path):
@@ -72,11 +70,10 @@ def test_every_image_is_answered_once_while_the_resolver_hangs(hanging, tmp_path
     cascade = open_cascade(tmp_path / "c.yaml")
     images = [Input(f"{index}", b"x" * (index + 1)) for index in range(48)]
     rules, path = fixed_rules(cascade.config), tmp_path / "a.jsonl"
-    began = time.perf_counter()
-    with open_log(path, header(cascade.digest, [rule.to_document() for rule in rules], cascade.names)) as (_, sink):
+    head = header(cascade.digest, [rule.to_document() for rule in rules], cascade.names)
+    # 48 images, 8 at once, two attempts of 0.1 s each: 1.2 s. One lookup that is waited for would take thirty.
+    with ends_within(25), open_log(path, head) as (_, sink):
         tally = run_cascade(cascade, images, sink, rules=rules)
-    # 48 images, 8 at once, two attempts of 0.1 s each: 1.2 s, and what a busy machine adds.
-    assert time.perf_counter() - began < 6
     assert (tally.answered, tally.by, tally.fallbacks) == (48, {"first": 48}, 48)
     assert tally.failed == {"second": {"timeout": 48}}
     assert sorted(answer.image for answer in read_answers(path)[1]) == sorted(image.name for image in images)
@@ -95,7 +92,7 @@ def test_a_resolver_that_comes_back_is_used_again(hanging):
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example"])
 def test_a_name_that_is_none_is_unreachable(host):
-    failure, _ = failed(f"http://{host}/answer")
+    failure = failed(f"http://{host}/answer")
     assert failure.kind == "unreachable"
     assert host[:20] in failure.detail
 
@@ -109,10 +106,8 @@ def test_an_address_that_swallows_leaves_time_for_the_next(monkeypatch):
         good, swallowing = server.server_address, full.getsockname()
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (swallowing, good)]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
-        began = time.perf_counter()
-        with closing(Connector("two.addresses", 80, secure=False).connect(1.0)) as opened:
+        with ends_within(15), closing(Connector("two.addresses", 80, secure=False).connect(2.0)) as opened:
             assert opened.getpeername() == good
-        assert 0.4 < time.perf_counter() - began < 1.0
         for one in waiting:
             one.close()
 
@@ -135,15 +130,14 @@ def test_a_handshake_that_drips_or_never_begins_ends_at_the_connect_timeout(drip
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
         url = f"https://127.0.0.1:{listening.getsockname()[1]}/answer"
-        failure, elapsed = failed(url, connect_timeout_s=0.4, read_timeout_s=30.0)
+        failure = failed(url, connect_timeout_s=0.4, read_timeout_s=30.0)
         ended.set()
         thread.join()
     assert failure.kind == "timeout"
-    assert 0.35 < elapsed < 2.0
 
 
 def test_a_server_that_speaks_no_tls_is_unreachable():
     with serving(misbehave) as server:
-        failure, _ = failed(server.url("/ok").replace("http:", "https:"))
+        failure = failed(server.url("/ok").replace("http:", "https:"))
     assert failure.kind == "unreachable"
     assert "SSL" in failure.detail

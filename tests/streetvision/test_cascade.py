@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from stage1.views import Pool, ViewsDocument
 
 from ..cascade.server import Handler, green, misbehave, serving
 from ..cascade.test_show import write_cascade, write_images
+from ..limits import ends_within
 from ..runs.conftest import one_line_error, stage1
 from .bundles import make_bundle
 
@@ -196,17 +198,19 @@ FAULTS = (
 def test_a_server_that_fails_leaves_stage_1s_answer(tmp_path, bundle, fault, caplog):
     with serving(misbehave) as server:
         # Its own timeouts would let it hang for ten seconds and more; the detector's deadline does not.
-        detector = detector_of(tmp_path, bundle, http(server.url(f"/{fault}")), keys={"deadline_s": 0.4})
-        with caplog.at_level(logging.WARNING, "stage1.streetvision"):
-            start = time.monotonic()
+        # The other faults are known at once: their deadline is one that a busy machine does not reach.
+        deadline = {"deadline_s": 0.4 if fault in SLOW else 8.0}
+        detector = detector_of(tmp_path, bundle, http(server.url(f"/{fault}")), keys=deadline)
+        with caplog.at_level(logging.WARNING, "stage1.streetvision"), ends_within(60):
             answer = detector.answer(DOUBTFUL)
-            spent = time.monotonic() - start
         assert (answer.by, answer.stage) == ("stage1", "first")
         assert answer.value == pytest.approx(answer.stage1.probability)
         assert answer.trouble.startswith("server: ")
         assert "\n" not in answer.trouble
-        assert spent < 2.0
-        assert spent > 0.3 if fault in SLOW else "deadline" not in answer.trouble
+        if fault in SLOW:
+            assert answer.trouble == "server: no result before the deadline"
+        else:
+            assert "deadline" not in answer.trouble
         assert detector.counts["stage2_failed"] == 1
         assert detector.answer(CLEAR).by == "exit"
 
@@ -222,11 +226,9 @@ def test_nothing_listens(tmp_path, bundle):
 def test_a_stage_in_the_middle_that_hangs_leaves_time_for_the_last(tmp_path, bundle):
     with serving(misbehave) as server:
         middle = http(server.url("/hang")) | {"name": "middle", "exit": BAND}
-        detector = detector_of(tmp_path, bundle, middle, http(server.url("/ok")), keys={"deadline_s": 1.0})
-        start = time.monotonic()
+        detector = detector_of(tmp_path, bundle, middle, http(server.url("/ok")), keys={"deadline_s": 2.0})
         answer = detector.answer(DOUBTFUL)
         assert (answer.by, answer.stage) == ("stage2", "server")
-        assert 0.4 < time.monotonic() - start < 1.0
         assert answer.trouble == "middle: no result before the deadline"
 
 
@@ -270,9 +272,8 @@ def test_a_spent_budget_is_not_waited_for(tmp_path, bundle):
     with serving(misbehave) as server:
         stage = http(server.url("/ok")) | {"calls": {"per_minute": 2, "when_over": "wait"}}
         detector = detector_of(tmp_path, bundle, stage)
-        start = time.monotonic()
-        answers = [detector.answer(DOUBTFUL) for _ in range(5)]
-        assert time.monotonic() - start < 3.0
+        with ends_within(20):  # the budget's next call is a minute away
+            answers = [detector.answer(DOUBTFUL) for _ in range(5)]
         assert len(server.requests) == 2
     assert [answer.by for answer in answers] == ["stage2"] * 2 + ["stage1"] * 3
     assert "over_budget" in answers[-1].trouble
@@ -282,15 +283,14 @@ def test_hanging_calls_are_bounded_and_end_by_themselves(tmp_path, bundle):
     with serving(misbehave) as server:
         detector = detector_of(tmp_path, bundle, http(server.url("/hang")), keys={"deadline_s": 0.05})
         for _ in range(20):
-            start = time.monotonic()
-            assert detector.answer(DOUBTFUL).by == "stage1"
-            assert time.monotonic() - start < 1.0
+            with ends_within(60):
+                assert detector.answer(DOUBTFUL).by == "stage1"
         assert len(server.requests) <= 20
         # Its timeout of ten seconds was cut to the deadline's length: the calls are gone soon after.
-        end = time.monotonic() + 3
-        while time.monotonic() < end and detector._cascade._later[0]._executor._free._value < 16:
-            time.sleep(0.02)
-        assert detector._cascade._later[0]._executor._free._value == 16
+        # While the server holds them (twenty seconds): so it is not the server that ends them.
+        with ends_within(15):
+            while detector._cascade._later[0]._executor._free._value < 16:
+                time.sleep(0.02)
 
 
 def test_a_picture_that_cannot_be_read_has_the_cascades_default(tmp_path, bundle):
@@ -319,10 +319,11 @@ def test_a_bundle_that_cannot_answer_leaves_it_to_the_next_stage(tmp_path, bundl
 def test_a_bundle_that_hangs_uses_up_the_deadline(tmp_path, bundle, monkeypatch):
     with serving(misbehave) as server:
         detector = detector_of(tmp_path, bundle, http(server.url("/ok")), keys={"deadline_s": 0.2})
-        monkeypatch.setattr(detector._bundle, "answer", lambda rgb: time.sleep(2))
-        start = time.monotonic()
-        assert detector.answer(DOUBTFUL).by == "fallback"
-        assert time.monotonic() - start < 1.5
+        released = threading.Event()
+        monkeypatch.setattr(detector._bundle, "answer", lambda rgb: released.wait(120))
+        with ends_within(60):
+            assert detector.answer(DOUBTFUL).by == "fallback"
+        released.set()
         assert server.requests == []
 
 

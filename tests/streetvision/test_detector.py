@@ -30,6 +30,7 @@ from stage1.streetvision.launch import NEEDED
 from stage1.views import Learned, Pool, Sequence, Step, ViewsDocument
 
 from ..bundle.conftest import edit, reseal, tiny_model
+from ..limits import ends_within
 from .bundles import bundle_of_classes, make_bundle
 
 KINDS = {
@@ -557,20 +558,17 @@ def test_a_stage_2_that_hangs_is_left_at_the_deadline_and_its_slots_run_out(bund
     try:
         detector = with_stage2(tmp_path, bundle, hangs, deadline_s=0.1)
         for turn in range(18):
-            start = time.monotonic()
-            answer = detector.answer(DOUBTFUL)
-            spent = time.monotonic() - start
+            with ends_within(15):  # the calls would hang for longer
+                answer = detector.answer(DOUBTFUL)
             assert answer.by == "stage1"
             # Sixteen calls hang; after that a slot is waited for, no longer than for an answer.
-            assert turn < 16 or "have not returned" in answer.trouble
-            assert 0.09 <= spent < 2.0
+            assert ("no result before the deadline" if turn < 16 else "have not returned") in answer.trouble
         assert detector.counts["stage2_failed"] == 18
     finally:
         RELEASE.set()
-    end = time.monotonic() + 10
-    while detector.answer(DOUBTFUL).by != "stage2" and time.monotonic() < end:
-        time.sleep(0.02)
-    assert detector.answer(DOUBTFUL).by == "stage2"
+    with ends_within(60):
+        while detector.answer(DOUBTFUL).by != "stage2":
+            time.sleep(0.02)
 
 
 def test_200_threads_at_once_all_get_the_answer_of_the_model(bundle, tmp_path):
@@ -606,21 +604,21 @@ def test_a_resolver_that_hangs_inside_stage_2_does_not_outlast_the_deadline(bund
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     try:
         detector = with_stage2(tmp_path, bundle, asks_by_name, deadline_s=0.2)
-        start = time.monotonic()
-        answer = detector.answer(DOUBTFUL)
+        with ends_within(15):  # the lookup would hang for longer
+            answer = detector.answer(DOUBTFUL)
         assert answer.by == "stage1"
         assert answer.trouble == "stage2: no result before the deadline"
-        assert 0.15 < time.monotonic() - start < 2.0
     finally:
         RELEASE.set()
 
 
 def test_a_stage_1_that_hangs_gets_the_fallback_answer_at_the_deadline(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(Stage1Detector, "stage1_answer", lambda self, image: time.sleep(3))
+    released = threading.Event()
+    monkeypatch.setattr(Stage1Detector, "stage1_answer", lambda self, image: released.wait(120))
     detector = Stage1Detector(config_name=yaml_for(tmp_path, bundle, deadline_s=0.1))
-    start = time.monotonic()
-    assert detector(CLEAR) == 0.5
-    assert time.monotonic() - start < 2.0
+    with ends_within(60):
+        assert detector(CLEAR) == 0.5
+    released.set()
 
 
 # ---- the decision lands on one half --------------------------------------------------------------------------------
