@@ -91,6 +91,16 @@ def error_upper(exits: Exits, prior: float, delta: float) -> Floats:
     return np.asarray(wrong / np.maximum(wrong + right, 1e-300))
 
 
+def risk_upper(exits: Exits, name: str, delta: float, prior: float | None) -> Floats:
+    """Upper bound of a risk at confidence 1 - delta, float [T]: exact binomial, or for `error` at `prior`.
+
+    exits: T threshold pairs; 1.0 where a risk has no trial. prior: P(y = 1) of the target, None: as in the sample.
+    """
+    if name == "error" and prior is not None:
+        return error_upper(exits, prior, delta)
+    return binomial_upper(*exits.counts(name), delta)
+
+
 def coverage_lower(exits: Exits, prior: float | None, delta: float) -> Floats:
     """Lower bound of P(exit), float [T]: exact binomial, or at P(y = 1) = prior from both classes at delta / 2 each."""
     if prior is None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.closed_form import METHODS, Thresholds
-from stage1.policy.counts import count_exits, error_upper
+from stage1.policy.counts import count_exits, risk_upper
 from stage1.policy.group_means import MEANS_METHOD, Frames, choose_by_means, risk_claims, upper_bound
 from stage1.policy.target import Request, passing_targets, rounded_up, settable
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, path_from, rule
@@ -168,13 +168,10 @@ def _bounds_above(sample: Sample, request: Request, choice: Choice, first_failur
     claims = risk_claims(request)
     found = {}
     for name, target in request.targets.items():
-        errors, n = (int(column[0]) for column in exits.counts(name))
         if isinstance(sample, Frames):
             bound = upper_bound(sample, claims[name], first_failure, choice.delta)
-        elif name == "error" and request.target_prior is not None:
-            bound = float(error_upper(exits, request.target_prior, choice.delta)[0])
         else:
-            bound = float(binomial_upper(errors, n, choice.delta))
+            bound = float(risk_upper(exits, name, choice.delta, request.target_prior)[0])
         if bound > target:
             found[name] = bound
     return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stage1.policy.certificate import Certificate, Coverage, RiskBound, certified_statement, percent, refused_statement
 from stage1.policy.certify import Shortfall, counted_units
 from stage1.policy.closed_form import Thresholds
-from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, error_upper
+from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, risk_upper
 from stage1.policy.group_means import (
     MEANS_METHOD,
     Claim,
@@ -36,7 +36,7 @@ from stage1.policy.target import Request
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import Counting, choose_unit
 from stage1.policy.unlimited import abstains_by_target
-from stage1.risk import binomial_upper, minimum_samples
+from stage1.risk import minimum_samples
 from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
@@ -203,10 +203,8 @@ def measured_risks(
             bound = 0.0
         elif isinstance(sample, Frames):
             bound = upper_bound(sample, claims[name], thresholds, delta)
-        elif name == "error" and request.target_prior is not None:
-            bound = float(error_upper(exits, request.target_prior, delta)[0])
         else:
-            bound = float(binomial_upper(errors, n, delta))
+            bound = float(risk_upper(exits, name, delta, request.target_prior)[0])
         bounds[name] = RiskBound(
             name=name,
             target=target,
@@ -300,10 +298,8 @@ def _slice_claims(
                     estimate(sample, within, choice.thresholds),
                     upper_bound(sample, within, choice.thresholds, delta),
                 )
-            elif name == "error" and request.target_prior is not None:
-                bound = float(error_upper(exits, request.target_prior, delta)[0])
             else:
-                bound = float(binomial_upper(errors, n, delta))
+                bound = float(risk_upper(exits, name, delta, request.target_prior)[0])
             found[name] = SliceCounts(target, observed, bound if held else 1.0, n, errors, bound)
         return joint_risks(found, at_end=choice.at_end) if held else found
 
