@@ -1,6 +1,4 @@
-"""Every error that a user can cause, each with the exit code of DESIGN.md. One line: the thing, its value, the way
-out.
-"""
+"""Every error that a user can cause, with the exit code of DESIGN.md. One line: the thing, its value, the way out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The optional packages: which extra brings each, whether it is there (asked without importing it), and the line
-that says so.
-"""
+"""The optional packages: which extra brings each, whether it is installed (without an import), and its message."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ def is_there(module: str) -> bool:
 
 
 def require(modules: Iterable[str], what: str) -> None:
-    """Raises MissingError naming every module of `modules` that is not installed, and the one command that brings
-    them all.
-    """
+    """Raises MissingError naming every missing module of `modules`, and the one command that brings them all."""
     if missing := [name for name in modules if not is_there(name)]:
         extras = ",".join(dict.fromkeys(EXTRAS[name][0] for name in missing))
         raise MissingError(
@@ -61,8 +57,7 @@ def load(module: str, what: str) -> Any:
 
 
 def import_failure(error: BaseException, module: str = "", what: str = "") -> Stage1Error:
-    """The one line for an import that failed: MissingError where the module is not installed, else why it cannot be
-    loaded.
+    """The one line for an import that failed: MissingError where the module is missing, else why it cannot be loaded.
 
     A package that is there and does not load (a library that cannot be mapped, a broken installation) is not a missing
     one.
@@ -91,9 +86,7 @@ def import_failure(error: BaseException, module: str = "", what: str = "") -> St
 
 
 def _mapping_failed(error: BaseException | None) -> bool:
-    """Whether a shared library could not be loaded, here or in what led here: packages then look for another part
-    of theirs.
-    """
+    """Whether a shared library could not be loaded, here or in the cause: packages then try another part."""
     while error is not None:
         name = str(getattr(error, "name", None) or "")
         if isinstance(error, ImportError) and (name.startswith("_") or ".so" in str(error)):

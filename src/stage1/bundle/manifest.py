@@ -63,9 +63,7 @@ def read_calibration(folder: str | os.PathLike[str]) -> Scores:
 
 
 def read_selection(folder: str | os.PathLike[str]) -> Scores | None:
-    """The scores in selection.parquet (val_select), None where the bundle has none. Raises DataError,
-    IntegrityError.
-    """
+    """Scores in selection.parquet (val_select); None: the bundle has none. Raises DataError, IntegrityError."""
     path = Path(folder) / SELECTION
     return _labelled(path) if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""Making the certificate of a bundle again, from the scores that travel in it."""
+"""The certificate of a bundle recomputed from the scores that travel in it."""
 
 from __future__ import annotations
 
@@ -65,17 +65,14 @@ TRUSTED = (
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """problems: one line for each difference (file, field, what it says, what comes out). notes: what was not
-    compared.
-    """
+    """problems: a line for each difference (file, field, what it says, what comes out). notes: not compared."""
 
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
 def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = False) -> Recomputed:
-    """Fit the policy anew on calibration.parquet, and compare thresholds, certificate, map and model card with what
-    comes out.
+    """Refit the policy on calibration.parquet, and compare thresholds, certificate, map and model card with the result.
 
     Target, confidence, unit, flags, attempt and seed are those that the certificate states; the map is chosen again on
     selection.parquet among the candidates that calibration.json lists; the card is written again from all of it.

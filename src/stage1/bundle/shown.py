@@ -1,6 +1,4 @@
-"""What the model card shows of the evaluation on val_test: carried in bundle.json, so that the card can be written
-again.
-"""
+"""What the model card shows of the evaluation on val_test: kept in bundle.json, so that it can be rewritten."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ _FIELDS = ("role", "n", "n_groups", "unit", "level", "resamples", "metrics", "ri
 
 
 def shown_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The part of evaluation.json that card and verdict are made of: no ids, no paths, no curves. None where there
-    is none.
-    """
+    """The part of evaluation.json for card and verdict: no ids, paths or curves. None where there is none."""
     if evaluation is None:
         return None
     shown = {name: evaluation[name] for name in _FIELDS}

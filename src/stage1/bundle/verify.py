@@ -110,9 +110,7 @@ def verify_bundle(
 
 
 def _earlier_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What certificates of earlier versions leave open: bounds that are not joint, and groups dealt by size
-    (policy/group_dealing.py).
-    """
+    """What certificates of earlier versions leave open: bounds that are not joint, groups dealt by size."""
     certificate = load_policy(folder / manifest["policy_file"]).certificate
     groups = read_calibration(folder).groups
     if certificate is None or not certificate.certified:

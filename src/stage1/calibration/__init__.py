@@ -1,6 +1,4 @@
-"""From raw scores to probabilities: temperature, Platt, beta, isotonic, vector, Dirichlet; which, if any; and its
-file.
-"""
+"""From raw scores to probabilities: temperature, Platt, beta, isotonic, vector, Dirichlet; which, if any; its file."""
 
 from stage1.calibration.binary import Beta, Platt
 from stage1.calibration.dirichlet import Dirichlet, odir_penalty

@@ -63,9 +63,7 @@ class FittedMap:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FittedMap:
-        """Read calibration.json. Raises MissingError, IntegrityError (damaged, or claims its parameters do not bear
-        out).
-        """
+        """Read calibration.json. Raises MissingError, IntegrityError (damaged, or a claim that is not true)."""
         document = read_document(path, CALIBRATION_KIND)
         return cls(map_from_document(document, str(path)), document.get("comparison"))
 
@@ -97,8 +95,7 @@ def fitted_identity(select: Scores, reason: str) -> FittedMap:
 
 
 def made_again(reported: FittedMap, select: Scores, seed: int) -> FittedMap:
-    """What the same choice among the same candidates gives on labelled scores of val_select; equals `stated` where it
-    was made so.
+    """The same choice among the same candidates on labelled scores of val_select; equals `stated` if that was made so.
 
     A map without a comparison is fitted anew. An identity for which no map was compared stays as it is: there is
     nothing to fit.

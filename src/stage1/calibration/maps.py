@@ -1,7 +1,7 @@
 """What every calibration map is: from raw scores to probabilities, frozen, the same everywhere it is applied.
 
-The one map that needs no fit stands here as well, the identity: no map lowered the loss, or none was asked for. It is
-written all the same, so that a missing file never means "none".
+The identity is defined here too: the map that needs no fit, for where no map lowered the loss or none was asked for. It
+is written all the same, so that a missing file never means "none".
 """
 
 from __future__ import annotations

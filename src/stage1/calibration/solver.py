@@ -1,4 +1,4 @@
-"""The fits under the parametric maps: L-BFGS with analytic gradients, and logistic regression on it.
+"""The solvers of the parametric maps: L-BFGS with analytic gradients, and logistic regression by it.
 
 scipy's L-BFGS-B with one BLAS thread (threadpoolctl) is as fast and repeats to the bit, but stops elsewhere in flat
 directions: parameters of vector and Dirichlet maps moved by up to 3e-4 of their value where `verify --recompute` allows
@@ -85,9 +85,7 @@ def _direction(gradient: FloatArray, history: deque[tuple[FloatArray, FloatArray
 def _wolfe_step(
     objective: Objective, theta: FloatArray, value: float, gradient: FloatArray, direction: FloatArray
 ) -> tuple[FloatArray, float, FloatArray] | None:
-    """(theta, value, gradient) after a step that lowers the value enough and flattens the slope; None: there is
-    none.
-    """
+    """(theta, value, gradient) after a step with enough decrease and a flatter slope; None: no such step."""
     slope = float(gradient @ direction)
     if not slope < 0.0:
         return None

@@ -1,5 +1,6 @@
-"""The record of a cascade: one JSON line per image with every outcome, appended as answers come, and read back to
-go on.
+"""The record of a cascade on disk: one JSON line per image with every outcome, appended as answers come.
+
+A run that stopped resumes from it. What makes an answer valid is decided before, in cascade/calls.py.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ from stage1.storage.files import read_json, write_error
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What came of asking one stage for one image. own: the class as which its bundle's policy exits it, None: it
-    defers.
+    """What came of asking one stage for one image. own: the class as which its bundle's policy exits it, None: defers.
 
     milliseconds: attempts and the pauses between them; waited_ms: before that, for the budget of attempts a minute.
     Records from before this was told apart have no waited_ms: their milliseconds hold both.
@@ -76,9 +76,7 @@ def _texts(value: Any) -> Any:
 
 
 def header(stages: str, rules: Sequence[Mapping[str, Any]] | None, names: Sequence[str]) -> dict[str, Any]:
-    """The first line: which stages were asked, and by which rules answered (None: every stage was asked, none
-    decided).
-    """
+    """The first line: which stages were asked, and by which rules answered (None: all stages asked, none decided)."""
     return {
         "schema_version": SCHEMA_VERSION,
         "document": "cascade_answers",
@@ -95,9 +93,7 @@ class Sink(Protocol):
 
 
 class _Lines:
-    """Lines at the end of an unbuffered file: one that the disk had no room for is not tried again when the file is
-    closed.
-    """
+    """Lines at the end of an unbuffered file: one that found no room on the disk is not retried on close."""
 
     def __init__(self, stream: io.FileIO, path: Path) -> None:
         self._stream, self._path = stream, path

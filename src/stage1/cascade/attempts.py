@@ -1,6 +1,4 @@
-"""How often calibration images were put to the test: kept beside the recorded answers, which every attempt on them
-shares.
-"""
+"""How often calibration images were tested: kept beside the recorded answers, which every attempt on them shares."""
 
 from __future__ import annotations
 

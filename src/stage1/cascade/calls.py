@@ -1,5 +1,7 @@
-"""Asking a stage that may fail: retries with jitter, a budget of calls per minute, a circuit breaker; every end of it
-is an outcome, never an exception.
+"""Calls of a stage that may fail: retries with jitter, a budget of calls per minute, a circuit breaker.
+
+Each call ends in an outcome, never in an exception. An endpoint's answer is validated here: `checked_probability` takes
+a number in [0, 1], `strict_json` a document without repeated keys; anything else is the outcome "invalid".
 """
 
 from __future__ import annotations

@@ -70,18 +70,14 @@ def candidates(
 
 
 def _preferred(worth: Floats, cuts: Floats) -> int:
-    """The cut at one half where it is close to the best, as probabilities are calibrated; else the middle of what
-    is close.
-    """
+    """The cut at one half where it is close to the best (probabilities are calibrated), else the middle of those."""
     close = np.flatnonzero(worth >= worth.max() - _CLOSE)
     half = int(np.abs(cuts - 0.5).argmin())
     return half if half in close else int(close[len(close) // 2])
 
 
 def start_of(found: list[Candidate]) -> int:
-    """Where testing begins: of those about as likely to pass as any, the one that defers most, as the last stage
-    knows best.
-    """
+    """Where testing begins: of those about as likely to pass as any, the one that defers most (last stage best)."""
     chance, excess = (np.array([getattr(candidate, name) for candidate in found]) for name in ("chance", "excess"))
     worth = _worth(chance, excess)
     return int(np.flatnonzero(worth >= worth.max() - _SAME)[0])

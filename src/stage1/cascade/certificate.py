@@ -23,9 +23,7 @@ from stage1.scores import Scores
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """The recorded answers of one role with what is known of its images. known: labels, groups, ids (its logits are
-    unused).
-    """
+    """Recorded answers of one role with what is known of its images. known: labels, groups, ids (logits unused)."""
 
     recorded: Recorded
     known: Scores
@@ -199,9 +197,7 @@ def _check_asked(recorded: Recorded, rules: tuple[Rule, ...] | None, config: Cas
 
 
 def _failures(recorded: Recorded, asked: np.ndarray[Any, Any], config: CascadeConfig) -> dict[str, dict[str, int]]:
-    """By stage: "asked", "failed", and how many ended in each outcome other than an answer; of the images sent
-    there.
-    """
+    """By stage, of the images sent there: "asked", "failed", and how many ended in each outcome but an answer."""
     found = {}
     for place, stage in enumerate(config.stages):
         outcomes = recorded.outcome[:, place][asked[:, place] & (recorded.outcome[:, place] != "")]

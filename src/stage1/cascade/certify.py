@@ -31,8 +31,7 @@ _MARGIN = 0.1  # as in policy/group_means.py: the costly mistake is to bet where
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """One risk of the whole. target: None where an upper bound was asked for. observed: of counted units, None for none
-    of them.
+    """One risk of the whole. target: None where an upper bound was asked for. observed: of counted units, None: none.
 
     errors among n counted images; bound: upper bound at 1 - delta, in a certificate whose targets hold of all risks
     together (policy/joint.py). needed: units of the class that certify with no error.
@@ -82,9 +81,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """place: of the chosen configuration among those tested, None where the first fails. passed: int, places that
-    passed.
-    """
+    """place: of the chosen configuration among those tested, None: the first fails. passed: places that passed."""
 
     place: int | None
     passed: tuple[int, ...]
@@ -116,9 +113,7 @@ def counted_unit(labelled: Scores, unit: str, assume_iid: bool) -> str:
 def better_unit(
     select: Scores, answers: Bools, targets: Mapping[str, float], delta: float, n_groups: int, seed: int
 ) -> str:
-    """ "group" or "group_mean": what is likelier to certify, from val_select alone; answers: bool [N] of the first
-    candidate.
-    """
+    """ "group" or "group_mean": likelier to certify, by val_select alone; answers: bool [N] of the first candidate."""
     if select.groups is None or not clustered(select) or not len(select):
         return "group"
     single = means = 1.0

@@ -233,9 +233,7 @@ class CascadeConfig(Section):
 
 
 def load_cascade(path: str | os.PathLike[str]) -> CascadeConfig:
-    """Read a cascade file. Raises MissingError (not there), ConfigError (one line: file, key, value, what is
-    allowed).
-    """
+    """Read a cascade file. Raises MissingError (not there), ConfigError (one line: file, key, value, the way out)."""
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"{path}: no such cascade file")

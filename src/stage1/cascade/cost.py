@@ -30,9 +30,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class DeferRate:
-    """Share of images that go on. observed, upper: at 1 - delta; n: counted units; method: in words; prior: of
-    class 1, if stated.
-    """
+    """Share of images that go on. observed, upper: at 1 - delta; n: units; method: in words; prior: of class 1."""
 
     observed: float
     upper: float
@@ -137,8 +135,7 @@ Floats = NDArray[np.float64]
 
 
 def stage_costs(recorded: Recorded, config: CascadeConfig) -> list[dict[str, Any]]:
-    """Of each stage: calls, share failed, attempts per image, milliseconds (median, 95th percentile), and what an image
-    costs.
+    """Of each stage: calls, share failed, attempts per image, milliseconds (median, 95th percentile), cost of an image.
 
     money: attempts times the price; milliseconds: the config's, else the mean as measured, retries and time-outs
     included; waited_milliseconds: mean wait for calls.per_minute, which is of the evaluation's hurry and no cost of the
@@ -177,8 +174,7 @@ def frontier(
     delta: float,
     passed: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """One row per configuration: rules, share that reaches each stage, cost per image, risks on val_calib with their
-    bounds.
+    """One row per configuration: rules, share that reaches each stage, cost per image, risks on val_calib and bounds.
 
     The upper bounds hold one by one at 1 - delta; only rows with `certified` hold together. delta, unit: of the
     certificate.

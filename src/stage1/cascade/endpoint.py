@@ -67,9 +67,7 @@ class Endpoint:
             raise
 
     def _blanked(self, text: str) -> str:
-        """The text without the key, which an endpoint may echo: as it is, in other case, or as Python or JSON quote
-        it.
-        """
+        """The text without the key, which an endpoint may echo: in any case, or as Python or JSON quote it."""
         if self._key is None:
             return text
         forms = {self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1], quote(self._key, safe="")}

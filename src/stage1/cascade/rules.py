@@ -1,6 +1,4 @@
-"""From the answers of all stages to the answer of the whole: one pure function, used image by image and for
-certificates.
-"""
+"""From the answers of all stages to that of the cascade: one pure function, for single images and for certificates."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ _CHUNK, _CHUNK_BYTES = 64, 64 << 20
 
 @dataclass(slots=True)
 class Tally:
-    """What a run did. by: answers of each stage (and "default"); failed: calls without an answer, by stage and
-    outcome.
-    """
+    """What a run did. by: answers of each stage (and "default"); failed: calls by stage and outcome."""
 
     answered: int = 0
     skipped: int = 0

@@ -105,9 +105,7 @@ class GuardedStage:
 
 
 def within(seconds: float, function: Callable[[bytes], Any], concurrency: int = 1) -> Callable[[bytes], float]:
-    """`function` with a deadline: Python cannot stop it, so it is left behind in a thread that does not keep the
-    process.
-    """
+    """`function` with a deadline: Python cannot stop it, so its thread is abandoned and does not keep the process."""
     executor = DeadlineExecutor(concurrency + _LEFT_BEHIND)
 
     def attempt(data: bytes) -> Any:
@@ -153,8 +151,7 @@ class Cascade:
 
 
 def open_cascade(path: str | Path) -> Cascade:
-    """Open every stage of a cascade file: bundles are verified, callables imported, keys looked up; nothing is asked
-    yet.
+    """Open every stage of a cascade file: bundles verified, callables imported, keys looked up; nothing is asked yet.
 
     A cascade file names code that is run and addresses that images are sent to: treat one from others as a program.
     Raises ConfigError, MissingError, IntegrityError, each naming the stage.

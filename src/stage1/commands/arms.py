@@ -1,6 +1,4 @@
-"""compare of run directories: arms with one or several seeds, on one split, chosen on val_select, confirmed on
-val_test.
-"""
+"""compare of run directories: arms of one or more seeds on one split, chosen on val_select, confirmed on val_test."""
 
 from __future__ import annotations
 
@@ -104,9 +102,7 @@ def compare_runs(
 
 
 def write_comparison(document: Mapping[str, Any], folder: Path) -> list[Path]:
-    """comparison.json, comparison.md, comparison.png and comparison.svg in `folder`. Raises MissingError without
-    matplotlib.
-    """
+    """comparison.json, .md, .png and .svg in `folder`. Raises MissingError without matplotlib."""
     from stage1.report.arms_table import arms_markdown
     from stage1.report.figures.arms import arms_drawing
 

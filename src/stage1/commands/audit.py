@@ -1,6 +1,4 @@
-"""audit: is the promise kept? Real labelled scores become the population, so the true risk of every fitted policy
-is known.
-"""
+"""audit: is the promise kept? Labelled scores become the population, so the true risk of each policy is known."""
 
 from __future__ import annotations
 
@@ -113,8 +111,7 @@ def class_names(population: Scores, config: RunConfig) -> tuple[str, ...]:
 
 
 def plug_in(policy: Policy, select: Scores, calib: Scores, config: RunConfig) -> Policy | None:
-    """The usual mistake: the riskiest thresholds on the path whose observed risks meet the targets, without any
-    confidence.
+    """The usual mistake: the riskiest thresholds whose observed risks meet the targets, without any confidence.
 
     policy: what was fitted on the same draw; two classes: thresholds on the raw margin, more: on the confidence and
     with the kind of thresholds that it uses (one MSP threshold for another policy). None where val_select gives no

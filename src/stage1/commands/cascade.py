@@ -167,9 +167,7 @@ def _joined(parts: list[Recorded]) -> Recorded:
 
 
 def _tested(test: Labelled, certificate: CascadeCertificate, config: CascadeConfig) -> dict[str, Any] | None:
-    """The claim on val_test: rates, counts, and whether they contradict it (exact lower bound at 95 % above the
-    limit).
-    """
+    """The claim on val_test: rates, counts, and whether they contradict it (exact lower bound at 95 %)."""
     if not len(test):
         return None
     positive = final_answers(test.recorded, certificate.rules, config.default_probability).positive

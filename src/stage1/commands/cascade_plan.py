@@ -145,9 +145,7 @@ def _checked(stage: StageConfig, share: DeferRate, measured: Mapping[str, Any], 
 def _from_counts(
     units: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], prior: float | None, delta: float
 ) -> list[DeferRate]:
-    """Of each later stage, from what `evaluate` counted. units: `defer` of its document; stages: counts of one
-    configuration.
-    """
+    """Each later stage, from what `evaluate` counted. units: `defer` of its document; stages: of one configuration."""
     positives, negatives = units["positives"], units["units"] - units["positives"]
     labels = np.repeat(np.array([1, 0], dtype=np.int64), [positives, negatives])
     found = []

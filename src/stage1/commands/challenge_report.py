@@ -115,9 +115,7 @@ def _answered(part: Scores, policy: Policy) -> dict[str, Metric | str]:
 
 
 def _cells(part: Scores, prior: float) -> tuple[NDArray[np.int64], FloatArray]:
-    """The cell of each row, a class of a level, int [N], and the share of each cell: levels alike, class 1 at
-    `prior`.
-    """
+    """The cell of each row, a class of a level, int [N], and each cell's share: levels alike, class 1 at `prior`."""
     levels, place = np.unique(part.slices[LEVEL], return_inverse=True)
     return 2 * place.reshape(-1) + part.known_labels, np.tile([1.0 - prior, prior], len(levels)) / len(levels)
 

@@ -48,9 +48,7 @@ def are_runs(sources: Sequence[Path], arms: Mapping[str, Sequence[Path]]) -> boo
 
 
 def class_order(overrides: Sequence[str]) -> list[str] | None:
-    """The names in data.classes=[..], None where it is not given. Raises ConfigError for any other key: compare has
-    none.
-    """
+    """The names in data.classes=[..], None where not given. Raises ConfigError for any other key."""
     if other := [item for item in overrides if item.partition("=")[0].strip() != "data.classes"]:
         raise ConfigError(f"{other[0]}: compare takes data.classes=[..] alone, for score files whose labels are names")
     return load_config(None, overrides=list(overrides))[0].data.classes
@@ -68,8 +66,7 @@ def compare_sources(
     classes: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The comparison document of two sources: score files (rows of val_test, or all) or run directories (their
-    val_test).
+    """The comparison document of two score files (rows of val_test, or all) or two run directories (their val_test).
 
     classes: names in the order of the score columns, where the labels of a file are names. say: hears how a file was
     read.

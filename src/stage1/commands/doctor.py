@@ -37,9 +37,7 @@ _SHOWN = (
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Sections of {name: finding}; looks, and changes nothing. torch is found, not imported, so that this stays
-    fast.
-    """
+    """Sections of {name: finding}; changes nothing. torch is found, not imported, so that this stays fast."""
     return {
         "system": _system(),
         "versions": {"stage1-pro": __version__, **{name: _version(name) for name in _CORE}},

@@ -1,6 +1,4 @@
-"""export --to hf: the model of a run as a stock Hugging Face folder, held against model.onnx on images of
-val_select.
-"""
+"""export --to hf: the model of a run as a stock Hugging Face folder, compared with model.onnx on val_select."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""audit-labels: suspects among the labels of train and val_select, for a person to look at; and the way back into a
-table.
+"""audit-labels: suspects among the labels of train and val_select, for a person; corrections back into a table.
 
-val_calib and val_test are never audited. Which labels are looked at again would hang on what a model believes of them:
-put right only where a model disagrees, they would flatter every model like it, and the certificate counts on labels
+val_calib and val_test are never audited. Which labels are reviewed would depend on what a model believes of them:
+corrected only where a model disagrees, they would flatter every model like it, and the certificate counts on labels
 that no model chose.
 """
 
@@ -169,8 +168,7 @@ def audit_labels(run: Path, output: Path | None = None, *, top: int = 100, seed:
 
 
 def apply_labels(run: Path, file: Path, output: Path | None = None) -> dict[str, Any]:
-    """A table of the run's images with the labels of `file` where its column new_label is filled in; the source stays
-    as it is.
+    """A table of the run's images with the labels of `file` where its column new_label is filled; the source stays.
 
     file: labels.csv of `audit_labels`, edited. output: the CSV to write (default RUN/label_audit/corrected.csv),
     readable by data.table: image, label, group, source, timestamp, role and the slices; roles are kept, so that runs

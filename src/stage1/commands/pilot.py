@@ -1,7 +1,7 @@
 """How many labels it takes, from pilot scores: draw from them with replacement, certify by the real method, count.
 
-The pilot stands for the population, as the scores do in `audit`; what it does not know of the population is in none of
-the intervals. Far beyond its own size its rows repeat, and tied scores exit or defer as a block.
+The pilot is taken as the population, as the scores are in `audit`; what it does not know of the population is in none
+of the intervals. Far beyond its own size its rows repeat, and tied scores exit or defer as a block.
 """
 
 from __future__ import annotations
@@ -134,9 +134,7 @@ def pilot_plan(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The pilot, ready to be drawn from. members: rows of each group, None where each image is a unit. weights:
-    float [N].
-    """
+    """The pilot, ready to be drawn from. members: rows of each group, None: an image is a unit. weights: float [N]."""
 
     pilot: Scores
     members: tuple[NDArray[np.int64], ...] | None
@@ -243,9 +241,7 @@ def _plain(config: RunConfig, pilot: Scores) -> bool:
 
 
 def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: FittedMap) -> Fit:
-    """The same thresholds without certificate and without the simulation that a refusal comes with (a hundred times
-    slower).
-    """
+    """The same thresholds without certificate and without a refusal's simulation (a hundred times slower)."""
     request = Request(
         config.risks_for(2),
         config.confidence,

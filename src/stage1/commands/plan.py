@@ -38,8 +38,7 @@ class Ask:
 def make_plan(
     config: RunConfig, ask: Ask, pilot: Scores | None = None, *, say: Callable[[Trial], None] = lambda trial: None
 ) -> dict[str, Any]:
-    """Plain values: confidence, prior, exit_rates, needs; `success` where one is wanted; `pilot` where there are
-    scores.
+    """Plain values: confidence, prior, exit_rates, needs; `success` where wanted; `pilot` where there are scores.
 
     The closed form is for fnr, fpr, miss_rate, false_exit_rate without floors; for other targets the pilot alone
     speaks.

@@ -97,9 +97,7 @@ REWARD_KIND = DocumentKind("reward", RewardDocument)
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """scores: softmax is the stated probability. exits: int [N] as LevelRates takes them, None where there is no
-    policy.
-    """
+    """scores: softmax is the stated probability. exits: int [N] as LevelRates takes them, None: no policy."""
 
     scores: Scores
     exits: NDArray[np.int64] | None = None
@@ -107,9 +105,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """select: rows of val_select, or None. test: the rows to judge by, of `role`. scale: whose probabilities these
-    are.
-    """
+    """select: rows of val_select, or None. test: rows to judge by, of `role`. scale: whose probabilities they are."""
 
     select: Rows | None
     test: Rows
@@ -118,9 +114,7 @@ class Judged:
 
 
 def kept_sides(policy: Policy, scores: Scores) -> NDArray[np.int64]:
-    """Of raw scores, [N]: the class as which the policy lets a row exit, which the detector keeps; OPEN where it
-    defers.
-    """
+    """Of raw scores, [N]: the class as which a row exits, which the detector keeps; OPEN where it defers."""
     decision = policy.decide(scores)
     return np.where(decision.exit, decision.label, OPEN).astype(np.int64)
 
@@ -138,8 +132,7 @@ def reward(
     exits: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The document reward.json (without schema_version) of a run directory, a folder of `calibrate --scores`, or a
-    score file.
+    """The document reward.json (no schema_version) of a run directory, of `calibrate --scores`, or of a score file.
 
     level_column: the slice (or, in a file, the column) that holds the level; None: `level` where there is one, else all
     rows are one level. Of a folder with a policy exits keep their side and the probabilities are those that the policy

@@ -35,8 +35,7 @@ def calibrate_scores(
     shares: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> Policy:
-    """Certify on the rows of val_calib; writes the policy file, calibration.json, certificate.json, scores.parquet
-    (with roles) and options.yaml.
+    """Certify on rows of val_calib; writes policy, calibration.json, certificate.json, scores.parquet and options.yaml.
 
     The roles come from the file, or from hash(seed, group or id or row number) by `shares`: the same file gives the
     same roles. Raises ConfigError, DataError, MissingError; an uncertifiable target is a policy that defers everything.
@@ -121,8 +120,7 @@ def evaluate_scores(
 
 
 def refuse_used_rows(scores: Scores, policy_folder: Path, where: str) -> None:
-    """Raises DataError where rows of `scores` helped to make the policy: by their ids, without ids by being the same
-    file.
+    """Raises DataError where rows of `scores` helped to make the policy: by their ids, else by being the same file.
 
     What was used stands beside the policy: scores.parquet of `calibrate --scores`, calibration.parquet and
     selection.parquet of a bundle, the ids of a run directory.
@@ -143,9 +141,7 @@ def refuse_used_rows(scores: Scores, policy_folder: Path, where: str) -> None:
 
 
 def _used(folder: Path) -> tuple[set[str], NDArray[np.float64] | None]:
-    """(ids of train, val_select and val_calib as far as they are kept beside the policy; all logits of a score
-    file).
-    """
+    """(ids of train, val_select and val_calib as kept beside the policy; all logits of a score file)."""
     used: set[str] = set()
     if (folder / SCORES_FILE).is_file():
         kept, roles = read_scores(folder / SCORES_FILE)
@@ -177,9 +173,7 @@ def _shares(text: str) -> tuple[float, float, float]:
 
 
 def checked_values(text: str | None) -> Values | None:
-    """`text` as one of the two kinds of values; None stays None: the file has to say it. Raises ConfigError for
-    anything else.
-    """
+    """`text` as one of the two kinds of values; None stays None: the file says it. Raises ConfigError otherwise."""
     if text is None:
         return None
     if text not in ("logits", "probabilities"):

@@ -201,9 +201,7 @@ def _class_count(table: Path) -> int:
 
 
 def _first_rows(data: Path, target: Path) -> Path:
-    """The first rows of each class of a table, as a CSV with absolute paths; groups are left out: this is no claim
-    about them.
-    """
+    """The first rows of each class of a table, as a CSV with absolute paths, without groups: no claim is made."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

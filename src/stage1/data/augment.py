@@ -1,7 +1,7 @@
 """Named distortions of training images: pixels in, pixels out, a function of (seed, epoch, index) alone.
 
 Each name stands for one frozen Recipe, whose values are stored with the run; `client` is what the StreetVision
-validator sends (data/challenge). Nothing here is ever applied to evaluation roles.
+validator sends (data/corruptions.py). Nothing here is ever applied to evaluation roles.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ RECIPES = {
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Name and values of an augmentation as plain JSON, to be stored with what was trained on it. Raises
-    ConfigError.
-    """
+    """Name and values of an augmentation as plain JSON, stored with what was trained on it. Raises ConfigError."""
     if name == "none":
         return {"name": name}
     if name == "client":
@@ -119,9 +117,7 @@ def augment(rgb: Pixels, name: str, spec: Preprocessing, rng: np.random.Generato
 
 
 def client(rgb: Pixels, rng: np.random.Generator, level: int | None = None) -> Pixels:
-    """What the StreetVision client makes of a frame (data/challenge): uint8 [224, 224, 3]; `level` 0..3, None:
-    drawn.
-    """
+    """What the client makes of a frame (data/corruptions.py): uint8 [224, 224, 3]; `level` 0..3, None: drawn."""
     level = int(rng.integers(len(LEVELS))) if level is None else level
     return _decoded(jpeg(distort(rgb, level, rng)))
 
@@ -136,9 +132,7 @@ def _recipe(name: str) -> Recipe:
 
 
 def _noisy(pixels: Pixels, deviation: float, rng: np.random.Generator) -> Pixels:
-    """Gaussian noise of this standard deviation (pixels in [0, 1]), independent for each pixel and each of R, G and
-    B.
-    """
+    """Gaussian noise of this standard deviation (pixels in [0, 1]), independent by pixel and channel."""
     noise = rng.standard_normal(pixels.shape, dtype=np.float32)
     return np.clip(np.rint(pixels + np.float32(255.0 * deviation) * noise), 0, 255).astype(np.uint8)
 

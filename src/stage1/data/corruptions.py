@@ -102,9 +102,7 @@ def jpeg(pixels: Pixels, quality: int = CLIENT.quality) -> bytes:
 
 
 def squashed(pixels: Pixels) -> Pixels:
-    """An image that the client's generator starts from: 1024 x 1024 whatever its shape, where a side is longer than
-    that.
-    """
+    """An image as the client's generator takes it: 1024 x 1024 whatever its shape, where a side is longer."""
     if max(pixels.shape[:2]) <= CLIENT.longest:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((CLIENT.longest, CLIENT.longest), Image.Resampling.LANCZOS))
@@ -158,9 +156,7 @@ def with_chroma(pixels: Pixels, factor: float) -> Pixels:
 
 
 def resampled(pixels: Pixels, factor: int) -> Pixels:
-    """Down by `factor` and up again, bilinear at pixel centres, not antialiased: fine texture aliases instead of
-    fading.
-    """
+    """Down by `factor` and up again, bilinear at pixel centres, not antialiased: fine texture aliases."""
     side = pixels.shape[0]
     return _interpolated(_interpolated(pixels, max(1, side // factor)), side)
 
@@ -172,9 +168,7 @@ def noisy(pixels: Pixels, variance: float, rng: np.random.Generator) -> Pixels:
 
 
 def blurred(pixels: Pixels, kernel: int) -> Pixels:
-    """Gaussian blur with `kernel` taps (odd) in each direction, sigma = kernel / 6, the taps in 256ths as OpenCV
-    has them.
-    """
+    """Gaussian blur, `kernel` taps (odd) in each direction, sigma = kernel / 6, in 256ths as in OpenCV."""
     reach = kernel // 2
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (kernel / 6.0)) ** 2)
     whole = np.rint(256 * taps / taps.sum()).astype(np.int64)
@@ -200,9 +194,7 @@ _Plane = NDArray[np.float32]
 
 
 def to_studio(pixels: Pixels) -> tuple[_Plane, _Plane, _Plane]:
-    """Y, Cb, Cr float32 of RGB in 0..255, each as the client keeps it: (219 Y + 16) / 255, and (224 C + 16) / 255
-    with C about .5.
-    """
+    """Y, Cb, Cr float32 of RGB in 0..255, as the client has them: (219 Y + 16) / 255, (224 C + 16) / 255, C near .5"""
     red, green, blue = (pixels[..., channel].astype(np.float32) for channel in range(3))
     luma = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
     half = np.float32(0.5)
@@ -248,9 +240,7 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> _Box:
 
 
 def _interpolated(pixels: Pixels, side: int) -> Pixels:
-    """Square pixels at another side, linear between pixel centres, in the fixed-point arithmetic of OpenCV (11
-    bits, two shifts).
-    """
+    """Square pixels at another side, linear between pixel centres, in OpenCV's fixed point (11 bits, two shifts)."""
     old = pixels.shape[0]
     at = (np.arange(side) + 0.5) * (old / side) - 0.5
     first = np.clip(np.floor(at).astype(np.int64), 0, old - 1)

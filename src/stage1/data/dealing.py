@@ -1,5 +1,4 @@
-"""Dealing groups to roles at random, stratified: what each role gets is alike, and every group has the same chance of
-each role.
+"""Dealing groups to roles at random, stratified: roles are alike, and every group has the same chance of each role.
 
 A role that certifies must be a fair sample. Dealing by size (largest groups first, to where they are missed most) is
 not: it makes val_calib a sample of large groups, and where small groups are harder its certificate is false far more
@@ -48,9 +47,7 @@ _WHOLE = 1e-7  # sums of fractions are whole up to this
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """roles: the role of each group, in the order given. redraws: draws that were thrown away as a role lacked a
-    class.
-    """
+    """roles: the role of each group, in the order given. redraws: draws rejected as a role lacked a class."""
 
     roles: list[str]
     redraws: int
@@ -63,8 +60,7 @@ def deal(
     seed: int,
     covered: Mapping[str, Bools] | None = None,
 ) -> Deal | None:
-    """Deal groups to the roles of `fractions`, P(role r) = fractions[r] for every group; None where no draw serves
-    every role.
+    """Deal groups to the roles of `fractions`, P(role r) = fractions[r] for each group; None: no draw serves all roles.
 
     names: distinct, [G]. content: images of each group and class, [G, K]. fractions: role -> share, sum 1; a role of
     share 0 gets nothing. covered: role -> bool [K], classes that the role has already (of old groups, which are not
@@ -148,9 +144,7 @@ def _drawn(
     rng: np.random.Generator,
     key: str,
 ) -> Ints:
-    """The role of each group, int [G]: quotas of the bands, filled in hash order. shares: of the roles, for each
-    stratum.
-    """
+    """The role of each group, int [G]: quotas of the bands, filled in hash order. shares: of roles by stratum."""
     quotas = _quotas([[len(band) for band in bands] for bands in strata], shares, rng)
     chosen = np.empty(len(names), dtype=np.int64)
     for bands, rows in zip(strata, quotas, strict=True):
@@ -164,9 +158,7 @@ def _drawn(
 
 
 def _raised(shares: Floats, groups: int) -> Floats:
-    """Shares [R] that are at least 1 / groups each, the others scaled down alike; as given where there are too few
-    groups.
-    """
+    """Shares [R] of at least 1 / groups each, the others scaled down alike; as given where groups are too few."""
     if groups < len(shares):
         return shares
     low = np.zeros(len(shares), dtype=np.bool_)
@@ -180,9 +172,7 @@ def _raised(shares: Floats, groups: int) -> Floats:
 
 
 def _quotas(sizes: Sequence[Sequence[int]], shares: Sequence[Floats], rng: np.random.Generator) -> list[list[Ints]]:
-    """Whole numbers of groups per stratum, band and role: each, and every sum up the tree, n f rounded up or down;
-    mean n f.
-    """
+    """Whole numbers of groups per stratum, band and role: each, and every sum of them, n f rounded; mean n f."""
     ends: list[tuple[Any, Any]] = []
     flow: list[float] = []
 
@@ -230,8 +220,7 @@ def _quotas(sizes: Sequence[Sequence[int]], shares: Sequence[Floats], rng: np.ra
 
 
 def _rounded(ends: Sequence[tuple[Any, Any]], flow: Sequence[float], rng: np.random.Generator) -> list[int]:
-    """A flow whose nodes all keep what they get (sources and the end: whole sums), each pipe rounded up or down, means
-    kept.
+    """A flow whose nodes all keep what they get (ends: whole sums), each pipe rounded up or down, means kept.
 
     Along a cycle of pipes that are not whole, shifting keeps every node's balance. It is shifted one way or the other
     until a pipe is whole, with the probabilities that leave every expectation as it is; and again, until no pipe is
@@ -267,9 +256,7 @@ def _rounded(ends: Sequence[tuple[Any, Any]], flow: Sequence[float], rng: np.ran
 def _cycle(
     ends: Sequence[tuple[Any, Any]], open_at: Mapping[Any, Mapping[int, None]], node: Any
 ) -> list[tuple[int, int]]:
-    """A cycle of open pipes: (pipe, +1 where it is walked from source to target, else -1). No node has a single
-    open pipe.
-    """
+    """A cycle of open pipes: (pipe, +1 from source to target, else -1). No node has a single open pipe."""
     walked: list[tuple[int, int]] = []
     seen = {node: 0}
     last = -1

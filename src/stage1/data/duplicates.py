@@ -37,9 +37,7 @@ def thumbnail_gray(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def dhash(grays: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Difference hash: uint8 [N, 8, 9] -> uint64 [N]; bit 8 r + c says whether pixel (r, c+1) is brighter than (r,
-    c).
-    """
+    """Difference hash: uint8 [N, 8, 9] -> uint64 [N]; bit 8 r + c: pixel (r, c+1) is brighter than (r, c)."""
     bits = grays[:, :, 1:] > grays[:, :, :-1]
     packed = np.packbits(bits.reshape(len(grays), 64), axis=1, bitorder="little")
     return np.ascontiguousarray(packed).view("<u8").reshape(len(grays)).astype(np.uint64)

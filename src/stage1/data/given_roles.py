@@ -1,5 +1,4 @@
-"""Roles that the data bring: folders, a column or splits called train, val, test; read, mapped by `data.roles`, or
-refused.
+"""Roles that the data bring (folders, a column or splits called train, val, test): mapped by `data.roles`, or refused.
 
 They are never classes and never pooled in silence. A value of `data.roles` that names several roles
 (val_select+val_calib) is a pool: the split cuts it among these roles, by group; what is checked across given roles is
@@ -172,9 +171,7 @@ def _are_roles(below: Mapping[str, set[str]], classes: Collection[str]) -> bool:
 
 
 def _wrapped(paths: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Top folder -> how many folders lie between it and its class folders: seg_train/seg_train/CLASS,
-    train/images/CLASS.
-    """
+    """Top folder -> number of folders down to its classes: seg_train/seg_train/CLASS, train/images/CLASS."""
     inside: dict[str, list[Sequence[str]]] = {}
     for parts in paths:
         inside.setdefault(parts[0], []).append(parts[1:])

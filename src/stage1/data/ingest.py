@@ -122,15 +122,12 @@ def read_source(config: DataConfig, *, base: Path | None = None, workers: int = 
 
 
 def listed_classes(config: DataConfig, *, base: Path | None = None) -> tuple[str, ...]:
-    """The classes that `read_source` would find, from the listing alone. Raises as `listing.list_sources`, and
-    DataError.
-    """
+    """The classes that `read_source` would find, by the listing alone. Raises as list_sources, and DataError."""
     return _classes(config, list_sources(config, base))
 
 
 def source_digest(config: DataConfig, *, base: Path | None = None) -> str:
-    """sha256 of the data section and of the source's outside: the table's bytes, and path, size and mtime of each
-    image.
+    """sha256 of the data section and the source: the table's bytes, and path, size and mtime of each image.
 
     No image is opened; 10,000 images take well under a second. Raises as `listing.list_sources`.
     """

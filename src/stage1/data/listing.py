@@ -40,9 +40,7 @@ def list_sources(config: DataConfig, base: Path | None = None) -> list[Listing]:
 
 
 def _with_roles(listing: Listing, config: DataConfig) -> Listing:
-    """The listing with the roles that its folders, splits or column of roles give; what is left out by data.roles
-    is gone.
-    """
+    """The listing with roles from folders, splits or a column; what data.roles leaves out is gone."""
     where = listing.where
     if listing.named:
         found = folder_roles(

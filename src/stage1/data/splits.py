@@ -1,6 +1,4 @@
-"""Four roles by group: hash, balanced (dealing.py) or given; near-duplicates join groups; old groups stay where
-they are.
-"""
+"""Four roles by group: hash, balanced (dealing.py) or given; near-duplicates join groups; old groups stay put."""
 
 from __future__ import annotations
 
@@ -318,9 +316,7 @@ def _leaves(a: int, b: int, role_a: str, role_b: str) -> tuple[int, int]:
 
 
 def _check_given(table: SampleTable, given: Texts, pairs: Pairs, config: SplitConfig) -> int:
-    """Number of pairs across given roles or pools. Raises DataError listing the first ten, unless leakage is
-    allowed.
-    """
+    """Number of pairs across given roles or pools. Raises DataError with the first ten, unless leakage is allowed."""
     near = pairs[given[pairs[:, 0]] != given[pairs[:, 1]]]
     found = [("same bytes", a, b) for a, b in _first_across(table.ids, given)]
     for what, more in (("near-duplicates", near.tolist()), ("same group", _first_across(table.groups, given))):

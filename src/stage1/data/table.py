@@ -112,9 +112,7 @@ class SampleTable:
         return [partial(self.read_bytes, int(row)) for row in rows]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write samples.parquet, whole or not at all: columns id, path, label, group, source, timestamp, role,
-        slice_NAME.
-        """
+        """Write samples.parquet, whole or not at all: id, path, label, group, source, timestamp, role, slice_NAME."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

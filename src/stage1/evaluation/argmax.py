@@ -1,6 +1,4 @@
-"""The policy beside the plain argmax: what answering with the likelier class gets wrong, on the same images and on
-all of them.
-"""
+"""The policy beside the plain argmax: what the likelier class gets wrong, on the same images and on all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Several ways of training (arms), each with the runs of its seeds, on the same samples: paired differences to the
-first arm.
+"""Several ways of training (arms), each with runs of its seeds, on the same samples: paired differences to the first.
 
 - **An arm's number** is the mean of its runs' numbers. `sd` is their spread from seed to seed (n - 1), beside it.
 - **Intervals**: one bootstrap for everything. A replicate draws units (groups, else rows) within labels once, weighs

@@ -68,8 +68,7 @@ def find_label_errors(
     neighbours: int = NEIGHBOURS,
     seed: int = 0,
 ) -> LabelErrors:
-    """Judge each label from the features of all rows. features: float [N, D]; labels: int [N]; groups: [N], unit of
-    dependence.
+    """Judge each label by the features of all rows. features: float [N, D]; labels: int [N]; groups: [N], dependence.
 
     n_classes: K, where labels do not name all classes. The same input and seed give the same result.
     Raises DataError (wrong shapes, NaN, one class, fewer groups than folds), ConfigError (options).
@@ -174,9 +173,7 @@ def _checked(
 
 
 def _dealt(unit: NDArray[np.int64], labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each row: units in random order within their first row's label, dealt in turn, so that folds look
-    alike.
-    """
+    """The fold of each row: units shuffled within their first row's label, dealt in turn, so folds look alike."""
     names, first = np.unique(unit, return_index=True)
     if len(names) < folds:
         raise DataError(f"groups: {len(names)}; at least {folds} are needed for {folds} folds")

@@ -108,8 +108,7 @@ class Accepted:
         return _area(self.weight, lambda part: self.errors[..., part], flat=False) / self.total**2
 
     def _risk(self, part: slice) -> FloatArray:
-        """Selective risk of these blocks. Only leading blocks can be empty (a replicate that drew none of their rows):
-        it is flat there."""
+        """Selective risk of these blocks; flat over leading blocks that are empty in a replicate."""
         weight, errors = self.weight[..., part], self.errors[..., part]
         if (weight[..., 0] > 0).all():
             return np.asarray(errors / weight)
@@ -139,9 +138,7 @@ def _naurc(accepted: Accepted) -> FloatArray:
 
 
 def _best_aurc(accepted: Accepted) -> FloatArray:
-    """AURC of all right rows first, each row a point of its own: sum over k > right of (k - right) / k, as a
-    trapezoid.
-    """
+    """AURC of all right rows first, each row its own point: sum over k > right of (k - right) / k, as a trapezoid."""
     from scipy.special import digamma
 
     rows, wrong = accepted.total, accepted.wrong

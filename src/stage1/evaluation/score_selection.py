@@ -1,6 +1,6 @@
-"""Which score ranks right above wrong best on val_select: among confidence scores, and the gate against softmax.
+"""Which score ranks right above wrong best on val_select: a confidence score of the softmax, or the gate.
 
-The gate is accepted on its paired gain in AUGRC. The scores themselves are those of `stage1.scores.confidence`.
+The gate is accepted on its paired gain in AUGRC over softmax. The scores are those of `stage1.scores.confidence`.
 """
 
 from __future__ import annotations
@@ -86,8 +86,7 @@ def choose_confidence(select: Scores, *, pnorms: Sequence[float] = PNORMS) -> tu
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """gain: AUGRC of softmax confidence minus AUGRC of the gate (positive: the gate is better); low, high: its
-    interval.
+    """gain: AUGRC of softmax confidence minus that of the gate (positive: the gate is better); low, high: its interval.
 
     accepted: low > 0. reason: one sentence for report and log; names softmax as what is kept where it is.
     low and high are None where there is nothing to resample (no wrong answers, or one unit).
@@ -154,9 +153,7 @@ def accept_gate(
 
 
 def softmax_confidence(scores: Scores) -> FloatArray:
-    """Logit of the maximum softmax probability, float [N]: the order of MSP without ties at 1.0; |margin| for two
-    classes.
-    """
+    """Logit of the maximum softmax probability, float [N]: MSP's order, no ties at 1.0; |margin| for two classes."""
     confidence = msp(scores.logits)
     if not np.isfinite(confidence).all():
         raise DataError("logits: differences overflow; rescale them")

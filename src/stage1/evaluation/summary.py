@@ -307,9 +307,7 @@ def _exit_confusion(
 def _slices(
     scores: Scores, leaves: NDArray[np.bool_], answer: NDArray[np.int64], names: list[str]
 ) -> list[dict[str, Any]]:
-    """The exit confusion of every value of every slice attribute; at most 50 of them are drawn, so at most 50 are
-    kept.
-    """
+    """The exit confusion of every value of every slice attribute; 50 at most are drawn and kept."""
     truth = scores.known_labels
     rows = [
         (name, str(value), column == value) for name, column in scores.slices.items() for value in np.unique(column)

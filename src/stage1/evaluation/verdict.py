@@ -1,5 +1,4 @@
-"""Whether to trust a bundle: green, amber or red, with the reasons in words; one function for terminal, page and model
-card.
+"""Whether to trust a bundle: green, amber or red, with reasons in words; one function for terminal, page and card.
 
 | colour | when |
 |---|---|
@@ -48,9 +47,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer that page, card and terminal give. title: in two to five words; line: what to do; reasons: why,
-    one each.
-    """
+    """The answer of page, card and terminal. title: two to five words; line: what to do; reasons: one line each."""
 
     colour: Colour
     title: str
@@ -100,9 +97,7 @@ class Seen:
     def of_scores(
         cls, scores: Scores, exit: ArrayLike, label: ArrayLike, classes: Sequence[str], role: str, level: float = 0.95
     ) -> Seen:
-        """From labelled scores (those on which the thresholds lie) and the decision of each row, bool [N] and int
-        [N].
-        """
+        """From labelled scores (on which the thresholds lie) and each row's decision, bool [N] and int [N]."""
         truth, guess = scores.known_labels, scores.logits.argmax(axis=1)
         leaves, answer = np.asarray(exit, dtype=np.bool_), np.asarray(label)
         right, n = int((guess == truth).sum()), len(truth)
@@ -283,9 +278,7 @@ def _limits_of(certificate: Document, evaluation: Document | None) -> list[str]:
 
 
 def _other_balance(certificate: Document, evaluation: Document) -> str:
-    """Whether what is certified moves with the class balance, and a balance was asked for that it is not certified
-    at.
-    """
+    """Whether the claim moves with the class balance, and a balance was asked for that it does not cover."""
     shift = evaluation.get("label_shift")
     if shift is None:
         return ""

@@ -1,6 +1,4 @@
-"""Extraction: the images of a table -> features in the store, by the shipped engine or by torch, whichever the role
-allows.
-"""
+"""Extraction: images of a table -> features in the store, by the shipped engine or by torch, as the role allows."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ _CORE_BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far extraction is. done counts failed images too; waiting_share: of the time, the engine idle for
-    decoding.
-    """
+    """How far extraction is. done includes failed images; waiting_share: of the time, engine idle for decoding."""
 
     done: int
     total: int

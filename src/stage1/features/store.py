@@ -46,9 +46,7 @@ class FeatureKey:
     views: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """The fields; without `views` where there are none, so that what was stored before there were views stays
-        found.
-        """
+        """The fields; `views` only where there are any, so that entries from before views are still found."""
         return {name: value for name, value in asdict(self).items() if name != "views" or value}
 
     @property
@@ -188,9 +186,7 @@ class FeatureStore:
     # ---- index ---------------------------------------------------------------------------------------------------
 
     def _merge(self) -> None:
-        """Take the rows of finished shards into the index, drop those of shards that are gone, and remember all
-        places.
-        """
+        """Take the rows of finished shards into the index, drop rows of missing shards, and keep all places."""
         with locked(self.folder, wait=True):
             index = self.folder / _INDEX
             lists = sorted(path for path in self.folder.glob("*-*.parquet") if not path.name.startswith("."))

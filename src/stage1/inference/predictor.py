@@ -155,9 +155,7 @@ class Predictor:
     def view_outputs(
         self, items: Sequence[Item], policy: ViewPolicy
     ) -> tuple[NDArray[np.int64], ViewOutputs, list[Failure]]:
-        """What the model says of each view: (rows int64 [M], outputs, failures). To choose an aggregator by, on
-        val_select.
-        """
+        """What the model says of each view, to choose an aggregator by: (rows int64 [M], outputs, failures)."""
         if self.engine.views is not None:
             raise IntegrityError("model: takes all views of an image together; it says nothing of single views")
         k = len(self.classes)
@@ -317,9 +315,7 @@ class Bundle:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What an answer should name of the bundle that gave it: name, digest, policy, certified, classes, views
-        (where it has any).
-        """
+        """What an answer names of its bundle: name, digest, policy, certified, classes, and views if any."""
         return {
             "name": self.name,
             "digest": self.digest,
@@ -380,9 +376,7 @@ def load_bundle(
 
 
 def _require_views(engine: Engine, views: ViewsDocument | None, where: str) -> None:
-    """Raises IntegrityError where the model takes all views together and these are none for it, or the other way
-    round.
-    """
+    """Raises IntegrityError where the model takes all views and these are none for it, or the reverse."""
     together = views is not None and views.pooled
     if engine.views is None and not together:
         return

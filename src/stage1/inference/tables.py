@@ -216,9 +216,7 @@ def _cell(value: Any) -> Any:
 
 
 class _JsonWriter:
-    """One document (schemas/predictions.schema.json): the bundle, the rows, and how many exit or fail; written as
-    the rows come.
-    """
+    """One document (schemas/predictions.schema.json): the bundle, rows as they come, counts of exits and failures."""
 
     def __init__(self, stream: TextIO, about: Mapping[str, Any]) -> None:
         self._stream = stream

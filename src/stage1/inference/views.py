@@ -1,6 +1,4 @@
-"""Several views of each image through the model: in one forward, all as one to a model of views, or in turn until
-the answer is safe.
-"""
+"""Several views of each image through the model: one forward, one model of all views, or in turn until safe."""
 
 from __future__ import annotations
 
@@ -141,9 +139,7 @@ def look(outputs: ViewOutputs, views: ViewsDocument, spec: Preprocessing) -> Vie
 
 
 def _trace_together(outputs: ViewOutputs, views: ViewsDocument, spec: Preprocessing) -> ViewTrace:
-    """As `look`, of a model that makes one answer of all views: its logits stand, what is left is which view
-    decided.
-    """
+    """As `look`, of a model with one answer for all views: its logits stay; what is left is which view decided."""
     from stage1.views import deciding_view
 
     assert outputs.answer is not None, "outputs of single views for a head on pooled features"
@@ -163,9 +159,7 @@ def _trace_together(outputs: ViewOutputs, views: ViewsDocument, spec: Preprocess
 
 
 def _placed(sizes: Ints, deciding: Ints, policy: ViewPolicy, spec: Preprocessing) -> tuple[Ints, NDArray[np.bool_]]:
-    """(boxes int64 [n, 4] of the deciding views, bool [n] whether tiles and crops add nothing) of images of these
-    sizes.
-    """
+    """(boxes int64 [n, 4] of deciding views, bool [n] whether tiles and crops add nothing) by image size."""
     boxes = np.zeros((len(sizes), 4), dtype=np.int64)
     small = np.zeros(len(sizes), dtype=np.bool_)
     for row, (height, width) in enumerate(sizes.tolist()):
@@ -188,9 +182,7 @@ def _spread(view_logits: Floats, logits: Floats, used: Ints, views: ViewsDocumen
 
 
 def told(names: Sequence[str], row: int, trace: ViewTrace) -> dict[str, Any]:
-    """Of one image: how many views were looked at, the name of the one that decided, its box, and whether tiles add
-    nothing.
-    """
+    """Of one image: number of views evaluated, name and box of the deciding one, whether tiles add nothing."""
     top, left, bottom, right = trace.boxes[row].tolist()
     return {
         "views": int(trace.used[row]),

@@ -81,8 +81,7 @@ HF_EXPORT_KIND = DocumentKind("hf_export", HfExportDocument)
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the folder must reproduce. images: RGB uint8 [H, W, 3] of any sizes. logits: float32 [N, K] of the exported
-    model.
+    """What the folder must reproduce. images: RGB uint8 [H, W, 3]. logits: float32 [N, K] of the exported model.
 
     digest: sha256 of that model's file.
     """
@@ -193,8 +192,7 @@ def linear_head(head: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def stock_preprocessor(spec: Preprocessing) -> dict[str, Any]:
-    """preprocessor_config.json for ViTImageProcessor, the one that the client can load (it asks for the fast form of
-    it).
+    """preprocessor_config.json for ViTImageProcessor, which the client can load (it asks for its fast form).
 
     Raises ConfigError for a crop: stock classes resize the whole image here.
     """
@@ -221,9 +219,7 @@ def stock_preprocessor(spec: Preprocessing) -> dict[str, Any]:
 def stock_logits(
     folder: str | os.PathLike[str], images: Sequence[NDArray[np.uint8]], *, fast: bool = False
 ) -> NDArray[np.float64]:
-    """Logits [N, K] of the folder by transformers alone. fast: with the torchvision processor, as the client; else
-    Pillow's.
-    """
+    """Logits [N, K] of the folder by transformers alone. fast: the client's torchvision processor; else Pillow's."""
     import transformers
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -260,8 +256,7 @@ def parity(
 
 
 def client_difference(folder: Path, images: Sequence[NDArray[np.uint8]]) -> dict[str, Any] | None:
-    """How far the client's torchvision processor moves a logit on images of the client's size; None without
-    torchvision.
+    """How far the client's torchvision processor moves a logit on images of the client's size; None: no torchvision.
 
     Both do the same where nothing has to be resized; their antialiasing differs by a level or two where it has.
     """

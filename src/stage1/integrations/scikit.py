@@ -28,8 +28,7 @@ _ROLES = ("train", "val_select", "val_calib")
 
 
 class Stage1Policy(ClassifierMixin, BaseEstimator):
-    """Answer where a certified policy lets it, defer elsewhere; on scores of any model, or around a scikit-learn
-    classifier.
+    """Answer where a certified policy allows it, defer elsewhere; on scores of any model, or around a classifier.
 
     With `estimator=None` (the usual case) what goes in are the *scores* of a model that is already trained, made on
     images that it has not seen: float [N, K], one column per class in the order of `classes_`, or [N] or [N, 1] for two
@@ -180,9 +179,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         return self._decide(X).exit
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """The model's probabilities, float [N, 2], columns as classes_: softmax of the scores, or the estimator's
-        own.
-        """
+        """Probabilities, float [N, 2], columns as classes_: softmax of the scores, or the estimator's own."""
         return self._scores(self._checked(X)).probabilities
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:

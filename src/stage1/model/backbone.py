@@ -107,9 +107,7 @@ class Backbone:
         return other
 
     def save_weights(self, path: str | os.PathLike[str]) -> None:
-        """Write the timm model's weights as one .safetensors file for `backbone.weights`; equal weights, equal
-        bytes.
-        """
+        """Write the timm model's weights as one .safetensors file for `backbone.weights`; repeats to the byte."""
         from safetensors.torch import save
 
         state = self.module.model.state_dict()
@@ -123,9 +121,7 @@ class Backbone:
         return (features.float().cpu().numpy(),)
 
     def _probe(self) -> int:
-        """Width D of the features. Raises ConfigError for a size that the model cannot take, or takes without its
-        edges.
-        """
+        """Width D of the features. Raises ConfigError for a size that the model refuses, or whose edges it drops."""
         size = self.preprocessing.size
         try:
             # The second and third image are NaN in the last column and the last row: a pixel that the model looks at
@@ -153,9 +149,7 @@ class Backbone:
             return self.module(batch)
 
     def _lost(self, size: int) -> int:
-        """Columns at the right edge that have no influence on the features; all where the model does not run at
-        this size.
-        """
+        """Columns at the right edge without influence on the features; all where the model fails at this size."""
         try:
             for strip in range(1, size):
                 if not self._marked(size, [(slice(None), slice(-strip, None))])[1].isfinite().all():

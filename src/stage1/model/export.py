@@ -65,9 +65,7 @@ def export_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 def require_exportable(backbone: Backbone) -> None:
-    """Trace the backbone to ONNX and drop the result: to be asked before hours of training rest on it. Raises
-    ConfigError.
-    """
+    """Trace the backbone to ONNX and drop the result, before hours of training rest on it. Raises ConfigError."""
     size, device = backbone.preprocessing.size, backbone.device
     backbone.to("cpu")
     try:
@@ -178,9 +176,7 @@ def _exported(module: nn.Module, shape: tuple[int, ...], input_name: str, *outpu
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """stdout belongs to results, and the exporter's remarks on its own passes tell a user nothing; errors are
-    raised.
-    """
+    """stdout belongs to results, and the exporter's remarks tell a user nothing; errors are raised."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     printed = io.StringIO()
@@ -217,9 +213,7 @@ def _strip(proto: Any) -> None:
 def _check(
     data: bytes, reference: Callable[[Any], tuple[NDArray[np.float32], ...]], shape: tuple[int, ...], where: str
 ) -> None:
-    """onnx's own checker, then every output of the engine against `reference` at several batch sizes. Raises
-    IntegrityError.
-    """
+    """onnx's checker, then all outputs of the engine against `reference`; batch sizes vary. Raises IntegrityError."""
     try:
         onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     except Exception as error:

@@ -41,8 +41,7 @@ def _apart(views: ViewPolicy) -> bool:
 
 
 class ViewModel(nn.Module):
-    """A head behind the pool: features of the views [N, V, D] -> (logits [N, K], gate logits [N] if gated, without_view
-    [N, V, K]).
+    """A head behind the pool: [N, V, D] -> (logits [N, K], gate logits [N] if gated, without_view [N, V, K]).
 
     without_view: the logits were one view like the average of all of them: what that view adds is the difference. It
     says which view decided for any kind of head, exactly, where a head on pooled features has no logits of single
@@ -70,9 +69,7 @@ class ViewModel(nn.Module):
 
 
 def on_views(backbone: Any, count: int, side: int, dim: int) -> Any:
-    """The backbone's graph between two reshapes: `image` [N, V, 3, S, S] -> `features` [N, V, D]; its own nodes are
-    unchanged.
-    """
+    """The backbone's graph between two reshapes: `image` [N, V, 3, S, S] -> `features` [N, V, D]; nodes unchanged."""
     rows = _reshape("image", ["N", count, 3, side, side], "views/rows", [-1, 3, side, side])
     apart = _reshape("views/each", ["N", dim], "features", [-1, count, dim])
     inside = onnx.ModelProto()

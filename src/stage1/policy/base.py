@@ -94,9 +94,7 @@ class Policy(Protocol):
 
     @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
-        """(lo, hi) on Scores.margin with the same exits, None: that side never exits; both None where there are
-        none.
-        """
+        """(lo, hi) on Scores.margin with the same exits, None: that side never exits; both None: there are none."""
         ...
 
     def decide(self, scores: Scores) -> Decision:
@@ -104,9 +102,7 @@ class Policy(Protocol):
         ...
 
     def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:
-        """What the certificate claims of labelled scores, where it is of selected images; (): it is of those that
-        exit.
-        """
+        """What the certificate claims of labelled scores, where it is of selected images; (): of exits."""
         ...
 
     def refit_options(self) -> dict[str, Any]:
@@ -131,9 +127,7 @@ class Policy(Protocol):
         ...
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy file, whole or not at all (certificate.json and calibration.json are documents of their
-        own).
-        """
+        """Write the policy file, whole or not at all; certificate.json and calibration.json are separate."""
         ...
 
 

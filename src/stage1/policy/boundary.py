@@ -1,9 +1,8 @@
-"""Where an exit would go against the stated probability: a limit for thresholds, fixed before a calibration label is
-seen.
+"""Where an exit would go against the stated probability: a limit for thresholds, fixed before calibration begins.
 
 An image exits as a class only where the calibrated probability favours that class at the stated prior. For two classes
-this is a limit b on the score: lo <= b <= hi. b comes from val_select alone, so given b a rule stays what it was: a
-threshold that is moved outwards to b is wrong less often, and the other one is walked given it (ALGORITHMS 13).
+this is a limit b on the score: lo <= b <= hi. b comes from val_select alone, so given b a rule stays valid: a threshold
+that is moved outwards to b is wrong less often, and the other one is walked given it (ALGORITHMS 13).
 """
 
 from __future__ import annotations
@@ -73,9 +72,7 @@ def boundary_of_scores(select: Scores | None, target_prior: float | None, seed: 
 
 
 def boundary_of_gate(select: Scores, target_prior: float | None) -> Boundary:
-    """Limits on the signed gate u = +-P(right): an exit is favoured where the predicted class is more likely than
-    not.
-    """
+    """Limits on the signed gate u = +-P(right): an exit is favoured where the predicted class is the likelier."""
     shift = prior_shift(select, target_prior)
     # P(class 1) = u where u > 0 and 1 + u where u < 0; at another prior its odds move by exp(shift).
     lo, hi = -float(special.expit(shift)), float(special.expit(-shift))
@@ -83,9 +80,7 @@ def boundary_of_gate(select: Scores, target_prior: float | None) -> Boundary:
 
 
 def prior_shift(select: Scores | None, target_prior: float | None) -> float:
-    """What the log odds of class 1 gain from the balance of `select` to `target_prior`; 0.0 where either is not
-    known.
-    """
+    """What the log odds of class 1 gain from the balance of `select` to `target_prior`; 0.0: one is not known."""
     share = _share_of_positives(select)
     if target_prior is None or share is None:
         return 0.0

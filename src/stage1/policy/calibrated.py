@@ -74,9 +74,7 @@ class CalibratedPolicy:
 
     @property
     def margin_thresholds(self) -> tuple[float | None, float | None]:
-        """Those of `base`: on the margin of `decided_on(self, scores)`, which is the mapped one where score is
-        "mapped".
-        """
+        """Those of `base`, on the margin of `decided_on(self, scores)`: mapped where score is "mapped"."""
         return self.base.margin_thresholds
 
     def decide(self, scores: Scores) -> Decision:
@@ -93,16 +91,12 @@ class CalibratedPolicy:
         return replace(decision, probability=np.take_along_axis(probabilities, column[:, None], axis=1)[:, 0])
 
     def to_document(self) -> dict[str, Any]:
-        """The policy file of `base`, with `score` and, where that is mapped, `calibration`: the digest of
-        calibration.json.
-        """
+        """The policy file of `base`, with `score` and, if "mapped", `calibration`: digest of calibration.json."""
         document = {**self.base.to_document(), "score": self.frozen.score}
         return document | ({"calibration": self.frozen.digest} if self.frozen.score == "mapped" else {})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy file, whole or not at all; calibration.json and the certificate are documents of their
-        own.
-        """
+        """Write the policy file, whole or not at all; calibration.json and the certificate are separate."""
         write_document(path, self.to_document(), self.document_kind)
 
     def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:
@@ -160,8 +154,7 @@ def fit_calibrated(
     select: Scores | None,
     calib: Scores,
 ) -> CalibratedPolicy:
-    """fit(select, calib, map) under a map that is frozen already; on the mapped scores of both where it moves the
-    order.
+    """fit(select, calib, map) under a map that is frozen already; on mapped scores where it moves the order.
 
     fit: the policy with its certificate from scores of val_select (None: there are none) and val_calib; map: from these
     scores to the stated probability, which is the identity once they are mapped. Only val_select

@@ -69,8 +69,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class ViewsClaim:
-    """Which views of each image the scores are made of. digest: of views.json. description: in words, for the
-    statement.
+    """Which views of each image the scores are made of. digest: of views.json. description: for the statement.
 
     >>> ViewsClaim(digest="9f2c", description="the whole image and its four quarters").description
     'the whole image and its four quarters'
@@ -272,8 +271,7 @@ def certified_statement(
     closed_because: str = "",
     open_ends: Sequence[str] = (),
 ) -> str:
-    """The sentence that opens certificate, model card and report. closed: the name of a class as which nothing exits;
-    closed_because: a sentence.
+    """The sentence that opens certificate, card and report. closed: class as which nothing exits; closed_because: why.
 
     open_ends: sentences about what the target does not limit (policy/unlimited.py).
     """

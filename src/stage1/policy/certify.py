@@ -6,8 +6,8 @@
 | class thresholds | exit as the likeliest class above its own: softmax of more classes | class_thresholds.py |
 | selection and class floors | exit where the set of classes holds a single one: SCRC | scrc_fit.py |
 
-A family chooses its rule by its own tests on the counted units. What is claimed is then counted anew from the decisions
-of that rule.
+A family chooses its rule by its own tests on the counted units. What is claimed is then recounted from the decisions of
+that rule.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ class RuleFamily(Protocol[Rule]):
         ...
 
     def find(self, target: Request, calib: Scores, select: Scores | None, counting: Counting) -> Found[Rule]:
-        """Choose a rule for the target on the units of `calib`; Raises ConfigError (unit, select, slices), DataError
-        (labels missing).
-        """
+        """Choose a rule on the units of `calib`. Raises ConfigError (unit, select, slices), DataError (no labels)."""
         ...
 
 

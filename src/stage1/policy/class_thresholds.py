@@ -71,8 +71,7 @@ def fit_multiclass(
 
 @dataclass(frozen=True, slots=True)
 class ClassThresholds:
-    """The family of a threshold on a confidence for each answered class (policy/certify.py, RuleFamily); its rules are
-    policies without certificate.
+    """A threshold on a confidence for each answered class (RuleFamily); its rules are policies without certificate.
 
     confidence_score: fixed on other data than val_calib. thresholds: "one", "per_class" or "auto".
     """
@@ -110,9 +109,7 @@ class ClassThresholds:
 
 @dataclass(frozen=True, slots=True)
 class FoundClassThresholds:
-    """Thresholds on the counted units (policy/certify.py, Found). delta: spent by each bound; place, first_failure: as
-    `walk` gives them.
-    """
+    """Thresholds on the counted units (Found). delta: spent by each bound; place, first_failure: as from `walk`."""
 
     family: ClassThresholds
     target: Request
@@ -215,8 +212,7 @@ def _path(select: Scores, confidence_score: str, request: Request, n: int, delta
 
 
 def walk(path: ClassPath, sample: Sample, request: Request, delta: float) -> tuple[int | None, int | None]:
-    """(place, first_failure): the riskiest place of the path that certifies every risk and floor; where it is None, the
-    place that failed.
+    """(place, first_failure): the riskiest place that certifies every risk and floor; None: then the place that failed.
 
     From the start towards more risk until the first failure; with floors also from the riskiest place towards safety,
     at delta each (ALGORITHMS 2.5): exits only grow along the path, so a place within both runs keeps risks and floors.
@@ -235,9 +231,7 @@ def walk(path: ClassPath, sample: Sample, request: Request, delta: float) -> tup
 
 
 def _failing(path: ClassPath | None, sample: Sample, request: Request, delta: float) -> dict[str, float] | None:
-    """The risks that fail where testing along the path stops, with their bounds; {} where the target passes, None:
-    no path.
-    """
+    """The risks that fail where testing stops, with their bounds; {} where the target passes, None: no path."""
     if path is None:
         return None
     place, first_failure = walk(path, sample, request, delta)
@@ -253,9 +247,7 @@ def _walker(path: ClassPath | None, request: Request, delta: float) -> Any:
 
 
 def measured(exits: ClassExits, request: Request, delta: float, cuts: Floats, certified: bool) -> dict[str, RiskBound]:
-    """Errors, trials and its own exact upper bound at 1 - delta of each risk, counted from the decisions at `cuts`
-    (one rule).
-    """
+    """Errors, trials and exact upper bound at 1 - delta of each risk alone, from the decisions at `cuts` (one rule)."""
     bounds = {}
     for name, target in request.targets.items():
         errors, n = (int(column[0]) for column in exits.counts(name, request.classes))

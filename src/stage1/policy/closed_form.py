@@ -69,9 +69,7 @@ def two_sided_walk(
 
 
 def one_sided_walk(positives: NDArray[np.float64], fnr: float, delta: float, boundary: Boundary) -> Thresholds:
-    """fnr alone: hi at the boundary, lo walked up the positives; P(fnr > its target) <= delta. Both None where lo
-    has no place.
-    """
+    """fnr alone: hi at the boundary, lo walked up the positives; P(fnr > target) <= delta. (None, None): no lo."""
     lo = _walked(positives, boundary.hi, fnr, delta, boundary)
     # Without a lo no positive is ever missed, and answering one class always would pass for a certificate of fnr.
     return Thresholds(lo, boundary.hi) if lo is not None and np.isfinite(boundary.hi) else Thresholds(None, None)
@@ -80,9 +78,7 @@ def one_sided_walk(positives: NDArray[np.float64], fnr: float, delta: float, bou
 def _walked(
     positives: NDArray[np.float64], hi: float, fnr: float, delta: float, boundary: Boundary | None
 ) -> float | None:
-    """The walk up the positives, given hi: the largest lo that keeps fnr, at most hi and the boundary; None: no
-    place.
-    """
+    """Given hi: the largest lo that keeps fnr, at most hi and the boundary; None: no place."""
     right = int((positives > hi).sum())
     length = walk_length(right, len(positives) - right, fnr, delta)
     if length == 0:

@@ -1,7 +1,9 @@
-"""Counts of many threshold pairs at once, and whether they certify a target set.
+"""Exit counts of many rules at once, two classes or K, and which of the rules meet every risk and floor of a target.
 
-Counts of many rules at once for K classes: an image exits as its likeliest class iff its confidence passes that class's
-threshold.
+| counts | rule | family |
+|---|---|---|
+| Exits | exit as 0 iff s < lo, as 1 iff s > hi | two_thresholds.py |
+| ClassExits | exit as the likeliest class iff the confidence passes that class's threshold | class_thresholds.py |
 """
 
 from __future__ import annotations
@@ -136,8 +138,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ClassExits:
-    """Exit counts of T rules on one sample, float [T, K] each: whole numbers where counted, expectations where
-    modelled.
+    """Exit counts of T rules on one sample, float [T, K] each: whole where counted, expectations where modelled.
 
     as_class: images that exit as each class; right: of them, those whose class it is; of_class: images of each true
     class that exit. members: float [K], images of each true class, exiting or not.
@@ -242,9 +243,7 @@ def risks_hold(
 
 
 def class_floors_hold(exits: ClassExits, request: Request, delta: float) -> Bools:
-    """Which rules reach every floor on coverage at delta, bool [T] (union null: all floors of one rule at the full
-    delta).
-    """
+    """Which rules reach every floor on coverage, bool [T] (union null: all floors of a rule at the full delta)."""
     held = np.ones(len(exits.as_class), dtype=np.bool_)
     if request.coverage is not None:
         held &= binomial_lower(exits.exits, exits.total, delta) >= request.coverage

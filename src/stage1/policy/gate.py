@@ -105,8 +105,7 @@ class GatePolicy(PlainPolicy):
         return (self.lo, self.hi) if self.decided_by == "softmax" else (None, None)
 
     def decide(self, scores: Scores, extra: Extra | None = None) -> Decision:
-        """Exit, label and P(class 1) of every row; extra: the columns that the gate was fitted with (None:
-        scores.extra).
+        """Exit, label and P(class 1) of every row; extra: columns the gate was fitted with (None: scores.extra).
 
         P(class 1) is g where class 1 is predicted and 1 - g where class 0 is (the softmax's where softmax was kept).
         Raises DataError where scores have more than two classes or a column is missing.
@@ -247,9 +246,7 @@ def _with_margin(scores: Scores, margin: Floats) -> Scores:
 
 
 def _spread(u: Floats) -> Floats:
-    """sign(u) times -log(1 - |u|): the same order. Near 1, where thresholds lie, g has no room for a smoothed
-    density.
-    """
+    """sign(u) times -log(1 - |u|): the same order, with room for a smoothed density near 1, where thresholds lie."""
     return -np.sign(u) * np.log1p(-np.abs(u))
 
 

@@ -44,17 +44,13 @@ def gate_logit(scores: Scores) -> Floats:
 
 
 def tamed(values: Floats) -> Floats:
-    """Strictly rising, the identity up to +-30 and logarithmic beyond: saturated rows must not set the scale of a
-    column.
-    """
+    """Strictly rising, identity up to +-30, logarithmic beyond: saturated rows must not set a column's scale."""
     size = np.abs(values)
     return np.where(size <= _LINEAR, values, np.sign(values) * (_LINEAR + np.log1p(np.maximum(size - _LINEAR, 0.0))))
 
 
 def checked_extra(extra: Extra | None, n: int) -> dict[str, Floats]:
-    """The caller's columns as float [n] each. Raises DataError naming the column: reserved name, shape, NaN, beyond
-    1e12.
-    """
+    """The caller's columns as float [n] each. Raises DataError naming it: reserved name, shape, NaN, beyond 1e12."""
     for name in extra or {}:
         if name in OWN or "*" in name or not name:
             raise DataError(f"extra: a column may not be called {name!r}; {', '.join(OWN)} are made from the scores")

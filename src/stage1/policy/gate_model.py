@@ -161,8 +161,7 @@ def fit_gate_model(
 def cross_fitted_gate(
     select: Scores, extra: Extra | None = None, *, source: Source = "auto", ridge: float = 1.0, seed: int = 0
 ) -> Floats:
-    """g of every row of val_select from a gate fitted without it (nor its group), float [N]: to judge the gate on
-    val_select.
+    """g of each row of val_select by a gate fitted without its fold (groups whole), float [N]: to judge the gate there.
 
     The whole fit (meta-model, choice of source and map) is made anew without each fold. Where there is nothing to
     learn, g is constant. Arguments and errors as fit_gate_model.
@@ -183,9 +182,7 @@ def cross_fitted_gate(
 def no_gate_because(
     select: Scores, extra: Extra | None = None, *, source: Source = "auto", ridge: float = 1.0, seed: int = 0
 ) -> str | None:
-    """Why no gate can be fitted on these scores and g is one constant, or None. Arguments and errors as
-    fit_gate_model.
-    """
+    """Why no gate can be fitted and g is one constant, or None. Arguments and errors as fit_gate_model."""
     return fit_gate_model(select, extra, source=source, ridge=ridge, seed=seed).collapsed
 
 
@@ -237,9 +234,7 @@ def _fit_meta(scores: Scores, extra: Mapping[str, Floats], right: Bools, ridge: 
 
 
 def _ridge_logistic(columns: Floats, right: Bools, ridge: float) -> tuple[Floats, float]:
-    """(slopes [D], intercept) of least summed cross-entropy + ridge / 2 x squared slopes; Newton's method, halved
-    steps.
-    """
+    """(slopes [D], intercept) of least summed cross-entropy + ridge / 2 x squared slopes; damped Newton."""
     design = np.column_stack([columns, np.ones(len(columns))])
     # The intercept's 1e-9 keeps it finite where a fold holds one kind of answer.
     penalty = np.append(np.full(columns.shape[1], ridge), 1e-9)
@@ -327,9 +322,7 @@ def _held_out_loss(judged: Scores, folds: NDArray[np.int64]) -> Floats:
 
 
 def _clearly_lower(loss: Floats, other: Floats) -> bool:
-    """True where the mean of `loss` is below that of `other` by more than one standard error of their paired
-    difference.
-    """
+    """Whether the mean of `loss` is below `other` by more than a standard error of the paired difference."""
     gain = other - loss
     return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
 

@@ -198,9 +198,7 @@ def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
 
 
 def means_path(select: Scores, score: Floats, calib: Scores, request: Request) -> CandidateSequence | None:
-    """The calibrated path for group means: its start is placed for as many independent images as the groups are
-    worth.
-    """
+    """The path for group means: its start is placed for as many independent images as the groups are worth."""
     assert calib.groups is not None
     groups = len(np.unique(calib.groups))
     per_group = len(calib) / max(groups, 1)
@@ -210,9 +208,7 @@ def means_path(select: Scores, score: Floats, calib: Scores, request: Request) -
 
 
 def intraclass_correlation(select: Scores, score: Floats) -> float:
-    """How far images of a group agree in being answered wrongly, in [0, 1]: ANOVA estimate; 1 where it cannot be
-    seen.
-    """
+    """How far wrong answers agree within groups, in [0, 1]: ANOVA estimate; 1 where it cannot be seen."""
     if select.groups is None or not len(select):
         return 1.0
     wrong = ((score > 0) != (select.known_labels == 1)).astype(np.float64)
@@ -258,9 +254,7 @@ def better_unit(
 
 
 def _with_errors(name: str, labels: Labels, score: Floats, path: CandidateSequence) -> tuple[Bools, Bools | None]:
-    """risk_rows at the first place from the start on with enough wrong images, or where there are most; bool [N]
-    each.
-    """
+    """risk_rows at the first place from the start with enough wrong images, else where most are; bool [N] each."""
     best: tuple[int, tuple[Bools, Bools | None]] | None = None
     for place in range(path.start, len(path.lo)):
         wrong, trial = risk_rows(name, labels, *pair_at(path, place).exits(score))

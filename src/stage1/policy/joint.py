@@ -36,8 +36,7 @@ JOINT = "joint"
 
 
 def joint_risks(risks: Mapping[str, Risk], *, at_end: bool, never: frozenset[str] = frozenset()) -> dict[str, Risk]:
-    """The same with joint bounds; risks (dataclasses with `bound` and `target`) that were tested each at the full delta
-    and all hold.
+    """Risks with joint bounds; risks (dataclasses with `bound` and `target`) each tested at the full delta, and held.
 
     at_end: the pair is the last of its path, or the only one that was tested. never: risks that are 0 by construction.
     """

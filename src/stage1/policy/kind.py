@@ -56,8 +56,7 @@ class Configured(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FitInputs:
-    """What every policy is fitted from; the fields are the arguments of fit_policy, checked by the policy that takes
-    them.
+    """What every policy is fitted from: the arguments of fit_policy, checked by the policy that takes them.
 
     >>> calib = Scores([[0.0, -1.0], [0.0, 1.0]], labels=[0, 1])
     >>> given = FitInputs(calib, None, {"miss_rate": 0.02, "false_exit_rate": 0.05}, classes=["none", "roadwork"])

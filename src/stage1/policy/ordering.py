@@ -57,8 +57,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class CandidateSequence:
-    """lo, hi: float [T], from the safest pair to the riskiest; start: where testing begins. expected: predicted
-    coverage.
+    """lo, hi: float [T], from the safest pair to the riskiest; start: where testing begins. expected: coverage.
 
     second: where the maps disagree about the first test, the next best path, tested at DELTA_SPLIT of delta where this
     one fails at once (and this one then at the rest of it); None: this path has the whole delta.
@@ -147,9 +146,7 @@ def _smoothed(score: Floats) -> Floats:
 
 
 def _maps(score: Floats, labels: NDArray[np.int64], grid: Floats) -> dict[str, Floats]:
-    """P(y = 1) on the grid under each map: Platt on the score, logistic on normal scores of ranks, mean of the
-    logits.
-    """
+    """P(y = 1) on the grid under each map: Platt on score, logistic on normal scores of ranks, mean of logits."""
 
     def platt(s: Floats) -> Floats:
         return np.clip(s, -_SATURATED, _SATURATED)[:, None]
@@ -181,8 +178,7 @@ class _Linear:
 
 
 def fit_logistic(x: Floats, labels: NDArray[np.int64], ridge: float = 1e-3) -> _Linear:
-    """Logistic regression by Newton's method, x float [N, D] standardised, ridge on the slopes (separable data stay
-    finite).
+    """Logistic regression by Newton's method, x float [N, D] standardised, ridge on slopes (finite if separable).
 
     Returns a function from [M, D] to logits [M].
     """
@@ -221,9 +217,7 @@ def _class_model(p: Floats) -> ClassModel:
 
 
 def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
-    """Shares of the targets, float [T], rising: closer together where many errors are expected, as rates are
-    sharper there.
-    """
+    """Shares of the targets, float [T], rising: closer together where many errors make rates sharper."""
     errors = min((labels == 0).mean(), (labels == 1).mean()) * goal.n * min(goal.targets.values())
     wanted = np.log(_MOST / _LEAST) / np.log1p(_STEP / np.sqrt(errors))
     return np.geomspace(_LEAST, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
@@ -249,8 +243,7 @@ def _sequence(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, in
 
 
 def _solve(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
-    """Cuts (low, high), int [T] each, with every modelled risk at most share x target, and as many exits as that
-    allows.
+    """Cuts (low, high), int [T] each: every modelled risk at most share x target, and as many exits as that allows.
 
     ends: `_ends`; no low beyond the first, no high before the second.
     """

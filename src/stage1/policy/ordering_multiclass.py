@@ -86,9 +86,7 @@ def class_path(
 
 
 def _one(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
-    """(places [T, K], thresholds [T, K]) with one threshold: for rising shares the lowest at which every modelled
-    risk is kept.
-    """
+    """(places [T, K], thresholds [T, K]) with one threshold: per share the lowest that keeps all modelled risks."""
     values = np.unique(blocks.confidence)[::-1]
     if len(values) > 4000:
         values = values[np.unique(np.linspace(0, len(values) - 1, 4000).round().astype(int))]
@@ -115,9 +113,7 @@ def _one(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
 
 
 def _per_class(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
-    """(places, thresholds) with a threshold for each class: for rising shares the greatest exits that keep every
-    modelled risk.
-    """
+    """(places, thresholds) with one per class: per share the greatest exits that keep all modelled risks."""
     solver = _Solver(model, blocks, goal)
     found: list[Ints] = []
     before = np.zeros(blocks.k, dtype=np.int64)
@@ -184,9 +180,7 @@ class _Solver:
         return places
 
     def _answered(self, index: int, limit: float) -> int:
-        """wrong.<class> looks at one class only: the last place whose modelled share of wrong answers is within the
-        limit.
-        """
+        """wrong.<class> depends on one class: the last place whose modelled share of wrong answers holds."""
         start, size = self._blocks.offset[index], self._blocks.sizes[index]
         exits, wrong = self._model.exits[start : start + size + 1], self._model.wrong[start : start + size + 1]
         return int(np.flatnonzero(wrong <= limit * exits)[-1])
@@ -202,9 +196,7 @@ class _Solver:
         return places
 
     def _shrunk(self, places: Ints, name: str, limit: float) -> Ints:
-        """The places under the highest bar that keeps the risk; wrong answers beyond the bar go first, they buy
-        least.
-        """
+        """The places under the highest bar that keeps the risk; wrong answers beyond it buy least, and go first."""
         if self._kept(places, name, limit):
             return places
         table = self._bars[name]

@@ -1,6 +1,4 @@
-"""The control of an audit, the usual mistake: the riskiest thresholds on the path whose observed risks meet the
-targets, without any confidence.
-"""
+"""The control of an audit: the riskiest thresholds whose observed risks meet the targets, without any confidence."""
 
 from __future__ import annotations
 

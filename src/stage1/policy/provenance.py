@@ -1,6 +1,4 @@
-"""What a certificate says of the images: which challenges they are, where they come from the StreetVision client, and
-from which views of each image the scores were made; it holds for exactly those.
-"""
+"""What a certificate says of its images: which challenges of the StreetVision client, and which views of each image."""
 
 from __future__ import annotations
 
@@ -43,8 +41,7 @@ def population(calib: Scores) -> str:
 
 
 def on_views(policy: Policy, views: ViewsClaim | None) -> Policy:
-    """The policy with a certificate that names the views under its scores; None: scores of whole images, as it
-    stands.
+    """The policy with a certificate that names the views under its scores; None: whole images, unchanged.
 
     >>> from stage1.policy import ViewsClaim, fit_policy
     >>> calib = Scores([[0.0, row - 199.5] for row in range(400)], labels=[0] * 200 + [1] * 200)

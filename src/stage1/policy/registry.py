@@ -1,5 +1,4 @@
-"""POLICIES: every kind of policy there is, one row each. From scores and targets to a policy with its certificate, and
-back from files, by that table.
+"""POLICIES, one row for each kind of policy: from scores and targets to a policy with its certificate, and from files.
 
 A policy of one's own is a file that ends in its PolicyKind, and one line: `POLICIES[KIND.name] = KIND`.
 """
@@ -205,8 +204,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Read a policy file, or the one policy file of a folder, with certificate.json and calibration.json where they are
-    there.
+    """Read a policy file, or the one of a folder, with certificate.json and calibration.json where they are there.
 
     With a calibration.json the policy states calibrated probabilities, and decides on mapped scores where its file says
     so.

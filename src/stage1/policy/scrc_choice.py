@@ -1,6 +1,6 @@
-"""What the SCRC policy computes from calibration images: tau and the class floors, and the bound of each risk at them.
+"""What SCRC makes of calibration images: tau and the class floors, the bound of each risk there, and their words.
 
-The SCRC certificate in words: what its numbers count, the statement, and what a target that cannot be certified takes.
+The words are what the numbers of the certificate count, its statement, and what a target takes that is not certified.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def choose(
     variant: str,
     boundary: Boundary | None = None,
 ) -> Choice:
-    """boundary: of two classes, fixed before `scores` were seen; no image exits on its wrong side (lower floors
-    lose no less).
-    """
+    """boundary: of two classes, fixed before `scores` were seen; nothing exits on its wrong side (floors only fall)."""
     odds, labels = class_log_odds(scores.logits), scores.known_labels
     g, truth = confidence_of(scores, odds, kind), odds[np.arange(len(labels)), labels]
 
@@ -218,9 +216,7 @@ def shortfall(
     confidence: float,
     unit: str,
 ) -> tuple[str | None, str | None]:
-    """(reason, needed) with the arithmetic: what cannot be certified and what it takes; (None, None) where nothing
-    is short.
-    """
+    """(reason, needed) with the arithmetic: what cannot be certified, what it takes; (None, None): nothing short."""
     reasons, needs = [], []
     n = len(scores)
     if not chosen.covers:

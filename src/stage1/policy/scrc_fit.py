@@ -1,6 +1,4 @@
-"""Fitting the SCRC policy: a target is checked, tau and floors are chosen, the counts certified, the certificate
-worded.
-"""
+"""The family of rules of SCRC: tau and class floors chosen, their counts certified, the certificate in words."""
 
 from __future__ import annotations
 
@@ -75,8 +73,7 @@ def fit_scrc(
 
 @dataclass(frozen=True, slots=True)
 class SelectedSets:
-    """The family of selection and class floors (policy/certify.py, RuleFamily); its rules are policies without
-    certificate.
+    """The family of selection and class floors (RuleFamily of policy/certify.py); its rules are uncertified policies.
 
     coverage: the least share of images to be selected. targets: one of each class.
     """
@@ -110,9 +107,7 @@ class SelectedSets:
 
 @dataclass(frozen=True, slots=True)
 class FoundSets:
-    """Selection and floors on the counted units (policy/certify.py, Found). best: the policy at tau and the floors of
-    `chosen`.
-    """
+    """Selection and floors on the counted units (policy/certify.py, Found). best: the policy at `chosen`."""
 
     family: SelectedSets
     chosen: Choice
@@ -288,9 +283,7 @@ def unauditable(config: Configured) -> str | None:
 
 
 def control(policy: Policy, select: Scores, calib: Scores, targets: Mapping[str, float]) -> Policy | None:
-    """Of two classes the thresholds of softmax; of more none: the risks are of selected images, which thresholds do not
-    have.
-    """
+    """Two classes: softmax thresholds; more: none, as the risks are of selected images, not of thresholds."""
     return plug_in(policy, select, calib, targets) if calib.n_classes == 2 else None
 
 

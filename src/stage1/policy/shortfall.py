@@ -142,9 +142,7 @@ Failing = Callable[[Request], Mapping[str, float] | None]
 def _tested_again(
     sample: Sample, request: Request, select: Scores | None, select_score: Floats | None
 ) -> Failing | None:
-    """The risks that another request fails on the same units, with their bounds; None where that is not to be had
-    (group means).
-    """
+    """Risks that another request fails on the same units, with bounds; None where unknown (group means)."""
     if isinstance(sample, Frames) or select is None or select.labels is None or select_score is None:
         return None
     score, labels, select_labels = sample.score, sample.labels, select.labels

@@ -41,9 +41,7 @@ class SliceCounts:
 
 @dataclass(frozen=True, slots=True)
 class SliceClaim:
-    """Whether every risk of the target holds where `attribute` is `value`. n: units of the slice; delta: what it
-    spent.
-    """
+    """Whether every risk of the target holds where `attribute` is `value`. n: units; delta: spent on the slice."""
 
     attribute: str
     value: str

@@ -78,9 +78,7 @@ class SoftmaxOptions:
 
 
 def fit(inputs: FitInputs, options: SoftmaxOptions) -> Policy:
-    """Thresholds on the margin of two classes, on a confidence of more, with their certificate. Raises as
-    fit_policy does.
-    """
+    """Thresholds on the margin (two classes) or a confidence (more), with certificate. Raises as fit_policy."""
     request = inputs.request()
     if len(request.classes) > 2:
         return fit_multiclass(

@@ -77,9 +77,7 @@ class MulticlassPolicy(PlainPolicy):
 
     @classmethod
     def from_document(cls, document: dict[str, Any], certificate: Certificate | None = None) -> MulticlassPolicy:
-        """The inverse of to_document (whose shape the schema has checked). Raises IntegrityError where lengths
-        disagree.
-        """
+        """The inverse of to_document (shape checked by the schema). Raises IntegrityError if lengths disagree."""
         if len(document["thresholds"]) != len(document["classes"]):
             raise IntegrityError(
                 f"thresholds: {len(document['thresholds'])} for {len(document['classes'])} classes; run `stage1"

@@ -95,9 +95,7 @@ class Request:
 
 
 def settable(targets: Mapping[str, float]) -> str:
-    """A target as an override that the command line takes, e.g. "risks={error: 0.05, fnr.cat: 0.1}"; it is the
-    whole target.
-    """
+    """A target as an override of the command line, "risks={error: 0.05, fnr.cat: 0.1}": the whole target."""
     plain = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
     named = (name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in targets)
     return f"risks={{{', '.join(f'{name}: {target:g}' for name, target in zip(named, targets.values(), strict=True))}}}"

@@ -7,6 +7,8 @@
 | fnr or fpr alone (flag) | the walk with the other threshold at even odds | exact, the boundary is fixed beforehand |
 | the same with against_argmax | one order statistic; every image exits | then the ratio is a share of the class |
 | anything else: both ratios, error, floors | fixed sequence along the calibrated path | ALGORITHMS 2.4, 2.5 |
+
+The methods of the first four rows (two-sided walk, order statistics) are in policy/closed_form.py.
 """
 
 from __future__ import annotations
@@ -71,8 +73,7 @@ def choose(
     *,
     along_path: bool = False,
 ) -> Choice:
-    """Thresholds for `request` from the counted units of val_calib, float [N] and int [N]; select: val_select, for the
-    path.
+    """Thresholds for `request` by the counted units of val_calib, float [N] and int [N]; select: for the path.
 
     along_path: use the path also where a closed-form rule exists (claims for slices are tested along it).
     Raises ConfigError where the target set needs val_select and it is missing or too small (10 of each class).
@@ -83,9 +84,7 @@ def choose(
 def rule(
     request: Request, n: int, select_score: Floats | None, select_labels: Labels | None, *, along_path: bool = False
 ) -> Rule:
-    """The method for `request` as a function of the calibration units alone: everything val_select decides is done
-    here.
-    """
+    """The method for `request` as a function of calibration units alone; what val_select decides is fixed here."""
     targets, chosen = request.targets, frozenset(request.targets)
     delta = 1.0 - request.confidence
     closed_form = not request.has_floor and not along_path
@@ -128,9 +127,7 @@ def path_from(request: Request, n: int, select_score: Floats, select_labels: Lab
 
 
 def _along(path: CandidateSequence, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
-    """Test along the path, and where it is hedged and fails at once along the other one: two sequences share the
-    delta.
-    """
+    """Test along the path, and if delta is split and the first place fails, along the other: two share the delta."""
     if path.second is None or request.has_floor:
         return _test(path, score, labels, request, delta)
     first = _test(path, score, labels, request, (1 - DELTA_SPLIT) * delta)

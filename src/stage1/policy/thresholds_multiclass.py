@@ -1,6 +1,4 @@
-"""What val_select says of K classes: rows sorted once by answered class, and P(right | confidence, answered class)
-under maps.
-"""
+"""val_select on K classes: rows sorted once by answered class, and P(right | confidence, answered class) under maps."""
 
 from __future__ import annotations
 
@@ -88,9 +86,7 @@ class Blocks:
 
 
 def answer_maps(confidence: Floats, answer: Labels, labels: Labels) -> list[Floats]:
-    """P(right) of every row, float [N], under each map: Platt, logistic on normal scores of ranks, mean of their
-    logits.
-    """
+    """P(right) of each row, float [N], under each map: Platt, logistic on normal scores of ranks, mean of logits."""
     right = (answer == labels).astype(np.int64)
     ordered = np.sort(confidence)
 

@@ -1,5 +1,7 @@
-"""The family of rules with two thresholds on a score: what is counted under them, and in words. Softmax of two classes
-and gate (= another score) are of this family.
+"""The family of rules with two thresholds on a score (softmax of two classes, gate): what it counts, and its words.
+
+Where the thresholds come from: the two-sided walk and the order statistics are in policy/closed_form.py, the walk along
+a calibrated path in policy/threshold_choice.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The contact sheet of a label audit: one page with the pictures of the suspects, without network, libraries or
-scripts.
-"""
+"""The contact sheet of a label audit: one page with the pictures of the suspects; no network, libraries or scripts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What thresholds do to the calibration units: counts, risks and exact bounds at any pair, and when they may be shown.
+"""The threshold explorer of the page: counts, risks and exact bounds of the calibration units at any thresholds.
 
-The threshold explorer: what its script reads, and the same numbers at the policy's own thresholds for a page without
-script.
+`collect` says whether the units may be shown, `count` gives the numbers at one pair, `explorer` what the script reads,
+with the numbers at the policy's own thresholds for a page without script.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class RiskCount:
-    """errors among n counted units and the exact one-sided upper bound; by_construction: that wrong answer is never
-    given.
-    """
+    """errors among n counted units, exact one-sided upper bound; by_construction: that error is never made."""
 
     name: str
     target: float
@@ -168,9 +166,7 @@ def explorer(evidence: Evidence | str) -> dict[str, Any] | str:
 
 @cache
 def script() -> tuple[str, str]:
-    """The script of the explorer and the source expression ('sha256-...') that lets a page run this script and no
-    other.
-    """
+    """The explorer's script, and the source expression ('sha256-...') by which a page runs no other."""
     text = resources.files("stage1.report").joinpath("templates/explorer.js").read_text(encoding="utf-8")
     assert "</script" not in text
     return text, "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

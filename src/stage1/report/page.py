@@ -42,8 +42,7 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One image to show: JPEG bytes, file name or other caption, true class, what the policy did, probability of class
-    1.
+    """One image to show: JPEG bytes, file name or caption, true class, what the policy did, probability of class 1.
 
     decided: which of several views decided (it is framed in the picture), "" without views.
     """
@@ -69,8 +68,7 @@ def write_report(
     calibration: Scores | None = None,
     views: Document | None = None,
 ) -> list[Path]:
-    """Write `folder/report.html` and `folder/figures/*.png`, `*.svg`; each file whole or not at all. Returns their
-    paths, page first.
+    """Write `folder/report.html` and `figures/*.png`, `*.svg`, each whole or not at all. Returns paths, page first.
 
     certificate, evaluation, split, policy: the documents certificate.json, evaluation.json, splits.json (None where the
     roles come from elsewhere) and thresholds.json. scores: val_test, [N, K] with labels. thumbnails: the worst errors,

@@ -43,9 +43,7 @@ def risk_meaning(name: str, evaluation: Document) -> str:
 
 
 def not_limited(certificate: Document, evaluation: Document) -> list[tuple[str, Any]]:
-    """[(name, row)] of the rates of evaluation.json that this certificate leaves without a limit, where they were
-    observed.
-    """
+    """[(name, row)] of observed rates of evaluation.json that this certificate leaves without a limit."""
     if not certificate.get("unlimited"):
         return []
     names = unlimited_rates(certificate["risks"], certificate["classes"], certificate["never_answered"])
@@ -86,9 +84,7 @@ def risk_card(check: Check, certificate: Document, evaluation: Document) -> dict
 
 
 def split_table(split: Document | None) -> dict[str, Any] | None:
-    """The rows of the split table. split: {roles: {role: {counts: {class: n}, n_groups, group_counts?,
-    can_certify?}}, ...}.
-    """
+    """The rows of the split table. split: {roles: {role: {counts: {class: n}, n_groups, ...}}, ...}."""
     if split is None:
         return None
     roles = split["roles"]

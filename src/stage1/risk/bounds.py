@@ -1,23 +1,19 @@
-"""Bounds and p-values for the risk of 0/1 losses.
+"""Exact bounds, p-values and tests by betting for the mean of independent losses in [0, 1].
 
 | function | assumes | oracle in the tests |
 |---|---|---|
 | binomial_pvalue, _upper, _lower | n independent 0/1 losses, n fixed | scipy.stats.binomtest, ALGORITHMS 2.2 |
 | hoeffding_bentkus_pvalue | n independent losses in [0, 1] | MAPIE, ALGORITHMS 2.2 |
-
-Tests by betting, for losses in [0, 1] that are not counts (group means), and for watching a risk over time.
-
-| function | assumes | oracle in the tests |
-|---|---|---|
 | betting_pvalue, _upper | values in [0, 1], independent, one mean, in a fixed order | a loop, ALGORITHMS 2.6 |
 | eprocess | 0/1 losses, each wrong with probability <= alpha given the past | ALGORITHMS 10 |
 
-A gambler stakes a share of a wealth of 1 on "the next value is below `level`". Where the mean is at least `level`, no
-stake that looks only at past values can make the expected wealth grow, so the wealth ever reaches 1 / delta with
-probability at most delta (Ville 1939). For 0/1 losses and a fixed n the exact binomial is stronger (ALGORITHMS 2.3), by
-far where losses are rare and whole (risk .03 against .05, 2,000 values: power .46 against 1.0): the stake of
-betting_pvalue looks at mean and variance, and overbets on such skewed losses. It is made for means of frames;
-choose_group_method leaves the rest to the binomial.
+Betting serves losses in [0, 1] that are not counts (group means), and a risk that is watched over time: a gambler
+stakes a share of a wealth of 1 on "the next value is below `level`". Where the mean is at least `level`, no stake that
+depends on past values alone can make the expected wealth grow, so the wealth ever reaches 1 / delta with probability at
+most delta (Ville 1939). For 0/1 losses and a fixed n the exact binomial is stronger (ALGORITHMS 2.3), by far where
+losses are rare and whole (risk .03 against .05, 2,000 values: power .46 against 1.0): the stake of betting_pvalue
+follows mean and variance, and overbets on such skewed losses. It is made for means of frames; choose_group_method
+leaves the rest to the binomial.
 """
 
 from __future__ import annotations

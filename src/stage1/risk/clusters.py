@@ -101,9 +101,7 @@ def group_pvalue(errors: ArrayLike, trials: ArrayLike | None, groups: ArrayLike,
 
 
 def shares_pvalue(wrong: Floats, idle: Floats, target: float) -> Floats:
-    """group_pvalue from the groups' shares of wrong rows and of rows that are no trial (group_shares), in order of
-    testing.
-    """
+    """group_pvalue from shares of wrong rows and of rows without trial (group_shares), in order of testing."""
     if not 0 < target < 1:
         raise DataError(f"target: must lie strictly between 0 and 1, got {target!r}")
     wrong, idle = _tried_first(wrong, idle)
@@ -119,8 +117,7 @@ def group_upper(
     seed: int,
     target: float | None = None,
 ) -> float:
-    """Upper bound at 1 - delta of the risk of one candidate: <= target exactly where group_pvalue at target is <=
-    delta.
+    """Upper bound at 1 - delta of the risk of one candidate: <= target iff group_pvalue at target is <= delta.
 
     errors, trials: bool [N]; the rest as for group_means. Raises DataError as group_means and betting_upper do.
 
@@ -207,9 +204,7 @@ def choose_group_method(
     n_groups_calib: int,
     seed: int,
 ) -> GroupMethod:
-    """The method with the larger chance to certify, from val_select alone; one_per_group where they tie. See
-    group_power.
-    """
+    """The method likelier to certify, by val_select alone; one_per_group at a tie. See group_power."""
     return group_power(errors, trials, groups, target, delta, n_groups_calib=n_groups_calib, seed=seed).better
 
 
@@ -246,9 +241,7 @@ class GroupLayout:
 
 
 def group_layout(groups: ArrayLike, order: ArrayLike) -> GroupLayout:
-    """The layout of groups (names [N]) in `order` (group_order). Raises DataError for a group that it lacks or
-    repeats.
-    """
+    """The layout of groups (names [N]) in `order` (group_order). Raises DataError: group missing or repeated."""
     names, ordered = _checked_groups(groups), _checked_groups(order)
     place = {name: index for index, name in enumerate(ordered.tolist())}
     if len(place) < len(ordered):

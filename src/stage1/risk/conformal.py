@@ -1,20 +1,18 @@
-"""Conformal risk control: the threshold whose expected loss on the next sample is bounded.
-
-Selective conformal risk control (SCRC): a bound on the loss among the samples whose confidence passes.
-
-Stage 1 selects by confidence g, stage 2 sets a floor on a score of the true class, below which it is left out of the
-set (a loss of 1). In the notation of the paper tau = 1 - lambda_1 and floor = 1 - lambda_2, on any increasing scale.
+"""Conformal risk control, plain and after selection (SCRC): thresholds that bound the loss on the next sample.
 
 | function | promise | over | samples are |
 |---|---|---|---|
+| crc_threshold | E[loss] <= alpha on the next sample | both | exchangeable |
 | inductive_threshold (SCRC-I) | P(selected) >= xi and P(loss given selected) <= alpha | calibration sets | i.i.d. |
 | transductive_thresholds (SCRC-T) | P(selected) >= xi and E[loss given selected] <= alpha | both | exchangeable |
 
-SCRC-I holds jointly with probability >= 1 - d1 - d2, SCRC-T over calibration set and sample together.
+"Both" is calibration set and sample together. SCRC-I holds jointly with probability >= 1 - d1 - d2. SCRC selects by
+confidence g, then sets a floor on a score of the true class, below which the class is left out of the set (a loss of
+1). In the notation of the paper tau = 1 - lambda_1 and floor = 1 - lambda_2, on any increasing scale.
 
-Source: Xu, Guo and Wei 2025 (arXiv 2512.12844), in the corrected forms of ALGORITHMS 1.5. The rule as published allows
-one loss more, ceil((m + 1) alpha) - 1, and its code takes a percentile for tau: both break the promise
-(tests/risk/test_scrc.py).
+Source: Angelopoulos et al. 2022 (conformal risk control); for SCRC Xu, Guo and Wei 2025 (arXiv 2512.12844), in the
+corrected forms of ALGORITHMS 1.5. The SCRC rule as published allows one loss more, ceil((m + 1) alpha) - 1, and its
+code takes a percentile for tau: both break the promise (tests/risk/test_scrc.py).
 """
 
 from __future__ import annotations
@@ -71,8 +69,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """SCRC-I selects g > tau. above: calibration samples that it selects; given tau they are i.i.d. from P(. | g >
-    tau).
+    """SCRC-I selects g > tau. above: calibration samples selected; given tau they are i.i.d. from P(. | g > tau).
 
     rank: the coverage rank. tau = -inf: everything is selected. ties: calibration samples whose confidence equals tau.
     """
@@ -91,8 +88,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class SelectiveThreshold:
-    """tau and floor of SCRC-I. selected: members among the selected; allowed: losses among them that certify (-1:
-    none).
+    """tau and floor of SCRC-I. selected: members selected; allowed: losses among them that certify (-1: none).
 
     floor = -inf: not even zero losses certify, so the true class is never left out (the loss is 0 and the set full).
     """
@@ -145,8 +141,7 @@ def allowed_losses(m: int, alpha: float) -> int:
 
 
 def class_floor(truth: ArrayLike, allowed: int) -> float:
-    """Largest floor with at most `allowed` scores strictly below it: the (allowed + 1)-th smallest; -inf for allowed <
-    0.
+    """Largest floor with at most `allowed` scores below it: the (allowed + 1)-th smallest; -inf for allowed < 0.
 
     truth: float [m], score of the true class of each sample; 0 <= allowed < m, or negative. Ties at the floor stay in.
 

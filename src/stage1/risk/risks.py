@@ -257,8 +257,7 @@ def class_kinds() -> tuple[str, ...]:
 
 
 def closed_forms() -> dict[str, Risk]:
-    """The risks of two classes whose trials are images of one class, in the order of a target: their samples can be
-    planned by arithmetic.
+    """Risks of two classes with trials of one class, in a target's order: their samples can be planned by arithmetic.
 
     >>> list(closed_forms())
     ['fnr', 'miss_rate', 'fpr', 'false_exit_rate']

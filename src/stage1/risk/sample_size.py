@@ -1,6 +1,7 @@
-"""How many labelled images a target takes, before any is labelled.
+"""How many labelled images a target takes, before any is labelled: by exact tails, and for a wanted chance of success.
 
-How many units make a certificate likely: the probability that exact tests pass, with random class counts and exits.
+`plan` counts what an exact test needs at given numbers of errors. `plan_success` finds the number of units at which the
+tests pass with the wanted probability, with class counts and exits at random.
 """
 
 from __future__ import annotations
@@ -306,9 +307,7 @@ def _always(trial: _Trial, success: float) -> int:
 
 
 def _smallest(chance: Callable[[int], float], success: float, low: int = 1) -> int:
-    """Smallest n >= low with chance(n) >= success: doubling, then bisection, then upwards out of what is left of
-    the saw.
-    """
+    """Smallest n >= low with chance(n) >= success: doubling, bisection, then upwards past the saw."""
     if chance(low) >= success:
         return low
     high = max(2 * low, 16)

@@ -1,6 +1,7 @@
-"""How many samples a claim needs, and the two sequential rules that choose thresholds (ALGORITHMS 2.1, 2.4).
+"""Exact tests as counts: samples that a claim needs, errors that it allows, ranks, and tests in a fixed sequence.
 
-Fixed-sequence testing: hypotheses in an order fixed beforehand, each at the full delta, until the first that fails.
+`order_statistic_rank` and `walk_length` choose thresholds from one class; `fixed_sequence` tests hypotheses in an order
+fixed beforehand, each at the full delta, until the first that fails (ALGORITHMS 2.1, 2.4).
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ def minimum_samples(level: float, delta: float, errors: int = 0) -> int:
 
 
 def max_errors(trials: int, level: float, delta: float) -> int:
-    """Largest number of errors among `trials` that still certifies risk <= level at 1 - delta; -1 where even 0 does
-    not.
+    """Most errors among `trials` that still certify risk <= level at 1 - delta; -1 where even 0 does not.
 
     >>> max_errors(300, 0.02, 0.05)
     1
@@ -47,8 +47,7 @@ def max_errors(trials: int, level: float, delta: float) -> int:
 
 
 def max_errors_each(n: ArrayLike, level: float, delta: float) -> NDArray[np.float64]:
-    """max_errors of each n, float [T] of whole numbers, in one go; -1 where even no error is too many. n: whole, >=
-    0.
+    """max_errors of each n, float [T] of whole numbers; -1 where even no error is too many. n: whole, >= 0.
 
     >>> max_errors_each([100, 300, 1000], 0.02, 0.05).tolist()
     [-1.0, 1.0, 12.0]

@@ -1,6 +1,4 @@
-"""Paths of a config that hold from every working directory: a run directory is used from elsewhere than where it
-was made.
-"""
+"""Paths of a config made absolute: a run directory is used from other working directories than the first one."""
 
 from __future__ import annotations
 

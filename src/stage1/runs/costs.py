@@ -44,9 +44,7 @@ def run_facts(folder: Path, seed: int, scored: int, certified: bool | None) -> d
 
 
 def parameters_of(model: Path) -> int | None:
-    """Numbers in the float weights of an ONNX file, without reading weights that lie beside it; None where there is
-    no file.
-    """
+    """Numbers in the float weights of an ONNX file (external weights are not read); None: no such file."""
     if not model.is_file():
         return None
     try:

@@ -53,9 +53,7 @@ class RunDir:
             self.stored = self.config
 
     def put_back(self, stored: RunConfig | None, stage: str, entry: dict[str, Any] | None) -> None:
-        """After `stage` was refused: config.yaml as it was, and what the stage had made before counts again if it
-        still stands.
-        """
+        """After `stage` was refused: config.yaml as before, and its earlier outputs count again if unchanged."""
         if not self.writes:
             return
         if self.stored != stored:
@@ -197,8 +195,7 @@ def _leaving_no_trace(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def followed(path: str | os.PathLike[str], config: RunConfig | None) -> Iterator[RunDir]:
-    """The run directory as a second process sees it that works with the one which has `opened` it: no lock, nothing
-    written.
+    """The run directory as a second process sees it beside the one that has `opened` it: no lock, no writes.
 
     Raises MissingError where it is no run directory.
     """

@@ -23,9 +23,7 @@ from stage1.runs.torchrun import require_alone
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run ended: its folder, what it certified, its bundle (None where nothing was certified), stages done
-    anew.
-    """
+    """Where a run ended: folder, what is certified, bundle (None: nothing certified), stages done again."""
 
     folder: Path
     certificate: Certificate | None

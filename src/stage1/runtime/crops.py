@@ -198,8 +198,7 @@ def cut(
 
 
 def adds_nothing(height: int, width: int, spec: Preprocessing, policy: ViewPolicy) -> bool:
-    """Whether a whole view already holds every pixel at full size, so that tiles and crops only enlarge what is seen
-    anyway.
+    """Whether a whole view already holds every pixel at full size, so that tiles and crops only enlarge it.
 
     False where the policy has no whole view, or nothing beside it but its mirror image.
     """

@@ -1,6 +1,4 @@
-"""Calls with a deadline: each in a daemon thread, so that a call which hangs holds up neither its caller nor the end of
-the process.
-"""
+"""Calls with a deadline: each in a daemon thread, so that a call which hangs blocks neither caller nor exit."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ class NoFreeSlot(DeadlineExceeded):
 
 
 class DeadlineExecutor:
-    """Calls functions and waits for them up to a deadline. slots: calls that may be going on at once, overdue ones
-    included.
+    """Calls functions and waits for them up to a deadline. slots: calls that may go on at once, overdue ones too.
 
     Python cannot stop a thread: a call that hangs keeps its slot until it returns. With all slots taken a call waits
     for one, within its own deadline, since most of what is ahead of it is only busy. A function that holds the

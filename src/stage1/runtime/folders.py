@@ -1,6 +1,4 @@
-"""Which files below a folder are images: by their ending, else by their first bytes; the one rule for every folder
-that is read.
-"""
+"""Which files below a folder are images, by their ending, else by their first bytes: one rule for every folder."""
 
 from __future__ import annotations
 
@@ -89,9 +87,7 @@ def starts_as_image(head: bytes) -> bool:
 
 
 def is_ours(folder: str | os.PathLike[str]) -> bool:
-    """Whether this is a run directory, one that is just being made among them, or a bundle: its pictures were made
-    from others.
-    """
+    """Whether this is a run directory, finished or not, or a bundle: its pictures derive from others."""
     try:
         names = set(os.listdir(folder))
     except OSError:  # said when it is listed

@@ -1,4 +1,4 @@
-"""The one way from the bytes of an image to pixels: safe decode. Every stage goes through it.
+"""The one way from the bytes of an image to pixels: safe decode, which every stage uses.
 
 From the pixels to the tensor of a model: stage1.runtime.preprocessing.
 """
@@ -112,8 +112,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
 
 
 def read_image_file(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> bytes:
-    """The bytes of an image file. What it is and how large is asked first: a pipe would block, a device or a hole never
-    end.
+    """The bytes of an image file, after its kind and size: a pipe would block, a device or a hole never end.
 
     max_pixels: a file with more bytes than so many pixels can take is refused unread; None: any size.
     Raises ImageError ("not a file", "too large"), OSError.
@@ -135,8 +134,7 @@ def require_bytes(size: int, max_pixels: int | None) -> None:
 
 
 def picture_pixels(image: Image.Image, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
-    """The pixels of a picture of Pillow's, opened or made, as `decode` gives them for a file: uint8 [H, W, 3],
-    C-contiguous.
+    """The pixels of a Pillow picture, as `decode` gives them for a file: uint8 [H, W, 3], C-contiguous.
 
     What only the bytes of a file show is not looked at here: a missing end marker, further frames. max_pixels: None: no
     limit.
@@ -164,9 +162,7 @@ def _upright(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _parts(data: bytes) -> Parts | None:
-    """Of a JPEG or PNG, before Pillow sees it. Raises ImageError where they are more than can be read in bounded
-    time.
-    """
+    """Of a JPEG or PNG, before Pillow. Raises ImageError where there are too many to read in bounded time."""
     if data.startswith(b"\xff\xd8\xff"):
         kind, parts = "JPEG", jpeg_parts(data)
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -252,9 +248,7 @@ def _known_start(data: bytes) -> str | None:
 
 
 def _is_unknown_tiff(data: bytes) -> bool:
-    """Whether the header is whole, but Pillow has no reader for these samples (64-bit, big-endian 16-bit with white
-    as 0).
-    """
+    """Whether the header is whole, but Pillow reads no such samples (64-bit, big-endian 16-bit, white as 0)."""
     try:
         TiffImagePlugin.TiffImageFile(io.BytesIO(data))
     except SyntaxError as error:
@@ -371,9 +365,7 @@ def _tiff_tag(image: Image.Image, tag: int, default: Any) -> Any:
 
 
 def _stored_mode(image: Image.Image) -> str:
-    """How a PNG that was not loaded yet stores its pixels, in Pillow's words ("L;4", "RGB;16B"); "" where that is
-    unknown.
-    """
+    """How an unloaded PNG stores its pixels, in Pillow's words ("L;4", "RGB;16B"); "" where unknown."""
     tiles = getattr(image, "tile", None) if image.format == "PNG" else None
     if not tiles:
         return ""
@@ -382,9 +374,7 @@ def _stored_mode(image: Image.Image) -> str:
 
 
 def _low_bytes(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3], the low bytes of a 16-bit colour PNG, of which Pillow keeps the high ones: read as if
-    little-endian.
-    """
+    """uint8 [H, W, 3], low bytes of a 16-bit colour PNG (Pillow keeps the high ones): read as little-endian."""
     stream: Any = image.fp  # type: ignore[attr-defined]
     position = stream.tell()
     stream.seek(0)
@@ -395,9 +385,7 @@ def _low_bytes(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _colour_key(image: Image.Image, stored: str, low: NDArray[np.uint8] | None) -> NDArray[np.bool_] | None:
-    """bool [H, W], the pixels that a PNG's tRNS makes transparent, where Pillow would compare other numbers than
-    the file's.
-    """
+    """bool [H, W], pixels that a PNG's tRNS makes transparent, where Pillow compares other numbers."""
     key = image.info.get("transparency")
     if image.mode == "L" and stored in ("L;2", "L;4") and isinstance(key, int):
         # Pillow spreads 0..3 and 0..15 over 0..255, but not the key.

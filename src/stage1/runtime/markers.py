@@ -1,6 +1,4 @@
-"""What the bytes of a JPEG or PNG show before a pixel is decoded: whether the picture ends, and of how many parts
-it is made.
-"""
+"""What the bytes of a JPEG or PNG show before decoding: whether the picture ends, and of how many parts it is made."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ MAX_PARTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """ends: the picture's own end mark was reached. scans: of a JPEG, passes over the picture. count: segments or
-    chunks.
-    """
+    """ends: the picture's end mark was reached. scans: passes over a JPEG. count: segments or chunks."""
 
     ends: bool
     scans: int
@@ -28,8 +24,7 @@ class Parts:
 
 
 def jpeg_parts(data: bytes) -> Parts:
-    """Walk the markers of a JPEG from its start to its own end mark (ITU T.81, B.1.1); what lies behind it is not
-    looked at.
+    """Walk the markers of a JPEG from its start to its end mark (ITU T.81, B.1.1); what follows is ignored.
 
     Segments are passed by their length, so that the end mark of a thumbnail (in APP1, APP2, APP13, ...) is not taken
     for that of the picture. A second start mark before the end means that the first picture was cut off. Stops after
@@ -49,9 +44,7 @@ def jpeg_parts(data: bytes) -> Parts:
 
 
 def png_parts(data: bytes) -> Parts:
-    """Walk the chunks of a PNG (ISO 15948, 5.3) to its IEND; stops after MAX_PARTS, and where a chunk reaches past
-    the data.
-    """
+    """Walk the chunks of a PNG (ISO 15948, 5.3) to IEND; stops after MAX_PARTS and at a chunk past the data."""
     count, position = 0, _PNG_SIGNATURE
     while count <= MAX_PARTS and position + 12 <= len(data):
         length, kind = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]

@@ -1,6 +1,4 @@
-"""The one ONNX Runtime session: extraction, scoring and predict run their batches here (the stream decodes ahead of
-it).
-"""
+"""The one ONNX Runtime session: extraction, scoring and predict run their batches here (the stream decodes ahead)."""
 
 from __future__ import annotations
 

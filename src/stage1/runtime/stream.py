@@ -1,6 +1,4 @@
-"""The stream that decodes ahead of the session, in threads: extraction, scoring and predict read their images
-through it.
-"""
+"""Decoding ahead of the session, in threads: extraction, scoring and predict read their images through this stream."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ _EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text says that nothing is known: empty, white space, or how a missing value is printed (nan, None,
-    null).
-    """
+    """Whether a text says nothing: empty, white space, or a printed missing value (nan, None, null)."""
     return text.strip().lower() in _BLANK
 
 
@@ -124,9 +122,7 @@ class ColumnFile:
             return _plain(found)
 
     def cells(self, name: str) -> list[Any]:
-        """Each cell as a Python value: text where the file holds text (a CSV holds nothing else), None for a
-        missing one.
-        """
+        """Each cell as a Python value: text where the file holds text (a CSV always), None where missing."""
         with self._reading(name):
             column = self.load(name)
             if isinstance(column, np.ndarray):
@@ -244,8 +240,7 @@ class ColumnFile:
 
 
 def open_columns(path: Path) -> ColumnFile:
-    """The columns of .npz, .parquet, .csv or .tsv (in any case of letters). Raises DataError in one line for anything
-    else.
+    """The columns of .npz, .parquet, .csv or .tsv (in any letter case). Raises DataError in one line for others.
 
     A CSV may use semicolons, tabs or bars and start with a byte order mark; names may be padded and quoted.
     """
@@ -309,8 +304,7 @@ def _is_number(text: str) -> bool:
 
 
 def _plain(texts: list[str]) -> list[str]:
-    """One spelling where formats have several: 7.0 of floats (as pandas writes whole numbers beside empty cells), true
-    of booleans.
+    """One spelling where formats have several: 7.0 of floats (pandas, beside empty cells), true of booleans.
 
     Only where every filled cell has that form, so that no two names become one.
     """
@@ -416,9 +410,7 @@ def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _header(data: bytes, separator: str) -> tuple[list[str], str, int]:
-    """(names, separator, where the rows begin). Another separator than the usual one where that gives one column
-    only.
-    """
+    """(names, separator, start of the rows). Another separator than usual where that gives one column only."""
     start = len(b"\xef\xbb\xbf") if data.startswith(b"\xef\xbb\xbf") else 0
     line, start = _record(data, start)
     if said := re.fullmatch(r"sep=(.)", line, re.IGNORECASE):  # the line by which Excel says its separator

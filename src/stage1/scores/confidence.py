@@ -22,9 +22,7 @@ PNORM = "maxlogit_pnorm"
 
 
 def msp(logits: ArrayLike) -> FloatArray:
-    """Logit of the largest softmax probability, log(p / (1 - p)): the order of MSP. K = 2: |difference of the
-    logits|.
-    """
+    """Logit of the largest softmax probability, log(p / (1 - p)): MSP's order. K = 2: |difference of logits|."""
     gaps = _gaps(logits)[:, :-1]
     second = gaps[:, -1]
     return np.asarray(-second - np.log(np.exp(gaps - second[:, None]).sum(axis=1)))

@@ -1,5 +1,4 @@
-"""Labels: one rule for what a label means, whatever file it stands in (docs/BRING_YOUR_OWN_SCORES.md has it as a
-table).
+"""Labels: one rule for what a label means, in every file format (table: docs/BRING_YOUR_OWN_SCORES.md).
 
 Every format is brought to text first: True in Parquet and "true" in a CSV, 1, 1.0 and "1.0" are then the same label.
 What a text means is decided for the whole column, never cell by cell.
@@ -24,9 +23,7 @@ _WHOLE = re.compile(r"-?[0-9]+")
 
 
 def label_text(value: Any) -> str:
-    """A cell of any format as text: None and NaN are "" (no label), numbers and booleans as `normal_form` writes
-    them.
-    """
+    """A cell of any format as text: None and NaN are "" (no label), numbers and booleans by `normal_form`."""
     if value is None or value != value:  # NaN is the one value that differs from itself
         return ""
     if isinstance(value, bytes):

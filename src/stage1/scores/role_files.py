@@ -20,8 +20,7 @@ from stage1.storage.files import read_json, require_stored, write_bytes, write_t
 
 
 def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> list[Path]:
-    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` (with groups, slices and extra signals) and, with a gate,
-    `_gate_logits.pt`.
+    """Write `{role}_logits.pt`, `_labels.pt`, `_ids.json` (groups, slices, extras) and, with a gate, `_gate_logits.pt`.
 
     Plain tensors that load with `weights_only=True`; needs torch. Returns the paths written.
     """
@@ -59,9 +58,7 @@ def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> lis
 
 
 def read_ids(folder: str | os.PathLike[str], role: str) -> list[str] | None:
-    """The ids in `{role}_ids.json`, without the tensors (and without torch). Raises IntegrityError where it is
-    damaged.
-    """
+    """The ids in `{role}_ids.json`, without tensors (and torch). Raises IntegrityError where damaged."""
     path = Path(folder) / f"{role}_ids.json"
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))["ids"]

@@ -196,9 +196,7 @@ def _listed(raw: ColumnFile) -> str:
 
 
 def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *, given: bool) -> NDArray[np.int64]:
-    """Labels as column numbers. Which class comes first is said by `classes`, never guessed. given: the column was
-    named.
-    """
+    """Labels as column numbers. `classes` says which class is first, never guessed. given: column was named."""
     path, metadata, index = raw.path, raw.metadata, raw.find(_INDEX)
     if not given and index not in (None, name):
         raise DataError(f"{path}: columns {name!r} and {index!r}; say which one with --columns label=NAME")
@@ -242,9 +240,7 @@ _STEMS: dict[Values, str] = {"logits": "logit", "probabilities": "prob"}
 def _score_matrix(
     raw: ColumnFile, names: Mapping[str, str], values: Values | None
 ) -> tuple[Values, NDArray[np.float64]]:
-    """(what the scores are, the numbers [N] or [N, K]). Where nobody says what they are, the names of the columns
-    must.
-    """
+    """(what the scores are, the numbers [N] or [N, K]). Unless stated, the column names must say it."""
     if "scores" in names:
         wanted = names["scores"]
         parts = [wanted] if wanted in raw.names else [part.strip() for part in wanted.split(",")]

@@ -136,9 +136,7 @@ def label_cell(value: Any, where: Path | str, number: str) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """A cell other than the label as text: None and NaN are "", whole numbers lose their ".0", true and false
-    become 1 and 0.
-    """
+    """A cell other than the label as text: None and NaN "", whole numbers without ".0", booleans 1 and 0."""
     if value is None or value != value:  # NaN is the one value that differs from itself
         return ""
     if isinstance(value, bool):

@@ -53,9 +53,7 @@ def read_locator(path: str, *, max_pixels: int | None = None) -> bytes:
 
 
 def tar_bytes(container: str, name: str, place: tuple[int, int], *, at_most: int | None = None) -> bytes:
-    """The bytes (or the first `at_most`) of a member at `place` (offset, size). Raises OSError where the archive
-    ends inside it.
-    """
+    """The bytes (or first `at_most`) of a member at `place` (offset, size). Raises OSError past the end."""
     offset, size = place
     with open(container, "rb") as stream:
         # Not asked for blindly: a damaged header may claim any size, and memory would be taken for it.

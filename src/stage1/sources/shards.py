@@ -17,8 +17,7 @@ _MOST = 100_000
 
 
 def shards(given: str, path: Path) -> list[Path] | None:
-    """The files that `given` stands for, sorted as its pattern says; None where it is one file or a folder of class
-    folders.
+    """The files that the pattern `given` names, sorted; None where it is one file or a folder of class folders.
 
     path: `given` as an absolute path. Raises MissingError for a file of {..} that is not there and for a * that nothing
     fits, ConfigError for too many files, DataError for files of two kinds.

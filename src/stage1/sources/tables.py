@@ -100,9 +100,7 @@ def _list_parquet(path: Path, slices: Sequence[str]) -> Listing:
 
 
 def _cells(table: Any, column: str, path: Path) -> list[Any]:
-    """A column as values. Raises DataError naming the first row whose value Python cannot hold (a time, a text that
-    is no UTF-8).
-    """
+    """A column as values. Raises DataError naming the first row whose value Python cannot hold (a time, bad UTF-8)."""
     try:
         cells: list[Any] = table[column].to_pylist()
         return cells

@@ -50,8 +50,7 @@ class Measured:
 
 
 def accept(run: RunDir, evaluation: Mapping[str, Any]) -> list[Path]:
-    """Judge the gates of the config into acceptance.json; without gates there is no such file. Returns the paths
-    written.
+    """Judge the gates of the config into acceptance.json (no gates, no file). Returns the paths written.
 
     evaluation: the evaluation document of this run. Raises ConfigError for a metric that this run has not, and as the
     comparison with acceptance.reference does (DataError: another split).
@@ -112,9 +111,7 @@ def acceptance_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def require_accepted(run: RunDir, *, ignore: bool) -> list[str]:
-    """Lines to say where failed gates are ignored. Raises Stage1Error naming the first gate that failed where they
-    are not.
-    """
+    """Lines to say where failed gates are ignored; else Stage1Error naming the first gate that failed."""
     document = read_acceptance(run.path)
     failed = [row for row in document["gates"] if not row["passed"]] if document else []
     if not failed:
@@ -131,9 +128,7 @@ def require_accepted(run: RunDir, *, ignore: bool) -> list[str]:
 
 
 def accepted_in_words(folder: Path) -> str | None:
-    """For the card of a bundle; None where no gates were set. A bundle of a run that failed is one whose gates were
-    ignored.
-    """
+    """For a bundle's card; None where no gates were set. A bundled run that failed had its gates ignored."""
     document = read_acceptance(folder)
     if document is None:
         return None
@@ -159,9 +154,7 @@ def acceptance_state(run: RunDir) -> str:
 
 
 def reference_state(run: RunDir) -> str:
-    """Digest of what is compared with, "" without acceptance.reference: part of what the stage `evaluate` depends
-    on.
-    """
+    """Digest of the reference, "" without acceptance.reference: an input of the stage `evaluate`."""
     reference = check_reference(run.config)
     if reference is None:
         return ""

@@ -57,9 +57,7 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
 
 
 def save_policy(folder: Path, policy: Policy) -> list[Path]:
-    """The one policy file, its certificate and its calibration map; files of other policies go, they exclude each
-    other.
-    """
+    """The one policy file, its certificate and calibration map; files of other policies are removed."""
     assert policy.certificate is not None
     # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they
     # rest on.
@@ -89,9 +87,7 @@ def _check_roles(table: SampleTable, calib: Scores) -> None:
 
 
 def _attempt(run: RunDir, calib: Scores) -> int:
-    """How many different certificates these calibration images have been asked for in this run directory, this one
-    included.
-    """
+    """How many different certificates these calibration images were used for in this run directory, with this one."""
     path = run / "attempts.json"
     attempts = read_document(path, ATTEMPTS_KIND)["attempts"] if path.is_file() else []
     config = run.config

@@ -1,6 +1,4 @@
-"""Challenges inside a run: after the split, the images of the named roles become what the StreetVision client would
-send.
-"""
+"""Challenges inside a run: after the split, images of named roles become what the StreetVision client sends."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ UNCHANGED = "as given"
 
 
 def source_config(data: DataConfig) -> DataConfig:
-    """What the source is asked for: without the slice `level`, which is made here; with the column that the filter
-    reads.
-    """
+    """What the source is asked for: no slice `level` (made here), but the column that the filter reads."""
     from stage1.streetvision.challenge import DESCRIPTION
 
     slices = [name for name in data.slices if not (name == LEVEL and data.challenge.roles)]
@@ -46,8 +42,7 @@ def source_config(data: DataConfig) -> DataConfig:
 
 
 def ingested(data: DataConfig) -> Ingest:
-    """The source, read once; with `data.challenge.filter` without the rows that the client would not send: they join
-    the quarantine.
+    """The source, read once; with `data.challenge.filter`, rows that the client would not send go to the quarantine.
 
     Raises as `read_source`; DataError where the column to filter by is missing or leaves one class only.
     """
@@ -99,8 +94,7 @@ def _filtered(ingest: Ingest, data: DataConfig) -> Ingest:
 
 
 def challenged(result: SplitResult, run: RunDir, context: Context) -> SplitResult:
-    """The split with the challenges of the named roles in the place of their images, and the slice `level` on every
-    row.
+    """The split with challenges of the named roles instead of their images, and the slice `level` on every row.
 
     The files go to challenge/ in the run directory, whole or not at all; those that are there stay. A challenge that
     equals another one of its role bit by bit (L0 twice) is left out, and stands in the quarantine as an exact
@@ -203,8 +197,7 @@ def make_challenges(
     progress: Progress,
     origin: str = "real",
 ) -> dict[str, Any]:
-    """`stage1 challenge make`: read any source, leave out what is no image, write a folder of challenges and
-    quarantine.csv.
+    """`stage1 challenge make`: read any source, leave out bad images, write a folder of challenges and quarantine.csv.
 
     Returns what was written and what was left out, as counts. Raises ConfigError, MissingError, DataError.
     """

@@ -22,9 +22,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def check_split(run: RunDir, *, views_only: bool = False) -> None:
-    """`check_all` with the classes of the split. views_only: for a stage alone, as the target may still be given to
-    `calibrate`.
-    """
+    """`check_all` with the classes of the split. views_only: for one stage; `calibrate` may yet get the target."""
     classes = read_document(run / "splits.json", SPLITS_KIND)["classes"]
     (check_views if views_only else check_all)(run.config, classes)
 

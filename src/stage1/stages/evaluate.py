@@ -59,9 +59,7 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
 
 
 def evaluation_state(run: RunDir) -> str:
-    """What `evaluate` reads beside the files that every run has: the target's scores, the run that acceptance
-    compares with, views.
-    """
+    """What `evaluate` reads beyond every run's files: target scores, the reference run of acceptance, views."""
     return target_state(run) + reference_state(run) + trace_state(run)
 
 
@@ -72,9 +70,7 @@ def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
 
 
 def reported_beside(policy: Policy, scores: Scores) -> Reported | None:
-    """What the policy states of these rows beside the model's own probabilities; None where it carries no map (old
-    folders).
-    """
+    """What the policy states of these rows beside the model's probabilities; None: no map (old folders)."""
     after = reported(policy, scores)
     if policy.own_probability:
         return Reported(scores, after, "gate", "raw", "the gate states a probability of its own")
@@ -85,9 +81,7 @@ def reported_beside(policy: Policy, scores: Scores) -> Reported | None:
 
 
 def certified_targets(policy: Policy) -> dict[str, float]:
-    """The risks of the policy's certificate with their targets (scrc says miss_rate of each class where the config
-    says it once).
-    """
+    """Risks of the policy's certificate with targets (scrc: miss_rate of each class, once in the config)."""
     return {name: risk.target for name, risk in policy.certificate.risks.items()} if policy.certificate else {}
 
 

@@ -30,9 +30,7 @@ def _preflight(config: RunConfig) -> None:
 
 
 def extract(run: RunDir, context: Context) -> list[Path]:
-    """Features of train and val_select by the backbone, the run's own where it has made one; backbone.onnx,
-    exported once.
-    """
+    """Features of train and val_select by the backbone, the run's own where made; backbone.onnx, once."""
     from stage1.data.table import SampleTable
     from stage1.features import FeatureStore, extract_features
     from stage1.model.backbone import load_backbone

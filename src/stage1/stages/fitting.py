@@ -1,6 +1,6 @@
-"""One policy by the config, for runs and for scores of any model: the gate is judged before it is used.
+"""The calibration map and the policy that a config asks for, fitted on scores: for runs and for scores of any model.
 
-Which calibration map a run or a file of scores gets: chosen on val_select, before the calibration images are looked at.
+The map is chosen on val_select, before the calibration images are seen; a gate is judged before it is used.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def fit_configured(
 
 
 def frozen_map(config: RunConfig, select: Scores, *, gate: bool, say: Callable[[str], None]) -> FittedMap:
-    """The map of least cross-validated NLL on val_select among those that the config allows; the identity, if none is
-    better.
+    """The allowed map of least cross-validated NLL on val_select; the identity, if none is better.
 
     gate: a gate is in use; it states a probability of its own, so no map of the scores is fitted. say: gets one line
     with the numbers. Raises ConfigError where the map asked for by name is not for so many classes.

@@ -37,8 +37,7 @@ _THUMBNAIL_SIDE = 240
 
 
 def rewrite_report(folder: Path) -> list[Path]:
-    """report.html and figures/ again from the documents of `folder`: a run directory, or what `calibrate --scores`
-    made.
+    """report.html and figures/ from the documents of `folder`: a run directory, or that of `calibrate --scores`.
 
     Nothing is computed anew but what the page shows. Returns the paths written, page first. Raises MissingError where a
     document is missing (the message names the command that makes it), IntegrityError where they do not belong together.

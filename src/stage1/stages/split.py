@@ -77,8 +77,7 @@ def _checked(run: RunDir, context: Context) -> None:
 
 
 def images_stand(run: RunDir) -> bool:
-    """Whether every image of samples.parquet still has the bytes that its id was made of, which size and time do not
-    tell.
+    """Whether every image of samples.parquet still has the bytes of its id, which size and time do not tell.
 
     For `stage1 split`: who asks for it alone is often told to, by a stage that met other bytes. True where there is no
     table.

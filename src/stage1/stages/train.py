@@ -36,9 +36,7 @@ SWEEP_TOLERANCE = 1e-4  # of a logit: one head's sums and those of a stack are r
 
 
 def train(run: RunDir, context: Context) -> list[Path]:
-    """The head, on cached features of train; epoch and EMA are chosen on val_select, and so is it against the one
-    of `tune`.
-    """
+    """The head on cached features of train; epoch, EMA, and this head or that of `tune`: by val_select."""
     from stage1.data.table import SampleTable
     from stage1.training import train_head
     from stage1.training.view_pooling import ViewTraining
@@ -125,8 +123,7 @@ def better_head(
     n_classes: int,
     context: Context,
 ) -> tuple[TrainResult, dict[str, Any]]:
-    """The better of the head that `train` has just made and the joint head of `tune`, and what train.json
-    says of it.
+    """The better of the refit head of `train` and the joint head of `tune`, and what train.json says of it.
 
     select: features of val_select, where the choice is made and nowhere else. In a run without `tune` there is one head
     alone.

@@ -63,8 +63,7 @@ def _preflight(config: RunConfig) -> None:
 
 
 def tune(run: RunDir, context: Context) -> list[Path]:
-    """The backbone on the labelled images of train; epoch and EMA are chosen on val_select.
-    tune/backbone_tuned.safetensors.
+    """The backbone on labelled images of train, to tune/backbone_tuned.safetensors; epoch and EMA by val_select.
 
     Under torchrun every process is here; the first one writes.
     """

@@ -31,9 +31,7 @@ def verdict_of_calibration(folder: Path) -> Verdict:
 
 
 def verdict_of_evaluation(folder: Path, evaluation: Mapping[str, Any] | None = None) -> Verdict:
-    """With val_test. evaluation: the document; None: evaluation.json of the folder, which holds certificate.json
-    too.
-    """
+    """With val_test. evaluation: the document; None: evaluation.json of the folder (with certificate.json)."""
     document = read_document(folder / "evaluation.json", EVALUATION_KIND) if evaluation is None else evaluation
     path = folder / "certificate.json"
     return judge(read_document(path, CERTIFICATE_KIND) if path.is_file() else None, document)

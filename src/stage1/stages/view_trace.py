@@ -43,9 +43,7 @@ class RoleTrace:
     deciding: Ints
 
     def summary(self, decision: Decision, labels: Ints) -> dict[str, Any]:
-        """The section `views` of evaluation.json: what happened to the images by number of views and by the view
-        that decided.
-        """
+        """The section `views` of evaluation.json: outcomes by number of views, and by the deciding view."""
         names = self.views.policy.names
         right = decision.label == labels
 
@@ -65,9 +63,7 @@ class RoleTrace:
         }
 
     def words(self, row: int, *, exits: bool) -> str:
-        """Of one image: "tile r0c2 decided, 10 views". A deferred image was not decided; the view is the one that
-        weighed most.
-        """
+        """Of one image: "tile r0c2 decided, 10 views". For a deferred one: the view that weighed most."""
         name, count, used = self.views.policy.names[self.deciding[row]], self.views.policy.count, self.used[row]
         view = "the whole image" if name == "whole" else name
         evaluated = f"{count} views" if self.views.sequence is None else f"{used} of {count} views looked at"
@@ -80,9 +76,7 @@ class RoleTrace:
 
 
 def write_trace(run: RunDir, trace: ViewTrace | None) -> Iterator[Path]:
-    """looked.json of the answers for val_test, where they rest on views; else none, nor one of before. Gives what
-    was written.
-    """
+    """looked.json of the answers for val_test, where they rest on views; else an old one goes. Returns paths."""
     path = run / TRACE_FILE
     path.unlink(missing_ok=True)
     if trace is not None:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 
 def shipped_views(run: RunDir) -> ViewsDocument | None:
-    """The views that this run was scored with and ships; None where it looks at whole images alone, by config or by
-    choice.
-    """
+    """The views that this run was scored with and ships; None: whole images alone, by config or by choice."""
     if run.config.views.policy is None:
         return None
     views = ViewsDocument.load(run / VIEWS_FILE)
@@ -44,9 +42,7 @@ def views_claim(run: RunDir) -> ViewsClaim | None:
 
 
 def views_shown(run: RunDir) -> dict[str, Any] | None:
-    """What the page says of views.json; None in a run without it. Where the choice fell on whole images, it says
-    that too.
-    """
+    """What the page says of views.json, also where the choice fell on whole images; None: a run without it."""
     asked = run.config.views.policy
     if asked is None:
         return None
@@ -124,9 +120,7 @@ class Chosen:
     refits: tuple[Refit, ...] = ()
 
     def answered(self, spec: Preprocessing) -> ModelOutputs:
-        """The answers of val_select: of each image by the refit that has not seen it; where there are none, by what
-        ships.
-        """
+        """The answers of val_select: each image by the refit that has not seen it, else by what ships."""
         from stage1.inference.outputs import ModelOutputs, outputs_of_views
         from stage1.inference.views import joined_traces, look
 
@@ -156,8 +150,7 @@ def pooled_views(run: RunDir) -> ViewsDocument | None:
 
 
 def choose_views(run: RunDir, predictor: Predictor, table: SampleTable, say: Callable[[str], None]) -> Chosen:
-    """Aggregator and, where asked for, the order and the stops of adaptive views, from the views of val_select and
-    nothing else.
+    """Aggregator and, where asked for, order and stops of adaptive views, from the views of val_select alone.
 
     Raises SourceChanged where an image cannot be read any more.
     """

@@ -1,3 +1,1 @@
-"""What lies on disk: files that are whole or not there, digests and the lock, JSON documents, folders that swap in
-one step.
-"""
+"""What lies on disk: files written whole or not at all, digests, the lock, JSON documents, atomic folder swaps."""

@@ -104,9 +104,7 @@ def write_document(path: str | os.PathLike[str], document: dict[str, Any], kind:
 
 
 def read_document(path: str | os.PathLike[str], kind: DocumentKind) -> dict[str, Any]:
-    """Read and validate one JSON document. Raises MissingError (not there) or IntegrityError (not JSON, not of the
-    kind).
-    """
+    """Read and validate one JSON document. Raises MissingError (no file), IntegrityError (not of the kind)."""
     path = Path(path)
     try:
         require_text(path, MOST_DOCUMENT)

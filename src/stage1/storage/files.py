@@ -156,8 +156,7 @@ def write_through(path: str | os.PathLike[str], save: Callable[[str], None]) -> 
 
 
 def read_yaml(text: str, texts: Collection[str] = (), place: str = "") -> Any:
-    """Plain values; unlike YAML itself, a key that stands twice in one mapping is refused. Raises ValueError,
-    ImportError.
+    """Plain values; a key repeated in one mapping is refused, unlike in YAML. Raises ValueError, ImportError.
 
     texts: dotted keys (a.b) below which every unquoted word stays the text that was written: no, true, 01 and 1.0 are
     names there, as are all keys everywhere. place: the dotted key that `text` is the value of.
@@ -268,9 +267,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def require_stored(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError where a file is a zip whose parts are compressed: torch writes none, and a few KB could
-    become any size.
-    """
+    """Raises ValueError for a zip with compressed parts: torch writes none, and a few KB could become any size."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
@@ -333,9 +330,7 @@ def require_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> None:
 
 
 def not_utf8(path: str | os.PathLike[str]) -> str:
-    """What to say of a file that failed to decode as UTF-8: with its first bad byte, which a reader in pieces does
-    not know.
-    """
+    """Why a file failed to decode as UTF-8, with its first bad byte (a chunked reader does not know it)."""
     decoder, place = codecs.getincrementaldecoder("utf-8")(), 0
     with open(path, "rb") as stream:
         while True:
@@ -351,9 +346,7 @@ def not_utf8(path: str | os.PathLike[str]) -> str:
 
 
 def _keep_words(root: Any, texts: Collection[str], place: str) -> None:
-    """Tag plain scalars as text: the keys of mappings, and what lies at or below a place in `texts` (at it, null is
-    null).
-    """
+    """Tag plain scalars as text: keys of mappings, and what is at or below a place in `texts` (at it, null is null)."""
     import yaml
 
     word, nothing = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"

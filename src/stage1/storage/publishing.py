@@ -1,6 +1,4 @@
-"""A finished folder takes the place of another one in one step: whoever looks sees the old one or the new one,
-never neither.
-"""
+"""A finished folder replaces another in one step: a reader sees the old one or the new one, never neither."""
 
 from __future__ import annotations
 
@@ -41,9 +39,7 @@ def publish(fresh: Path, folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Finish what a process began that was killed inside `publish`: the old folder stands again, or is removed.
-    Raises OSError.
-    """
+    """Finish a `publish` whose process was killed: the old folder is back, or removed. Raises OSError."""
     left = [
         entry
         for entry in sorted(folder.parent.iterdir())

@@ -1,7 +1,7 @@
-"""Files and folders that are not finished yet: their names, whose they are, and what a killed process left of them.
+"""Unfinished files and folders: their names, who holds them, and the removal of what a killed process left.
 
-Each is held with flock while somebody works at it; the kernel lets go of that with the process, however it ends. So
-what nobody holds is nobody's, and the next run that writes there removes it.
+Each is held with flock while a process works on it, and the kernel releases the lock with the process, however it ends.
+What no process holds is stale, and the next run that writes there removes it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ _swept: set[str] = (
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[str]:
-    """The name of an empty file beside `path`, held; removed after the block where it is still there. Raises
-    OSError.
-    """
+    """The name of an empty file beside `path`, held; removed after the block if left. Raises OSError."""
     folder = path.parent
     if str(folder) not in _swept:
         _swept.add(str(folder))

@@ -1,6 +1,4 @@
-"""model_card.json, which the client asks for beside a published model: fields that are checked before anything is
-written.
-"""
+"""model_card.json, which the client asks for beside a published model; fields are checked before it is written."""
 
 from __future__ import annotations
 
@@ -41,8 +39,7 @@ MODEL_CARD_KIND = DocumentKind("model_card", ModelCardDocument)
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The five fields. version: "X.Y.Z". submitted_by: ss58 address of the hotkey. submission_time: ISO 8601 in UTC
-    ("..Z").
+    """Five fields. version: "X.Y.Z". submitted_by: ss58 address of the hotkey. submission_time: ISO 8601, UTC ("..Z").
 
     Raises ConfigError naming the field, its value and what to give.
     """
@@ -84,9 +81,7 @@ def write_card(card: ModelCard, path: str | os.PathLike[str]) -> None:
 
 
 def read_card(path: str | os.PathLike[str]) -> ModelCard:
-    """Read and check a card. Raises MissingError, IntegrityError (not the schema), ConfigError (a field that cannot
-    be).
-    """
+    """Read and check a card. Raises MissingError, IntegrityError (schema), ConfigError (an impossible field)."""
     path = Path(path)
     try:
         document = read_json(path.read_bytes())

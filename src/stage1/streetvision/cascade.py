@@ -1,6 +1,4 @@
-"""The stages of a cascade inside the detector: asked in turn by the rules of `stage1.cascade`, all before one
-deadline.
-"""
+"""The stages of a cascade inside the detector: asked in turn by the rules of `stage1.cascade`, before one deadline."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which of two classes the StreetVision client asks for: class 1. One rule for the detector, the stock folder and
-the reward.
-"""
+"""Which of two classes the StreetVision client asks for: class 1; for the detector, the stock folder and the reward."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ def require_order(classes: Sequence[str], where: str) -> None:
 
 
 def client_labels(classes: Sequence[str], where: str, positive: str | None = None) -> tuple[str, str]:
-    """The client's labels of two classes in their order. positive: the name of the class that is roadwork, said by the
-    caller.
+    """The client's labels of two classes in their order. positive: the class that is roadwork, given by the caller.
 
     Raises ConfigError for the other order, for names that do not tell the order where `positive` is None, and for a
     `positive` that is not class 1.

@@ -66,8 +66,7 @@ def _sigmoid(z: float) -> float:
 
 
 def pixels(image: object, max_pixels: int) -> NDArray[np.uint8]:
-    """RGB pixels uint8 [H, W, 3] of a picture of any size and mode, equal to those of
-    `load_bundle(..).predict([image])`.
+    """RGB pixels uint8 [H, W, 3] of any picture, equal to those of `load_bundle(..).predict([image])`.
 
     Raises DataError (no picture), ImageError (too large, a mode without an agreed range, opened lazily and broken).
     """
@@ -129,9 +128,7 @@ class Classifier:
         self.provider = bundle.predictor.engine.provider
 
     def answer(self, rgb: NDArray[np.uint8]) -> Stage1Answer:
-        """Exit, label and probability for RGB pixels uint8 [H, W, 3]. Raises DataError (no pixels), IntegrityError
-        (NaN).
-        """
+        """Exit, label, probability for RGB uint8 [H, W, 3]. Raises DataError (no pixels), IntegrityError (NaN)."""
         row = self._predictor.answer(rgb)
         if row.label is None or row.probability is None:
             raise IntegrityError("model: it gives NaN or infinity for this image")

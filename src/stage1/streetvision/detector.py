@@ -95,9 +95,7 @@ class Stage1Detector:
         log.info("%s: bundle %s on %s", self.model_name, self.bundle_digest[:12], self.provider)
 
     def __call__(self, image: Image.Image) -> float:
-        """P(roadwork) for the client: above 0.5 is roadwork. Always a float in [0, 1], whatever the picture; never
-        raises.
-        """
+        """P(roadwork) for the client: above 0.5 is roadwork. A float in [0, 1] for any picture; never raises."""
         try:
             return self.answer(image).value
         except Exception as error:  # the last net: an exception here would leave the client without an answer

@@ -20,9 +20,7 @@ _MAKE = "`stage1 streetvision cascade`"
 
 @dataclass(frozen=True, slots=True)
 class SealedCascade:
-    """The document, and the file that its paths start from. statement: what was certified of the whole, None:
-    nothing was.
-    """
+    """The document, and the file its paths start from. statement: what was certified of the whole, or None."""
 
     path: Path
     document: Mapping[str, Any]
@@ -90,9 +88,7 @@ def seal_cascade(
 
 
 def read_sealed_cascade(path: Path) -> SealedCascade:
-    """The document of `seal_cascade`. Raises MissingError, ConfigError (another file), IntegrityError (changed, or
-    newer).
-    """
+    """The document of `seal_cascade`. Raises MissingError, ConfigError (other), IntegrityError (changed, newer)."""
     if not path.is_file():
         raise MissingError(f"cascade: {path}: no such file; make it with {_MAKE}")
     try:

@@ -1,6 +1,6 @@
 """The detector's configuration: a YAML (or JSON) file of the client's kind, every key of it known and checked.
 
-Stage 2: a callable image -> probability, named "module:function", that answers what stage 1 defers.
+The stage 2 that it names ("module:function", a callable image -> probability) is loaded here, and its answers checked.
 """
 
 from __future__ import annotations
@@ -198,9 +198,7 @@ def load_stage2(name: str) -> Stage2:
 
 
 def checked_probability(answer: Any) -> float:
-    """The answer as a float in [0, 1]. Raises DataError for text, True, NaN, 1.7 and whatever else is no
-    probability.
-    """
+    """The answer as a float in [0, 1]. Raises DataError for anything else: text, True, NaN, 1.7."""
     # One number of numpy's or torch's, as Python's: their True is none of Python's, and none is a probability.
     plain = answer.item() if hasattr(answer, "item") and getattr(answer, "ndim", 1) == 0 else answer
     if isinstance(plain, (str, bytes, bool)):

@@ -22,8 +22,7 @@ _ROUNDING = 1e-12  # alpha (n + 1) is often a whole number in exact arithmetic a
 
 
 def allowed_rank(n: int, alpha: float) -> int:
-    """k = floor(alpha (n + 1)): the k-th most extreme of n scores is a threshold of expected risk <= alpha; 0 = none
-    is.
+    """k = floor(alpha (n + 1)): the k-th most extreme of n scores has expected risk <= alpha; 0: none has.
 
     Conformal risk control for 0/1 loss: k - 1 of n lie beyond it, and (k - 1 + 1) / (n + 1) <= alpha.
     """
@@ -31,8 +30,7 @@ def allowed_rank(n: int, alpha: float) -> int:
 
 
 def order_statistic(scores: Tensor, rank: int, window: float = 0.0) -> Tensor:
-    """The mean of the order statistics rank - w .. rank + w of scores [n], w = floor(window n), those that exist; a
-    scalar.
+    """Mean of the order statistics rank - w .. rank + w of scores [n], w = floor(window n), if they exist; a scalar.
 
     rank: 1 = the smallest .. n. Differentiable: the gradient goes to the scores at these ranks. Raises DataError for a
     rank outside 1..n.
@@ -53,9 +51,7 @@ def lower_threshold(positives: Tensor, alpha: float, window: float = 0.0) -> Ten
 
 
 def upper_threshold(negatives: Tensor, alpha: float, window: float = 0.0) -> Tensor:
-    """hi: scores above it exit as positive, at a false-exit rate <= alpha in expectation; a scalar. negatives:
-    scores [n0].
-    """
+    """hi: scores above exit as positive, expected false-exit rate <= alpha; a scalar. negatives: scores [n0]."""
     rank = _feasible(len(negatives), alpha, "negatives", "false_exit_rate")
     return order_statistic(negatives, len(negatives) + 1 - rank, window)
 
@@ -66,8 +62,7 @@ def soft_exceedance(scores: Tensor, threshold: Tensor, temperature: float | Tens
 
 
 def soft_deferral(scores: Tensor, lo: Tensor, hi: Tensor, temperature: float | Tensor) -> Tensor:
-    """Mean of sigmoid((s - lo) / T) sigmoid((hi - s) / T) over scores [N]: the share between lo and hi, softly; a
-    scalar.
+    """Mean of sigmoid((s - lo) / T) sigmoid((hi - s) / T) over scores [N]: a soft share between lo and hi; a scalar.
 
     temperature T: in the scores' units, > 0. Small where lo > hi: then no score is between.
     """

@@ -47,9 +47,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's part of `rows` [N]: every world-th; the parts are disjoint, make up the whole, and may be
-        empty.
-        """
+        """This process's part of `rows` [N]: every world-th; parts are disjoint, complete, perhaps empty."""
         return rows[self.rank :: self.world]
 
     def add(self, tensor: Tensor) -> Tensor:
@@ -66,9 +64,7 @@ class Processes:
         return claim if self.world == 1 else bool(self.add(torch.tensor([float(claim)], device=self._device()))[0] > 0)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], numbers: Sequence[float]) -> list[float]:
-        """Sum gradients (None counts as zero) and some numbers over all processes in one message; returns the
-        numbers.
-        """
+        """Sum gradients (None is zero) and some numbers over all processes at once; returns the numbers."""
         if self.world == 1:
             return list(numbers)
         device = parameters[0].device
@@ -82,9 +78,7 @@ class Processes:
         return [float(value) for value in flat[place:].tolist()]
 
     def join(self, part: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-        """Rows [n, ...] of which each process has computed `share(arange(n))`, in order; all get the whole. Raises
-        PeerLost.
-        """
+        """Rows [n, ...], each process having its `share(arange(n))`, in order, to all. Raises PeerLost."""
         if self.world == 1:
             return part
         whole = torch.zeros((n, *part.shape[1:]), dtype=torch.float32, device=self._device())
@@ -151,8 +145,7 @@ def _described(rank: int, world: int) -> Processes:
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one, else the CPU; under torchrun each process takes its
-    own.
+    """The device called `name`; "auto": CUDA where there is one, else CPU; under torchrun one for each process.
 
     Raises MissingError for one that is not there, ConfigError for a name that is none.
     """

@@ -1,7 +1,7 @@
 """Where a supervised run stands, and the files that follow from it.
 
 The checkpoint is the one truth. The weights file and metrics.csv (one row per epoch) are made from it, so after a kill
-at any moment they are brought to the same state again. log.jsonl (events with times) and TensorBoard tell how it went.
+at any moment they are brought to the same state again. log.jsonl (events with times) and TensorBoard show how it went.
 """
 
 from __future__ import annotations
@@ -188,9 +188,7 @@ class EpochProgress:
         return stored
 
     def restore(self, stored: Stored, *names: str) -> Parts:
-        """Take the position from a checkpoint; returns its tensors by part, `names` beside model, best, optimizer
-        and ema.
-        """
+        """Take the position from a checkpoint; returns its tensors by part, with those of `names`."""
         parts = by_part(stored[0], "model", "best", "optimizer", "ema", *names)
         self.best_weights = parts["best"]
         self.at = Position(**stored[1]["position"], best=stored[1]["best"], rows=list(stored[1]["rows"]))
@@ -245,8 +243,7 @@ class EpochProgress:
     def end_epoch(
         self, found: Sequence[SelectMetrics], weights: Callable[[int], dict[str, Tensor]], **told: Any
     ) -> dict[str, Any]:
-        """Count the epoch and keep the best weights so far. Returns its row of metrics.csv; `checkpoint_due` and `tell`
-        follow.
+        """Count the epoch, keep the best weights. Returns its row of metrics.csv; then `checkpoint_due` and `tell`.
 
         found: of the raw weights and, where there is one, the average; weights: a copy of these by place in `found`.
         """
@@ -312,8 +309,7 @@ class EpochProgress:
     # ---- files ----------------------------------------------------------------------------------------------------
 
     def save(self, parts: Mapping[str, Mapping[str, Tensor]], **facts: Any) -> None:
-        """Write the checkpoint and what follows from it. parts: all tensors but the best weights; facts: beside the
-        position.
+        """Write the checkpoint and what follows. parts: tensors but the best weights; facts: beside the position.
 
         The schedule and every generator are functions of seed (in the run's facts) and position: the position is their
         state.

@@ -16,8 +16,7 @@ _SHARE, _SURE, _FLAT = 0.95, 0.99, 1e-3
 
 @dataclass(frozen=True, slots=True)
 class GateHealth:
-    """Of gate logits on labelled images. low, high: 2.5 and 97.5 % quantiles of g = sigmoid(gate logit); passed: share
-    g > 0.5.
+    """Of gate logits on labelled images. low, high: 2.5 and 97.5 % quantiles of g = sigmoid(logit); passed: P(g > 0.5).
 
     auroc: of g as a score of "the answer is right"; None where all answers are right or all wrong.
     collapsed: None, or what is wrong in one sentence that begins with its name: "all in", "all out", "no spread"; or

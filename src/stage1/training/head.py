@@ -98,9 +98,7 @@ def _with_gate(
     fresh: bool,
     groups: NDArray[np.str_] | None,
 ) -> tuple[TrainResult, str | None]:
-    """The trained classifier with a gate fitted after it, and why that gate is constant, or None; model_best.pth
-    then holds both.
-    """
+    """The classifier with a gate fitted after it (both in model_best.pth), and why the gate is constant, or None."""
     place = folder / "gate"
     if fresh:
         shutil.rmtree(place, ignore_errors=True)

@@ -31,8 +31,7 @@ _SLOPES = (0.02, 50.0)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One head on val_select. scaled_nll: its NLL at the temperature that is best for it, which stands for the NLL
-    here.
+    """One head on val_select. scaled_nll: its NLL at the temperature that is best for it, used as its NLL.
 
     The scale of the logits is no merit of a head: `calibrate` sets it afterwards, and thresholds follow the order of
     the scores alone. A head from few epochs and one from many differ in it by more than in anything else.
@@ -71,9 +70,7 @@ def judged(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Judged:
 
 
 def scaled_nll(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Least mean NLL (nats) of slope * logits over slopes of 0.02 to 50. Convex in the slope, so there is one least
-    value.
-    """
+    """Least mean NLL (nats) of slope * logits, slopes of 0.02 to 50. Convex in the slope: one minimum."""
     from scipy.optimize import minimize_scalar  # lazily, as in selection.py
 
     values = logits.astype(np.float64)

@@ -1,6 +1,4 @@
-"""Images ahead of training: decoded and distorted in threads, in an order and with numbers that do not depend on
-them.
-"""
+"""Images ahead of training: decoded and distorted in threads; order and numbers do not depend on the threads."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images of one role: ids str [N], items [N] to read (engine.Item), labels int64 [N] in 0..K-1. See
-    `checked_images`.
-    """
+    """Images of one role: ids str [N], items [N] to read, labels int64 [N] in 0..K-1. See `checked_images`."""
 
     ids: tuple[str, ...]
     items: Sequence[Item]
@@ -87,8 +83,7 @@ class Loader:
         return self.waiting / max(self.waiting + self.working, 1e-9)
 
     def batches(self, plan: Sequence[NDArray[np.int64]], epoch: int, view: int = 0) -> Iterator[Tensor]:
-        """float32 [len(rows), 3, S, S] on the CPU for each `rows` of the plan, in order; empty rows give an empty
-        tensor.
+        """float32 [len(rows), 3, S, S] on the CPU for each `rows` of the plan, in order; no rows, empty tensor.
 
         Row r of epoch e is a function of (seed, e, r, view) alone. Raises SourceChanged naming an image that cannot be
         read.

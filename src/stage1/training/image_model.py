@@ -103,9 +103,7 @@ def prepare(backbone: Backbone, adapter: AdapterConfig, images: ImageTrainConfig
 
 
 def _cannot_checkpoint(model: nn.Module) -> str | None:
-    """Why this timm model has no gradient checkpointing, or None; it is off afterwards. Some have the switch and
-    refuse it.
-    """
+    """Why this timm model has no gradient checkpointing, or None (some refuse their switch); off afterwards."""
     switch = getattr(model, "set_grad_checkpointing", None)
     if switch is None:
         return "it has no such switch"

@@ -153,9 +153,7 @@ class ImageRun:
         fresh: bool,
         progress: Callable[[Mapping[str, Any]], None] | None,
     ) -> dict[str, Any]:
-        """From where the folder's checkpoint stands to the end, with the best weights in the model. Returns their
-        facts.
-        """
+        """From the folder's checkpoint to the end, with the best weights in the model. Returns their facts."""
         try:
             self.begin(fresh)
             while not self.epochs.at.done:

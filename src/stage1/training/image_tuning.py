@@ -71,8 +71,7 @@ def train_on_images(
     fresh: bool = False,
     section: str = "train",
 ) -> ImageTrainResult:
-    """Train a head, and what `images` and `adapter` name of the backbone, choosing epoch and raw or EMA weights on
-    `select`.
+    """Train a head, and what `images` and `adapter` name of the backbone; epoch and raw or EMA weights by `select`.
 
     train, select: (ids str [N], items [N] to read, labels int64 [N]). `backbone` is changed in place and must not be
     used after this: the result has its own. config.batch_size counts images over all processes.

@@ -20,9 +20,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class LabelledFeatures:
-    """features: float32 [N, D] (of views: [N, V, D]) in memory or a memory map; labels: int64 [N] in 0..K-1.
-    Checked.
-    """
+    """features: float32 [N, D] ([N, V, D] of views), perhaps a memory map; labels: int64 [N] in 0..K-1. Checked."""
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -31,9 +29,7 @@ class LabelledFeatures:
 def checked_features(
     features: Any, labels: Any, n_classes: int, role: str, *, of_views: bool = False
 ) -> LabelledFeatures:
-    """Shapes, dtypes and label range of one role; no NaN or infinity. of_views: [N, V, D]. Raises DataError naming
-    `role`.
-    """
+    """Checks of one role: shapes, dtypes, labels, finite values. of_views: [N, V, D]. Raises DataError."""
     features, labels = np.asanyarray(features), np.asarray(labels)
     if features.ndim != 2 + of_views or features.dtype != np.float32 or (of_views and features.shape[1] == 0):
         shape = "[N, V, D], V >= 1," if of_views else "[N, D]"

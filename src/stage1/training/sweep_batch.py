@@ -29,9 +29,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One configuration: the config of its run, of its head, and its seed. What `train_head` needs to train it
-    alone.
-    """
+    """One configuration: config of its run and head, and its seed; what `train_head` needs for it alone."""
 
     train: TrainConfig
     head: HeadConfig
@@ -39,9 +37,7 @@ class Candidate:
 
 
 class SweepBatch:
-    """Stacked parameters [S seeds, C configurations, ...], their optimizer, averages and the state of early
-    stopping.
-    """
+    """Stacked parameters [S seeds, C configurations, ...], their optimizer, averages, early stopping."""
 
     def __init__(
         self, train: LabelledFeatures, select: LabelledFeatures, candidates: Sequence[Candidate], n_classes: int
@@ -104,8 +100,7 @@ class SweepBatch:
         return stacks
 
     def _runs(self, *, decays: bool) -> list[range]:
-        """Places of candidates side by side that share learning rate and, where it counts, weight decay; at most one
-        seed's.
+        """Neighbouring candidates of one seed at most that share learning rate and, where it counts, weight decay.
 
         A call of the optimizer costs more than the arithmetic on one small head: fewer, longer pieces.
         """
@@ -134,9 +129,7 @@ class SweepBatch:
     # ---- forward --------------------------------------------------------------------------------------------------
 
     def _logits(self, parameters: Sequence[Tensor], features: Tensor, masks: Tensor | None) -> Tensor:
-        """features: standardised [S or 1, B, D]. Returns [S, C, K, B]: images last, so that gradients come
-        contiguous.
-        """
+        """features: standardised [S or 1, B, D]. Returns [S, C, K, B]: images last, for contiguous gradients."""
         seeds, count = self.shape
         weight, bias = parameters[0], parameters[1]
         made = weight.reshape(seeds, -1, weight.shape[-1]) @ features.transpose(1, 2)
@@ -189,9 +182,7 @@ class SweepBatch:
             self._update(gradients, norms, epoch * self.steps + step)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of each candidate on the batch, [S, C]: as cross_entropy_sum, divided by the summed class
-        weight.
-        """
+        """Mean loss of each candidate, [S, C]: as cross_entropy_sum, divided by the summed class weight."""
         log_p = functional.log_softmax(logits, dim=2)
         row_weights = self.weights[labels]  # [S, B]
         right = log_p.gather(2, labels[:, None, None].expand(-1, self.shape[1], 1, -1))[:, :, 0]
@@ -231,9 +222,7 @@ class SweepBatch:
         return np.ascontiguousarray(torch.cat(pieces, dim=2).transpose(1, 2).numpy())
 
     def validate(self, epoch: int) -> None:
-        """The best weights so far of each candidate that has not stopped: raw first, the average must be strictly
-        better.
-        """
+        """Best weights so far of each candidate not stopped: raw first, the average if strictly better."""
         for averaged, parameters in enumerate([self.parameters, *([self.average] if self.average is not None else [])]):
             keys = _keys(self._select_logits(parameters), self.select.labels, self.config.select_by)
             for index in np.flatnonzero(~self.done).tolist():

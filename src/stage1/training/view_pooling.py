@@ -1,6 +1,4 @@
-"""Heads on several views of an image: their logits pooled to the image's, by torch twins of the pools of
-`stage1.views`.
-"""
+"""Heads on several views of an image: their logits pooled to the image's, by torch twins of `stage1.views`."""
 
 from __future__ import annotations
 

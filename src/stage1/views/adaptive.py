@@ -1,15 +1,15 @@
-"""Adaptive views: look at one view after the other in a fixed order, and stop where the answer is safe or further views
-are no use.
+"""Adaptive views: one view after the other in a fixed order, until the answer is safe or further views are no use.
 
 The image's score is the calibrated log-odds of the prefix of views at which it stopped. Order, maps and bounds are
-frozen on val_select, so the score is a fixed function of one image and every policy and certificate applies to it as to
-any other score.
-All steps share one scale, hence one pair of thresholds: moving along the path of thresholds moves those of every step
-together.
+fitted on val_select and frozen, so the score is a fixed function of one image and every policy and certificate applies
+to it as to any other score. All steps share one scale, hence one pair of thresholds: moving along the path of
+thresholds moves those of every step together.
 
-Fit adaptive views on val_select: the order of the views, a calibrated log-odds for each prefix, and where to stop.
-
-Order: greedy; next comes the view that lowers the NLL of the prefix most. Bounds: stop_bounds.py.
+| part | fitted by |
+|---|---|
+| order | greedy: next comes the view that lowers the NLL of the prefix most |
+| map of each prefix | the aggregator on its views, then Platt; the learned one is a log-odds already |
+| where to stop | views/stopping.py |
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ class Sequence:
         return score, used
 
     def contributions(self, view_margins: Floats, used: Ints) -> Floats:
-        """How much each view contributed to class 1 at the step where its image stopped, [N, V]; NaN where it was
-        not looked at.
-        """
+        """Contribution of each view to class 1 where its image stopped, [N, V]; NaN: not evaluated."""
         found = np.full(view_margins.shape, np.nan)
         for seen in np.unique(used).tolist():
             cells = np.ix_(np.flatnonzero(used == seen), np.array(self.order[:seen]))

@@ -44,9 +44,7 @@ class Aggregator(Protocol):
 
 
 def checked(view_logits: ArrayLike) -> Floats:
-    """The logits of all views as float64 [N, V, K], V >= 1, K >= 2. Raises DataError for another shape, NaN or
-    infinity.
-    """
+    """Logits of all views as float64 [N, V, K], V >= 1, K >= 2. Raises DataError: shape, NaN or infinity."""
     logits = np.asarray(view_logits, dtype=np.float64)
     if logits.ndim != 3 or logits.shape[1] < 1 or logits.shape[2] < 2:
         raise DataError(

@@ -1,6 +1,4 @@
-"""views.json: the view policy of a bundle with its aggregator and, where views are adaptive, their sequence; frozen
-on val_select.
-"""
+"""views.json: the view policy of a bundle, its aggregator, the sequence of adaptive views; frozen on val_select."""
 
 from __future__ import annotations
 
@@ -62,9 +60,7 @@ class ViewsDocument:
 
     @property
     def pooled(self) -> bool:
-        """Whether the head makes one answer of the features of all views, so that the model's logits are the
-        image's.
-        """
+        """Whether the head makes one answer of all views, so that the model's logits are the image's."""
         return isinstance(self.aggregator, Pooled)
 
     @property

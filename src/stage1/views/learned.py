@@ -1,7 +1,7 @@
-"""The learned aggregator: logistic regression on the whole view and the sorted margins of the others.
+"""Learned combinations of views: a logistic regression on the views' margins, and heads that pool features themselves.
 
-Views of which the head itself makes one answer, from pooled features: there is nothing left to aggregate, only to
-explain.
+`Learned` fits the regression on the whole view and the sorted margins of the others. `Pooled` stands for a model whose
+head makes one answer of all views: there is nothing left to aggregate, only which view decided.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ RIDGE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """a = shift + sum_j slopes[j] * f_j; f: the whole margin (if `has_whole`), then the other views' margins, largest
-    first.
+    """a = shift + sum_j slopes[j] * f_j; f: whole margin (if `has_whole`), then the other views' margins, descending.
 
     Sorting makes it a function of the set of tiles: which tile shows what does not matter. The result is a log-odds,
     calibrated on the rows it was fitted on.
@@ -44,8 +43,7 @@ class Learned:
 
     @classmethod
     def fit(cls, view_margins: Floats, labels: NDArray[np.int64], *, has_whole: bool, ridge: float = RIDGE) -> Learned:
-        """Least cross-entropy plus ridge / 2 times the squared slopes of the standardised columns. view_margins: [N,
-        V].
+        """Least cross-entropy + ridge / 2 x squared slopes of the standardised columns. view_margins: [N, V].
 
         Raises DataError where a class has no row or labels are not 0 and 1.
         """

@@ -1,6 +1,4 @@
-"""From the logits of an image's views to the logits of the image: mean, top-k mean, log-sum-exp, noisy-or, max, or the
-whole view alone.
-"""
+"""The logits of an image from those of its views: mean, top-k mean, log-sum-exp, noisy-or, max, whole view."""
 
 from __future__ import annotations
 
@@ -83,9 +81,7 @@ def topk_mean(m: Floats, k: int) -> Floats:
 
 
 def log_mean_exp(m: Floats, beta: float) -> Floats:
-    """log(mean(exp(beta m))) / beta of each row: the mean for small beta, the maximum for large; equal views give
-    their value.
-    """
+    """log(mean(exp(beta m))) / beta of each row: mean for small beta, maximum for large; equal views unchanged."""
     top = m.max(axis=1)
     return np.asarray(top + np.log(np.exp(beta * (m - top[:, None])).mean(axis=1)) / beta)
 
@@ -121,9 +117,7 @@ _PLAIN: dict[str, Callable[[Floats], Floats]] = {"whole": _whole, "mean": _mean,
 
 
 def pool_name(name: str) -> str:
-    """The one spelling of a pool: "topk:3" for "topk:3.0". Raises ConfigError for what is no pool, or has a number that
-    makes no sense.
-    """
+    """The one spelling of a pool: "topk:3" for "topk:3.0". Raises ConfigError: no pool, or a bad number."""
     kind, _, text = name.partition(":")
     if name in _PLAIN:
         return name

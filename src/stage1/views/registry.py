@@ -91,9 +91,7 @@ def multiclass_names() -> tuple[str, ...]:
 
 
 def aggregate_name(name: str) -> str:
-    """What makes one answer of the views, by the name that views.json takes: "topk:3" for "topk:3.0". Raises
-    ConfigError.
-    """
+    """What makes one answer of the views, as in views.json: "topk:3" for "topk:3.0". Raises ConfigError."""
     kind = AGGREGATORS.get(name.partition(":")[0])
     if kind is None or not kind.asked or (kind.spelled is None and name != kind.name):
         *names, last = default_names()
@@ -122,8 +120,7 @@ def check_classes(name: str, n_classes: int) -> None:
 def aggregator(
     name: str, policy: ViewPolicy, select_view_logits: ArrayLike | None = None, select_labels: ArrayLike | None = None
 ) -> Aggregator:
-    """The aggregator of this name for views cut by `policy`; "learned" is fitted on the view logits and labels of
-    val_select.
+    """The aggregator of this name for views cut by `policy`; "learned" is fitted on logits and labels of val_select.
 
     Raises ConfigError (unknown name; "learned" without what it is fitted on; "whole" of a policy that has no whole
     view), DataError (logits that do not fit the policy).
@@ -146,9 +143,7 @@ def aggregator(
 
 
 def from_document(document: Mapping[str, Any]) -> Aggregator:
-    """The inverse of `to_document`. Raises ConfigError for an unknown name, DataError for parameters that do not
-    fit.
-    """
+    """The inverse of `to_document`. Raises ConfigError (unknown name), DataError (bad parameters)."""
     return _kind(document["name"]).read(document)
 
 

@@ -1,9 +1,8 @@
-"""Scores of val_select by views that were not fitted on them: each image by a fit on the other folds, groups whole.
+"""Which aggregator: AUGRC on val_select against the whole view alone, on scores by fits on the other folds.
 
-An aggregator or a sequence that learned from val_select has its labels in its scores there. A map fitted on those is
-too sure of itself, and so is whatever else looks at val_select afterwards.
-
-Which aggregator: AUGRC on val_select against the whole view alone, with the interval of the paired difference.
+An aggregator or a sequence that learned from val_select has seen the labels of the images that it scores there. A map
+fitted on those scores is too sure of itself, and so is any other use of val_select afterwards. So each image is scored
+by a fit on the other folds, groups whole, and the paired difference comes with its interval.
 """
 
 from __future__ import annotations
@@ -92,9 +91,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """name: the aggregator chosen. reference: what it was compared with. table: reference first. reason: one
-    sentence.
-    """
+    """name: the aggregator chosen. reference: compared with. table: reference first. reason: one sentence."""
 
     name: str
     reference: str

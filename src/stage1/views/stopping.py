@@ -1,22 +1,22 @@
-"""Where to stop looking at further views: bounds on the log-odds after each view, from val_select.
+"""Where to stop evaluating further views: bounds on the log-odds after each view, from val_select.
 
-Three things are read off, none of them searched for, since a few hundred images are soon fitted:
+Three things are read off, none of them searched for, since a few hundred images are soon overfit:
 
-- the last view worth looking at: that of least NLL, or a later one where coverage asks for it; after it everything
+- the last view worth evaluating: that of least NLL, or a later one where coverage asks for it; after it everything
   stops.
 - from which view on an image may be answered 0 early. One view can show what makes it a 1; that nothing does is known
   once nearly all that views are worth has been seen. A 1 may be answered from the first view on.
 - one bound for each side and all steps: as near as keeps the errors expected of early answers within a share of those
-  that a certificate will let pass, and never nearer than the threshold itself. A side without a target: of those that
-  the thresholds make when all views are looked at. A side that never exits (miss_rate or false_exit_rate alone): what
+  that a certificate will allow, and never nearer than the threshold itself. A side without a target: of those that the
+  thresholds make when all views are evaluated. A side that never exits (miss_rate or false_exit_rate alone): what
   defers can stop as well, and an error is an image that would have exited.
 
 The share, `tolerance`, is the one number of the rule. Early answers are few, far from the thresholds and mostly right;
 what costs coverage is a handful of them on the wrong side, since a certificate at a few percent from some hundred
 images allows for a handful.
 
-How much would exit: thresholds on a score of val_select that meet the targets as a certificate will, and the share
-beyond them.
+The second half of the file, `expected_exits`, is what the bounds are judged by: thresholds on a score of val_select
+that meet the targets as a certificate will, and the share that exits beyond them.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, flo
 
 
 def _sides(whole: Expected) -> tuple[float, float]:
-    """Where bounds may begin, (low, high): the thresholds, and for a side that never exits the threshold of the
-    other.
-    """
+    """Where bounds may begin, (low, high): the thresholds; for a side that never exits, the other one's."""
     low = whole.lo if np.isfinite(whole.lo) else whole.hi
     return low, whole.hi if np.isfinite(whole.hi) else whole.lo
 
@@ -139,9 +137,7 @@ def _worth_looking(score: Floats, labels: NDArray[np.int64]) -> tuple[int, int]:
 
 
 def _errors_allowed(labels: NDArray[np.int64], rates: Mapping[str, float]) -> tuple[float, float]:
-    """(1 answered 0, 0 answered 1): how many of val_select's images the rates let pass; infinite where no target
-    limits them.
-    """
+    """(1 answered 0, 0 answered 1): errors on val_select that the rates allow; infinite without a target."""
     ones, zeros = float(labels.sum()), float((1 - labels).sum())
     missed = [rates[name] * ones for name in ("fnr", "miss_rate") if name in rates]
     false = [rates[name] * zeros for name in ("fpr", "false_exit_rate") if name in rates]
@@ -150,8 +146,7 @@ def _errors_allowed(labels: NDArray[np.int64], rates: Mapping[str, float]) -> tu
 
 
 def _limited(allowed: tuple[float, float], whole: Expected, score: Floats, belief: Floats) -> tuple[float, float]:
-    """The same, where no target limits a side as many as `whole` answers wrongly on score and belief of all views,
-    float [N].
+    """The same; a side without target gets as many as `whole` answers wrongly on score and belief, float [N].
 
     On a side that never exits: images that would have exited on the other, as many as coverage may be lost.
     """
@@ -214,8 +209,7 @@ class Expected:
 
 
 def expected_rates(risks: Mapping[str, float], confidence: float, units: int, prior: float) -> dict[str, float]:
-    """The rate that a certificate on `units` calibration units will let pass for each target: (errors allowed + 1/2) /
-    counted.
+    """The rate that a certificate on `units` units will allow for each target: (errors allowed + 1/2) / counted.
 
     prior: share of class 1. Raises ConfigError for a risk that two classes do not have (miss_rate.<class> ..). A
     certificate at .02 from 500 units of a class stands on observed rates near .01; stop bounds made for .02 would lie
@@ -235,8 +229,7 @@ def expected_rates(risks: Mapping[str, float], confidence: float, units: int, pr
 
 
 def expected_exits(score: Floats, belief: Floats, rates: Mapping[str, float]) -> Expected:
-    """The thresholds of most coverage whose rates stay within `rates`, where row i is of class 1 to the share
-    belief[i].
+    """The thresholds of most coverage whose rates stay within `rates`, where row i is of class 1 by belief[i].
 
     score, belief: float [N]. rates: of fnr, fpr, miss_rate, false_exit_rate, error. With miss_rate or false_exit_rate
     alone the other side never exits, as in their certificate; with fnr or fpr alone every row does, and the cut lies as

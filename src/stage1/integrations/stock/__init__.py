@@ -27,8 +27,7 @@ _LOADABLE = "ViT, DINOv2 without registers, SigLIP, BEiT, Swin V2, ConvNeXt V2"
 
 
 def stock_model(model: nn.Module, name: str, pooling: str, size: int, weight: Tensor, bias: Tensor) -> StockModel:
-    """The stock twin of a timm model without classifier, with the linear head `weight` [K, D], `bias` [K] on its
-    features.
+    """The stock twin of a timm model without classifier, with the linear head `weight` [K, D], `bias` [K] on top.
 
     pooling: as in BackboneConfig. size: side of the input. Raises ConfigError (one line, with the way out) for a model
     that transformers 4.45 has no twin of.

@@ -15,9 +15,7 @@ WAY_OUT = "ship its ONNX bundle with the detector of stage1.streetvision instead
 
 @dataclass(frozen=True, slots=True)
 class StockModel:
-    """config: config.json without labels. weights: state dict without the classifier. classifier: (weight, bias) to
-    put in.
-    """
+    """config: config.json without labels. weights: state dict without classifier. classifier: its (weight, bias)."""
 
     config: dict[str, Any]
     weights: dict[str, Tensor]

@@ -1,6 +1,4 @@
-"""Swin V2: the same modules under other names; timm merges patches before a stage, the stock class after the one
-before.
-"""
+"""Swin V2: the same modules under other names; timm merges patches before a stage, the stock class after one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The figure of a comparison of arms: paired differences to the first arm with their intervals, one panel for each
-metric.
-"""
+"""The figure of a comparison of arms: paired differences to the first arm with intervals, one panel for each metric."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ _LONGEST_NAME = 22
 
 
 def arms_drawing(document: Mapping[str, Any]) -> Drawing:
-    """PNG and SVG of the differences in a document of kind "comparison_arms"; the one confirmed on val_test as a
-    diamond.
+    """PNG and SVG of the differences in a document of kind "comparison_arms"; a diamond: confirmed on val_test.
 
     Colour and marker both say the verdict: better (filled green circle), worse (filled vermilion square), no difference
     shown (open).

@@ -67,9 +67,7 @@ def new_figure(height: float) -> Any:
 
 
 def fitting(name: str, most: int = 28) -> str:
-    """A name as a figure has room for it: on one line, the middle of a long one left out. The page beside it has
-    the whole name.
-    """
+    """A name as a figure has room for it: one line, the middle of a long one left out (whole on the page)."""
     line = "".join(char if char.isprintable() else " " for char in name)
     return line if len(line) <= most else f"{line[: most - 10]}..{line[-8:]}"
 

@@ -1,6 +1,4 @@
-"""The figure of `stage1 plan`: labelled units that each risk takes, and the chance of a certificate against their
-number.
-"""
+"""The figure of `stage1 plan`: labelled units that each risk takes, and the chance of a certificate by their number."""
 
 from __future__ import annotations
 
@@ -124,9 +122,7 @@ def _draw_needs(
 
 
 def _draw_chance(axis: Any, success: Mapping[str, Any] | None, pilot: Mapping[str, Any] | None) -> None:
-    """P(certified) against the number of labels: by the exact tail at fixed thresholds, and by drawing from the
-    pilot.
-    """
+    """P(certified) by number of labels: exact tail at fixed thresholds, and drawing from the pilot."""
     wanted = (pilot or success or {})["wanted"]
     marks: list[tuple[int, str]] = []
     if success is not None:

@@ -1,6 +1,4 @@
-"""Reliability: the observed share against the stated probability, with exact intervals; before and after the
-calibration map.
-"""
+"""Reliability: observed share against stated probability with exact intervals, before and after the calibration map."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What further views cost and give: certified coverage against the mean number of views, and against milliseconds.
+"""Two figures of views: what further views cost and give, and how many views the images of val_test took.
 
-How many views the images took, where looking stops as soon as the answer is safe: a bar for each number of views.
+The first draws certified coverage against the mean number of views, and against milliseconds; the second a bar for each
+number of views, where evaluation stops as soon as the answer is safe.
 """
 
 from __future__ import annotations

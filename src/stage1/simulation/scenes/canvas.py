@@ -1,5 +1,4 @@
-"""What scenes are drawn with: perspective projection, light and fog on flat-shaded faces, and things that stand in a
-world.
+"""What scenes are drawn with: perspective projection, light and fog on flat-shaded faces, and things placed in a world.
 
 World coordinates in metres: x to the right of the road's axis, y up, z along the road. Pillow draws, numpy shades;
 every length in pixels follows from the side of the picture, so one scene can be drawn at any size.

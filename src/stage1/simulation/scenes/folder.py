@@ -120,9 +120,7 @@ def _labels(plan: list[Video]) -> str:
 
 
 def _write_video(folder: str, seed: int, size: int, index: int) -> int:
-    """Draw one video and write those of its frames that are not there; runs in a worker. Returns its number of
-    frames.
-    """
+    """Draw one video and write its missing frames; runs in a worker. Returns its number of frames."""
     video = describe_video(seed, index)
     _, frames = video_frames(seed, index, size)
     for name, frame in zip(video.images, frames, strict=True):

@@ -1,7 +1,4 @@
-"""Who and what works on a site: excavators, rollers, people, and the hole they dig.
-
-Colours of the street, and how one of them varies from thing to thing.
-"""
+"""People and machines of a roadwork site (worker, excavator, roller, heap), and the colours of the street."""
 
 from __future__ import annotations
 

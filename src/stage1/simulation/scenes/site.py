@@ -91,9 +91,7 @@ def _worn(colour: Colour, dust: float) -> Colour:
 
 
 def visible_share(site: list[Thing], others: list[Thing], view: View) -> float:
-    """Share of the picture covered by `site` and not hidden by nearer `others`, estimated on a 6 x 6 grid per
-    object.
-    """
+    """Share of the picture covered by `site`, not hidden by nearer `others`; by a 6 x 6 grid per object."""
     total = 0.0
     hiding = [(other.z, _outline(other, view), other.opaque) for other in others if other.z > view.z + 1.4]
     for thing in site:

@@ -28,9 +28,7 @@ _HOURS = {"sun": (9.0, 17.0), "overcast": (8.0, 18.0), "dusk": (18.0, 20.5), "ni
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """What is known of a video before it is drawn; `images` (relative paths) and `timestamps` have one entry per
-    frame.
-    """
+    """A video before it is drawn; `images` (relative paths) and `timestamps` have one entry per frame."""
 
     index: int
     label: str

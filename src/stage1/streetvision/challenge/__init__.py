@@ -1,6 +1,4 @@
-"""What the StreetVision client sends: four levels of distortion, then a 224 px JPEG; seeded, in memory or as a
-folder.
-"""
+"""What the StreetVision client sends: four levels of distortion, then a 224 px JPEG; seeded, in memory or as files."""
 
 from stage1.data.corruptions import (
     CLIENT,

@@ -1,6 +1,6 @@
 """Challenges on disk: images/*.jpg, challenge.json (the parameters) and, last of all, labels.csv.
 
-Rows that carry the client's scene_description are taken only where label and description agree, as the client does.
+Of rows with the client's scene_description, those are taken where label and description agree, as the client does.
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ class Made:
 def tasks_for(
     table: SampleTable, rows: Sequence[int] | NDArray[np.int64], level: str, copies: int, seed: int
 ) -> list[tuple[int, Task]]:
-    """(row, task) of every copy of the rows of `table`, in order. Raises ConfigError for an unknown level or no
-    copy.
-    """
+    """(row, task) of every copy of the rows of `table`, in order. Raises ConfigError: unknown level, no copy."""
     if copies < 1:
         raise ConfigError(f"challenge: copies {copies} is less than 1")
     found = []
@@ -172,8 +170,7 @@ def write_folder(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """A data set of challenges of `table` and the path of its labels.csv, which is written last: where it is, all
-    images are.
+    """A data set of challenges of `table`; the path of its labels.csv, written last: where it is, all images are.
 
     Columns: image (relative), label (the class's name), group, level, source_image (relative to `base` where it lies
     below it), source, timestamp and role where the table has them, and its slices. Copies keep the group of their
@@ -205,9 +202,7 @@ def write_folder(
 
 
 def balanced_rows(table: SampleTable, seed: int) -> NDArray[np.int64]:
-    """Rows of `table`, ascending, with equally many of each class in each role: the larger classes lose by hash of
-    seed and id.
-    """
+    """Rows of `table`, ascending, equally many of each class in each role: larger classes lose by hash."""
     ranks = [hashlib.sha256(f"balance/{seed}/{name}".encode()).digest() for name in table.ids.tolist()]
     kept: list[int] = []
     for role in np.unique(table.roles).tolist():

@@ -1,6 +1,4 @@
-"""What the client pays: its rule played answer by answer, the expected reward of TPR and FPR, of labelled scores by
-level, and the threshold for it.
-"""
+"""What the client pays: its rule answer by answer, the expected reward (of rates, by level), and the threshold."""
 
 from stage1.streetvision.reward.expected import expected_reward, mcc_of_table
 from stage1.streetvision.reward.levels import DEFAULT, MIXTURE, OPEN, Gain, LevelRates, LevelReward

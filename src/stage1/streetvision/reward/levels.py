@@ -47,9 +47,7 @@ class LevelReward:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A difference of the mixture's reward on the same rows, with its paired interval. verdict: better, worse, not
-    shown.
-    """
+    """A difference of the mixture's reward on the same rows, paired interval. verdict: better, worse, not shown."""
 
     value: float
     low: float
@@ -108,9 +106,7 @@ class LevelRates:
         return first, second
 
     def replicates(self, threshold: float) -> Rates:
-        """The same in each bootstrap replicate, float [B, levels] each; NaN where a replicate left a class of a
-        level out.
-        """
+        """The same in each bootstrap replicate, float [B, levels] each; NaN where one lacks a class of a level."""
         above = self._score > threshold
         found = []
         for label, (masks, bases, units) in enumerate(zip(self._rows, self._bases, self._units, strict=True)):

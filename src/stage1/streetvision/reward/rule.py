@@ -48,8 +48,7 @@ class Played:
 
 
 def play(answers: ArrayLike, labels: ArrayLike) -> Played:
-    """The rule on one sequence. answers: float [N], any values (see above for no reply and out of range); labels: 0/1
-    [N].
+    """The rule on one sequence. answers: float [N], any values (no reply, out of range: see above); labels: 0/1 [N].
 
     Raises DataError for unequal lengths, none at all, or other labels.
     """
@@ -117,9 +116,7 @@ def _mcc_of_windows(counts: FloatArray) -> FloatArray:
 def simulated(
     tpr: float, fpr: float, *, prior: float = 0.5, answers: int = 1000, runs: int = 200, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Moving averages after `answers` answers of `runs` independent sequences, float [runs]: the spread of what is
-    paid.
-    """
+    """Moving averages after `answers` answers of `runs` independent sequences, float [runs]: the payout's spread."""
     rng = np.random.default_rng(seed)
     ends = np.empty(runs)
     for run in range(runs):

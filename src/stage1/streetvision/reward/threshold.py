@@ -28,8 +28,7 @@ def reward_threshold(
     prior: float = 0.5,
     exits: ArrayLike | None = None,
 ) -> tuple[float, float]:
-    """The threshold on `probability` for the largest expected reward of the mixture, and that reward by the class
-    model.
+    """The threshold on `probability` of the largest expected mixture reward, and that reward by the class model.
 
     Arguments as for LevelRates, of val_select: rows that are not used to check it. See the module for how noise is kept
     out. The default where no threshold moves anything, as every row exits. Raises DataError as there, and where there

@@ -1,6 +1,4 @@
-"""Is the representation collapsing? Rank and spread of the features of fixed images, against what they were at the
-start.
-"""
+"""Is the representation collapsing? Rank and spread of the features of fixed images, against those at the start."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The student-teacher objective: the student's view of an image must be told like the averaged teacher's other view of
-it.
+"""The student-teacher objective: the student's view of an image must match the averaged teacher's other view of it.
 
 p_t = softmax((teacher(view 1) - center) / teacher_temperature), p_s = softmax(student(view 2) / student_temperature)
 loss = mean over images and both ways of -sum p_t log p_s;  center <- m center + (1 - m) mean of the teacher's outputs
@@ -52,9 +51,7 @@ def dino_loss(
 
 
 def momentum_at(step: int, total: int, base: float) -> float:
-    """Share of itself that the teacher keeps at step `step`: from `base` to 1 along half a cosine (paper, section
-    3.1).
-    """
+    """Share of itself that the teacher keeps at `step`: from `base` to 1 by half a cosine (section 3.1)."""
     return 1.0 - (1.0 - base) * (math.cos(math.pi * step / total) + 1.0) / 2.0
 
 
@@ -118,9 +115,7 @@ class DinoObjective(nn.Module):
             tensor.copy_(state[name])
 
     def watched(self) -> dict[str, float]:
-        """teacher_entropy of the last batch, nats: log(prototypes) is a teacher that tells nothing, 0 one that says
-        one thing.
-        """
+        """teacher_entropy of the last batch, nats: log(prototypes) says nothing, 0 always the same."""
         return {"teacher_entropy": self._entropy}
 
     def _own(self) -> list[tuple[str, nn.Parameter]]:

@@ -1,12 +1,11 @@
-"""The masked-image objective: the encoder gets some patches, a small decoder rebuilds the others from what it made of
-them.
+"""The masked-image objective: the encoder gets some patches, a small decoder rebuilds the others from its output.
 
-images -> pixels of hidden patches set to 0 -> patch tokens -> hidden tokens left out -> encoder -> [prefix + visible
-tokens]
-       -> decoder: visible tokens and, for each hidden patch, one learned token, all with their positions -> pixels of
-       hidden patches
-loss = mean over hidden patches of the squared error on pixels normalised per patch. Source: He et al. 2022 (MAE),
-section 3.
+images -> pixels of hidden patches set to 0 -> patch tokens -> hidden tokens left out
+       -> encoder -> [prefix + visible tokens]
+       -> decoder: visible tokens and, for each hidden patch, one learned token, all with their positions
+       -> pixels of hidden patches
+loss = mean over hidden patches of the squared error on pixels normalised per patch.
+Source: He et al. 2022 (MAE), section 3.
 """
 
 from __future__ import annotations
@@ -118,9 +117,7 @@ class Decoder(nn.Module):
 
 
 def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed positions float32 [rows * columns, width]: sines and cosines of row and column (MAE's; Vaswani et al.
-    2017).
-    """
+    """Fixed positions float32 [rows * columns, width]: sines and cosines of row and column (Vaswani et al. 2017)."""
     quarter = math.ceil(width / 4)
     rates = 1.0 / 10000 ** (torch.arange(quarter) / quarter)
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -158,9 +155,7 @@ class MaskedObjective(nn.Module):
             )
 
     def loss(self, module: nn.Module, views: list[Tensor], epoch: int, step: int) -> Tensor:
-        """Loss of one batch; module: the backbone's; views: one tensor [N, 3, S, S]. What is hidden follows from
-        (epoch, step).
-        """
+        """Loss of one batch; module: the backbone's; views: one [N, 3, S, S]; hidden by (epoch, step)."""
         (images,) = views
         patches = (images.shape[2] // self.side) ** 2
         keep = visible_patches(len(images), patches, self.ratio, sub_seed(self.seed, "mask", epoch, step)).to(

@@ -75,8 +75,7 @@ def pretrain(
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
 ) -> PretrainResult:
-    """Adapt `backbone` to unlabelled `images`, in place: the result has its own, the one given must not be used after
-    this.
+    """Adapt `backbone` to unlabelled `images`, in place: use the result, not the one given, afterwards.
 
     images: from `printed`, after `refuse_overlap`. Goes on from `folder`/checkpoints/pretrain.safetensors, bit-equal to
     never having stopped (same machine, versions, threads). Writes that file, pretrain.csv, log.jsonl and, at the end,

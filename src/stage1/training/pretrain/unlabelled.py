@@ -29,9 +29,7 @@ PROTECTED = ("val_calib", "val_test")
 
 @dataclass(frozen=True, slots=True)
 class Prints:
-    """Of N readable images: names, ids (sha256 of the bytes), gray thumbnails uint8 [N, 8, 9], and the items to
-    read.
-    """
+    """Of N readable images: names, ids (sha256 of the bytes), gray thumbnails uint8 [N, 8, 9], items to read."""
 
     names: tuple[str, ...]
     ids: tuple[str, ...]
@@ -57,8 +55,7 @@ def unlabelled_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def printed(items: Sequence[Item], names: Sequence[str], *, workers: int = 0, max_pixels: int = MAX_PIXELS) -> Prints:
-    """Read every image once. Unreadable ones are left out, counted in the log, the first named. Copies of one file
-    count once.
+    """Read every image once. Unreadable ones: left out, counted in the log, the first named. Copies count once.
 
     Raises DataError where none can be read.
     """
@@ -111,8 +108,7 @@ def overlapping(unlabelled: Prints, protected: Prints, distance: int) -> list[tu
 
 
 def refuse_overlap(unlabelled: Prints, protected: Prints, distance: int) -> None:
-    """Raises DataError where an unlabelled image is, or nearly is, one of the protected ones: leakage through
-    pretraining.
+    """Raises DataError where an unlabelled image is, or nearly is, a protected one: leakage by pretraining.
 
     The message names the first pair and the number; nothing is dropped in silence. distance:
     data.near_duplicate_distance.
