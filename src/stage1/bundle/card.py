@@ -36,7 +36,7 @@ def model_card(
 ) -> str:
     """README.md: the YAML header of the hub, then guarantee, intended use, data, evaluation, how to verify, limits.
 
-    manifest: bundle.json, complete up to `files` and `digest` (which cannot stand in a file that they cover).
+    manifest: bundle.json, complete up to `files` and `digest` (which cannot be in a file that they cover).
     evaluation: the evaluation document of val_test, or None: the card then says that there was none. views: the views
     that every answer rests on, None for the whole image alone.
     """
@@ -112,7 +112,7 @@ def _weights(backbone: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _views(views: ViewsDocument | None, evaluation: Mapping[str, Any] | None) -> dict[str, str]:
-    """What is looked at and why; nothing for the whole image alone."""
+    """Which views are evaluated and why; nothing for the whole image alone."""
     if views is None:
         return {}
     lines = {"views": f"{views.description} (`views.json`); the certificate is of these views"}

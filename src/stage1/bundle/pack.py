@@ -149,7 +149,7 @@ def _fill(
     evaluation: Mapping[str, Any] | None,
 ) -> None:
     _copy(model, fresh / MODEL)
-    # Weights of more than 2 GB stand in a file of their own, which the graph names.
+    # Weights of more than 2 GB are in a file of their own, which the graph names.
     if (weights := model.with_name(f"{model.name}.data")).is_file():
         _copy(weights, fresh / weights.name)
     _copy(policy_file, fresh / policy_file.name)

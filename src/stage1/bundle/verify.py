@@ -36,8 +36,8 @@ class VerifyReport:
     """What `verify_bundle` found.
 
     digest: the identity of the bundle, None where bundle.json cannot be trusted. files: how many files were digested.
-    problems: one line each, the file first; empty means that every byte is as it was written.
-    notes: what is as it was written, and should be known all the same.
+    problems: one line each, the file first; empty means that no byte was changed.
+    notes: what was not changed, and should be known all the same.
     """
 
     folder: Path

@@ -97,7 +97,7 @@ def fitted_identity(select: Scores, reason: str) -> FittedMap:
 def made_again(reported: FittedMap, select: Scores, seed: int) -> FittedMap:
     """The same choice among the same candidates on labelled scores of val_select; equals `stated` if that was made so.
 
-    A map without a comparison is fitted anew. An identity for which no map was compared stays as it is: there is
+    A map without a comparison is refitted. An identity for which no map was compared stays: there is
     nothing to fit.
 
     >>> import numpy as np

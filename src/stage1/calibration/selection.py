@@ -83,7 +83,7 @@ def choose_map(
     and rows (see `stage1.calibration.registry`; isotonic from 1,000 rows, dirichlet up to 100 classes). folds: groups
     stay whole.
     keep_order: a map whose fit on all rows does not keep the order (`CalibrationMap.keeps_order`) is passed over.
-    A candidate that cannot be fitted in some fold is out, and the table says why. Dirichlet chooses its penalties anew
+    A candidate that cannot be fitted in some fold is out, and the table says why. Dirichlet chooses its penalties again
     in every fold. Raises DataError without labels, ConfigError for an unknown candidate or folds < 2.
 
     >>> rng = np.random.default_rng(0)

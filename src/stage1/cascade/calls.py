@@ -80,7 +80,7 @@ def checked_probability(value: Any) -> float:
 
 def strict_json(text: str | bytes) -> Any:
     """The document in `text`. Raises ValueError or RecursionError where it is no JSON, CallFailed("invalid") where a
-    key stands in it twice: which of the two is meant, nobody knows."""
+    key is in it twice: which of the two is meant is unknown."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

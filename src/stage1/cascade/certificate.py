@@ -47,7 +47,7 @@ class CascadeCertificate:
     """What is promised of the answers of the whole cascade, or why nothing is.
 
     rules: of the configuration that is meant. risks: as measured for it on the counted units of val_calib. failures: by
-    stage, the calls on val_calib and how they ended. place, tested: where it stands in the order of testing. delta:
+    stage, the calls on val_calib and how they ended. place, tested: its index in the order of testing. delta:
     spent on the whole.
     """
 

@@ -275,7 +275,7 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"
 
 
-# Keys by section; {stage} stands for stages.0 and so on. Sections of a stage first: there most mistakes are made.
+# Keys by section; {stage} is stages.0 and so on. Sections of a stage first: there most mistakes are made.
 _SECTIONS: dict[str, type[Section]] = {
     "{stage}.": StageConfig,
     "{stage}.http.": HttpConfig,

@@ -179,7 +179,7 @@ def _key(variable: str) -> str:
 
 
 def _cut_after(seconds: float, connection: socket.socket, late: threading.Event) -> threading.Timer:
-    """Closes the connection at the deadline: a socket's own timeout starts anew with every byte."""
+    """Closes the connection at the deadline: a socket's own timeout restarts with every byte."""
     connection.settimeout(seconds)
 
     def cut() -> None:

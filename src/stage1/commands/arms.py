@@ -40,7 +40,7 @@ def compare_runs(
     runs: run directories; those whose configs differ in nothing but the seed are one arm, called by the config's name
     (by the folder's where two arms share it). arms: name -> run directories, given by hand; they come first. The first
     arm is the reference. on: the role on which all are compared and the best by the metric `by` is chosen; chosen on
-    val_select, it is then confirmed against the reference on val_test, once, and nothing else is looked at there.
+    val_select, it is then confirmed against the reference on val_test, once, and nothing else is read there.
     Raises DataError naming the role and the first run whose images differ from the first run's, MissingError (no run,
     not scored), ConfigError (fewer than two arms, a run given twice, two runs of one arm with one seed, a bad option).
     """

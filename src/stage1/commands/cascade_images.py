@@ -86,7 +86,7 @@ def roled_images(cascade: Cascade, source: Path) -> Roled:
 
 
 def ask_all(cascade: Cascade, roled: Roled, path: Path, progress: Progress) -> None:
-    """Every stage for every image with a role, into a file of answers; what an outage cut off is asked anew."""
+    """Every stage for every image with a role, into a file of answers; what an outage cut off is asked again."""
     head = header(cascade.digest, None, cascade.names)
     if path.is_file():
         stale = [

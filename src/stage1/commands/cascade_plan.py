@@ -184,7 +184,7 @@ def _options(
     """Configurations of the frontier that every later stage can take, as far as its capacity is known: the three that
     defer most, each judged by the bound of the verdict; and what is to be said where there are none.
 
-    The frontier was ordered before the counted images were looked at, each configuration deferring less than the one
+    The frontier was ordered before the counted images were seen, each configuration deferring less than the one
     before.
     Tested in that order from its end, up to the first that does not fit, one false "fits" in the list is no likelier
     than one in the verdict (fixed sequence): no share of delta is to be paid for looking at many. As each

@@ -122,7 +122,7 @@ def evaluate_scores(
 def refuse_used_rows(scores: Scores, policy_folder: Path, where: str) -> None:
     """Raises DataError where rows of `scores` helped to make the policy: by their ids, else by being the same file.
 
-    What was used stands beside the policy: scores.parquet of `calibrate --scores`, calibration.parquet and
+    What was used is kept beside the policy: scores.parquet of `calibrate --scores`, calibration.parquet and
     selection.parquet of a bundle, the ids of a run directory.
     """
     used, seen = _used(policy_folder)

@@ -1,6 +1,6 @@
 """From recipe, file, environment and command line to a RunConfig, with where each value came from.
 
-A recipe is a file of the package, a phase stands for one of them. Between a file and a RunConfig a config is dotted
+A recipe is a file of the package, a phase names one of them. Between a file and a RunConfig a config is dotted
 keys and values: which keys there are, how they are written as YAML, and in which of them two configs differ.
 """
 
@@ -49,7 +49,7 @@ def recipe_text(name: str) -> str:
 
 
 def phase_recipe(phase: int) -> str:
-    """The recipe that `--phase` stands for. Raises ConfigError where there is none yet."""
+    """The recipe that `--phase` names. Raises ConfigError where there is none yet."""
     if phase not in PHASES:
         raise ConfigError(f"--phase {phase}: phases are 0 to 6")
     if PHASES[phase] not in recipes():

@@ -1,4 +1,4 @@
-"""Section views: parts of each image that are looked at beside the whole."""
+"""Section views: parts of each image that are evaluated beside the whole."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Named distortions of training images: pixels in, pixels out, a function of (seed, epoch, index) alone.
 
-Each name stands for one frozen Recipe, whose values are stored with the run; `client` is what the StreetVision
+Each name is that of one frozen Recipe, whose values are stored with the run; `client` is what the StreetVision
 validator sends (data/corruptions.py). Nothing here is ever applied to evaluation roles.
 """
 

@@ -223,7 +223,7 @@ def _rounded(ends: Sequence[tuple[Any, Any]], flow: Sequence[float], rng: np.ran
     """A flow whose nodes all keep what they get (ends: whole sums), each pipe rounded up or down, means kept.
 
     Along a cycle of pipes that are not whole, shifting keeps every node's balance. It is shifted one way or the other
-    until a pipe is whole, with the probabilities that leave every expectation as it is; and again, until no pipe is
+    until a pipe is whole, with the probabilities that leave every expectation unchanged; and again, until no pipe is
     left.
     """
     value = list(flow)

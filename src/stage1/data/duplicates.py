@@ -24,7 +24,7 @@ MIN_CLEAR_BITS = 24
 # joined to the first of them, and only that one is compared on.
 _CROWD = 64
 _CROWD_DIFFERENCE = 1.0
-# Verified pairs after which pairs inside one cluster are no longer looked at: they cannot change a cluster.
+# Verified pairs after which pairs inside one cluster are no longer compared: they cannot change a cluster.
 _ENOUGH_PAIRS = 1_000_000
 _BIG_BUCKET = 2048
 _CHUNK = 1 << 20

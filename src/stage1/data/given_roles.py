@@ -20,7 +20,7 @@ ROLE_WORDS = {
     "val": ("val", "valid", "validation", "validate", "dev", "devel", "development", "eval", "evaluation"),
     "test": ("test", "testing", "tst", "holdout"),
 }
-# What stands beside such a word and changes nothing: train2017, test_set, seg_train, valImages.
+# What may be beside such a word and changes nothing: train2017, test_set, seg_train, valImages.
 _FILLERS = ("set", "split", "data", "dataset", "image", "images", "img", "imgs", "folder", "dir", "seg", "subset")
 _WRAPPERS = ("images", "imgs", "data")
 
@@ -114,7 +114,7 @@ def suggested(names: Sequence[str]) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as it can stand in a list or mapping on the command line."""
+    """A name as it is written in a list or mapping on the command line."""
     return name if re.fullmatch(r"[\w.-]+", name) else json.dumps(name, ensure_ascii=False)
 
 

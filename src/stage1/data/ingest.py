@@ -138,7 +138,7 @@ def source_digest(config: DataConfig, *, base: Path | None = None) -> str:
             if file.endswith((".csv", ".tsv")):
                 sha.update(Path(file).read_bytes())
         for path, label, role in zip(listing.paths, listing.labels, listing.roles, strict=True):
-            # An embedded image changes with its container, which stands in `files`.
+            # An embedded image changes with its container, which is in `files`.
             sha.update(path.encode() if split_locator(path) else _state(path))
             sha.update(f"\0{label}\0{role}\n".encode("utf-8", "surrogateescape"))
         for item in listing.quarantine:

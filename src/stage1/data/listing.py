@@ -61,7 +61,7 @@ def _with_roles(listing: Listing, config: DataConfig) -> Listing:
         )
     given = dict.fromkeys(listing.roles)
     if listing.role_name == "split" and not config.roles and not any(role_kinds(given).values()):
-        # Splits by year or by site are no roles: pooled, and cut anew by group.
+        # Splits by year or by site are no roles: pooled, and split again by group.
         sources = listing.sources if any(listing.sources) else listing.roles
         return replace(listing, sources=sources, roles=[""] * len(listing))
     if any(given) or config.roles:

@@ -2,7 +2,7 @@
 
 Arguments, weights and errors as in stage1.evaluation.probability. The debiased errors subtract what chance alone adds.
 How large that is depends on how many *independent* rows there are, and a row of weight 2 is no more than one: so here
-weights count by their effective number in each bin, (sum w)^2 / sum w^2, and do not stand for repeated rows.
+weights count by their effective number in each bin, (sum w)^2 / sum w^2, and are not repeated rows.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ def _bootstrap(
 def _permutation(
     a: Scores, b: Scores, plan: resampling.Units, base: FloatArray, metrics: Sequence[str], permutations: int, seed: int
 ) -> dict[str, float]:
-    """Two-sided p-values. Both models' rows stand in one ranking of 2 N rows; a swap is a choice of N of them."""
+    """Two-sided p-values. Both models' rows are in one ranking of 2 N rows; a swap is a choice of N of them."""
     if not metrics:
         return {}
     n, truth = len(a), a.known_labels

@@ -175,7 +175,7 @@ def bbse_weights(joint: ArrayLike, predicted: ArrayLike) -> FloatArray:
 
 
 def em_step(prior: ArrayLike, probabilities: ArrayLike, source_prior: ArrayLike) -> FloatArray:
-    """One step of expectation-maximisation from `prior`: the mean of probabilities restated at it, float [K].
+    """One step of expectation-maximisation from `prior`: the mean of probabilities restated at that prior, float [K].
 
     >>> em_step([0.5, 0.5], [0.9, 0.2], 0.5).round(3).tolist()
     [0.45, 0.55]

@@ -48,7 +48,7 @@ class Row:
     every class in their order (columns p_<class> of tables); `probability` stays for those who read it, new code takes
     these.
     decision: "exit:<class>" or "defer". A broken image defers, and `error` says in one line what is wrong with it.
-    Where the bundle has views: `views`, how many were looked at; `view`, the name of the one with the largest pull
+    Where the bundle has views: `views`, how many were evaluated; `view`, the name of the one that contributed most
     towards the class of the larger aggregated logit; `box`, where that one lies, (top, left, bottom, right) in pixels
     of the decoded image; `small`: the image is no larger than the model's input, so that tiles add nothing.
     """
@@ -71,7 +71,7 @@ class Predictor:
     """A model file with its preprocessing, class names and, where it is to decide, a policy.
 
     model: .onnx path or bytes; its output `logits` has one column per class; where it has an output `gate_logits` [N],
-    the policy gets it. views: which views of each image are looked at and how they are aggregated; None: the whole
+    the policy gets it. views: which views of each image are evaluated and how they are aggregated; None: the whole
     image alone.
     A model that takes all views together (`Engine.views`) needs them, as views of a head on pooled features.
     batch_size: rows of one forward. threads, workers: batches at once and decoding threads, 0 = one per core.
@@ -411,7 +411,7 @@ def _require_shape(logits: NDArray[Any], shape: tuple[int, ...]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong, in one line, without the path (which stands beside it)."""
+    """What is wrong, in one line, without the path (which is printed beside it)."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 

@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 Failure = tuple[int, Exception]
 SPREAD = "view_spread"
 WITHOUT = "without_view"  # output of a model that makes one answer of all views
-# Images of one batch where views are looked at one by one: the forwards shrink as images stop, and their pixels wait in
+# Images of one batch where views are evaluated one by one: the forwards shrink as images stop, and their pixels wait in
 # memory.
 _ONE_BY_ONE = 4
 
@@ -33,7 +33,7 @@ class ViewOutputs:
     """What the model says of the views of n images.
 
     logits: float32 [n, V, K]; gate: float32 [n, V] or None; sizes: int64 [n, 2], (height, width) of the decoded images.
-    Where views are looked at one by one, those beyond the stop hold 0.
+    Where views are evaluated one by one, those beyond the stop hold 0.
     answer: None; or float32 [n, K], the images' own logits, of a model that makes them of all views together: its
     `logits` are then those without each view, and its gate is the image's, [n].
     """
@@ -169,7 +169,7 @@ def _placed(sizes: Ints, deciding: Ints, policy: ViewPolicy, spec: Preprocessing
 
 
 def _spread(view_logits: Floats, logits: Floats, used: Ints, views: ViewsDocument) -> Floats:
-    """Standard deviation over the views looked at of the log-odds of the class that is answered, float [n]."""
+    """Standard deviation over the evaluated views of the log-odds of the class that is answered, float [n]."""
     answer = logits.argmax(axis=1)[:, None, None]
     own = np.take_along_axis(view_logits, np.broadcast_to(answer, (*view_logits.shape[:2], 1)), axis=2)[..., 0]
     others = np.where(np.arange(view_logits.shape[2]) == answer, -np.inf, view_logits)

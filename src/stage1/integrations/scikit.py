@@ -41,7 +41,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     confidence: of the certificate, all risks jointly. policy: "softmax", "gate" (refused where it shows no gain) or
     "scrc".
     values: "logits" or "probabilities", what the scores are: needed without an estimator, it is said and never guessed.
-    Not looked at with an estimator.
+    Ignored with an estimator.
     coverage, class_coverage, target_prior, allow_one_sided, assume_iid, against_argmax: as in stage1.fit_policy.
     classes: labels in the order of the columns, the positive one last; None: the sorted labels of y, as scikit-learn
     orders predict_proba. defer: what predict gives for a deferred row: "auto" is "defer" among text labels and -1 among
@@ -194,7 +194,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     # ---- parts ---------------------------------------------------------------------------------------------------
 
     def _columns(self, X: ArrayLike) -> ArrayLike:
-        """Scores [N] of two classes as [N, 1]; anything else as it is."""
+        """Scores [N] of two classes as [N, 1]; anything else unchanged."""
         one = self.estimator is None and (np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)) == 1
         return np.asarray(X).reshape(-1, 1) if one else X
 

@@ -317,7 +317,7 @@ def save_adapter(adapted: Adapted, folder: str | os.PathLike[str]) -> None:
     """Write the adapter alone: adapter_model.safetensors and, for low rank, peft's adapter_config.json.
 
     `PeftModel.from_pretrained(timm_model, folder)` reads the low-rank kinds too. What it was made for (config, digest
-    of the base weights, backbone's name and fingerprint) stands in the metadata of the tensors' file.
+    of the base weights, backbone's name and fingerprint) is in the metadata of the tensors' file.
     """
     from safetensors.torch import save
 

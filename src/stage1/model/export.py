@@ -89,7 +89,7 @@ def export_model(
 
     backbone_onnx: what `export_backbone` wrote; its graph goes in unchanged and its sha256 into the file's metadata
     (`backbone_digest` reads it). head: module from float32 [N, D] (with views: [N, `pooled_width`]) to [N, K] (exported
-    in eval mode on the CPU; itself left as it is). Takes about a second. Checked at batch 1, 2 and 7: engine on the
+    in eval mode on the CPU; unchanged itself). Takes about a second. Checked at batch 1, 2 and 7: engine on the
     whole against the torch head on the engine's features. Raises MissingError, ConfigError, IntegrityError.
     """
     if not Path(backbone_onnx).is_file():

@@ -158,7 +158,7 @@ def fit_calibrated(
 
     fit: the policy with its certificate from scores of val_select (None: there are none) and val_calib; map: from these
     scores to the stated probability, which is the identity once they are mapped. Only val_select
-    may have been looked at for the map: then a mapped score is a fixed function of one image's logits, which is all
+    may have been used for the map: then a mapped score is a fixed function of one image's logits, which is all
     that the certificate asks of a score. Raises as fit does.
     """
     if frozen.score == "raw":

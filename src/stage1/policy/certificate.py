@@ -159,7 +159,7 @@ class Certificate:
         for name in _LISTS:
             document[name] = list(document[name])
         if self.boundary is not None:
-            # A side that no image may take has its limit at infinity, which JSON has not: the largest number stands for
+            # A side that no image may take has its limit at infinity, which JSON has not: the largest number represents
             # it.
             document["boundary"] = [max(-_LARGEST, min(limit, _LARGEST)) for limit in self.boundary]
         return document

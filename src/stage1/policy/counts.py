@@ -159,7 +159,7 @@ class ClassExits:
         """Exits of the chosen cells (risk/risks.py, three classes), from the sums that are kept: float [T].
 
         Each cell is a difference of such sums, so most of them cancel; what is left is added first, then subtracted.
-        chosen: bool [3, 4]; class 0 stands for `index`, 1 and 2 for the others, which are alike.
+        chosen: bool [3, 4]; class 0 is `index`, 1 and 2 are the others, which are alike.
         """
         (own, missed, _, own_defers), (as_own, others, others_wrong, others_defer) = chosen[:2].astype(int).tolist()
         sums: list[tuple[int, Callable[[], Floats]]] = [

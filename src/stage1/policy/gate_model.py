@@ -113,7 +113,7 @@ def fit_gate_model(
 ) -> GateModel:
     """Fit the gate on labelled scores of val_select.
 
-    extra: further features by name, [N] finite numbers each. source: "gate" takes the gate logit as it is, "meta" the
+    extra: further features by name, [N] finite numbers each. source: "gate" takes the gate logit unchanged, "meta" the
     meta-model (with the gate logit among its features); "auto" takes the gate logit where there is one, unless the
     meta-model's cross-validated NLL is lower by more than one standard error. ridge: L2 weight of the meta-model
     (scikit-learn's 1 / C). Folds keep groups whole, and follow ids where there are any, not the order of rows.
@@ -163,7 +163,7 @@ def cross_fitted_gate(
 ) -> Floats:
     """g of each row of val_select by a gate fitted without its fold (groups whole), float [N]: to judge the gate there.
 
-    The whole fit (meta-model, choice of source and map) is made anew without each fold. Where there is nothing to
+    The whole fit (meta-model, choice of source and map) is repeated without each fold. Where there is nothing to
     learn, g is constant. Arguments and errors as fit_gate_model.
     """
     right = answers_right(select)

@@ -230,7 +230,7 @@ def better_unit(
 ) -> str:
     """ "group" or "group_mean": the one with the larger chance to certify all risks, as seen from val_select alone.
 
-    select: val_select with groups; score: float [N] of it. Each risk is looked at where the path first makes enough
+    select: val_select with groups; score: float [N] of it. Each risk is judged where the path first makes enough
     errors to show how far they agree within groups; group_power brings them to the level of the target. "group" where
     val_select has no groups or no path, or where group means are not offered (target_prior).
     """

@@ -108,7 +108,7 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
         gain = np.diff(np.concatenate([[0.0], np.maximum.accumulate(cover[start:])]))
         lo, hi = cuts[low], cuts[high]
         if goal.limits is not None:
-            # The last cut before a limit stands for the limit itself: images between the two exit as well.
+            # The last cut before a limit represents the limit itself: images between the two exit as well.
             lo, hi = np.where(low >= ends[0], goal.limits[0], lo), np.where(high <= ends[1], goal.limits[1], hi)
         paths.append(CandidateSequence(lo, hi, start, float(np.einsum("t,t->", reached, gain)), name))
         disputed[name] = bool(chances[:, start].max() >= _SURE and chance[start] < _UNSURE)

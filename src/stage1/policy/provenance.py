@@ -15,7 +15,7 @@ LEVELS = ("L0", "L1", "L2", "L3")
 
 
 def said_of(policy: Policy, calib: Scores) -> Policy:
-    """The policy, its certificate saying which challenges it was made of, with their shares in `calib`; else as it is.
+    """The policy, its certificate saying which challenges it was made of, with their shares in `calib`; else unchanged.
 
     From the slice `level`, which travels with the scores: a certificate that is made again says the same.
     """

@@ -84,7 +84,7 @@ def fit_policy(
     """Choose the thresholds and certify them on `calib`, by the sharpest valid method for the set of risks.
 
     calib: labelled scores of val_calib, never seen by training or selection. select: labelled scores of val_select;
-    needed where the target has no closed-form rule (both ratios, error, floors), else only its ids are looked at.
+    needed where the target has no closed-form rule (both ratios, error, floors), else only its ids are read.
     risks: None: for two classes fnr 0.02 and false_exit_rate 0.05, for more error 0.05 (of scrc none). Else name ->
     target in (0, 1) of fnr, fpr, miss_rate, false_exit_rate, error; with more than two classes of error, fnr.<class>
     (wrong among images of the class that exit), wrong.<class> (wrong among images that exit as it) and

@@ -104,7 +104,7 @@ def _tidied(floors: tuple[float, ...], kind: str, tau: float) -> tuple[float, ..
 def measured(
     policy: ScrcPolicy, chosen: Choice, in_set: Bools, labels: NDArray[np.int64], targets: Sequence[Target]
 ) -> dict[str, RiskBound]:
-    """Errors and trials of each risk counted anew from the policy's sets, with the bound of its variant."""
+    """Errors and trials of each risk, recounted from the policy's sets, with the bound of its variant."""
     bounds = {}
     for risk, k, value in ((target.risk, target.k, target.value) for target in targets):
         members = chosen.selected & (labels == k)

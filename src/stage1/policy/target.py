@@ -21,7 +21,7 @@ class Request:
     the bundle will work; `error` and `coverage` are then those at this prior. classes: (negative, positive), or K > 2
     names; the risks are then error, fnr.<class>, wrong.<class> and miss_rate.<class>, and there is no target_prior.
     against_argmax: an image may exit as a class that its probability does not favour; boundary: else the limits of the
-    thresholds of two classes, known once val_select has been looked at (policy/boundary.py), None: none.
+    thresholds of two classes, known from val_select (policy/boundary.py), None: none.
     Raises ConfigError naming the field.
     """
 

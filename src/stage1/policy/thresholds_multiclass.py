@@ -28,7 +28,7 @@ _CLASS_SPREAD = 0.5
 class Blocks:
     """Rows by answered class, the most confident first, equal confidences as one block.
 
-    For class k, places 0..B_k say how many of its blocks exit; they stand in flat arrays from offset[k] on.
+    For class k, places 0..B_k say how many of its blocks exit; they are in flat arrays from offset[k] on.
     rows: order of the rows; ends: flat, rows that exit at each place (as a position in `rows`); cuts: flat, threshold
     of each place.
     """

@@ -30,7 +30,7 @@ EXPLORED = ("fnr", "miss_rate", "fpr", "false_exit_rate", "error")
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The units that the certificate counted, and the risks that can be counted anew from them.
+    """The units that the certificate counted, and the risks that can be recounted from them.
 
     negatives, positives: raw scores of each class, float, rising. lo, hi: the policy's thresholds, None = never exits.
     targets, deltas: of each risk shown. left_out: risks of the certificate that 0/1 counts at two thresholds do not

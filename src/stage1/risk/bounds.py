@@ -206,7 +206,7 @@ def eprocess(losses: ArrayLike, alpha: float, betas: Sequence[float] = (1.5, 2.0
     losses: 0/1 [N] in the order of observation. betas: alternatives q = beta * alpha, mixed with equal weight;
     those of 1 or more are left out.
     Returns float64 [N]: E_t = mean over q of (q/alpha)^S ((1-q)/(1-alpha))^(t-S), S = losses so far. Under H0 it ever
-    reaches 1 / delta with probability at most delta, so it may be looked at after every sample; values are capped at
+    reaches 1 / delta with probability at most delta, so it may be read after every sample; values are capped at
     1e300.
     Raises DataError for losses other than 0 and 1, alpha outside (0, 1), a beta <= 1, or no q below 1.
     Source: ALGORITHMS 10; Ville 1939.

@@ -7,7 +7,7 @@ Two valid methods for one risk, "a random frame of a random group" (ALGORITHMS 2
 | one_per_group (policy/units.py) | one frame of each group, exact binomial, n = groups | frames of a group agree |
 | betting | X_g, a mean over the group's frames, betting_pvalue | frames of a group hardly agree |
 
-**Which risk.** The rows that are passed say which frames a random frame stands for; both methods must be given the same
+**Which risk.** The rows that are passed say which frames a random frame represents; both methods must be given the same
 rows.
 
 | rows | trials | the risk is that of |
@@ -211,7 +211,7 @@ def choose_group_method(
 def _at_risk(wrong: Floats, trial: Floats, risk: float) -> Floats | None:
     """Weights of the groups, summing to 1, at which P(wrong) / P(tried) is `risk`; None where none do that.
 
-    Groups with a wrong row get one weight, the others another: how far rows of one group agree stays as it was seen.
+    Groups with a wrong row get one weight, the others another: how far rows of one group agree does not change.
     """
     some = wrong > 0
     if not some.any() or some.all():

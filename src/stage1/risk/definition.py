@@ -81,7 +81,7 @@ class Risk:
 
     @property
     def of_one_class(self) -> bool:
-        """Whether its trials are images of one class: then it stays as it is where the shares of the classes move."""
+        """Whether its trials are images of one class: then it does not change with the shares of the classes."""
         trials = cells(self)[1]
         return int(trials.any(axis=1).sum()) == 1
 

@@ -93,7 +93,7 @@ class RunDir:
         )
 
     def digest_of(self, name: str) -> str:
-        """sha256 of a file of this run: from the state where the file is as its stage left it, else read anew."""
+        """sha256 of a file of this run: from the state where the file is as its stage left it, else read again."""
         path = self / name
         for entry in self.state.values():
             stamp = entry["outputs"].get(name)
@@ -156,7 +156,7 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
 
 
 def refuse_change(folder: Path, stored: RunConfig, config: RunConfig) -> None:
-    """Raises ConfigError where what stands in `folder` was made with another config than `config`."""
+    """Raises ConfigError where the content of `folder` was made with another config than `config`."""
     if changes := differences(anchored(stored), anchored(config)):
         raise ConfigError(
             f"{folder}: made with another config ({'; '.join(changes[:3])}{' ..' if len(changes) > 3 else ''}); "
@@ -165,7 +165,7 @@ def refuse_change(folder: Path, stored: RunConfig, config: RunConfig) -> None:
 
 
 def kept_config(folder: Path) -> RunConfig | None:
-    """The stored config, where a finished stage stands for it; else None: a failed start binds nobody."""
+    """The stored config, where a stage finished under it; else None: a failed start binds nothing."""
     return stored_config(folder) if has_finished(folder) else None
 
 
@@ -188,7 +188,7 @@ def _leaving_no_trace(folder: Path) -> Iterator[None]:
         for place in made:  # innermost first
             try:
                 place.rmdir()
-            except OSError:  # something stands in it: it stays, and so do those above
+            except OSError:  # it is not empty: it stays, and so do those above
                 break
         raise
 

@@ -8,7 +8,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak() -> bool:
-    """Start counting the peak anew; False where this machine cannot (only Linux can)."""
+    """Reset the count of the peak; False where this machine cannot (only Linux can)."""
     try:
         _CLEAR.write_text("5")  # man 5 proc: resets VmHWM to what is resident now
     except OSError:

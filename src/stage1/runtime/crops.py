@@ -1,4 +1,4 @@
-"""Which parts of an image are looked at: the geometry of views, and one decoded image cut into them."""
+"""Which parts of an image are evaluated: the geometry of views, and one decoded image cut into them."""
 
 from __future__ import annotations
 

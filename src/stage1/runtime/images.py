@@ -136,7 +136,7 @@ def require_bytes(size: int, max_pixels: int | None) -> None:
 def picture_pixels(image: Image.Image, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """The pixels of a Pillow picture, as `decode` gives them for a file: uint8 [H, W, 3], C-contiguous.
 
-    What only the bytes of a file show is not looked at here: a missing end marker, further frames. max_pixels: None: no
+    What only the bytes of a file show is not checked here: a missing end marker, further frames. max_pixels: None: no
     limit.
     Raises ImageError ("too large", "unsupported mode", "truncated" or "corrupt" where a file that is read now is
     broken).

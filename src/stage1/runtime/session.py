@@ -32,7 +32,7 @@ _OUT_OF_MEMORY = (
 
 
 class Runner(Protocol):
-    """What `stream` needs: an Engine, or the torch module that stands in for it in training."""
+    """What `stream` needs: an Engine, or the torch module that replaces it in training."""
 
     @property
     def parallel(self) -> int:

@@ -157,7 +157,7 @@ def stream(
 
     rows: int64 [n], positions in `items` of the images of this batch. outputs: the engine's, each with n rows.
     failed: (row, error) of the items since the last batch that could not be read or decoded (DataError with ImageError
-    among them, or OSError); they are in no batch and nothing stands in for them. Each item is in exactly one of both.
+    among them, or OSError); they are in no batch and nothing replaces them. Each item is in exactly one of both.
     views: run each image's V views instead, cut from one decode; outputs are then [n, V, ...] and one more comes last,
     int64 [n, 2]: (height, width) of each decoded image.
     Batches hold `batch_size` good images (with views: as many as fit `batch_size` views, at least one; the last one

@@ -164,7 +164,7 @@ def image_column(names: Iterable[str], where: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """False for the name of a file whose bytes are no UTF-8 (they stand in it as lone surrogates)."""
+    """False for the name of a file whose bytes are no UTF-8 (they are in it as lone surrogates)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -97,7 +97,7 @@ def challenged(result: SplitResult, run: RunDir, context: Context) -> SplitResul
     """The split with challenges of the named roles instead of their images, and the slice `level` on every row.
 
     The files go to challenge/ in the run directory, whole or not at all; those that are there stay. A challenge that
-    equals another one of its role bit by bit (L0 twice) is left out, and stands in the quarantine as an exact
+    equals another one of its role bit by bit (L0 twice) is left out, and is in the quarantine as an exact
     duplicate.
     """
     from stage1.streetvision.challenge import GENERATOR, tasks_for, write_challenges

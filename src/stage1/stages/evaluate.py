@@ -124,7 +124,7 @@ def write_evaluation(
         calibration=reported_beside(policy, scores),
     )
     if shift is not None:
-        # Each replicate of mlls fits its map anew; more than 500 would say nothing more about two digits.
+        # Each replicate of mlls refits its map; more than 500 would say nothing more about two digits.
         document["label_shift"] = label_shift(
             scores, policy, shift, resamples=min(resamples, 500), level=level, seed=seed
         )

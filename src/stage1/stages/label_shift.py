@@ -5,7 +5,7 @@ Which rows are for what (they never overlap, but in the last line):
 | what | rows | why |
 |---|---|---|
 | kind of calibration map | val_select | chosen by cross-validated NLL, `choose_map` |
-| the map itself, the confusion of bbse | val_calib | chose no model and no map; fitted anew in every replicate |
+| the map itself, the confusion of bbse | val_calib | chose no model and no map; refitted in every replicate |
 | rates within each class, pooled metrics | val_test | as in the rest of evaluation.json |
 | all three, where nothing else is labelled | the rows evaluated | the document says so (`source.role`) |
 

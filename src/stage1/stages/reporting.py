@@ -39,7 +39,7 @@ _THUMBNAIL_SIDE = 240
 def rewrite_report(folder: Path) -> list[Path]:
     """report.html and figures/ from the documents of `folder`: a run directory, or that of `calibrate --scores`.
 
-    Nothing is computed anew but what the page shows. Returns the paths written, page first. Raises MissingError where a
+    Only what the page shows is recomputed. Returns the paths written, page first. Raises MissingError where a
     document is missing (the message names the command that makes it), IntegrityError where they do not belong together.
     """
     if (folder / CONFIG_FILE).is_file():

@@ -1,7 +1,7 @@
 """JSON documents: each kind is typed once, beside the concept that owns it, and checked on every write and every read.
 
 A document is a `TypedDict` below `Document`: a key is required, or may be absent (`NotRequired`), or may be null
-(`| None`), which are three things; the document stays the dict that stands in the file. Its `DocumentKind` names it in
+(`| None`), which are three things; the document stays the dict of the file. Its `DocumentKind` names it in
 messages, and the file `schemas/<name>.schema.json`, which tools/schemas.py makes from the type.
 """
 

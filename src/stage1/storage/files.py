@@ -72,7 +72,7 @@ def _replacing(path: Path) -> Iterator[str]:
     """The name of an empty temporary file; after the block it is synced and renamed over `path`, or written into it
     where that is no regular file.
 
-    On an error it is removed and `path` is as it was; OSError becomes Stage1Error.
+    On an error it is removed and `path` is unchanged; OSError becomes Stage1Error.
     """
     try:
         if _is_special(path):
@@ -172,7 +172,7 @@ def read_yaml(text: str, texts: Collection[str] = (), place: str = "") -> Any:
         """Of its own: constructors are kept by class."""
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        # Before `<<` is written out, which may well bring a key that is set anew.
+        # Before `<<` is written out, which may well bring a key that is set again.
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := [name for place, name in enumerate(names) if name in names[:place]]:
             raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)

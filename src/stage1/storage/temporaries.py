@@ -83,7 +83,7 @@ def _prefix(path: Path) -> str:
 
 
 def _left(path: str) -> bool:
-    """Whether nobody holds it, and it is old enough that nobody is about to."""
+    """Whether no process holds it, and it is old enough that none is about to."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:

@@ -24,7 +24,7 @@ from stage1.streetvision.classes import require_order
 
 # The client may narrow the float to 32 bits: the smallest answer above one half must survive that.
 ABOVE_HALF = 0.5 + 2.0**-24
-_EDGE = 12.0  # log odds from which a probability (6e-6 from its end) is left as it is
+_EDGE = 12.0  # log odds from which a probability (6e-6 from its end) is not changed
 
 
 def remap(probability: float, threshold: float) -> float:

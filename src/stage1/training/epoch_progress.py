@@ -48,7 +48,7 @@ COLUMNS = (
 
 
 def write_metrics(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all rows anew (COLUMNS; absent values stay empty), so the file can neither repeat nor miss an epoch.
+    """Rewrite all rows (COLUMNS; absent values stay empty), so the file can neither repeat nor miss an epoch.
 
     Floats are written so that they read back bit-equal.
     """

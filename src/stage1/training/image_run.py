@@ -1,7 +1,7 @@
 """One training run on images: steps over all processes, validation, checkpoints, bit-equal resume.
 
 Order, distortions and dropout follow from (seed, epoch, step, image); where the run stands: epoch_progress.py.
-A checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint stands in it.
+A checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint it holds.
 """
 
 from __future__ import annotations

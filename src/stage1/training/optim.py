@@ -3,7 +3,7 @@
 - The learning rate is a closed form of the step: its state is the step number.
 - The exponential moving average of the weights has a decay that warms up.
 - Every random number is a function of (seed, purpose, epoch, step): nothing to store, nothing to skip.
-- Torch runs on one thread, deterministic, and is put back afterwards as it was.
+- Torch runs on one thread, deterministic, and its state is restored afterwards.
 """
 
 from __future__ import annotations

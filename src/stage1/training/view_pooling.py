@@ -37,7 +37,7 @@ class ViewTraining:
     def rows(
         self, features: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """What the head is trained on: [N, V, D] as it is for mil, every view as a row of its own for views."""
+        """What the head is trained on: [N, V, D] unchanged for mil, every view as a row of its own for views."""
         if self.learn == "mil":
             return features, labels
         n, views, dim = features.shape

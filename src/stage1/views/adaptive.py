@@ -77,7 +77,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """order: int, all views in the order in which they are looked at. steps: one for each prefix.
+    """order: int, all views in the order of evaluation. steps: one for each prefix.
 
     expected: what val_select predicts ("views": mean number, "coverage", "coverage_all": with every view always;
     "none_early": why no image stops before the others, where that is so), for the reader.
@@ -109,7 +109,7 @@ class Sequence:
     def run(self, view_margins: Floats) -> tuple[Floats, Ints]:
         """(score, number of views used), float and int [N], of complete margins float [N, V] in the policy's order.
 
-        The same loop as view by view: margins beyond the stop are not looked at.
+        The same loop as view by view: margins beyond the stop are ignored.
         """
         n, v = view_margins.shape
         if v != len(self.order):
@@ -156,7 +156,7 @@ class Sequence:
         return cls(tuple(document["order"]), steps, document["expected"])
 
 
-# Share of the errors let pass that early answers may use up. On train images of the demo's scenes at 768 px, by heads
+# Share of the error budget that early answers may use up. On train images of the demo's scenes at 768 px, by heads
 # that had not seen them (topk:3): .3 needs 4.19 of 10 views and loses -.007 of coverage, .5 4.04 and -.003, .7 3.92 and
 # +.002 (benchmarks/views.md).
 TOLERANCE = 0.7
@@ -179,7 +179,7 @@ def fit_sequence(
     """The sequence for the aggregator `name` and the target, from labelled view logits of val_select, float [N, V, 2].
 
     calibration_units: how many independent units val_calib has (its size alone; None: as many as val_select), for
-    thresholds are as far out as their number allows. tolerance: share of the errors that a certificate will let pass
+    thresholds are as far out as their number allows. tolerance: share of the errors that a certificate will allow
     which early answers may use.
     Raises ConfigError (aggregator "whole", which has no further views; a tolerance outside [0, 1)), DataError (one
     class only).

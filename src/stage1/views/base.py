@@ -22,7 +22,7 @@ class Aggregator(Protocol):
 
     @property
     def name(self) -> str:
-        """As views.json and `views.aggregate` write it: the name of its kind, and a number where it has one."""
+        """As views.json and `views.aggregate` write it: the name of its kind, with its number, if any."""
         ...
 
     @property

@@ -78,10 +78,10 @@ class ViewsDocument:
         return digest_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     def aggregate(self, view_logits: ArrayLike) -> tuple[Floats, Ints, Ints]:
-        """(logits float64 [N, K], views looked at int64 [N], deciding view int64 [N]) of view logits [N, V, K].
+        """(logits float64 [N, K], views evaluated int64 [N], deciding view int64 [N]) of view logits [N, V, K].
 
         The deciding view has the largest contribution to the answer (the class of the larger aggregated logit).
-        With a sequence the logits are of its calibrated log-odds; views past the stop are not looked at. Raises
+        With a sequence the logits are of its calibrated log-odds; views past the stop are not evaluated. Raises
         DataError.
         """
         logits = checked(view_logits)

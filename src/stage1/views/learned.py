@@ -1,6 +1,6 @@
 """Learned combinations of views: a logistic regression on the views' margins, and heads that pool features themselves.
 
-`Learned` fits the regression on the whole view and the sorted margins of the others. `Pooled` stands for a model whose
+`Learned` fits the regression on the whole view and the sorted margins of the others. `Pooled` is for a model whose
 head makes one answer of all views: there is nothing left to aggregate, only which view decided.
 """
 
@@ -121,7 +121,7 @@ NAME = "pooled"
 
 
 class Pooled:
-    """Stands where an aggregator stands in views.json. Raises DataError where it is asked to aggregate."""
+    """The aggregator in views.json of a model that pools its views itself. Raises DataError if asked to aggregate."""
 
     name = NAME
     views = None

@@ -78,14 +78,14 @@ class Plan:
 
     @property
     def none_early(self) -> bool:
-        """Whether every image is looked at with the same number of views, more than one."""
+        """Whether every image gets the same number of views, more than one."""
         return self.last > 1 and all(bound == Bounds() for bound in self.bounds[: self.last - 1])
 
 
 def plan_stops(score: Floats, labels: NDArray[np.int64], rates: Mapping[str, float], tolerance: float) -> Plan:
     """The bounds. score: log-odds after each view by maps that have not seen the row, float [N, V].
 
-    rates: those a certificate will let pass (`expected_rates`). tolerance: share of these errors that early answers may
+    rates: those a certificate will allow (`expected_rates`). tolerance: share of these errors that early answers may
     use up, each side its own; 0: no early answers. An order that val_select chose makes the first views look better
     there than they are: where coverage is lost by it, the last view is a later one.
     """
@@ -113,7 +113,7 @@ def _sides(whole: Expected) -> tuple[float, float]:
 def _bounds(
     score: Floats, views: int, first_low: int, sides: tuple[float, float], allowed: list[float]
 ) -> list[Bounds]:
-    """Bounds where `views` are looked at; allowed: errors of those that stop low (of class 1) and high (of class 0)."""
+    """Bounds where `views` are evaluated; allowed: errors of those that stop low (of class 1) and high (of class 0)."""
     early = score[:, : views - 1]
     low = _innermost(early[:, first_low - 1 :], sides[0], allowed[0])
     high = _innermost(-early, -sides[1], allowed[1])

@@ -82,7 +82,7 @@ def _refused(rounded: FloatArray, truth: NDArray[np.int64], replied: NDArray[np.
             window = slice(max(0, end + 1 - size), end + 1)
             kept = rounded[window][replied[window]]
             values = {*kept.tolist(), *truth[window][replied[window]].tolist()}
-            # Not a whole number of 64 bits (NaN, infinity among them): no class for it, whatever stands beside it.
+            # Not a whole number of 64 bits (NaN, infinity among them): no class for it, whatever the other answers are.
             refused[end] |= not (np.abs(kept) < _WHOLE).all() or len(values) > 2 or 1 not in values
     return refused
 

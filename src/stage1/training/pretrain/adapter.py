@@ -6,7 +6,7 @@
              W_v + s B A   (LoRA)
              norms         (whole)
 Source: Khanna et al. 2025 (2406.10973), section 3. timm keeps q, k and v in one matrix [3D, D], rows in this order; the
-update is a parametrization of it that leaves the middle third as it is.
+update is a parametrization of it that leaves the middle third unchanged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ExPLoRA: self-supervised pretraining goes on, on unlabelled images of the domain.
 
 `pretrain` is the entry point. A run is epochs of steps, vital signs after each, checkpoints, and bit-equal resume; what
-learns stands in adapter.py, the objectives in masked.py and dino.py. Source: Khanna et al. 2025 (2406.10973).
+learns is in adapter.py, the objectives in masked.py and dino.py. Source: Khanna et al. 2025 (2406.10973).
 """
 
 from __future__ import annotations
