@@ -31,7 +31,7 @@ class MissingError(Stage1Error):
 
 
 class NotCertifiable(Stage1Error):
-    """The data at hand cannot certify the target; the message carries the arithmetic. Exit code 4."""
+    """The given data cannot certify the target; the message carries the arithmetic. Exit code 4."""
 
     exit_code = 4
 

@@ -1,4 +1,4 @@
-"""What ships: one folder with model, policy, certificate and the scores it rests on; every byte of it digested."""
+"""What ships: one folder with model, policy, certificate and the scores behind the certificate; every file digested."""
 
 from stage1.bundle.card import model_card
 from stage1.bundle.manifest import read_calibration, read_manifest

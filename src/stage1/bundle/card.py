@@ -38,7 +38,7 @@ def model_card(
 
     manifest: bundle.json, complete up to `files` and `digest` (which cannot be in a file that they cover).
     evaluation: the evaluation document of val_test, or None: the card then says that there was none. views: the views
-    that every answer rests on, None for the whole image alone.
+    that every answer is made from, None for the whole image alone.
     """
     sections = (
         f"# {_line(manifest['name'])}",

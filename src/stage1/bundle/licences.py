@@ -57,7 +57,7 @@ def licence_header(licence: str) -> dict[str, str]:
 
 
 def licence_text(name: str, licence: str, weights_sha256: str | None) -> str:
-    """What LICENSES/ says of weights whose licence text is not at hand. name: of the backbone."""
+    """What LICENSES/ says of weights whose licence text is not available. name: of the backbone."""
     weights = f"Weights of {name}" + ("" if weights_sha256 is None else f" (file with sha256 {weights_sha256})")
     key = _key(licence)
     if key == "unknown":

@@ -76,7 +76,7 @@ def _labelled(path: Path) -> Scores:
 
 
 def read_views(folder: Path, certificate: Certificate) -> ViewsDocument | None:
-    """The frozen views of a bundle, None where every answer rests on the whole image alone.
+    """The frozen views of a bundle, None where every answer is made from the whole image alone.
 
     Raises IntegrityError where views.json is missing, damaged, not the one that was certified, or not spoken of.
     """

@@ -36,7 +36,7 @@ class MapKind:
     binary, multiclass: a candidate for two classes, for more. monotone: of the form that thresholds on the raw score
     may stand beside (`calibration.map=auto` compares these alone); the others are asked for by name, and thresholds and
     certificate are then of the mapped score. least_rows, most_classes: outside of these it is left out of a comparison
-    in which nobody named it.
+    in which it was not named.
 
     >>> MAPS["isotonic"].left_out(rows=90, n_classes=2)
     'left out: 90 rows, it needs about 1000'

@@ -32,7 +32,7 @@ class Call:
     """What came of asking one stage for one image. own: the class as which its bundle's policy exits it, None: defers.
 
     milliseconds: attempts and the pauses between them; waited_ms: before that, for the budget of attempts a minute.
-    Records from before this was told apart have no waited_ms: their milliseconds hold both.
+    Records from before this was measured have no waited_ms: their milliseconds hold both.
     """
 
     stage: str

@@ -57,7 +57,7 @@ def note_attempts(answers: Path, calib_digest: str, history: list[str]) -> str |
     try:
         write_document(path, {"attempts": [*noted, *new]}, CASCADE_ATTEMPTS_KIND)
     except Stage1Error as error:
-        # Answers may lie where nobody may write; the certificate in `output` counts its own attempts all the same.
+        # Answers may be in a read-only folder; the certificate in `output` counts its own attempts all the same.
         return f"warning: an attempt in a third folder will not know of this one ({error})"
     return None
 

@@ -157,7 +157,7 @@ class Breaker:
 
 
 class Guard:
-    """Everything between a stage and whoever asks it; one per stage and process.
+    """Everything between a stage and its caller; one per stage and process.
 
     clock, sleep: time.monotonic and time.sleep, or a test's own.
     """
@@ -179,8 +179,8 @@ class Guard:
     def call(self, ask: Callable[[], float], key: str, stopped: threading.Event | None = None) -> Called:
         """Ask until there is an answer, or no further attempt is allowed. key: names the image, for the jitter.
 
-        ask: one attempt; raises CallFailed. stopped: nobody waits for the answer any more, so no further attempt is
-        made.
+        ask: one attempt; raises CallFailed. stopped: the caller no longer waits for the answer, so no further attempt
+        is made.
         """
         began, attempts, waited = self._clock(), 0, 0.0
         failure = CallFailed("breaker_open", "the stage failed too often in a row and is left alone for a while")

@@ -21,7 +21,7 @@ _SHARES = np.linspace(1.0, 0.0, 21)
 _CUTS = 60
 _SAME = 0.05
 _FUTILE = 0.01
-# Chances this close are told apart by single images of val_select.
+# Chances this close differ by single images of val_select.
 _CLOSE = 0.2
 _SPREAD = special.ndtri((np.arange(7) + 0.5) / 7)
 
@@ -105,7 +105,7 @@ def _bands(probability: Floats, rule: Rule) -> list[Rule]:
     sureness = np.sort(np.abs(special.logit(np.clip(known, 1e-300, 1 - 1e-16))))
     rules = [replace(rule, kind="thresholds", below=None, above=None)]
     for share in _SHARES[1:]:
-        # Between two values, so that no image of val_select lies on a threshold.
+        # Between two values, so that no image of val_select is on a threshold.
         place = int(np.floor(share * len(sureness)))
         middle = (
             (sureness[place - 1] + sureness[min(place, len(sureness) - 1)]) / 2 if place > 0 and len(sureness) else 0.0

@@ -96,7 +96,7 @@ def arrival_rate(text: str) -> float:
 
 
 def capacity_per_minute(stage: StageConfig, milliseconds: float | None, attempts: float) -> tuple[float | None, str]:
-    """Images a minute that a stage can take, and what limits it; None where neither its budget nor its speed is known.
+    """Images a minute that a stage can take, and what limits it; None where its budget and its speed are both unknown.
 
     milliseconds: of one image (retries included), attempts: per image, both means as measured: no bound covers them.
     """

@@ -71,7 +71,7 @@ class Endpoint:
         if self._key is None:
             return text
         forms = {self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1], quote(self._key, safe="")}
-        # The longest first: a short form may lie inside a longer one.
+        # The longest first: a short form may be part of a longer one.
         return re.sub(
             "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)), "***", text, flags=re.I
         )

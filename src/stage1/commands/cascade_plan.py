@@ -187,7 +187,7 @@ def _options(
     The frontier was ordered before the counted images were seen, each configuration deferring less than the one
     before.
     Tested in that order from its end, up to the first that does not fit, one false "fits" in the list is no likelier
-    than one in the verdict (fixed sequence): no share of delta is to be paid for looking at many. As each
+    than one in the verdict (fixed sequence): no share of delta is spent on testing many. As each
     configuration's images are among those of the one before, what is chosen is in the list exactly where the verdict
     says that it fits.
     """

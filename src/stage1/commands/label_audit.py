@@ -292,7 +292,7 @@ def _suspects(table: SampleTable, rows: NDArray[np.int64], found: LabelErrors, t
         suspects.append(
             {
                 "id": str(table.ids[rows[place]]),
-                # Below the folder that all images share: where they lie on this machine is nobody's business.
+                # Below the folder that all images share: their place on this machine is not published.
                 "path": os.path.relpath(table.paths[rows[place]], root),
                 "role": str(table.roles[rows[place]]),
                 "label": table.classes[given],

@@ -90,9 +90,9 @@ def pilot_plan(
 
     pilot: labelled scores of any model, [N, K]. config: risks, confidence, floors, policy, unit ... as for `calibrate`.
     Of n units, select_share goes to val_select. Units are groups where the pilot has groups that repeat (drawn whole),
-    else images. "Certified": the whole target, no side left shut. prior: P(class 1) of the draws; None: the pilot's.
+    else images. "Certified": the whole target, no side left closed. prior: P(class 1) of the draws; None: the pilot's.
     sizes: to try instead of the search, which doubles from the least that could do until `success` is reached and then
-    bisects to `precision` (relative); a size at which 20 draws show it to be hopeless is left at that. Each size has
+    bisects to `precision` (relative); a size that 20 draws show to be futile is drawn no further. Each size has
     draws of its own, so a size does not depend on which others are tried. say: gets each size as it is done.
     Raises ConfigError (options; a prior for groups), DataError (no labels, a class missing).
     """
@@ -271,7 +271,7 @@ def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: F
 
 
 def _whole(choice: Choice, request: Request) -> bool:
-    """No side of the target left shut; along the path a shut side is no failure."""
+    """No side of the target left closed; along the path a closed side is no failure."""
     sides = (choice.thresholds.lo is not None) + (choice.thresholds.hi is not None)
     return sides == 2 or (sides == 1 and (request.one_sided or choice.method == PATH_METHOD))
 

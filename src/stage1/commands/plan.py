@@ -22,7 +22,7 @@ _CURVE = np.geomspace(0.25, 1.6, 12)
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the command was told. success: wanted probability, or None; expected: true risk as a share of its target.
+    """The options of the command. success: wanted probability, or None; expected: true risk as a share of its target.
 
     prior: P(positive), None: the pilot's, or 0.5. exit_rates: expected share of (negatives, positives) that exit.
     """

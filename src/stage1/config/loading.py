@@ -308,7 +308,7 @@ def _put(values: dict[str, Any], dotted: str, text: str, origin: dict[str, str],
 
 
 def _class_count(values: Mapping[str, Any], risk: str) -> int:
-    """How many classes the target is for, as far as it can be told here: 3 stands for more than two."""
+    """How many classes the target is for, as far as the config says: 3 means more than two."""
     classes = values.get("data", {}).get("classes")
     return len(classes) if isinstance(classes, list) else 3 if "." in risk else 2
 

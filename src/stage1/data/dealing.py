@@ -69,8 +69,8 @@ def deal(
     A class held by at least 1 / f groups of its stratum reaches every role of share f by the quotas. A rarer one may
     miss a role: then the whole deal is drawn again (next sub-seed), up to 1,000 times, until every role has every
     class. Where that ends without success, strata of few groups are dealt by shares that give every role at least one
-    of theirs. Both look at which classes a group holds and at nothing else, so groups that hold the same classes still
-    have equal chances.
+    of theirs. Both depend on which classes a group holds and on nothing else, so groups that hold the same classes
+    still have equal chances.
     The order of names decides nothing. The same seed, names and content give the same deal.
     """
     roles = [role for role in (*_FIRST, *fractions) if fractions.get(role, 0.0) > 0]

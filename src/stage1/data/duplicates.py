@@ -157,8 +157,8 @@ def _hash_pairs(
     """Pairs of distinct hashes (lowest `width` bits) at Hamming distance <= `distance`, each pair once.
 
     Pigeonhole: of distance + 1 bands, two such hashes agree in at least one. Inside a big bucket the same holds for the
-    remaining bits, so the search goes on there with narrower bands, as long as that halves the comparisons: hashes that
-    are nearly all alike are compared one with all, and the recursion ends.
+    remaining bits, so the search continues there with narrower bands, as long as that halves the comparisons: hashes
+    that are nearly all alike are compared one with all, and the recursion ends.
     """
     n = len(hashes)
     edges = [width * band // (distance + 1) for band in range(distance + 2)]

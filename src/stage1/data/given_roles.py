@@ -134,7 +134,7 @@ def folder_roles(
     paths: of each image, the names below the root. The top folders are roles where `data.roles` says so; else, unless
     data.classes names one of them, where all are names of roles, or two kinds of such names hold a subfolder of the
     same name.
-    An image that lies in no class folder has the class "". Raises DataError with the line to write where they are not
+    An image in no class folder has the class "". Raises DataError with the line to write where they are not
     the roles of a run.
     """
     below: dict[str, set[str]] = {}

@@ -33,7 +33,7 @@ class Ingest:
     table:      the usable images; roles are "" unless given.
     quarantine: what was left out, in source order.
     hashes:     uint64 [N], dHash of each row.
-    grays:      uint8 [N, 8, 9], the gray thumbnail behind it.
+    grays:      uint8 [N, 8, 9], the gray thumbnail that it is computed from.
     links:      (row, group): the same bytes stood under this other group too; the split joins the two groups.
     digest:     sha256 of the table's content (ids, labels, groups, roles, ...; not of paths): the same images with the
                 same annotations give the same digest on any machine.
@@ -69,7 +69,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the one look at an image's bytes gives."""
+    """What the one pass over an image's bytes gives."""
 
     id: str
     gray: NDArray[np.uint8]
@@ -225,11 +225,11 @@ def _require_whole_roles(rows: Sequence[_Row], listings: Sequence[Listing]) -> N
         )
 
 
-# ---- one look at each image --------------------------------------------------------------------------------------
+# ---- one pass over each image ------------------------------------------------------------------------------------
 
 
 def _look(path: str, max_pixels: int) -> _Seen | Quarantined:
-    """Read, check, decode, fingerprint. Any failure becomes a quarantine row: the pass goes on."""
+    """Read, check, decode, fingerprint. Any failure becomes a quarantine row, and the pass continues."""
     try:
         data = read_locator(path, max_pixels=max_pixels)
         gray = thumbnail_gray(decode(data, max_pixels=max_pixels))

@@ -6,7 +6,7 @@
   several runs, the replicate also draws its runs with replacement, their deviations from the arm's mean widened by
   sqrt(k / (k - 1)), so that the variance of a mean of k seeds is right. The interval is then about other samples and
   other seeds; of one run, about other samples only.
-- Each interval is for its own difference. Who looks at many arms will find one that differs by chance: choose on one
+- Each interval is for its own difference. Among many arms one will differ by chance: choose on one
   role, confirm the one chosen on another.
 
 Selective metrics, NLL and MCC are of the model's own softmax, as in stage1.evaluation.comparison. `coverage` (share of

@@ -6,7 +6,7 @@
   rows by the same draw; the interval is that of the difference.
 - **p-values**: paired permutation for AURC, AUGRC, accuracy and NLL. Under "which model gave which answer does not
   matter", the answers to each unit may be swapped between the two; p = (1 + swaps at least as far from 0) / (1 +
-  swaps), so it is never 0. Confidence is swapped as its mid-rank within its own model: AURC and AUGRC look at order
+  swaps), so it is never 0. Confidence is swapped as its mid-rank within its own model: AURC and AUGRC depend on order
   only, and the models' scales must not decide.
 
 ECE is biased upwards in a sample, and more so in a replicate, for both models alike; between models of similar spread

@@ -1,8 +1,8 @@
 """Bootstrap intervals: resample what is independent (groups, else rows), within labels, by multinomial weights.
 
 A replicate is a vector of weights on the unchanged rows: how often each was drawn (stage1.evaluation.resampling). So
-the rows are sorted once, and a replicate of AURC, AUGRC and their kin costs O(N), without a sort and without copying
-rows.
+the rows are sorted once, and a replicate of AURC, AUGRC and their variants costs O(N), without a sort and without
+copying rows.
 
 Two kinds of interval, both taken outwards to actual replicates (no interpolation):
 - **percentile**: the replicates' own quantiles.
@@ -10,7 +10,7 @@ Two kinds of interval, both taken outwards to actual replicates (no interpolatio
   half) and by the skewness of the jackknife. The jackknife leaves out one unit at a time where there are at most
   1,000 units, else 500 random blocks of units (a sum of influences has the same skewness as their blocks' sums; the
   error of the acceleration is about .001); with strata the terms are added as for independent samples (Davison and
-  Hinkley 1997, 5.3). It says "undefined" where all replicates lie on one side of the value.
+  Hinkley 1997, 5.3). It says "undefined" where all replicates are on one side of the value.
 With few units (say under 30 groups), or for a rate near 0 or 1, both are too short: for counts use the exact intervals
 of `exit_rates`.
 """

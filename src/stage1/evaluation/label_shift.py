@@ -59,7 +59,7 @@ class PriorEstimate:
     """Shares of the classes in the target, and a percentile interval for each; [K], in [0, 1].
 
     resamples: replicates that gave an estimate; the interval is theirs. replicates: float [resamples, K], what each of
-    them found, for whoever restates something at this prior; not in the document.
+    them found, for a restatement at this prior; not in the document.
     """
 
     prior: tuple[float, ...]
@@ -101,7 +101,7 @@ def estimate_prior(
     mlls: the most likely shares given calibrated probabilities (Saerens et al. 2002; with a map that has an intercept
     the sharpest, Alexandari et al. 2020). bbse: answers and the confusion on source (Lipton et al. 2018); needs no
     calibration. mlls is no better than the map: on COCO person scores at 90 % positives a Platt map says .943 (.917 to
-    .965), beta .907, bbse .903. Take the map that `choose_map` chose, and look at both methods.
+    .965), beta .907, bbse .903. Take the map that `choose_map` chose, and compare both methods.
     calibration: the map fitted on `source`; None: the probabilities are taken as calibrated.
     The interval resamples both sides, groups whole, source within classes; refit: the map is fitted again in each
     replicate, since a map from a few hundred rows is itself uncertain (False: faster, and too short then).

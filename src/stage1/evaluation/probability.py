@@ -189,7 +189,7 @@ class Calibration:
         """n_bins + 1 indices into `mass` (cumulative, with 0 in front): bin i is cuts[i] .. cuts[i + 1]."""
         inner = np.arange(1, n_bins)
         if binning == "equal_mass":
-            # A block lies in the bin of its middle, so ties stay together and the input's order does not matter.
+            # A block belongs to the bin of its middle, so ties stay together and the input's order does not matter.
             middle = (mass[1:] + mass[:-1]) / 2
             cuts = np.searchsorted(middle * n_bins, inner * mass[-1], side="left")
         elif binning == "equal_width":

@@ -6,7 +6,7 @@
   rows have, the lower one at a tie. Units that are alone in their stratum would always be drawn exactly once and seem
   certain: they are pooled, with the smallest other stratum if need be.
 
-A replicate is a row of small integers on units that never move, so whoever sorts the rows sorts them once.
+A replicate is a row of small integers on units that never move, so the rows are sorted once.
 """
 
 from __future__ import annotations
@@ -133,8 +133,9 @@ def multinomial(rng: np.random.Generator, rows: int, size: int) -> Counts:
 
     Poisson counts of a mean slightly below 1, then the balls that are missing, one by one. That is exactly multinomial:
     given their sum, Poisson counts are, and so are those with further balls; rows that came out with too many balls
-    (one in thirty thousand) are drawn again, which looks at the sum only. A few random bytes for each box, instead of a
-    random box for each ball, is what makes a replicate cheap. (A box of 256 balls would need more luck than there is.)
+    (one in thirty thousand) are drawn again, which depends on the sum only. A few random bytes for each box, instead of
+    a random box for each ball, is what makes a replicate cheap. (A box of 256 balls would need more luck than there
+    is.)
     """
     rate = max(0.0, 1.0 - 4.0 / np.sqrt(size))
     counts = _poisson(rng, rate, (rows, size))

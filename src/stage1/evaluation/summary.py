@@ -146,7 +146,7 @@ def evaluate(
 def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of eval_metrics.csv: metric, value, low, high, n, errors (None = undefined or not a count).
 
-    Metrics first (where a map is applied also "nll.before" and its kin), then risks, `coverage` (exact interval;
+    Metrics first (where a map is applied also "nll.before" and its like), then risks, `coverage` (exact interval;
     `errors` holds nothing) and `coverage.<class>`. Where groups repeat, low and high of risks and coverage are those
     over groups.
 

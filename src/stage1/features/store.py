@@ -113,7 +113,7 @@ class FeatureStore:
         """Compute and store what is missing; returns (position, error) of the images that could not be read.
 
         ids, items: parallel, N long. Shards are cut at every `shard_size` positions of `ids`, whatever is missing, and
-        written in order as soon as they are full: a run that was killed goes on at the shard it was in and ends with
+        written in order as soon as they are full: a run that was killed resumes at the shard it was in and ends with
         the same bytes. Failed images are not remembered: they are tried again next time.
         progress: called with (images done or failed, images to do) after each batch.
         Raises DataError (lengths), Stage1Error (cannot write), and what `compute` raises.

@@ -46,7 +46,7 @@ def iterate_inputs(
 
     A source is
     - a folder: its images (by ending, those of formats that are not read among them, else by content), recursively,
-      sorted; hidden files are passed over, and what else is left out is told to `on_left_out` in one line;
+      sorted; hidden files are passed over, and what else is left out is reported to `on_left_out` in one line;
     - a .csv, .tsv or .parquet table with a column `image` (or path, file_name, filepath, image_path); its paths are
       relative to the table. Parquet may hold the images themselves: bytes, or structs {bytes, path};
     - a .txt list, one path a line, relative to the list;

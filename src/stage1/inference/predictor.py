@@ -189,7 +189,7 @@ class Predictor:
         return self._answers([name], self._outputs_of(outputs, 1))[0]
 
     def stream(self, images: Iterable[Picture], names: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        """As `predict`, batch by batch while decoding goes on ahead. names: `Row.path` of each image, where given."""
+        """As `predict`, batch by batch while decoding runs ahead. names: `Row.path` of each image, where given."""
         if isinstance(images, (str, bytes, os.PathLike)):
             raise DataError("images: one path or byte string; give a list of images")
         pictures = list(images)
@@ -289,7 +289,7 @@ class Bundle:
 
     @property
     def views(self) -> ViewPolicy:
-        """The views that every answer rests on; the whole image alone where the bundle has no others."""
+        """The views that every answer is made from; the whole image alone where the bundle has no others."""
         return WHOLE if self.predictor.views is None else self.predictor.views.policy
 
     def require_views(self, wanted: ViewPolicy) -> None:

@@ -1,4 +1,4 @@
-"""Answers as a stream: a table to look at, CSV, Parquet, or one JSON document; no more than a batch is held."""
+"""Answers as a stream: a table to read, CSV, Parquet, or one JSON document; no more than a batch is held."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stage1.storage.files import atomic_writer
 
 Format = Literal["table", "csv", "parquet", "json"]
 FORMATS: tuple[Format, ...] = ("table", "csv", "parquet", "json")
-# What every row has, and what it has where the bundle looks at several views of an image.
+# What every row has, and what it has where the bundle evaluates several views of an image.
 VIEW_COLUMNS = ("views", "view")
 COLUMNS = tuple(
     field.name for field in fields(Row) if field.name not in (*VIEW_COLUMNS, "box", "small", "probabilities")

@@ -50,7 +50,7 @@ class ViewTrace:
 
     logits: float64 [n, K]; gate: float64 [n] or None; spread: float64 [n], standard deviation of the log-odds of the
     answer over the views that were evaluated; used: int64 [n], how many; deciding: int64 [n], the view with the largest
-    pull towards the answer; boxes: int64 [n, 4], where that view lies (top, left, bottom, right); small: bool [n],
+    contribution to the answer; boxes: int64 [n, 4], of that view (top, left, bottom, right); small: bool [n],
     tiles and crops add nothing.
     """
 
@@ -85,7 +85,7 @@ class Viewing:
             yield rows, self._of_single_views(outputs), failed
 
     def work(self, views: ViewsDocument) -> Work:
-        """What a stream does with images of these views; adaptive ones look at no view beyond the stop."""
+        """What a stream does with images of these views; adaptive ones evaluate no view beyond the stop."""
         if views.pooled:
             return _Together(self.engine, self.spec, views.policy)
         if views.sequence is None:

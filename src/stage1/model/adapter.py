@@ -71,7 +71,7 @@ class Adapted:
     """A backbone with its adapter in place: only the adapter's parameters have gradients.
 
     layers: names of the adapted layers (low rank) or parameters (norm, bias), inside the timm model.
-    base: digest of the weights before the adapter, by which other backbones are told apart.
+    base: digest of the weights before the adapter, by which other backbones are recognised.
     """
 
     backbone: Backbone

@@ -124,7 +124,7 @@ class Backbone:
         """Width D of the features. Raises ConfigError for a size that the model refuses, or whose edges it drops."""
         size = self.preprocessing.size
         try:
-            # The second and third image are NaN in the last column and the last row: a pixel that the model looks at
+            # The second and third image are NaN in the last column and the last row: a pixel that the model uses
             # makes NaN of its features, whatever the weights. (A gradient would also be 0 behind a dead unit.)
             made = self._marked(size, ((slice(None), slice(-1, None)), (slice(-1, None), slice(None))))
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -285,7 +285,7 @@ def _weights(config: BackboneConfig, name: str) -> Path:
 
 
 def _require_known(name: str) -> None:
-    if timm.is_model(name):  # looks at the part before the dot only
+    if timm.is_model(name):  # checks the part before the dot only
         try:
             timm.get_pretrained_cfg(name)
             return

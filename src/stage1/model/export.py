@@ -65,7 +65,7 @@ def export_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 def require_exportable(backbone: Backbone) -> None:
-    """Trace the backbone to ONNX and drop the result, before hours of training rest on it. Raises ConfigError."""
+    """Trace the backbone to ONNX and drop the result, before hours of training depend on it. Raises ConfigError."""
     size, device = backbone.preprocessing.size, backbone.device
     backbone.to("cpu")
     try:

@@ -198,7 +198,7 @@ class Gate(nn.Module):
 
 
 class GatedHead(nn.Module):
-    """A classifier and a gate that was fitted after it. See `gate_inputs` for what the gate looks at."""
+    """A classifier and a gate that was fitted after it. See `gate_inputs` for what the gate reads."""
 
     gated = True
 

@@ -106,7 +106,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], where: str) -> None
     Raises IntegrityError: tensors missing, unknown, of another shape, or with NaN or infinity.
     """
     # timm keeps the translation of the authors' checkpoints (names, position embeddings for another size) beside the
-    # model. Loading through timm would accept missing tensors in silence where the classifier is dropped.
+    # model. Loading through timm would accept missing tensors without a word where the classifier is dropped.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         if translate is not None:

@@ -106,7 +106,7 @@ class Policy(Protocol):
         ...
 
     def refit_options(self) -> dict[str, Any]:
-        """What fit_policy has to be told beside what the certificate states, to refit the same policy."""
+        """What fit_policy needs beside what the certificate states, to refit the same policy."""
         ...
 
     def shown(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A policy with the calibration map of its run: what every folder with a calibration.json decides and states.
 
-Thresholds lie on the raw score where the map keeps the order of the scores; then the map changes the stated probability
+Thresholds are on the raw score where the map keeps the order of the scores; then the map changes the stated probability
 and nothing else. Elsewhere (isotonic; K > 2: vector, Dirichlet) the map is frozen first and the policy, thresholds and
 certificate are all about the mapped score (ALGORITHMS 2.6 iii).
 """

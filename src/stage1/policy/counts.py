@@ -188,7 +188,7 @@ def count_class_exits(confidence: Floats, answer: Labels, labels: Labels, thresh
     """Exits under each row of thresholds: row i exits as answer[i] iff confidence[i] > thresholds[t, answer[i]].
 
     confidence: float [N]; answer, labels: int [N] in 0..K-1. thresholds: float [T, K], never rising along T, so that
-    what exits once goes on exiting; +inf: that class never exits.
+    what exits once exits from there on; +inf: that class never exits.
     """
     steps, k = thresholds.shape
     first = np.full(len(confidence), steps)

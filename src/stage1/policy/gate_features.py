@@ -1,4 +1,4 @@
-"""What a gate looks at: features of the scores by name, and columns that the caller gives."""
+"""What a gate reads: features of the scores by name, and columns that the caller gives."""
 
 from __future__ import annotations
 

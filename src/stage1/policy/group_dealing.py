@@ -6,7 +6,7 @@
 | stratified-random | drawn inside strata of label mix and size, every group with the same chance | yes |
 | stratified-redrawn | the same, until every role had every class: equal chances for groups of equal classes | yes |
 | by-size | what earlier versions dealt: large groups too often | no |
-| given | what the data say; that it is a fair sample is for whoever made it | yes |
+| given | what the data say; that it is a fair sample is its author's claim | yes |
 
 Strata are those of data/dealing.py; what is drawn again is drawn by raised shares at last.
 None: nothing was recorded (earlier versions, scores of any model).

@@ -164,7 +164,7 @@ class PolicyKind:
     whether it claims risks for slices (of two classes). takes: raises ValueError where a config asks for what it cannot
     have with any classes. check: raises ConfigError where it cannot be had with a config and these classes. judge:
     options that val_select decides before a map is chosen, on raw scores. configure: options by the config, chosen on
-    val_select on the scores that the thresholds will lie on (select, number of classes). smoke: overrides of the recipe
+    val_select on the scores that the thresholds will be on (select, number of classes). smoke: overrides of the recipe
     smoke for so many classes. unauditable: why an audit of this config would say nothing, None: it says something.
     on_margin: for two classes, its thresholds are those of `threshold_choice.rule` on the margin.
 

@@ -4,7 +4,7 @@ A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its score
 that no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these
 risks.
 Three maps each give a path, and every pair is judged under all three: where to start, and which path to walk. Validity
-rests on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
+depends on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot te
 _KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
 _EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
 _PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way: it has no freedom of its own
-# Where one map is sure that the first test passes and their average is not, all hangs on which map is right: worth
+# Where one map is sure that the first test passes and their average is not, all depends on which map is right: worth
 # insuring.
 # Where all are in doubt there are too few labels, and a share of delta helps nowhere.
 _SURE, _UNSURE = 0.95, 0.9

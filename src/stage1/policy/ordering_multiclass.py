@@ -3,7 +3,7 @@
 A map P(right | confidence, answered class) is fitted on val_select, and with it the share of every true class among the
 wrong answers, so that no tail is counted from a handful of errors. For each share u of the targets one set of
 thresholds has just these modelled risks. Three maps, each with one threshold for all or one for each class, give paths;
-every path is judged under all three maps: where to start, and which to walk. Validity rests on none of this: the path
+every path is judged under all three maps: where to start, and which to walk. Validity needs none of this: the path
 is fixed before a calibration label is seen. Only power depends on it.
 """
 
@@ -140,7 +140,7 @@ class _Solver:
         self._parts = {name: risk_parts(name, goal.classes) for name in goal.targets}
         self._bars = {name: self._table(kind, index) for name, (kind, index) in self._parts.items() if kind != "wrong"}
         self._scale = goal.n / max(float(self._everyone.total), 1.0)
-        # Fewer exits than the test needs with no error at all cannot be certified: such a class stays shut.
+        # Fewer exits than the test needs with no error at all cannot be certified: such a class stays closed.
         self._least = {
             index: minimum_samples(goal.targets[name], goal.delta) / self._scale
             for name, (kind, index) in self._parts.items()
@@ -254,6 +254,6 @@ def _chance(exits: ClassExits, goal: ClassGoal) -> Floats:
         allowed = max_errors_each(n, target, goal.delta)
         rate = np.clip(np.divide(errors, trials, out=np.zeros_like(errors), where=trials > 0), 0.0, 1.0)
         passed = np.where(allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), rate), 0.0)
-        # A class that stays shut asks nothing of wrong.<class>.
+        # A class that stays closed asks nothing of wrong.<class>.
         chance *= np.where((trials == 0) & risk_of(name, goal.classes)[0].by_answer, 1.0, passed)
     return chance

@@ -236,7 +236,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 
 def has_policy_file(folder: str | os.PathLike[str]) -> bool:
-    """Whether the policy file of any kind lies in a folder.
+    """Whether a folder holds the policy file of any kind.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

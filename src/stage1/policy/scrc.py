@@ -12,8 +12,8 @@ The risk of class k is P(k not in the set | selected, y = k): miss_rate for clas
 where there are two classes, miss_rate.<class> for more. It is counted among SELECTED images, so it bounds neither fnr
 nor fpr (among exits); as P(selected | y) <= 1, it bounds the share of all images of the class as well.
 
-The rule is fixed by the calibration images and each risk looks at one class, so it survives a change of class balance;
-the share of selected images does not.
+The rule is fixed by the calibration images and each risk depends on one class, so it survives a change of class
+balance; the share of selected images does not.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ScrcPolicy(PlainPolicy):
             )
         odds = class_log_odds(scores.logits)
         g = confidence_of(scores, odds, self.confidence)
-        # Variant T puts the image at hand in the ranking: g = tau is then inside, whoever it ties with.
+        # Variant T ranks the new image too: g = tau is then inside, whatever it ties with.
         in_set = odds >= np.asarray(self.floors)
         if self.likeliest_in_set:
             in_set[np.arange(len(in_set)), odds.argmax(axis=1)] = True

@@ -26,7 +26,7 @@ Labels = NDArray[np.int64]
 _DRAWS = 20
 _DOUBLINGS = 6
 _SUCCESS = 0.8
-_MOST_ROWS = 20_000  # betting looks at every image of every draw
+_MOST_ROWS = 20_000  # betting reads every image of every draw
 
 
 def shortfall(
@@ -226,7 +226,7 @@ def _nearest(request: Request, above: Mapping[str, float], again: Failing | None
 def simulated_need(
     n: int, request: Request, select: Scores | None, select_score: Floats | None, seed: int, unit: str = "image"
 ) -> int | None:
-    """Smallest n, doubling from the one at hand, at which val_select as the population certifies in 80 % of the draws.
+    """Smallest n, doubling from the present one, at which val_select as the population certifies in 80 % of the draws.
 
     n counts units (unit: image, group or group_mean; groups are drawn whole). None where val_select is missing, lacks a
     class, or no n up to 64 times the present one is enough. A hint, not a promise: val_select is itself a sample.

@@ -126,7 +126,7 @@ def _failed(sample: Sample, at: Floats, request: Request, delta: float, unit: st
 
 
 def simulated_need(n: int, select: Sample, seed: int, passes: Callable[[int], Callable[[Sample], bool]]) -> int | None:
-    """Smallest n, doubling from the one at hand, at which val_select as the population certifies in 80 % of the draws.
+    """Smallest n, doubling from the present one, at which val_select as the population certifies in 80 % of the draws.
 
     None where no n up to 64 times the present one is enough. A hint, not a promise: val_select is itself a sample.
     """

@@ -115,7 +115,7 @@ def passing_targets(
     """The target nearest to `request` that these units certify when it is asked for instead; None where none is found.
 
     failing(request): the risks that fail where testing stops, with the bounds that they reach there; {} where the whole
-    target passes, None where no thresholds are found for it. Larger targets lay out another path, so the first answer
+    target passes, None where no thresholds are found for it. Larger targets make another path, so the first answer
     is tried, not believed.
     """
     targets = dict(request.targets)

@@ -185,7 +185,7 @@ def measured_risks(
 ) -> dict[str, RiskBound]:
     """Count errors and trials of each risk at these thresholds, with its own upper bound at 1 - delta.
 
-    Recounted from the decisions, not taken from the rule that chose the thresholds: the certificate rests on this.
+    Recounted from the decisions, not taken from the rule that chose the thresholds: the certificate depends on this.
     certified: images exit, so that a side without a threshold is a claim (never given), not a failure. Group means: the
     counts are of images, observed and bound of a random image of a random group.
     """

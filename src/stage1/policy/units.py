@@ -82,8 +82,8 @@ def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
 def one_per_group(scores: Scores, seed: int) -> NDArray[np.int64]:
     """Rows of one image of each group, the one whose hash(seed, id) is smallest; sorted.
 
-    The draw looks at ids alone, never at labels or logits, so that it is a uniform draw within each group. Without ids
-    the row number stands in.
+    The draw depends on ids alone, never on labels or logits, so that it is a uniform draw within each group. Without
+    ids the row number stands in.
 
     >>> scores = Scores(np.zeros((3, 2)), groups=["street", "street", "bridge"], ids=["a", "b", "c"])
     >>> one_per_group(scores, seed=0).tolist()

@@ -1,7 +1,7 @@
 """Which wrong answers a certificate leaves without any limit, and which answers are never given; in words.
 
 Derived from the risks *and* the thresholds: "only fnr is limited" says nothing of the other side. With fnr alone images
-exit on both sides, and the other error is without a limit; with miss_rate alone the other side is shut, and there is
+exit on both sides, and the other error is without a limit; with miss_rate alone the other side abstains, and there is
 none.
 """
 
@@ -61,7 +61,7 @@ def unlimited_rates(risks: Collection[str], classes: Sequence[str], never_answer
 
 
 def abstains_by_target(never_answered: Sequence[str], closed: str | None) -> tuple[str, ...]:
-    """Of two classes: what is said of a side that is shut and that the target does not limit.
+    """Of two classes: what is said of a side that abstains and that the target does not limit.
 
     closed: the side that the sentence already names, with its own reason.
     """

@@ -22,7 +22,7 @@ from stage1.risk import binomial_upper
 from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
-# The threshold that gives the wrong answers to images of each side: shut it and the risk is 0 by construction.
+# The threshold that gives the wrong answers to images of each side: without it the risk is 0 by construction.
 _THRESHOLDS = {"positive": ("lo",), "negative": ("hi",), "both": ("lo", "hi")}
 # Those that explorer.js counts.
 EXPLORED = ("fnr", "miss_rate", "fpr", "false_exit_rate", "error")

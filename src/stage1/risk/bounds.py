@@ -234,7 +234,7 @@ def _largest_log_wealth(x: Floats, level: float | Floats) -> Floats:
     if not len(x):
         return np.zeros(np.broadcast_shapes(x.shape[1:], np.shape(level)))
     steps = np.arange(1.0, len(x) + 1)[:, None]
-    # Mean and variance before t, then the stake: no line here may look at x_t except the payoff.
+    # Mean and variance before t, then the stake: no line here may use x_t except the payoff.
     mean = (level / 2 + _before(x)) / steps
     variance = (level / 4 + _before((x - mean) ** 2)) / steps
     gap = level - mean

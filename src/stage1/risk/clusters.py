@@ -57,8 +57,8 @@ _CELLS = 2_000_000
 def group_order(groups: ArrayLike, seed: int) -> Texts:
     """The distinct groups, str [G], in the order of hash(seed, group).
 
-    groups: names [N], text or whole numbers. The order looks at names alone, so it does not depend on labels or scores,
-    and taking groups away leaves the order of the others. Raises DataError for anything but one row of names.
+    groups: names [N], text or whole numbers. The order depends on names alone, so it does not depend on labels or
+    scores, and taking groups away leaves the order of the others. Raises DataError for anything but one row of names.
 
     >>> group_order(["bridge", "street", "street"], seed=0).tolist()
     ['street', 'bridge']
@@ -162,7 +162,7 @@ def group_power(
 
     errors, trials: bool [N] of one candidate on val_select; groups: names [N]. Groups are drawn with replacement, the
     same for both methods. How frames agree within a group shows in few groups; the level of the risk does not, and a
-    level that seems hopeless or easy makes both methods look alike. So the chance is the mean over risks of .2, .4 and
+    level that seems futile or easy makes both methods look alike. So the chance is the mean over risks of .2, .4 and
     .6 of the target: the groups with an error are drawn as often as brings them there (weights exp(c err) would favour
     groups with few errors, and so make frames look less alike than they are); without an error, as they are.
     Deterministic by seed. Raises DataError as group_means does, for no row, and for n_groups_calib < 1.

@@ -35,8 +35,8 @@ def crc_threshold(losses: ArrayLike, lambdas: ArrayLike, alpha: float, loss_boun
 
     losses: float [n, L] in [0, loss_bound], column l at lambdas[l], non-increasing along the row. lambdas: float [L],
     rising (larger = more conservative). Then E[loss of sample n + 1 at that lambda] <= alpha, over calibration set and
-    sample together, where they are exchangeable: a mean over calibration sets, not a promise about the one at hand.
-    A sum that equals the limit counts as feasible. "None is feasible" and "the first is feasible" are told apart.
+    sample together, where they are exchangeable: a mean over calibration sets, not a promise about the given one.
+    A sum that equals the limit counts as feasible. "None is feasible" and "the first is feasible" are distinct.
     Raises DataError naming the argument: shapes, NaN, a loss outside its range or rising, alpha outside (0,
     loss_bound).
     Source: Angelopoulos et al. 2022 (conformal risk control), theorem 1.
@@ -160,7 +160,7 @@ def inductive_selection(confidence: ArrayLike, coverage: float, delta: float, sp
     """tau = the (coverage rank + spare)-th largest confidence; select g > tau.
 
     confidence: float [n]. spare: ranks added so that ties at tau do not cost the coverage. It must be fixed before the
-    confidences are seen (a function of n will do): a rank that looks at ties would bias what lies above it. With
+    confidences are seen (a function of n will do): a rank that depends on ties would bias what is above it. With
     spare = 0 the coverage claim needs a continuous g; with spare >= 1 it holds for any g where `covers` is True.
 
     >>> rows = np.linspace(0, 1, 101)

@@ -30,7 +30,7 @@ def run_facts(folder: Path, seed: int, scored: int, certified: bool | None) -> d
     model = folder / "model.onnx"
     files = [path for path in (model, model.with_name("model.onnx.data")) if path.is_file()]
     return {
-        # The name alone: where a run lies on this machine says nothing about it.
+        # The name alone: the place of a run on this machine says nothing about it.
         "run": folder.resolve().name,
         "seed": seed,
         "certified": certified,

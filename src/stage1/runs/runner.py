@@ -150,7 +150,7 @@ def _do(stage: Stage, stages: Sequence[Stage], run: RunDir, context: Context, fo
         written = stage.work(run, context)
         run.keep_config()
     except (Checkpointed, KeyboardInterrupt):
-        raise  # the same command goes on from here
+        raise  # the same command resumes from here
     except Exception as error:
         run.put_back(run.stored if stage.reads_sources else stored, stage.name, entry)
         if isinstance(error, SourceChanged):

@@ -207,7 +207,7 @@ def adds_nothing(height: int, width: int, spec: Preprocessing, policy: ViewPolic
 
 
 def small_line(small: int, of: int, size: int) -> str:
-    """What a person is told of images for which `adds_nothing` holds."""
+    """What is said of images for which `adds_nothing` holds."""
     return (
         f"note: {small} of {of} images no larger than the model's input ({size} px): tiles and crops add nothing there"
     )

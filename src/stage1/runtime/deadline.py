@@ -86,7 +86,7 @@ class DeadlineExecutor:
 
 
 def _work(tasks: _Tasks[Any], idle: deque[_Tasks[Any]], free: threading.BoundedSemaphore) -> None:
-    # No reference to the executor, nor to a finished call: whoever drops the caller gets its memory back.
+    # No reference to the executor, nor to a finished call: dropping the caller frees its memory.
     while (task := tasks.get()) is not None:
         function, outcomes = task
         try:

@@ -63,7 +63,7 @@ _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0"
 # The brands of the ISO file format that hold pictures.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _BRANDS = (b"avif", b"avis", *HEIF_BRANDS)
-# Written by file managers, archivers and disks, in lower case; nobody means them as images or as classes.
+# Written by file managers, archivers and disks, in lower case; they are never meant as images or classes.
 SYSTEM_FILES = (
     "thumbs.db",
     "desktop.ini",

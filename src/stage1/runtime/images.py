@@ -77,7 +77,7 @@ REASONS = (
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Image bytes -> RGB pixels, uint8 [H, W, 3], C-contiguous.
 
-    Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF (where Pillow has it), told by their content, never by a name.
+    Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF (where Pillow has it), recognised by content, never by name.
     - EXIF orientation is applied. ICC profiles are ignored: the numbers in the file are taken as sRGB.
     - Transparency of any kind (RGBA, LA, palette, tRNS) is laid over white. Palette and 1-bit become RGB.
     - CMYK and YCCK JPEGs become RGB by Pillow's formula. 16-bit gray is scaled, round(v / 257), not clipped, and 12-bit
@@ -240,7 +240,7 @@ def _unread_format(data: bytes) -> str | None:
 
 
 def _known_start(data: bytes) -> str | None:
-    """Broken header or a file cut off inside it: told apart from what never was an image."""
+    """Broken header or a file cut off inside it: not the same as what never was an image."""
     starts = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
     if data.startswith(starts) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or data[4:12] == b"ftypavif":
         return "truncated" if len(data) < 4096 else "corrupt"

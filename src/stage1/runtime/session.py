@@ -132,7 +132,7 @@ class Engine:
 
         options = ort.RunOptions()
         seconds = self._deadline_s * len(batch) * (self.views or 1)
-        # The runtime looks at `terminate` between the nodes of a graph, those inside a loop among them.
+        # The runtime checks `terminate` between the nodes of a graph, those inside a loop among them.
         timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()

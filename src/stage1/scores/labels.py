@@ -53,7 +53,7 @@ def named_by_digits(name: str) -> bool:
 
 
 def checked_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Class names, two or more and told apart by their normal form. Raises DataError naming two that are one label."""
+    """Class names, two or more, distinct by their normal form. Raises DataError naming two that are one label."""
     if len(names) < 2 or any(not name.strip() for name in names):
         raise DataError(f"{where}: {', '.join(names) or 'empty'}; give two or more different names")
     _places(names, where)
@@ -178,7 +178,7 @@ def stored_names(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[s
 
 
 def decoded(values: Sequence[Any], names: Sequence[str], where: str, numbers: Sequence[str]) -> list[Any]:
-    """The names behind the integers of a ClassLabel column; -1 and None are no label, a text stays.
+    """The names of the integers of a ClassLabel column; -1 and None are no label, a text stays.
 
     numbers: how each row is called in messages. Raises DataError for an integer without a name.
     """
@@ -198,5 +198,5 @@ def decoded(values: Sequence[Any], names: Sequence[str], where: str, numbers: Se
 
 
 def are_plain_numbers(names: Sequence[str]) -> bool:
-    """Whether stored names are 0, 1, .. in order, as `datasets` fills in where nobody named the classes."""
+    """Whether stored names are 0, 1, .. in order, as `datasets` fills in where the classes have no names."""
     return list(names) == [str(place) for place in range(len(names))]

@@ -88,7 +88,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
 
 
 def _source_name(data: Any) -> str:
-    # The name alone: a bundle is published, the folders of the machine that made it are nobody's business.
+    # The name alone: a bundle is published, the folders of the machine that made it are not.
     return (
         "roadscenes (generated)"
         if data.source == "roadscenes"

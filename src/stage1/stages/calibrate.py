@@ -59,8 +59,8 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
 def save_policy(folder: Path, policy: Policy) -> list[Path]:
     """The one policy file, its certificate and calibration map; files of other policies are removed."""
     assert policy.certificate is not None
-    # First what no longer holds, then the certificate, the thresholds last: whoever finds thresholds finds what they
-    # rest on.
+    # First what no longer holds, then the certificate, the thresholds last: where there are thresholds, there is what
+    # they follow from.
     for name in POLICY_FILES.values():
         (folder / name).unlink(missing_ok=True)
     # A map of an earlier policy must not speak for this one.

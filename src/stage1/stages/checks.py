@@ -1,4 +1,4 @@
-"""What a config asks for, held against its classes as soon as they are known: before hours of work rest on it."""
+"""What a config asks for, checked against its classes as soon as they are known, before hours of work depend on it."""
 
 from __future__ import annotations
 

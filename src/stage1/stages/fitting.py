@@ -45,7 +45,7 @@ def fit_configured(
     fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image
     alone.
     dealing: how groups came to val_calib (policy/group_dealing.py); what was dealt by size is not certified.
-    frozen: a map that was fixed elsewhere, without a look at `calib`; None: the one that the config asks for.
+    frozen: a map that was fixed elsewhere, without use of `calib`; None: the one that the config asks for.
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
     """
@@ -58,7 +58,7 @@ def fit_configured(
         frozen = frozen_map(config, select, gate=judged.own_probability, say=say)
 
     def fit(select: Scores | None, calib: Scores, calibration: CalibrationMap) -> Policy:
-        # On the scores that the thresholds will lie on, so inside: a map may have moved their order.
+        # On the scores that the thresholds will be on, so inside: a map may have moved their order.
         configured = kind.configure(config, select, calib.n_classes, say)
         fitted = fit_policy(
             config.policy.name,

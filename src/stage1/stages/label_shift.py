@@ -106,7 +106,7 @@ def label_shift(
     decision = policy.decide(test)
     ranked = decided_on(
         policy, test
-    )  # as in the rest of evaluation.json: the mapped score where the thresholds lie on it
+    )  # as in the rest of evaluation.json: the mapped score where the thresholds are on it
     metrics = pooled_metrics(ranked, decision.exit, decision.label, names, reported(policy, test))
     counts = ClassCounts.counted(decision.exit, decision.label, test.known_labels, k)
     grouped = test.groups is not None and len(np.unique(test.groups)) < len(test)
@@ -200,7 +200,7 @@ def adopt_target(
 ) -> Path:
     """Copy unlabelled scores into a run directory as target_scores.parquet; the stage `evaluate` then restates at them.
 
-    Labels that the file may hold are left behind. Raises MissingError where folder is no run directory.
+    Labels that the file may hold are dropped. Raises MissingError where folder is no run directory.
     """
     if not (folder / "certificate.json").is_file():
         raise MissingError(f"{folder}: not a calibrated run; run `stage1 calibrate {folder}` first")

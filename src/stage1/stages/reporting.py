@@ -181,7 +181,7 @@ def report_of_run(
             " head"
         ),
         "n_images": len(table),
-        "source": Path(config.data.table or "").name or config.data.source,  # where it lies is nobody's business
+        "source": Path(config.data.table or "").name or config.data.source,  # no path of this machine
         **({"views": views["description"]} if views is not None and views["ships"] else {}),
         # Of the stages before this page: what comes after it must not change it.
         "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name not in ("evaluate", "bundle")},

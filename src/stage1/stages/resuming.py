@@ -1,4 +1,4 @@
-"""Whether a stage with checkpoints goes on from them: a file beside them remembers what they were made from."""
+"""Whether a stage resumes from its checkpoints: a file beside them records what they were made from."""
 
 from __future__ import annotations
 

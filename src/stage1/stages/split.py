@@ -119,7 +119,7 @@ def split(run: RunDir, context: Context) -> list[Path]:
         ingest = ingested(config.data)
     except QuarantineError as error:
         write_quarantine(quarantine_file, error.quarantine)
-        run.keep_config()  # the sources were read; `stage1 split RUN data.max_quarantine=...` goes on from here
+        run.keep_config()  # the sources were read; `stage1 split RUN data.max_quarantine=...` resumes from here
         raise
     result = challenged(split_table(ingest, config, _previous(run)), run, context)
     write_quarantine(quarantine_file, [*ingest.quarantine, *result.quarantine])

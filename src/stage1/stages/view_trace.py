@@ -34,7 +34,7 @@ Box = tuple[int, int, int, int]
 class RoleTrace:
     """Of each row of val_test, in the order of its scores.
 
-    used: int64 [n], how many views were evaluated; deciding: int64 [n], the one with the largest pull towards the
+    used: int64 [n], how many views were evaluated; deciding: int64 [n], the one that contributed most to the
     answer.
     """
 
@@ -76,7 +76,7 @@ class RoleTrace:
 
 
 def write_trace(run: RunDir, trace: ViewTrace | None) -> Iterator[Path]:
-    """looked.json of the answers for val_test, where they rest on views; else an old one goes. Returns paths."""
+    """looked.json of the answers for val_test, where they are made from views; else an old one goes. Returns paths."""
     path = run / TRACE_FILE
     path.unlink(missing_ok=True)
     if trace is not None:
@@ -91,7 +91,7 @@ def write_trace(run: RunDir, trace: ViewTrace | None) -> Iterator[Path]:
 
 
 def read_trace(run: RunDir, n: int) -> RoleTrace | None:
-    """What `write_trace` wrote; None in a run that looks at whole images alone. n: rows of val_test.
+    """What `write_trace` wrote; None in a run on whole images alone. n: rows of val_test.
 
     Raises MissingError where it should be there, IntegrityError where it is of other views or another number of images.
     """

@@ -1,1 +1,1 @@
-"""What lies on disk: files written whole or not at all, digests, the lock, JSON documents, atomic folder swaps."""
+"""Files on disk: written whole or not at all, digests, the lock, JSON documents, folders swapped in one step."""

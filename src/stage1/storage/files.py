@@ -123,7 +123,7 @@ def _write_into(path: Path, whole: str) -> None:
 
 
 def _opened(path: Path) -> int:
-    """A handle to write with. A FIFO that nobody reads is waited for, not for ever. Raises OSError."""
+    """A handle to write with. A FIFO without a reader is waited for, not for ever. Raises OSError."""
     end = time.monotonic() + _READER_S
     while True:
         try:

@@ -56,7 +56,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep_files(folder: Path) -> None:
-    """Remove the temporary files of ours in `folder` that nobody holds."""
+    """Remove the temporary files of ours in `folder` that no process holds."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False) and _left(entry.path):
@@ -64,7 +64,7 @@ def sweep_files(folder: Path) -> None:
 
 
 def sweep_folders(path: Path) -> None:
-    """Remove the temporary folders beside `path` that nobody holds."""
+    """Remove the temporary folders beside `path` that no process holds."""
     for entry in sorted(path.parent.iterdir()):
         if entry.name.startswith(f".{path.name}.") and entry.suffix == ".tmp" and entry.is_dir() and _left(str(entry)):
             remove_folder(entry)

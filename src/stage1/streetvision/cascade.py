@@ -88,7 +88,7 @@ class DetectorCascade:
         if first is not None:
             said[0], own[0] = first.probability, first.label if first.exit else -1
         final = self._final(said, own)
-        # Past the deadline the bundle may still be reading the picture: nobody else touches it.
+        # Past the deadline the bundle may still be reading the picture: nothing else touches it.
         if not final.fallback[0] or time.monotonic() >= until:
             return self._settled(final, troubles)
         try:
@@ -150,7 +150,7 @@ class _GuardedStage:
         try:
             return self._executor.call(lambda: self._call(rgb, stopped), until), -1
         finally:
-            stopped.set()  # nobody waits any more: no further attempt
+            stopped.set()  # the caller no longer waits: no further attempt
 
     def _call(self, rgb: Pixels, stopped: threading.Event) -> float:
         data = png(rgb)
@@ -191,7 +191,7 @@ def _opened(sealed: SealedCascade, place: int, *, device: object, threads: int, 
     # A budget that is spent is not waited for: who waits for it past the deadline takes it from the next image.
     guard = Guard(calls.model_copy(update={"when_over": "fall_back"}), name, int(sealed.document["seed"]))
     if http is not None:
-        # No longer than `most`, so that calls which nobody waits for any more end.
+        # No longer than `most`, so that abandoned calls end.
         limits = {key: min(getattr(http, key), most) for key in ("connect_timeout_s", "read_timeout_s")}
         return _GuardedStage(name, Endpoint(http.model_copy(update=limits)).ask, guard)
     given = stage["callable"]

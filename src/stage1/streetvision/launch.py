@@ -1,6 +1,6 @@
 """The command that starts the client's miner with our detector, and the check of the miner's words in it.
 
-The client knows no plugins: whoever wants to be in its registry has to be imported before it looks. So the command
+The client knows no plugins: a detector in its registry has to be imported before the client reads it. So the command
 starts the miner's own Python with `stage1.streetvision.miner` as its first act.
 """
 
@@ -134,7 +134,7 @@ def checked_words(
         if found[CONFIG] != config:
             raise ConfigError(f"--config: {config}, and {CONFIG} names {found[CONFIG]!r}; give one of the two")
         return list(words)
-    # The client always passes a configuration, roadwork.yaml of its own where it is told of none.
+    # The client always passes a configuration, by default its own roadwork.yaml.
     return [*words, CONFIG, config]
 
 

@@ -106,7 +106,7 @@ def _from_mapping(values: Mapping[str, Any], path: Path) -> Settings:
         settings = Settings(**given)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    # As in other configuration files: what it names lies beside it.
+    # As in other configuration files: what it names is beside it.
     cascade = None if settings.cascade is None else str(path.parent / settings.cascade)
     return replace(settings, bundle=str(path.parent / settings.bundle), cascade=cascade)
 

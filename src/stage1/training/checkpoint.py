@@ -46,7 +46,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     try:
         with safe_open(path, framework="pt") as stored:
             facts = json.loads(stored.metadata()["stage1"])
-            # clone: tensors of safe_open may lie in the file's bytes at any alignment; training wants its own memory
+            # clone: tensors of safe_open may be at any alignment in the file's bytes; training wants its own memory
             tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118 (not a mapping)
     except Exception as error:  # safetensors, json and the missing key each have their own type; the remedy is the same
         raise IntegrityError(

@@ -108,7 +108,7 @@ class Processes:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """The group that torchrun started (RANK, WORLD_SIZE and their kin in the environment), or this process alone.
+    """The group that torchrun started (RANK, WORLD_SIZE and others in the environment), or this process alone.
 
     gloo on CPUs, NCCL on GPUs. A group that the caller has set up already is used and not closed.
     Raises Stage1Error where the others cannot be reached.

@@ -210,7 +210,7 @@ class EpochProgress:
             self._write_derived()
 
     def begun(self, resumed: bool, **values: Any) -> None:
-        """Log the start; values: what is to be told beside the position and the digests."""
+        """Log the start; values: what is logged beside the position and the digests."""
         self.log(
             "resume" if resumed else "start",
             epoch=self.at.epoch,

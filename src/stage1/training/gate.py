@@ -66,7 +66,7 @@ def cross_fitted_gate_targets(
     features: float32 [N, D], labels: int64 [N], groups: str [N] or None (each row by itself). select_features,
     select_labels: of val_select, on which each classifier chooses its epoch as the shipped one does. config, head:
     those of the shipped classifier.
-    folder: where the classifiers keep their checkpoints (a stopped call goes on there); None: nowhere. The fold of a
+    folder: where the classifiers keep their checkpoints (a stopped call resumes there); None: nowhere. The fold of a
     group follows from (seed, group) alone. Runs in torch's present state: call it from `train_head`, or with one thread
     for equal bits.
     Raises DataError: fewer than two folds with rows, or a class with no row outside a fold; Checkpointed where `stop`

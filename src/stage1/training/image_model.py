@@ -208,7 +208,7 @@ class Passes:
         """Leave the gradient of (loss sum / weight) in the parameters; returns the loss sum.
 
         images: [N, 3, S, S] on the CPU, N >= 0; labels: int64 [N]; place: (epoch, step). Where memory runs out `micro`
-        is halved and all starts again: a backward pass that failed half-way has left a part of its gradient behind.
+        is halved and all starts again: a backward pass that failed half-way has left a part of its gradient.
         Raises Stage1Error where one image does not fit.
         """
         while True:

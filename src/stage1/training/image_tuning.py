@@ -126,7 +126,7 @@ def train_on_images(
         model.to("cpu")
         backbone.to("cpu")
         tuned = _finished(backbone, adapted, model, folder, group)
-        group.wait()  # no process goes on before the files are there
+        group.wait()  # no process continues before the files are there
     metrics = {key: float(best[key]) for key in ("nll", "accuracy", "augrc", "train_loss")}
     return ImageTrainResult(
         backbone=tuned,

@@ -185,7 +185,7 @@ def _stops(score: Floats, bounds: list[Bounds]) -> NDArray[np.intp]:
 def _belief(score: Floats, labels: NDArray[np.int64]) -> Floats:
     """P(y = 1) of each image given its score, float [N], by a beta map, which has a slope for each end.
 
-    Not the labels: of the tails that thresholds lie in they are so few that bounds would be fitted to their noise.
+    Not the labels: in the tails of the thresholds they are so few that bounds would be fitted to their noise.
     """
     scores = Scores(logits=as_logits(score), labels=labels)
     try:

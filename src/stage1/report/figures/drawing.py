@@ -1,7 +1,7 @@
 """What all figures share: white panel, colours, type, and PNG and SVG bytes that depend on nothing but the input.
 
-The white panel reads on a light and on a dark page. Colours are Okabe and Ito's, told apart by the colour blind as
-well; what matters is also told by position, dash or label, never by colour alone.
+The white panel reads on a light and on a dark page. Colours are Okabe and Ito's, distinct for the colour blind as
+well; what matters is also shown by position, dash or label, never by colour alone.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Documents:
 
     @property
     def mapped(self) -> bool:
-        """Whether the thresholds lie on the score after the calibration map."""
+        """Whether the thresholds are on the score after the calibration map."""
         calibration = self.evaluation.get("calibration")
         return calibration is not None and calibration["score"] == "mapped"
 
@@ -52,7 +52,7 @@ class Material(Documents):
     """What a figure is drawn from: the documents, and scores.
 
     scores: of val_test, [N, K] with labels. calibration: the labelled units of val_calib that the certificate counted,
-    None where they are not at hand.
+    None where they are not available.
     """
 
     scores: Scores

@@ -107,7 +107,7 @@ def _draw_needs(
         below.axhline(sum(at_hand.values()), color=INK, linewidth=1.1, linestyle=(0, (6, 3)))
     for axis in (above, below):
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        # Room above for the legend, which must not lie on a line.
+        # Room above for the legend, which must not cover a line.
         axis.set_ylim(0, 1.4 * axis.dataLim.y1)
     above.set_title(
         "Labelled units of the class" + ("" if confidence is None else f", at confidence {percent(confidence)}")
@@ -174,7 +174,7 @@ def _draw_chance(axis: Any, success: Mapping[str, Any] | None, pilot: Mapping[st
     axis.xaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.minorticks_off()
-    # Room above 100 % for the legend, which must not lie on a line.
+    # Room above 100 % for the legend, which must not cover a line.
     axis.set_ylim(0.0, 1.06 + 0.14 * len(axis.get_legend_handles_labels()[0]))
     axis.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axis.yaxis.set_major_formatter(lambda value, _: percent(round(value, 6)))

@@ -34,8 +34,8 @@ def risk_path(risk: str, scores: Scores, lo: float | None, hi: float | None) -> 
     risk: one among images of one class: of positives (fnr, miss_rate) lo moves, at most to hi; of negatives (fpr,
     false_exit_rate) hi moves, at least to lo.
     scores: [N, 2] with labels. lo, hi: raw scores, None = that side never exits.
-    Returns (coverage [T], risk [T]) by rising coverage, T <= 400; None for another risk, where both sides are shut
-    (there is no point to start from), or where the class has no image. Undefined risks (nobody exits) are left out.
+    Returns (coverage [T], risk [T]) by rising coverage, T <= 400; None for another risk, where both sides abstain
+    (there is no point to start from), or where the class has no image. Undefined risks (no exits) are left out.
     """
     row = closed_forms().get(risk)
     if row is None or (lo is None and hi is None):

@@ -1,4 +1,4 @@
-"""Histograms of the raw score by class, with the thresholds and what lies on each side of them."""
+"""Histograms of the raw score by class, with the thresholds and the shares on each side of them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2))
 def feasible(evidence: Evidence, lo: Floats, hi: Floats) -> tuple[dict[str, Bools], Floats]:
     """Which pairs keep each risk within its target by the exact tail at its delta, bool [T]; their coverage, [T].
 
-    lo, hi: float [T]. Each pair is judged as if it alone had been fixed in advance: what a reader may look at, not a
+    lo, hi: float [T]. Each pair is judged as if it alone had been fixed in advance: what a reader may explore, not a
     certificate.
     """
     exits = evidence.exits(lo, hi)

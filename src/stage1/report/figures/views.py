@@ -31,9 +31,9 @@ from stage1.report.numbers import percent
 def view_costs(rows: Sequence[Document]) -> Drawing:
     """rows: one for each way of using views: name, kind, views, milliseconds (None: not measured), coverage, low, high.
 
-    kind: rows of "adaptive" are one policy at several tolerances and joined by a line; every other row stands by itself
-    and carries its name. low, high: the interval of the coverage, None where there is none. views, milliseconds: means
-    per image.
+    kind: rows of "adaptive" are one policy at several tolerances and joined by a line; every other row is a point of
+    its own and carries its name. low, high: the interval of the coverage, None where there is none. views,
+    milliseconds: means per image.
     """
     axes: list[tuple[str, str]] = [("views", "views per image, mean")]
     if all(row["milliseconds"] is not None for row in rows):

@@ -1,7 +1,7 @@
 """Things that look like roadwork at a glance and are not, and the signs and people of any street.
 
 Look-alikes (orange cars, bins, vests, striped poles, warning signs of other kinds) are in every street with the same
-chances, whatever the label: neither colour nor a triangle alone tells roadwork.
+chances, whatever the label: neither colour nor a triangle alone gives roadwork away.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def sample_site(rng: Rng, street: Street) -> list[Thing]:
 
 
 def _worn(colour: Colour, dust: float) -> Colour:
-    """Paint under dust and sun: what is told by colour alone gets lost."""
+    """Paint under dust and sun: what colour alone shows is lost."""
     red, green, blue = (
         (1 - dust) * part + dust * grey for part, grey in zip(colour, (158.0, 136.0, 118.0), strict=True)
     )

@@ -86,7 +86,7 @@ class LevelRates:
                 if not mask.any():
                     raise DataError(f"level {level!r}: no row of class {label}; both are needed for TPR and FPR")
         n = len(truth)
-        # How many independent units stand behind each rate: what an unseen error is spread over.
+        # How many independent units each rate has: what an unseen error is spread over.
         identity = (
             np.arange(n) if groups is None else np.unique(np.asarray(groups).astype(np.str_), return_inverse=True)[1]
         )

@@ -1,4 +1,4 @@
-"""The decision threshold with the largest expected reward, without the luck of the rows at hand.
+"""The decision threshold with the largest expected reward, without the luck of the given rows.
 
 Empirical TPR and FPR jump at every row, and the best of many noisy numbers is a lucky one. So each row is weighted by
 its calibrated probability instead of its label (a Platt map of the margin, two numbers fitted on val_select):

@@ -1,4 +1,4 @@
-"""ExPLoRA: self-supervised pretraining goes on, on unlabelled images of the domain.
+"""ExPLoRA: self-supervised pretraining continued on unlabelled images of the domain.
 
 `pretrain` is the entry point. A run is epochs of steps, vital signs after each, checkpoints, and bit-equal resume; what
 learns is in adapter.py, the objectives in masked.py and dino.py. Source: Khanna et al. 2025 (2406.10973).

@@ -110,7 +110,7 @@ def overlapping(unlabelled: Prints, protected: Prints, distance: int) -> list[tu
 def refuse_overlap(unlabelled: Prints, protected: Prints, distance: int) -> None:
     """Raises DataError where an unlabelled image is, or nearly is, a protected one: leakage by pretraining.
 
-    The message names the first pair and the number; nothing is dropped in silence. distance:
+    The message names the first pair and the number; nothing is dropped unreported. distance:
     data.near_duplicate_distance.
     """
     found = overlapping(unlabelled, protected, distance)
