@@ -29,7 +29,7 @@ LICENCES = "LICENSES"
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with its `digest` field, in last place: sha256 of all the other fields, as they are written."""
+    """The manifest with its `digest` field, in last place: sha256 of all the other fields as written."""
     content = {name: value for name, value in document.items() if name != "digest"}
     return {**content, "digest": digest_bytes(_written(content))}
 

@@ -87,7 +87,7 @@ def write_bundle(
     its model answers one blank image with one logit per class.
     Raises MissingError (a file is not there), IntegrityError (a second policy file beside the given one; documents that
     disagree; a model that does not fit), DataError (calibration without labels or ids), ConfigError (the folder holds
-    something that is no bundle), Stage1Error (cannot be written). In each case what stood at `folder` still stands.
+    something that is no bundle), Stage1Error (cannot be written). In each case the content of `folder` is unchanged.
     """
     # A link to a bundle stays a link: what it points to is replaced.
     folder = Path(os.path.realpath(folder))

@@ -251,5 +251,5 @@ def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certif
 
 
 def _inside(folder: Path, error: Stage1Error) -> str:
-    """The error's line, with paths relative to the bundle: the folder stands once, at the head of the report."""
+    """The error's line, with paths relative to the bundle: the folder is named once, at the head of the report."""
     return str(error).replace(f"{folder}{os.sep}", "")

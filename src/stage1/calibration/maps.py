@@ -58,7 +58,7 @@ class CalibrationMap(ABC):
 
     @property
     def keeps_order(self) -> bool:
-        """Whether thresholds on the raw scores may stand beside the mapped probability: K = 2: `monotone`.
+        """Whether thresholds on the raw scores are valid with the mapped probability: K = 2: `monotone`.
 
         K > 2: the map never exchanges two classes of a row, so that the raw answer is the mapped answer too; how sure
         one row is beside another may still change. Else decisions and probability would contradict each other, and
@@ -231,7 +231,7 @@ def _checked_logits(values: ArrayLike, k: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity(CalibrationMap):
-    """The softmax of the logits as they are; any K. n may be 0: it needs no row.
+    """The softmax of the unchanged logits; any K. n may be 0: it needs no row.
 
     >>> scores = Scores(np.array([[0.0, 2.0]]), labels=[1])
     >>> Identity.fit(scores).calibrate(scores) is scores

@@ -82,7 +82,7 @@ def candidates(n_classes: int) -> tuple[str, ...]:
 
 
 def automatic(n_classes: int) -> tuple[str, ...]:
-    """The candidates of `calibration.map=auto`: under these, thresholds on the raw score stay as they are.
+    """The candidates of `calibration.map=auto`: under these, thresholds on the raw score stay valid.
 
     >>> automatic(2), automatic(10)
     (('temperature', 'platt', 'beta'), ('temperature',))

@@ -1,4 +1,4 @@
-"""Which map to use, if any: cross-validated NLL on val_select against leaving the probabilities as they are."""
+"""Which map to use, if any: cross-validated NLL on val_select against the unchanged probabilities."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from stage1.storage.documents import SCHEMA_VERSION, validate, write_document
 from stage1.storage.files import write_bytes, write_text
 
 CHOOSE_ON = ("val_select", "val_test")
-# Seeds, and where things lie: runs that differ in nothing else are seeds of one arm.
+# Seeds and paths: runs that differ in nothing else are seeds of one arm.
 _NOT_THE_ARM = ("seed", "features.store", "features.workers")
 
 

@@ -115,7 +115,7 @@ def _document(
     rows = list(ordered)
     varied = bool(config.auto_exits)
     if not varied and len(select):
-        # For the picture alone: what other thresholds would cost. None of these is certified.
+        # For the figure alone: what other thresholds would cost. None of these is certified.
         rows = candidates(
             select.recorded,
             select.known.known_labels,
@@ -137,7 +137,7 @@ def _document(
         passed=[0] if certificate.certified else [],
     )
     everyone = _joined([labelled[role].recorded for role in ROLES if len(labelled[role])])
-    # Among how many val_calib chose; what is drawn for the picture alone was chosen by nothing.
+    # Among how many val_calib chose; what is drawn for the figure alone was not chosen.
     defer = _defer_counts(labelled, certificate, config, len(ordered))
     for row, candidate in zip(found, rows, strict=True):
         row["counted"] = _counted(labelled[defer["role"]], candidate.rules, config)

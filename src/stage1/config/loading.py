@@ -240,7 +240,7 @@ def _refuse_no_text(values: Mapping[str, Any]) -> None:
 
 
 def _half(text: str) -> bool:
-    """Whether surrogates stand alone in it: `"\\ud800"` in YAML, which no file could hold."""
+    """Whether it has lone surrogates: `"\\ud800"` in YAML, which no file could hold."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

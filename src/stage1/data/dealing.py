@@ -36,7 +36,7 @@ STRATIFIED = "stratified-random"
 REDRAWN = "stratified-redrawn"
 BY_SIZE = "by-size"
 
-# Inside a band those that certify come first; by the hash order it is all one.
+# Inside a band those that certify come first; in the hash order this makes no difference.
 _FIRST = ("val_calib", "val_test", "val_select", "train")
 _BAND = 4  # groups: fewer hardly differ in size, and each costs a node
 _MOST_BANDS = 128  # of a stratum: beyond, sizes of neighbours are alike anyway

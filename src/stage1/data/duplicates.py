@@ -13,7 +13,7 @@ from stage1.errors import DataError
 
 Pairs = NDArray[np.int64]
 
-# Mean absolute difference of two 9x8 gray thumbnails (0..255) up to which equal-looking hashes are believed.
+# Mean absolute difference of two 9x8 gray thumbnails (0..255) up to which equal-looking hashes count as duplicates.
 # Re-encoded or resized copies stay below 2; on 2,235 road photos of 28 segments the nearest hash-alike of *different*
 # segments is above 4 at every distance up to 7, while at distance 3 the hash alone would glue 34 pairs across segments.
 MAX_GRAY_DIFFERENCE = 4.0
@@ -129,7 +129,7 @@ def _candidates(
     if distance == 0:
         return
     # A fixed shuffle of the bits: neighbouring bits of a dHash agree more often than not, and a band made of
-    # neighbours would put many unlike pictures into one bucket. Hamming distance does not care about the order.
+    # neighbours would put many unlike pictures into one bucket. Hamming distance does not depend on the order.
     order = np.random.default_rng(64).permutation(64)
     bits = np.unpackbits(unique.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
     packed = np.ascontiguousarray(np.packbits(bits[:, order], axis=1, bitorder="little"))

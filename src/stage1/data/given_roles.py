@@ -28,7 +28,7 @@ _WRAPPERS = ("images", "imgs", "data")
 def role_kinds(names: Collection[str]) -> dict[str, str | None]:
     """Name -> "train", "val" or "test" where it means such a part of the data, in any case; None for others.
 
-    One word of ROLE_WORDS, or a role of ours. Digits, signs and words like set, split, data, images beside it do not
+    One word of ROLE_WORDS, or a role's own name. Digits, signs and words like set, split, data, images beside it do not
     count, and no word that all the names share (roads_train, roads_test).
     """
     words = {name: _words(name) for name in names}
@@ -46,7 +46,7 @@ def role_kinds(names: Collection[str]) -> dict[str, str | None]:
 
 
 def _as_ours(name: str) -> str:
-    """A name as roles of ours are written: Val-Select, val select and ValSelect are val_select."""
+    """A name as our roles are written: Val-Select, val select and ValSelect are val_select."""
     spaced = re.sub("([a-z])([A-Z])", r"\1 \2", name.strip())
     return re.sub(r"[-_\s]+", "_", spaced.lower())
 

@@ -34,7 +34,7 @@ class Ingest:
     quarantine: what was left out, in source order.
     hashes:     uint64 [N], dHash of each row.
     grays:      uint8 [N, 8, 9], the gray thumbnail that it is computed from.
-    links:      (row, group): the same bytes stood under this other group too; the split joins the two groups.
+    links:      (row, group): the same bytes were under this other group too; the split joins the two groups.
     digest:     sha256 of the table's content (ids, labels, groups, roles, ...; not of paths): the same images with the
                 same annotations give the same digest on any machine.
     pools:      str [N], where the given role is one of several that the split cuts ("val_select+val_calib"; the table's

@@ -134,7 +134,7 @@ def split_table(ingest: Ingest, config: RunConfig, previous: Mapping[str, Any] |
     given = bool((pools != "").all()) and len(table) > 0
     known: dict[str, str] = {} if given or previous is None else dict(previous["groups"])
     all_links = list(ingest.links)
-    # An image that once was its own group and now stands under a named one takes its old role there with it.
+    # An image that once was its own group and now is under a named one takes its old role there with it.
     ids, named = table.ids.tolist(), table.groups.tolist()
     all_links += [(row, name) for row, name in enumerate(ids) if name in known and name != named[row]]
     out = np.zeros(len(table), dtype=np.bool_)
@@ -367,7 +367,7 @@ def assign_roles(
 ) -> Texts:
     """Role of each image, str [N]; a group is never in two roles.
 
-    groups: str [N]. labels: int64 [N]. given: str [N] roles that are returned as they are, or None.
+    groups: str [N]. labels: int64 [N]. given: str [N] roles that are returned unchanged, or None.
     previous: role of old groups; they stay.
     hash: the role where sha256("seed|group"), as a number in [0, 1), falls among the cumulated fractions; it depends on
     the group alone, so adding data moves nothing. balanced: stratified by label mix and size, at random inside

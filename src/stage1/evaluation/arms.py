@@ -11,7 +11,7 @@
 
 Selective metrics, NLL and MCC are of the model's own softmax, as in stage1.evaluation.comparison. `coverage` (share of
 images that exit) and `exit_error` (share wrong among exits) are those of each run's exit policy, where every run has
-one. Their intervals are for the thresholds as they are: what another calibration set would have given is not in them.
+one. Their intervals are for the given thresholds: what another calibration set would have given is not in them.
 """
 
 from __future__ import annotations

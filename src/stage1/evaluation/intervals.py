@@ -135,7 +135,7 @@ def bootstrap(
 
 
 def weigh(rows: resampling.Counts, base: FloatArray) -> Weights:
-    """Row weights [B, N] of replicates: counts as they are where `base` is all 1, else their product with it.
+    """Row weights [B, N] of replicates: the counts where `base` is all 1, else their product with it.
 
     Replicates that drew nothing but rows of weight 0 are left out: there is nothing to measure.
     """

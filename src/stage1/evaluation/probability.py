@@ -250,7 +250,7 @@ def mcc_of_counts(counts: FloatArray) -> float:
 def best_mcc_threshold(score: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, float]:
     """The threshold with the largest MCC when exactly the rows with score > threshold are called 1: (threshold, mcc).
 
-    score: float [N], labels: 0/1 [N]. The threshold lies half-way between two distinct scores; the lowest one at a tie.
+    score: float [N], labels: 0/1 [N]. The threshold is half-way between two distinct scores; the lowest one at a tie.
     (NaN, NaN) where labels or scores are all alike. Chosen and measured on the same rows, so it flatters: choose it on
     val_select. Raises DataError: labels other than 0 and 1, NaN or infinity, unequal lengths.
 

@@ -134,8 +134,7 @@ def multinomial(rng: np.random.Generator, rows: int, size: int) -> Counts:
     Poisson counts of a mean slightly below 1, then the balls that are missing, one by one. That is exactly multinomial:
     given their sum, Poisson counts are, and so are those with further balls; rows that came out with too many balls
     (one in thirty thousand) are drawn again, which depends on the sum only. A few random bytes for each box, instead of
-    a random box for each ball, is what makes a replicate cheap. (A box of 256 balls would need more luck than there
-    is.)
+    a random box for each ball, is what makes a replicate cheap. (A box of 256 balls is too improbable to occur.)
     """
     rate = max(0.0, 1.0 - 4.0 / np.sqrt(size))
     counts = _poisson(rng, rate, (rows, size))

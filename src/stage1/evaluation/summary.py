@@ -164,7 +164,7 @@ def metrics_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [
         {"metric": name, **numbers, "n": document["n"], "errors": None}
         for name, numbers in document["metrics"].items()
-        if name != "coverage"  # stands below, with its interval as a count
+        if name != "coverage"  # is below, with its interval as a count
     ]
     rows += [
         {"metric": f"{name}.before", **losses["before"], "n": document["n"], "errors": None}

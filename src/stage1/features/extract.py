@@ -47,7 +47,8 @@ class Extraction:
     """Features of the images that could be read, and who could not.
 
     features: float32 [M, D], with views [M, V, D]; rows: int64 [M], their positions in the ids asked for, ascending.
-    failed: (id, error) of the rest, none of which has a row. engine: which one made them; key: under which they stand.
+    failed: (id, error) of the rest, none of which has a row. engine: which one made them; key: under which they are
+    stored.
     """
 
     features: NDArray[np.float32]
@@ -127,7 +128,7 @@ def extract_features(
 
 
 def per_view(features: NDArray[np.float32], views: ViewPolicy | None) -> NDArray[np.float32]:
-    """Rows of the store [N, V * D] as [N, V, D]; without views as they are."""
+    """Rows of the store [N, V * D] as [N, V, D]; without views unchanged."""
     return features if views is None else features.reshape(len(features), views.count, -1)
 
 

@@ -242,7 +242,7 @@ class _Together:
 
 @dataclass(slots=True)
 class _Pending:
-    """A decoded image whose views are cut as they are asked for; or all of them where that takes less memory."""
+    """A decoded image whose views are cut on request; or all of them where that takes less memory."""
 
     size: tuple[int, int]
     rgb: NDArray[np.uint8] | None

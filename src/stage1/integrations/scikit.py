@@ -40,7 +40,7 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     false_exit_rate 0.05.
     confidence: of the certificate, all risks jointly. policy: "softmax", "gate" (refused where it shows no gain) or
     "scrc".
-    values: "logits" or "probabilities", what the scores are: needed without an estimator, it is said and never guessed.
+    values: "logits" or "probabilities", what the scores are: needed without an estimator; it is never guessed.
     Ignored with an estimator.
     coverage, class_coverage, target_prior, allow_one_sided, assume_iid, against_argmax: as in stage1.fit_policy.
     classes: labels in the order of the columns, the positive one last; None: the sorted labels of y, as scikit-learn

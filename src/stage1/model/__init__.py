@@ -1,1 +1,2 @@
-"""The torch half's models. Import the modules by name: this file stays empty, so that nothing loads torch unasked."""
+"""The torch half's models. Import the modules by name: this file stays empty, so that no import loads torch by
+accident."""

@@ -232,7 +232,7 @@ def layer_ids(model: nn.Module, *, fine: bool = False) -> dict[str, int]:
 def _numbered(model: nn.Module, depth: int) -> dict[str, int]:
     """Parameter name -> position, by the first `depth` numbers in the name ("stages.2.blocks.1"), in the model's order.
 
-    What has no number stands with what comes before it: a stem at 0, a final norm with the last block.
+    What has no number counts with what comes before it: a stem at 0, a final norm with the last block.
     """
     positions: dict[str, int] = {}
     layers, last = {}, 0

@@ -46,7 +46,7 @@ def boundary_of_map(calibration: CalibrationMap, select: Scores | None, target_p
     """The score at which a map that keeps the order of two classes gives even odds at the stated prior.
 
     calibration: fitted on `select`, or the identity. target_prior: P(y = 1) where the policy will work; None: the
-    balance that the map was fitted at. Where the balance of `select` is not known the map's odds stand as they are.
+    balance that the map was fitted at. Where the balance of `select` is not known the map's odds are taken.
     """
     score = even_odds(calibration, prior_shift(select, target_prior))
     origin = (

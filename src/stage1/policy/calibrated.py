@@ -113,7 +113,7 @@ class CalibratedPolicy:
 
 
 def decided_on(policy: Policy, scores: Scores) -> Scores:
-    """The scores on which the policy's thresholds lie: as they are, or mapped where its map was frozen first.
+    """The scores on which the policy's thresholds are: raw, or mapped where its map was frozen first.
 
     >>> from stage1.policy import SoftmaxPolicy
     >>> scores = Scores(np.array([[0.0, -3.0], [0.0, 4.0]]))

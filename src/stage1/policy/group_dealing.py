@@ -8,7 +8,7 @@
 | by-size | what earlier versions dealt: large groups too often | no |
 | given | what the data say; that it is a fair sample is its author's claim | yes |
 
-Strata are those of data/dealing.py; what is drawn again is drawn by raised shares at last.
+Strata are those of data/dealing.py; the last redraws are by raised shares.
 None: nothing was recorded (earlier versions, scores of any model).
 """
 

@@ -133,7 +133,7 @@ def _trust(score: Floats, labels: NDArray[np.int64], grid: Floats, models: Mappi
 
 
 def _smoothed(score: Floats) -> Floats:
-    """Sorted grid of scores: each distinct one spread by a Gaussian kernel, tied ones kept as they are. float [G]."""
+    """Sorted grid of scores: each distinct one spread by a Gaussian kernel, tied ones kept. float [G]."""
     values, counts = np.unique(score, return_counts=True)
     single = values[counts == 1]
     tied = np.repeat(values[counts > 1], counts[counts > 1] * len(_KERNEL))

@@ -42,7 +42,7 @@ class Choice:
     """thresholds: chosen pair, both None where nothing passed. delta: what each risk's bound may spend.
 
     floor_delta: the same for floors on coverage. first_failure: the first pair tested, if it failed. path, place: where
-    the thresholds stand on the path they were found on.
+    the thresholds are on the path they were found on.
     """
 
     thresholds: Thresholds

@@ -12,7 +12,7 @@ Document = Mapping[str, Any]
 
 
 def refuse_disagreement(certificate: Document, evaluation: Document, policy: Document, scores: Scores) -> None:
-    """A report over documents of different runs would lie, so there is none.
+    """A report over documents of different runs would be false, so there is none.
 
     Raises IntegrityError (one line) where the documents disagree on the certificate, the thresholds or the number of
     images.

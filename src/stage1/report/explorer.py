@@ -118,7 +118,7 @@ def count(evidence: Evidence, name: str, target: float, delta: float, lo: float 
     return RiskCount(name, target, delta, errors, n, bound, never)
 
 
-# Scores travel in the page as they are, 11 characters each; beyond this the page would be slow to open.
+# The page holds the scores themselves, 11 characters each; beyond this the page would be slow to open.
 MOST_UNITS = 50_000
 _STRIP_BARS = 120
 
@@ -127,7 +127,8 @@ def explorer(evidence: Evidence | str) -> dict[str, Any] | str:
     """What the template and the script of the explorer read, or one sentence that says why there is none.
 
     data: for the script: sorted scores of each class (base64 of little-endian float64), thresholds, targets, deltas.
-    counts [2][3], risks, coverage: at the policy's own thresholds, computed here. strip: who stands where, by rank.
+    counts [2][3], risks, coverage: at the policy's own thresholds, computed here. strip: which classes are where, by
+    rank.
     """
     if isinstance(evidence, str):
         return evidence

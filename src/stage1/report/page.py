@@ -75,7 +75,7 @@ def write_report(
     worst first.
     run: facts to print, all optional: name, created, model, n_images, config (mapping or text), seconds (stage -> s),
     bundle (where `stage1 verify` finds it), recompute (the command instead, where there is no bundle); further keys are
-    printed as they are.
+    printed unchanged.
     calibration: the labelled scores of val_calib that the certificate counted (one image of each group where its unit
     is the group); with them the page has the threshold explorer and the threshold plane, without them it says so.
     views: what views.json says and how it was chosen (asked, ships, description, aggregator, comparison, order,
@@ -120,7 +120,7 @@ def write_report(
         for kind, data in (("png", drawing.png), ("svg", drawing.svg)):
             written.append(folder / "figures" / f"{name}.{kind}")
             write_bytes(written[-1], data)
-    # The page last: where it stands, its figures stand.
+    # The page last: where it is, its figures are.
     write_text(written[0], page)
     return written
 

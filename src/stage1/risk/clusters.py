@@ -226,7 +226,7 @@ def _at_risk(wrong: Floats, trial: Floats, risk: float) -> Floats | None:
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """Where the rows of each group stand, in order of testing: made once, used for many candidates.
+    """Where the rows of each group are, in order of testing: made once, used for many candidates.
 
     rows: int [N], row numbers, group by group; starts: int [G], where each group begins in it; n_rows of each: sizes
     [G].

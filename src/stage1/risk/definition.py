@@ -120,7 +120,7 @@ def cells(risk: Risk, *, of_many: bool = False) -> tuple[Bools, Bools]:
     """Which cells of the table of exits are errors, which are trials: bool [classes, classes + 1] each.
 
     Rows: true class; columns: answer, the last one: defers. Two classes: (negative, positive). of_many (and side
-    "class" in any case): three, which stand for all: the class that the risk is said of, and two others.
+    "class" in any case): three, which represent all: the class that the risk is said of, and two others.
 
     >>> from stage1.risk import RISKS
     >>> errors, trials = cells(RISKS["fnr"])

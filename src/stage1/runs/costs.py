@@ -50,6 +50,6 @@ def parameters_of(model: Path) -> int | None:
     try:
         import onnx
     except ImportError:
-        return None  # the extra train is not installed: the count is left out, and stands as "-" in the table
+        return None  # the extra train is not installed: the count is left out, and is "-" in the table
     graph = onnx.load(str(model), load_external_data=False).graph
     return int(sum(np.prod(item.dims, dtype=np.int64) for item in graph.initializer if item.data_type in _FLOATS))

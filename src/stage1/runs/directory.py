@@ -47,7 +47,7 @@ class RunDir:
         write_document(self / STATE_FILE, {"stage1_version": __version__, "stages": self.state}, STAGES_KIND)
 
     def keep_config(self) -> None:
-        """Write `config` to config.yaml, where it does not stand there already."""
+        """Write `config` to config.yaml, where it is not there already."""
         if self.writes and self.stored != self.config:
             write_text(self / CONFIG_FILE, to_yaml(self.config))
             self.stored = self.config

@@ -104,7 +104,7 @@ def execute_one(
 def outlook(run: RunDir, stages: Sequence[Stage]) -> list[dict[str, Any]]:
     """For --dry-run: per stage its inputs, their digest where known, and whether it would be skipped.
 
-    Raises ConfigError where the config asks for what there is not with the classes that it names.
+    Raises ConfigError where the config asks for what the classes that it names do not allow.
     """
     for stage in stages:
         stage.consistent(run.config)

@@ -298,7 +298,7 @@ def _read_error(error: Exception) -> ImageError:
 @cache
 def _simplejpeg() -> Any:
     """The module, None without the extra `fast-io`. Imported by who decodes bytes alone: the client's detector, which
-    is handed pictures, is to import nothing that its environment might have in another version."""
+    is given pictures, must import nothing that its environment might have in another version."""
     try:
         import simplejpeg
     except ImportError:
@@ -332,7 +332,7 @@ def _to_rgb(image: Image.Image, stored: str, low: NDArray[np.uint8] | None) -> N
     if image.has_transparency_data and mode in ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBa", "La"):
         rgba = (image.convert("LA") if mode == "La" else image).convert("RGBA")
         return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
-    # HSV is in no file; a program may hand such a picture over.
+    # HSV is in no file; a program may pass such a picture.
     if mode in ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBX", "HSV"):
         return np.asarray(image if mode == "RGB" else image.convert("RGB"))
     raise ImageError(

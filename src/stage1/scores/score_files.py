@@ -39,7 +39,7 @@ from stage1.storage.files import atomic_writer, write_through
 _FIELDS = ("scores", "label", "group", "id", "gate", "role")
 _SLICE, _EXTRA = "slice_", "extra_"
 _INDEX = "label_index"
-# In the metadata of a Parquet file of ours: the values of `label` are column numbers, whatever the classes are called.
+# In the metadata of our own Parquet files: the values of `label` are column numbers, whatever the classes are called.
 _OURS = {b"stage1.label": b"column number"}
 
 

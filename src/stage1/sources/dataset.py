@@ -54,7 +54,7 @@ def _from_dataset(where: str, loaded: Any, slices: Sequence[str]) -> Listing:
     total = Listing(where)
     for name, part in parts.items():
         if getattr(part, "_indices", None) is not None:
-            part = part.flatten_indices()  # a selection or a shuffle: rows would no longer stand as in the files
+            part = part.flatten_indices()  # a selection or a shuffle: rows would no longer be in the order of the files
         image = image_column(part.column_names, where)
         names = {column: _class_names(feature) for column, feature in part.features.items()}
         classes = names.get("label")

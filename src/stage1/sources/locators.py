@@ -1,4 +1,4 @@
-"""Where the bytes of an image lie: a file, or a place in a tar, Parquet or Arrow file; and reading them."""
+"""Where the bytes of an image are: a file, or a place in a tar, Parquet or Arrow file; and reading them."""
 
 from __future__ import annotations
 

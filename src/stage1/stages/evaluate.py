@@ -64,7 +64,7 @@ def evaluation_state(run: RunDir) -> str:
 
 
 def _shown_paths(table: SampleTable, rows: NDArray[np.int64]) -> list[str]:
-    """Paths below the folder that all images share: where a run stands must not change its documents."""
+    """Paths below the folder that all images share: the place of a run must not change its documents."""
     root = os.path.commonpath([os.path.dirname(path) for path in table.paths.tolist()])
     return [os.path.relpath(path, root) for path in table.paths[rows].tolist()]
 

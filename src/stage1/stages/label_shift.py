@@ -9,7 +9,7 @@ Which rows are for what (they never overlap, but in the last line):
 | rates within each class, pooled metrics | val_test | as in the rest of evaluation.json |
 | all three, where nothing else is labelled | the rows evaluated | the document says so (`source.role`) |
 
-The labels of val_calib are read after the certificate stands; no certificate is made from what is found here.
+The labels of val_calib are read after the certificate is written; no certificate is made from what is found here.
 """
 
 from __future__ import annotations

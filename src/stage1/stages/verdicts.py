@@ -19,7 +19,7 @@ from stage1.storage.documents import read_document
 def verdict_of_calibration(folder: Path) -> Verdict:
     """Before val_test is opened: the certificate, and how model and answers did on the calibration rows themselves.
 
-    Their labels are read after the certificate stands; nothing is chosen by what is found. Raises MissingError.
+    Their labels are read after the certificate is written; nothing is chosen by them. Raises MissingError.
     """
     policy = load_policy(folder)
     if policy.certificate is None:

@@ -233,7 +233,7 @@ def _refuse_bomb(root: Any) -> None:
 
 def read_json(text: str | bytes) -> Any:
     """The document in a JSON text. Raises ValueError in one line; unlike Python's reader it refuses NaN, infinities and
-    numbers beyond the range of a float, a key that stands twice in one object, and nesting without end."""
+    numbers beyond the range of a float, a key repeated in one object, and nesting without end."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -16,9 +16,9 @@ _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def publish(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`; a folder that stands there is exchanged with it and removed. Raises OSError.
+    """Rename `fresh` to `folder`; an existing folder is exchanged with it and removed. Raises OSError.
 
-    Linux exchanges two names in one step (renameat2). Where that is not to be had the old folder is renamed aside
+    Linux exchanges two names in one step (renameat2). Where that is not available the old folder is renamed aside
     first, to a name that `recover` finds, and back if the second step fails.
     """
     os.chmod(fresh, 0o755)  # mkdtemp makes folders that only the owner may enter

@@ -122,7 +122,7 @@ def check(
 
 
 def _ask(detector: Stage1Detector, level: str, frame: Frame, made: Challenge) -> _Reply:
-    picture = Image.open(io.BytesIO(made.jpeg))  # lazily, as the client hands it over
+    picture = Image.open(io.BytesIO(made.jpeg))  # lazily, as the client passes it
     start = time.perf_counter()
     try:
         value, error = detector(picture), None

@@ -123,7 +123,7 @@ class Stage1Detector:
             return self._counted(Answer(own, "stage1", first))
         try:
             asked = self._on_second.call(lambda: stage2(image), until)
-        except Exception as error:  # someone else's code: any failure of it means stage 1 stands
+        except Exception as error:  # someone else's code: on any failure the answer of stage 1 is kept
             return self._counted(Answer(own, "stage1", first, f"stage2: {trouble_line(error)}"))
         return self._counted(Answer(remap(asked, self.stage2_threshold), "stage2", first))
 

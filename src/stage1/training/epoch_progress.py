@@ -1,4 +1,4 @@
-"""Where a supervised run stands, and the files that follow from it.
+"""The position of a supervised run, and the files that follow from it.
 
 The checkpoint is the one truth. The weights file and metrics.csv (one row per epoch) are made from it, so after a kill
 at any moment they are brought to the same state again. log.jsonl (events with times) and TensorBoard show how it went.
@@ -113,7 +113,7 @@ Stored = tuple[dict[str, Tensor], dict[str, Any]]
 
 @dataclass(slots=True)
 class Position:
-    """Where training stands: `epoch` epochs are complete, `step` optimizer steps of the next one are done."""
+    """The position of training: `epoch` epochs are complete, `step` optimizer steps of the next one are done."""
 
     epoch: int = 0
     step: int = 0
@@ -142,7 +142,7 @@ class EpochProgress:
     """Position, schedule, choice of the epoch, checkpoint, metrics, log of one run on `n` samples in `folder`.
 
     facts, data: what decides the weights, and the digest of what they are made from; a checkpoint is of both. section:
-    of the config where learning_rate stands, for messages (`tune` takes it from images). writes: false in
+    of the config with learning_rate, for messages (`tune` takes it from images). writes: false in
     all processes of a run but one. slower: what to lower where the loss is not finite. shipped: of the best weights
     those that model_best.pth holds. start_epoch: weights of epochs before it are not to be chosen, counted from 0.
     """
@@ -195,7 +195,7 @@ class EpochProgress:
         return parts
 
     def claim(self, resumed: bool) -> None:
-        """Make the folder's files those of this run, at the position where it stands."""
+        """Make the folder's files those of this run, at its position."""
         written = [self.folder / name for name in (LAST, BEST_WEIGHTS, METRICS)]
         if self.writes:
             for target in written:  # what a killed process left half-written

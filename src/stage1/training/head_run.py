@@ -1,6 +1,6 @@
 """One training run: epochs of steps, validation on val_select, checkpoints, bit-equal resume.
 
-The order of samples and every random number follow from (seed, epoch, step); where the run stands is kept
+The order of samples and every random number follow from (seed, epoch, step); the position of the run is kept
 by epoch_progress.py.
 """
 
@@ -47,7 +47,7 @@ class TrainResult:
 
 
 class Run:
-    """One training run: modules, optimizer, and where it stands (`epochs`)."""
+    """One training run: modules, optimizer, and its position (`epochs`)."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Run:
         fresh: bool = False,
         progress: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> TrainResult:
-        """From where the folder's checkpoint stands to the end. Arguments as `train_head`."""
+        """From the folder's checkpoint to the end. Arguments as `train_head`."""
         self.begin(fresh)
         try:
             while not self.epochs.at.done:

@@ -1,6 +1,6 @@
 """One training run on images: steps over all processes, validation, checkpoints, bit-equal resume.
 
-Order, distortions and dropout follow from (seed, epoch, step, image); where the run stands: epoch_progress.py.
+Order, distortions and dropout follow from (seed, epoch, step, image); the position of the run: epoch_progress.py.
 A checkpoint holds what is trained and nothing else: the frozen rest is the backbone's, whose fingerprint it holds.
 """
 
@@ -46,7 +46,7 @@ _FREE = {"workers", "threads", "device", "epochs", "batch_size", "learning_rate"
 
 
 class ImageRun:
-    """Model, optimizer, and where they stand (`epochs`), in one of `group.world` processes."""
+    """Model, optimizer, and their position (`epochs`), in one of `group.world` processes."""
 
     def __init__(
         self,

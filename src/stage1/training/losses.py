@@ -101,7 +101,7 @@ def deep_gamblers_sum(logits: Tensor, labels: Tensor, row_weights: Tensor, rewar
 def self_adaptive_sum(logits: Tensor, labels: Tensor, targets: Tensor, row_weights: Tensor) -> Tensor:
     """Sum over the batch of -w_i (t_i log p_y + (1 - t_i) log p_abstain); a scalar.
 
-    logits: [N, K + 1], the last column is abstention; targets: [N] in [0, 1], t_i = how much row i is believed to have
+    logits: [N, K + 1], the last column is abstention; targets: [N] in [0, 1], t_i = the belief that row i has
     its label (`updated_targets`). Source: Huang et al. 2020 (Self-Adaptive Training), section 4.
     """
     log_p = functional.log_softmax(logits, dim=1)

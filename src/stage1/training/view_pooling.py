@@ -48,7 +48,7 @@ def pooled(logits: Tensor, pool: str) -> Tensor:
     """Logits of images [n, K] from those of their views [n, V, K].
 
     Two classes: a margin a by `pool` gives (-a/2, +a/2). More classes: the mean of the logits. Raises ConfigError for a
-    pool that is unknown, or that there is not for so many classes.
+    pool that is unknown, or that does not exist for so many classes.
     """
     if logits.shape[2] > 2 and pool == "mean":
         return logits.mean(dim=1)

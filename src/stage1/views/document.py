@@ -105,7 +105,7 @@ class ViewsDocument:
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for views.json."""
-        # Left out where there is none: files of before have the digest that their certificates name.
+        # Left out where there is none: older files have the digest that their certificates name.
         folds = {} if self.select_folds is None else {"select_folds": self.select_folds}
         return {
             "policy": self.policy.to_json(),

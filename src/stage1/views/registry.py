@@ -21,7 +21,7 @@ class AggregatorKind:
     """A row of AGGREGATORS.
 
     example: as it is asked for in `views.aggregate`, and compared by default: the name, with a number where it takes
-    one. meaning: in words, for the page; {number} stands for the number. read: the inverse of `to_document`. make: from
+    one. meaning: in words, for the page; {number} is its number. read: the inverse of `to_document`. make: from
     the name as asked for; None where it is fitted. fit: from (margins of val_select float [N, V], labels int [N],
     whether the first view is the whole image); None where it has no parameters. Without `make` and `fit` no config can
     ask for it. spelled: the one spelling of a name with a number, raises ConfigError; None: it takes none. multiclass:

@@ -74,7 +74,7 @@ class Candidate:
     """One line of the comparison on val_select.
 
     augrc: of the aggregated score after a Platt map, both fitted on other folds (groups whole), so that a pool that is
-    merely shifted is not punished for it; raw_augrc: as the pool stands. difference, low, high: augrc minus the
+    merely shifted is not penalised for it; raw_augrc: without the map. difference, low, high: augrc minus the
     reference's, and its paired interval; None in the reference's own line. ece_before, ece_after: of the probabilities
     without and with that map.
     """
@@ -187,7 +187,7 @@ def _out_of_fold(name: str, logits: Floats, base: Scores, policy: ViewPolicy, fo
 
 
 def _mapped(scores: Scores, fold: NDArray[np.int64]) -> Scores:
-    """After a Platt map fitted on the other folds; more than two classes stay as they are."""
+    """After a Platt map fitted on the other folds; more than two classes are not mapped."""
     if scores.n_classes > 2:
         return scores
     made = np.empty_like(scores.logits)

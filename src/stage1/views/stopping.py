@@ -190,7 +190,7 @@ def _belief(score: Floats, labels: NDArray[np.int64]) -> Floats:
     scores = Scores(logits=as_logits(score), labels=labels)
     try:
         return np.asarray(Beta.fit(scores).calibrate(scores).probabilities[:, 1])
-    except DataError:  # classes that do not overlap have no finite map; then the log-odds are sure enough as they are
+    except DataError:  # classes that do not overlap have no finite map; then the log-odds are taken unmapped
         return np.asarray(special.expit(score))
 
 
@@ -212,7 +212,7 @@ def expected_rates(risks: Mapping[str, float], confidence: float, units: int, pr
     """The rate that a certificate on `units` units will allow for each target: (errors allowed + 1/2) / counted.
 
     prior: share of class 1. Raises ConfigError for a risk that two classes do not have (miss_rate.<class> ..). A
-    certificate at .02 from 500 units of a class stands on observed rates near .01; stop bounds made for .02 would lie
+    certificate at .02 from 500 units of a class has observed rates near .01; stop bounds made for .02 would lie
     inside the thresholds that it gives.
     """
     found = {}

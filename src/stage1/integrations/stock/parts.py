@@ -1,4 +1,4 @@
-"""What the twins are made of: the record, refusals, and the weights of a timm block under other names."""
+"""What the stock twins share: the record, refusals, and the weights of a timm block under other names."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ STYLE = {
     "figure.constrained_layout.h_pad": 0.1, "figure.constrained_layout.w_pad": 0.1,
     # Letters as outlines: the same picture where the font is missing. A salt of our own: the same ids on every run.
     "svg.fonttype": "path", "svg.hashsalt": "stage1",
-    # Names of classes, slices and files are shown as they are: between two dollars stands no formula.
+    # Names of classes, slices and files are shown unchanged: text between two dollars is no formula.
     "text.parse_math": False,
 }  # fmt: skip
 

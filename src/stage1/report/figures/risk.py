@@ -50,7 +50,7 @@ def risk_path(risk: str, scores: Scores, lo: float | None, hi: float | None) -> 
     if not own.any():
         return None
     ordered, ordered_own = np.sort(margin), np.sort(margin[own])
-    # The moving threshold stands just above each distinct score below the fixed one: a tied block exits as a whole.
+    # The moving threshold is just above each distinct score below the fixed one: a tied block exits as a whole.
     steps = np.unique(margin[margin < other])
     wrong = np.concatenate([[0], np.searchsorted(ordered_own, steps, side="right")])
     exits = np.concatenate([[0], np.searchsorted(ordered, steps, side="right")]) + int((margin > other).sum())

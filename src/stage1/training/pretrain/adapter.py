@@ -52,7 +52,7 @@ class RowUpdate(nn.Module):
 
 
 def prepare_explora(backbone: Backbone, config: PretrainConfig, seed: int) -> list[str]:
-    """Set what learns in `backbone`, in place; names of the layers that got an update. Features stay what they were.
+    """Set what learns in `backbone`, in place; names of the layers that got an update. Features do not change.
 
     Raises ConfigError: a ConvNet, a ViT whose patches overlap or cannot be left out, more blocks than there are.
     """

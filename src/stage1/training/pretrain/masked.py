@@ -60,7 +60,7 @@ def encode_visible(model: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
 
 
 class _Keep(nn.Module):
-    """Takes the place of timm's patch dropout, which is where a ViT leaves tokens out, after the position embedding."""
+    """Replaces timm's patch dropout, which is where a ViT leaves tokens out, after the position embedding."""
 
     def __init__(self, keep: Tensor, prefix: int, with_indices: bool) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def _keeping(model: nn.Module, keep: Tensor) -> Iterator[None]:
 
 
 class Decoder(nn.Module):
-    """[N, prefix + V, D] of visible patches and where they stand -> pixels [N, L, side * side * 3] of all patches.
+    """[N, prefix + V, D] of visible patches and their positions -> pixels [N, L, side * side * 3] of all patches.
 
     Every block attends over visible and hidden places alike; a hidden one starts as the learned token at its position.
     """

@@ -77,7 +77,7 @@ def pretrain(
 ) -> PretrainResult:
     """Adapt `backbone` to unlabelled `images`, in place: use the result, not the one given, afterwards.
 
-    images: from `printed`, after `refuse_overlap`. Goes on from `folder`/checkpoints/pretrain.safetensors, bit-equal to
+    images: from `printed`, after `refuse_overlap`. Resumes from `folder`/checkpoints/pretrain.safetensors, bit-equal to
     never having stopped (same machine, versions, threads). Writes that file, pretrain.csv, log.jsonl and, at the end,
     backbone_explora.safetensors: plain timm weights, to be given as backbone.weights.
     progress: called with each row. started: called before the first step with the number of trained parameters of the
@@ -178,7 +178,7 @@ class PretrainRun:
     def finish(
         self, stop: Callable[[], bool] | None, fresh: bool, progress: Callable[[Mapping[str, Any]], None] | None
     ) -> None:
-        """From where the folder's checkpoint stands to the end."""
+        """From the folder's checkpoint to the end."""
         try:
             self._begin(fresh)
             while not self.at.done:
