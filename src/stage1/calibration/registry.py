@@ -33,8 +33,8 @@ from stage1.storage.documents import read_document
 class MapKind:
     """A row of MAPS: a map, and where it is a candidate.
 
-    binary, multiclass: a candidate for two classes, for more. monotone: of the form that thresholds on the raw score
-    may stand beside (`calibration.map=auto` compares these alone); the others are asked for by name, and thresholds and
+    binary, multiclass: a candidate for two classes, for more. monotone: of the form with which thresholds on the raw
+    score stay valid (`calibration.map=auto` compares these alone); the others are asked for by name, and thresholds and
     certificate are then of the mapped score. least_rows, most_classes: outside of these it is left out of a comparison
     in which it was not named.
 

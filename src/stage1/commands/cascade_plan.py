@@ -185,11 +185,10 @@ def _options(
     defer most, each judged by the bound of the verdict; and what is to be said where there are none.
 
     The frontier was ordered before the counted images were seen, each configuration deferring less than the one
-    before.
-    Tested in that order from its end, up to the first that does not fit, one false "fits" in the list is no likelier
-    than one in the verdict (fixed sequence): no share of delta is spent on testing many. As each
-    configuration's images are among those of the one before, what is chosen is in the list exactly where the verdict
-    says that it fits.
+    before. They are tested in that order from its end, up to the first that does not fit; so one false "fits" in the
+    list is no likelier than one in the verdict (fixed sequence), and no share of delta is spent on testing many. As
+    each configuration's images are among those of the one before, what is chosen is in the list exactly where the
+    verdict says that it fits.
     """
     known = {
         place: row["capacity_per_minute"] for place, row in enumerate(stages) if row["capacity_per_minute"] is not None

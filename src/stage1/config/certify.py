@@ -1,7 +1,7 @@
 """Sections of what is promised and judged: calibration, policy, evaluation and acceptance.
 
-The probability that is stated, when the first stage answers, the intervals of the report, and the limits that a run
-must keep.
+In this order: the stated probability, when the first stage answers, the intervals of the report, and the limits that
+a run must keep.
 """
 
 from __future__ import annotations

@@ -1,2 +1,1 @@
-"""The torch half's models. Import the modules by name: this file stays empty, so that no import loads torch by
-accident."""
+"""The torch half's models. Import the modules by name: this file stays empty, so that nothing loads torch early."""

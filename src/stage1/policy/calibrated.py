@@ -157,9 +157,9 @@ def fit_calibrated(
     """fit(select, calib, map) under a map that is frozen already; on mapped scores where it moves the order.
 
     fit: the policy with its certificate from scores of val_select (None: there are none) and val_calib; map: from these
-    scores to the stated probability, which is the identity once they are mapped. Only val_select
-    may have been used for the map: then a mapped score is a fixed function of one image's logits, which is all
-    that the certificate asks of a score. Raises as fit does.
+    scores to the stated probability, which is the identity once they are mapped. Only val_select may
+    have been used for the map: then a mapped score is a fixed function of one image's logits, which is all that the
+    certificate asks of a score. Raises as fit does.
     """
     if frozen.score == "raw":
         return CalibratedPolicy(fit(select, calib, frozen.map), frozen)

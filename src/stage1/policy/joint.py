@@ -1,4 +1,4 @@
-"""Bounds that hold together: what may be printed beside a target, at thresholds that were chosen by looking.
+"""Bounds that hold together: what may be printed beside a target, at thresholds chosen on the same data.
 
 A test of several risks at one pair of thresholds, each at the full delta, refused where one fails (union null), shows
 the target set, not the single bounds: read off afterwards, some true risk lies above its own bound in up to twice delta

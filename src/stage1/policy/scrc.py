@@ -6,8 +6,8 @@
 | T | g >= tau, tau from these and this image | conformal risk control, floor((m + 1) alpha) - 1 losses | in the mean |
 
 Class k is in the set iff the log odds of p_k are >= floor_k, which is p_k >= 1 - lambda_k with lambda_k =
-sigmoid(-floor_k):
-log odds, since 1 - lambda loses the tail of saturated scores. The set of both classes, or of none, defers.
+sigmoid(-floor_k). Log odds are stored, since 1 - lambda loses the tail of saturated scores. An image exits where its
+set holds one class; it is deferred where the set holds several or none.
 The risk of class k is P(k not in the set | selected, y = k): miss_rate for class 1 and false_exit_rate for class 0
 where there are two classes, miss_rate.<class> for more. It is counted among SELECTED images, so it bounds neither fnr
 nor fpr (among exits); as P(selected | y) <= 1, it bounds the share of all images of the class as well.

@@ -83,7 +83,7 @@ def one_per_group(scores: Scores, seed: int) -> NDArray[np.int64]:
     """Rows of one image of each group, the one whose hash(seed, id) is smallest; sorted.
 
     The draw depends on ids alone, never on labels or logits, so that it is a uniform draw within each group. Without
-    ids the row number stands in.
+    ids, row numbers are hashed.
 
     >>> scores = Scores(np.zeros((3, 2)), groups=["street", "street", "bridge"], ids=["a", "b", "c"])
     >>> one_per_group(scores, seed=0).tolist()

@@ -73,8 +73,8 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
 
     calibration: the labelled units that the certificate counted (one image of each group where the unit is the group).
     Nothing is shown that does not give back the counts of the certificate at its own thresholds, within its joint
-    bounds (those here are each of one risk alone): a certificate on
-    group means, on other units or of another run is not explained by 0/1 counts of these.
+    bounds (those here are each of one risk alone): a certificate on group means, on other units or of
+    another run is not explained by 0/1 counts of these.
     """
     if calibration is None:
         return "The calibration scores were not given to this report."

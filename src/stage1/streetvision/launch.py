@@ -1,6 +1,6 @@
 """The command that starts the client's miner with our detector, and the check of the miner's words in it.
 
-The client knows no plugins: a detector in its registry has to be imported before the client reads it. So the command
+The client knows no plugins: a detector for its registry must be imported before the client reads it. So the command
 starts the miner's own Python with `stage1.streetvision.miner` as its first act.
 """
 

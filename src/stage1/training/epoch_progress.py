@@ -142,9 +142,9 @@ class EpochProgress:
     """Position, schedule, choice of the epoch, checkpoint, metrics, log of one run on `n` samples in `folder`.
 
     facts, data: what decides the weights, and the digest of what they are made from; a checkpoint is of both. section:
-    of the config with learning_rate, for messages (`tune` takes it from images). writes: false in
-    all processes of a run but one. slower: what to lower where the loss is not finite. shipped: of the best weights
-    those that model_best.pth holds. start_epoch: weights of epochs before it are not to be chosen, counted from 0.
+    of the config with learning_rate, for messages (`tune` takes it from images). writes: false in all processes of a
+    run but one. slower: what to lower where the loss is not finite. shipped: of the best weights those that
+    model_best.pth holds. start_epoch: weights of epochs before it are not to be chosen, counted from 0.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """What a roadwork site is made of, each kind in the colours, stripes and wear of more than one country.
 
-An object is Thing(x, z, ...) and stands on its own; `site` decides what goes together and where.
+Each object is a Thing(x, z, ...) of its own; `site` decides what goes together and where.
 """
 
 from __future__ import annotations
