@@ -1,4 +1,4 @@
-"""Writing a bundle: everything into a folder beside, checked there, then renamed whole."""
+"""Writing a bundle: into a temporary folder beside the target, verified there, then renamed in one step."""
 
 from __future__ import annotations
 

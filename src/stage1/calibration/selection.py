@@ -128,7 +128,7 @@ def choose_map(
 
 
 def _best(table: list[Candidate], scores: Scores, keep_order: bool) -> tuple[CalibrationMap | None, list[str]]:
-    """The map of least held-out NLL below the identity's, fitted on all rows; and why better ones were passed over."""
+    """The map of least held-out NLL below the identity's, fitted on all rows; and why better ones were not chosen."""
     measured = sorted((row for row in table if row.nll is not None), key=lambda row: row.nll or 0.0)
     passed_over: list[str] = []
     for row in measured:

@@ -56,7 +56,7 @@ def _lbfgs(objective: Objective, start: FloatArray, tolerance: float, memory: in
         if step is None:
             if not history:
                 break
-            history.clear()  # a memory spoiled by rounding: once more, downhill
+            history.clear()  # the history is spoiled by rounding: restart with steepest descent
             continue
         moved, value, new_gradient = step
         shift, change = moved - theta, new_gradient - gradient

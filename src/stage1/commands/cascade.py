@@ -97,7 +97,7 @@ def _own_claims(cascade: Cascade) -> tuple[StageClaim, ...]:
 
 
 def _configuration(cascade: Cascade) -> str:
-    """What is put to the test: stages, rules and limits; prices are not part of it."""
+    """What is tested: stages, rules and limits; prices are not part of it."""
     stages = [stage.model_dump(mode="json", include={"exit", "answer_above"}) for stage in cascade.config.stages]
     rest = cascade.config.model_dump(mode="json", exclude={"stages", "name", "currency"})
     return digest_bytes(json.dumps([cascade.digest, stages, rest], sort_keys=True).encode())

@@ -1,8 +1,8 @@
 """`stage1 challenge report`: what a run answers on challenges of val_test, level by level and for the mixture.
 
 The mixture has every level equally often, as the client draws them, whatever number of rows each has here. Accuracy and
-MCC are of what the detector answers, without a stage 2: exits keep their side, the rest goes by P > 0.5. Both are those
-of `stage1 streetvision reward` at 0.5.
+MCC are of what the detector answers, without a stage 2: exits keep their side, the rest is decided by P > 0.5. Both are
+those of `stage1 streetvision reward` at 0.5.
 """
 
 from __future__ import annotations

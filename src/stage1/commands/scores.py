@@ -158,7 +158,7 @@ def _used(folder: Path) -> tuple[set[str], NDArray[np.float64] | None]:
 
 
 def class_names(n_classes: int) -> tuple[str, ...]:
-    """Names where the config gives none: two classes are negative and positive, more go by their numbers."""
+    """Names where the config gives none: two classes are negative and positive, more are named by their numbers."""
     return ("negative", "positive") if n_classes == 2 else tuple(str(index) for index in range(n_classes))
 
 

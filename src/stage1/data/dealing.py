@@ -124,7 +124,7 @@ def _strata(names: Sequence[str], content: Floats, seed: int, least: float) -> l
     for label in np.unique(stratum).tolist():
         members = np.flatnonzero(stratum == label).tolist()
         mix = {unit: floor(4 * content[unit, label] / sizes[unit]) if sizes[unit] else 0 for unit in members}
-        # Ties go by a hash of their own: by that of the deal, a band would hold the tail of its order.
+        # Ties are broken by a hash of their own: by that of the deal, a band would hold the tail of its order.
         members.sort(
             key=lambda unit: (
                 mix[unit],

@@ -38,7 +38,7 @@ FEW_IMAGES = 30
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One number of the certificate held against what val_test observed."""
+    """One number of the certificate compared with what val_test observed."""
 
     name: str
     outcome: Outcome

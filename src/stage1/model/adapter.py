@@ -224,7 +224,7 @@ def layer_ids(model: nn.Module, *, fine: bool = False) -> dict[str, int]:
     layers = dict(group_parameters(model, matcher(coarse=not fine), reverse=True))
     top = max(layers.values())
     if top and not any(part.isdigit() for name, place in layers.items() if place == top for part in name.split(".")):
-        # A norm or pooling behind the blocks that timm's patterns leave out: it goes with the last block.
+        # A norm or pooling behind the blocks that timm's patterns leave out: it counts with the last block.
         layers = {name: min(place, top - 1) for name, place in layers.items()}
     return layers
 

@@ -118,9 +118,9 @@ def fit_gate_model(
     meta-model's cross-validated NLL is lower by more than one standard error. ridge: L2 weight of the meta-model
     (scikit-learn's 1 / C). Folds keep groups whole, and follow ids where there are any, not the order of rows.
 
-    Where no gate can be learnt (all answers right, all wrong, fewer than 10 of either, no spread, a score that does not
-    rise where answers are right) g is a constant and `collapsed` says why. Raises DataError (labels, columns, no gate
-    logit for source "gate"), ConfigError (source, ridge).
+    Where no gate can be learned (all answers right, all wrong, fewer than 10 of either, no spread, a score that does
+    not rise where answers are right) g is a constant and `collapsed` says why. Raises DataError (labels, columns, no
+    gate logit for source "gate"), ConfigError (source, ridge).
     """
     if source not in ("auto", "gate", "meta"):
         raise ConfigError(f"gate.source: {source!r} is unknown; use auto, gate or meta")

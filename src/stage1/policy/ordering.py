@@ -296,7 +296,7 @@ def _class_cuts(model: ClassModel, limits: Mapping[str, Floats], low: Cuts, high
             high = np.maximum(high, _smallest(model.below0, limits["false_exit_rate"]))
         if "fpr" in limits:
             high = np.maximum(high, _smallest(model.below0, odds["fpr"] * right0))
-        # A side without a limit of its own meets the other one, or stays where it may not go further.
+        # A side without a limit of its own meets the other one, or stays at its limit.
         if not bound_low:
             low = np.minimum(most_low, high)
         if not bound_high:

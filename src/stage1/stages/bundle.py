@@ -39,7 +39,7 @@ def _ready(run: RunDir, context: Context) -> None:
 
 
 def bundle(run: RunDir, context: Context) -> list[Path]:
-    """The folder that ships; written beside, verified, then renamed whole."""
+    """The folder that ships; written to a temporary folder, verified, then renamed in one step."""
     from stage1.bundle import write_bundle
     from stage1.data.table import SampleTable
 

@@ -53,7 +53,7 @@ def _modules_by_config(config: RunConfig) -> Iterator[str]:
 
 
 def _preflight(config: RunConfig) -> None:
-    """The backbone is built, and what tunes it is put in: what cannot be had is said now."""
+    """Build the backbone and insert what tunes it, so that an impossible config fails now."""
     from stage1.model.backbone import load_backbone
     from stage1.training.distributed import chosen_device, half_precision
     from stage1.training.image_model import prepare

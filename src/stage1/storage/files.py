@@ -389,7 +389,7 @@ def _sync_folder(folder: Path) -> None:
 def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Hold the exclusive lock of a folder; wait: until it is free, else a second process gets a one-line error at once.
 
-    The lock is the kernel's (flock), so it goes with the process, however that ends.
+    The lock is the kernel's (flock), so it is released with the process, however that ends.
     """
     path = Path(folder) / ".lock"
     try:

@@ -61,7 +61,7 @@ def frames_of(table: str, classes: tuple[str, ...], each: int = 400, seed: int =
     from stage1.sources.locators import read_locator
 
     rows = read_source(DataConfig(table=table, classes=list(classes), near_duplicates=False)).table
-    order = np.argsort(rows.ids)  # digests of the bytes: as good as drawn
+    order = np.argsort(rows.ids)  # digests of the bytes: as random as a draw
     found: list[Frame] = []
     for label in (0, 1):
         mine = order[rows.labels[order] == label][:each]

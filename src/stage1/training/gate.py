@@ -98,7 +98,7 @@ def cross_fitted_gate_targets(
 
 
 def too_few_answers(targets: GateTargets) -> str | None:
-    """Why no gate can be learnt from these targets, or None."""
+    """Why no gate can be learned from these targets, or None."""
     for kind, n in (("wrong", int((~targets.right).sum())), ("right", int(targets.right.sum()))):
         if n < MINIMUM:
             return (

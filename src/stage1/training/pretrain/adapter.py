@@ -92,7 +92,7 @@ def merge_explora(backbone: Backbone) -> Backbone:
     for layer in backbone.module.model.modules():
         if isinstance(layer, nn.Linear) and parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-            # The weight now comes last; digests of weights go by the order of a plain layer.
+            # The weight now comes last; digests of weights use the order of a plain layer.
             layer.register_parameter("bias", layer._parameters.pop("bias"))
     return backbone.renewed(f"{backbone.weights} + ExPLoRA")
 

@@ -49,7 +49,7 @@ WEIGHTS = "backbone_explora.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class PretrainResult:
-    """The merged backbone (CPU, frozen, a fingerprint of its own) and how it came about.
+    """The merged backbone (CPU, frozen, a fingerprint of its own) and the record of its training.
 
     rows: one per epoch: epoch, step, learning_rate, loss, rank, spread (dino: teacher_entropy). before: vitals of the
     features before the first step. share: trained parameters of the backbone / all of them. adapted: layers that got an
