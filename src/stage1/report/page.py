@@ -32,7 +32,6 @@ from stage1.report.sections import (
 from stage1.scores import Scores
 from stage1.scores.columns import words_of
 from stage1.storage.files import write_bytes, write_text
-from stage1.views.registry import meaning as aggregator_meaning
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -138,6 +137,8 @@ def render_page(
     views: Document | None = None,
 ) -> str:
     """The page as text; figures: as draw_figures returns them. Other arguments as write_report."""
+    from stage1.views.registry import meaning as aggregator_meaning  # late: it loads the library that decodes pictures
+
     template = _template()
     unit = evaluation["unit"]
     checks = risk_checks(certificate, evaluation)
