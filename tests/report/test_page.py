@@ -23,6 +23,8 @@ from stage1.report.numbers import percent, upper_percent, whole
 from stage1.report.page import render_page
 from stage1.storage.documents import schema
 
+from ..drawing import figures_undrawn
+
 
 def render(sample, figures=None) -> str:
     if figures is None:
@@ -301,12 +303,13 @@ def test_documents_of_another_run_leave_nothing_behind(certified, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["certificate", "evaluation"])
-def test_documents_of_an_older_version_give_a_page_or_one_line(certified, drawn, tmp_path, kind):
+def test_documents_of_an_older_version_give_a_page_or_one_line(certified, tmp_path, kind):
     document, required = getattr(certified, kind), set(schema(kind)["required"])
     for key in sorted(set(document) - required):
         kept = document.pop(key)
         try:
-            write_report(tmp_path, **certified.arguments())
+            with figures_undrawn():
+                write_report(tmp_path, **certified.arguments())
         except IntegrityError as error:
             said = str(error)
         else:
