@@ -30,8 +30,9 @@ from stage1.storage.documents import read_document, schema_kinds
 from stage1.storage.files import read_json, read_yaml
 from stage1.streetvision.card import read_card
 
+from ..command_line import stage1
 from ..limits import spends_at_most
-from ..runs.conftest import one_line_error, stage1
+from ..runs.conftest import one_line_error
 from ..storage.document_kinds import KINDS
 
 MUTATIONS = 200

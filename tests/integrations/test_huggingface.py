@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ..runs.conftest import SETTINGS, one_line_error, photos, stage1  # noqa: F401 (fixture)
+from ..command_line import stage1
+from ..runs.conftest import SETTINGS, one_line_error, photos  # noqa: F401 (fixture)
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..drawing import figures_drawn, no_figures_drawn  # noqa: F401 (fixture)
 from ..tracing import backbones_traced_once, traced_once  # noqa: F401 (fixture)
 
 SETTINGS = (
@@ -79,7 +80,7 @@ def finished(photos, tmp_path_factory):
     pytest.importorskip("timm", reason="the extra train is not installed")
     from stage1 import run
 
-    with traced_once():
+    with traced_once(), figures_drawn():
         return run(
             recipe="baseline",
             overrides=[*SETTINGS, f"data.table={photos}"],

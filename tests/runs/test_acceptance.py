@@ -17,8 +17,9 @@ from stage1.stages.acceptance import Measured, accept, accepted_in_words, check_
 from stage1.stages.evaluate import write_evaluation
 from stage1.storage.documents import read_document
 
+from ..command_line import stage1
 from .arm_runs import make_run, table
-from .conftest import one_line_error, stage1
+from .conftest import one_line_error
 
 pytest.importorskip("torch", reason="run directories hold torch tensors")
 

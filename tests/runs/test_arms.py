@@ -18,8 +18,9 @@ from stage1.report.arms_table import arms_lines
 from stage1.scores import read_role, write_role
 from stage1.storage.documents import read_document
 
+from ..command_line import stage1
 from .arm_runs import SIZES, make_run, table
-from .conftest import one_line_error, stage1
+from .conftest import one_line_error
 
 pytest.importorskip("torch", reason="run directories hold torch tensors")
 

@@ -25,7 +25,8 @@ from stage1.scores import read_role, write_role
 from stage1.stages.split import source_state, split
 from stage1.storage.files import digest_file
 
-from .conftest import SETTINGS, one_line_error, stage1, write_photos
+from ..command_line import stage1
+from .conftest import SETTINGS, one_line_error, write_photos
 
 MIXTURE = "data.challenge.roles={train: mixture, val_select: mixture, val_calib: mixture, val_test: mixture}"
 

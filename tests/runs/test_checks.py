@@ -14,7 +14,8 @@ from stage1.config import load_config
 from stage1.errors import ConfigError
 from stage1.stages.checks import check_all, check_views
 
-from .conftest import SETTINGS, one_line_error, stage1
+from ..command_line import stage1
+from .conftest import SETTINGS, one_line_error
 
 TWO, THREE = ("none", "roadwork"), ("cat", "dog", "owl")
 ERROR = "risks={error: 0.2}"

@@ -17,8 +17,11 @@ from stage1.cli import app
 from stage1.errors import NotCertifiable
 from stage1.scores import Scores, write_scores
 
+from ..command_line import stage1
 from ..report.browser import CHROMIUM, chromium
-from .conftest import finished, one_line_error, photos, stage1  # noqa: F401 (fixtures)
+from .conftest import finished, one_line_error, photos  # noqa: F401 (fixtures)
+
+FIGURES = True  # drawn, and looked at
 
 CLASSES = "data.classes=[clean, roadwork]"
 

@@ -20,8 +20,11 @@ from stage1.runs.schema import FEATURES_KIND
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_file, write_text
 
+from ..command_line import stage1
 from ..report.browser import CHROMIUM, chromium
-from .conftest import one_line_error, stage1, write_photos
+from .conftest import one_line_error, write_photos
+
+FIGURES = True  # drawn, and looked at
 
 KEY = FeatureKey("p" * 64, "b" * 64, "pool", "float32", "onnx:test")
 SETTINGS = ("backbone.name=embedded", "split.method=balanced", "data.near_duplicates=false")

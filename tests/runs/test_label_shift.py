@@ -19,7 +19,8 @@ from stage1.scores import Scores, write_scores
 from stage1.stages.label_shift import Shift, adopt_target, label_shift, shift_lines
 from stage1.storage.documents import read_document
 
-from .conftest import one_line_error, stage1
+from ..command_line import stage1
+from .conftest import one_line_error
 
 CONFIG = load_config(
     overrides=["risks={fnr: 0.1, error: 0.1}", "evaluation.resamples=60", "data.classes=[down, up]"], environment={}

@@ -16,7 +16,10 @@ from stage1.errors import ConfigError, DataError
 from stage1.scores import Scores, write_scores
 from stage1.stages.fitting import fit_configured, frozen_map
 
-from .conftest import one_line_error, stage1
+from ..command_line import stage1
+from .conftest import one_line_error
+
+FIGURES = True  # drawn, and looked at
 
 
 def scores(n, seed=0, prior=0.5, apart=3.0, groups=None):

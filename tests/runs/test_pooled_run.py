@@ -26,7 +26,8 @@ from stage1.scores import read_role
 from stage1.storage.documents import read_document
 from stage1.views import Pooled, ViewsDocument, deciding_view
 
-from .conftest import SETTINGS, one_line_error, stage1
+from ..command_line import stage1
+from .conftest import SETTINGS, one_line_error
 
 pytest.importorskip("timm", reason="the extra train is not installed")
 

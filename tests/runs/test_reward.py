@@ -15,7 +15,8 @@ from stage1.policy import load_policy
 from stage1.scores import Scores, read_scores, write_scores
 from stage1.storage.documents import read_document
 
-from .conftest import one_line_error, stage1
+from ..command_line import stage1
+from .conftest import one_line_error
 
 LEVELS = np.array(["L0", "L1", "L2", "L3"])
 

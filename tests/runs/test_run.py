@@ -20,7 +20,8 @@ from stage1.scores import read_role
 from stage1.stages import STAGES, calibrate
 from stage1.storage.documents import read_document
 
-from .conftest import SETTINGS, one_line_error, stage1
+from ..command_line import stage1
+from .conftest import SETTINGS, one_line_error
 
 RISKS = {"miss_rate": 0.3, "false_exit_rate": 0.3}
 

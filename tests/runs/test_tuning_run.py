@@ -31,7 +31,8 @@ from stage1.stages import STAGES
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file
 
-from .conftest import SETTINGS, one_line_error, stage1, write_photos
+from ..command_line import stage1
+from .conftest import SETTINGS, one_line_error, write_photos
 
 pytest.importorskip("timm", reason="the extra train is not installed")
 

@@ -34,7 +34,8 @@ from stage1.storage.documents import read_document, validate
 from stage1.views import ViewsDocument
 from stage1.views.schema import VIEWS_KIND
 
-from .conftest import SETTINGS, one_line_error, stage1
+from ..command_line import stage1
+from .conftest import SETTINGS, one_line_error
 
 pytest.importorskip("timm", reason="the extra train is not installed")
 

@@ -29,8 +29,9 @@ from stage1.views import Pool, ViewsDocument
 
 from ..cascade.server import Handler, green, misbehave, serving
 from ..cascade.test_show import write_cascade, write_images
+from ..command_line import stage1
 from ..limits import ends_within
-from ..runs.conftest import one_line_error, stage1
+from ..runs.conftest import one_line_error
 from .bundles import make_bundle
 
 DOUBTFUL = Image.new("RGB", (16, 16), (122, 120, 120))

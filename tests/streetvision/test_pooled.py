@@ -18,7 +18,7 @@ from stage1.streetvision import Stage1Detector
 from stage1.views import Pool, Pooled, ViewsDocument
 
 from ..bundle.conftest import edit, reseal, tiny_model
-from ..runs.conftest import stage1
+from ..command_line import stage1
 from .bundles import make_bundle, view_model
 from .test_detector import isolated, pictures
 
