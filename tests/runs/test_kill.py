@@ -14,6 +14,7 @@ import pytest
 
 from stage1.storage.files import digest_file
 
+from ..command_line import stage1
 from .conftest import SETTINGS
 
 SAME = (
@@ -79,7 +80,22 @@ def kill_and_resume(photos, tmp_path, kills: int, seed: int) -> None:
 
 
 def test_kill_twice_and_resume(photos, tmp_path):
-    kill_and_resume(photos, tmp_path, kills=2, seed=5)
+    """One run, killed while it extracts and again after training, when the next files are being made."""
+    pytest.importorskip("timm", reason="the extra train is not installed")
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    done = stage1(*command(photos, whole)[3:])
+    assert done.returncode == 0, done.stderr
+    for name in ("splits.json", "train.json"):
+        with subprocess.Popen(
+            command(photos, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as process:
+            while process.poll() is None and not (folder / name).exists():
+                time.sleep(0.02)
+            assert process.poll() is None, "it ended before it could be killed"
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not (folder / "certificate.json").exists()
+    run_to_the_end(photos, folder)
+    assert {name: digest_file(folder / name) for name in SAME} == {name: digest_file(whole / name) for name in SAME}
 
 
 @pytest.mark.slow
