@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import Field
 
-from stage1.data.processes import mapper
 from stage1.errors import ConfigError
+from stage1.runtime.processes import mapper
 from stage1.simulation.scenes.videos import GENERATOR, Video, describe_video, video_frames
 from stage1.storage.documents import Document, DocumentKind, read_document, write_document
 from stage1.storage.fields import JpegQuality, PositiveInt

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.data.corruptions import CLIENT, GENERATOR, Origin, challenge, level_of
-from stage1.data.processes import mapper
 from stage1.data.table import SampleTable
 from stage1.errors import ConfigError, DataError, Stage1Error
+from stage1.runtime.processes import mapper
 from stage1.sources.locators import read_locator, split_locator
 from stage1.storage.documents import Document, DocumentKind, read_document, write_document
 from stage1.storage.fields import Digest, JpegQuality, PositiveInt
