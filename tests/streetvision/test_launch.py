@@ -27,8 +27,7 @@ from stage1.streetvision.launch import NEEDED, miner_command
 from stage1.views import Pooled, ViewsDocument
 
 from ..cascade.server import misbehave, serving
-from ..command_line import stage1
-from ..runs.conftest import one_line_error
+from ..runs.conftest import one_line_error, stage1  # a process of its own: `streetvision run` becomes the miner (exec)
 from .bundles import make_bundle
 from .test_cascade import detector_of, http
 
