@@ -68,8 +68,8 @@ def limit(draws):
     return draws * DELTA + 3 * np.sqrt(draws * DELTA * (1 - DELTA))
 
 
-def test_frames_break_the_promise_where_they_agree_and_group_methods_keep_it():
-    draws = 60
+@pytest.mark.parametrize("draws", [24, pytest.param(60, marks=pytest.mark.slow)])
+def test_frames_break_the_promise_where_they_agree_and_group_methods_keep_it(draws):
     assert simulate("image", 0.9, draws)[0] > limit(draws)  # the control that must fail
     single, means = simulate("group", 0.9, draws), simulate("group_mean", 0.9, draws)
     assert max(single[0], means[0]) <= limit(draws)
