@@ -28,7 +28,19 @@ from typing import Any
 
 import numpy as np
 
-_LIBRARIES = ("numpy", "scipy", "onnxruntime", "pillow", "pyarrow", "torch", "timm", "onnx", "onnxscript", "matplotlib")
+_LIBRARIES = (
+    "numpy",
+    "scipy",
+    "onnxruntime",
+    "pillow",
+    "pyarrow",
+    "torch",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "matplotlib",
+    "stage1-pro",  # a manifest records the installed version
+)
 # Keys of JSON and JSONL whose values say when, where or how fast, and nothing of what was computed.
 _VOLATILE = re.compile(
     r"seconds|_s$|_ms$|milliseconds|per_second|rate_per|time$|^at$|created|started|finished|date|memory|peak|rss|"
