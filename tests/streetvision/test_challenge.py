@@ -219,7 +219,7 @@ def test_a_classifier_tells_the_generator_as_it_was_before():
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_a_classifier_does_not_tell_ours_from_the_second_implementation_on_many_images(level):
     assert two_sample_auc(level, 600) <= 0.52
-    assert level < 3 or two_sample_auc(level, 600, earlier=True) > 0.65
+    assert level < 3 or two_sample_auc(level, 600, earlier=True) > 0.75
 
 
 # ---- before the distortions
