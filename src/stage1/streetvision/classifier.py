@@ -114,7 +114,10 @@ class Classifier:
 
     def __init__(self, folder: str, *, device: object, threads: int) -> None:
         # The detector's own deadline ends the wait for a model; one of the session's costs a thread for each picture.
-        bundle = load_bundle(folder, device=str(device), intra_op_threads=threads, deadline_s=None)
+        try:
+            bundle = load_bundle(folder, device=str(device), intra_op_threads=threads, deadline_s=None)
+        except DataError as error:  # its model takes another size than its own preprocessing gives
+            raise IntegrityError(f"{folder}: {error}; restore the bundle") from error
         if len(bundle.classes) != 2:
             raise ConfigError(
                 f"{folder}: {len(bundle.classes)} classes; the client asks for one probability, give a bundle of two"
