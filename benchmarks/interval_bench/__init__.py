@@ -1,0 +1,1 @@
+"""Coverage simulations of every interval, verdict and "better" that the product prints; see `tally`."""
