@@ -27,7 +27,7 @@ from stage1.data.listing import list_sources
 from stage1.errors import Stage1Error
 from stage1.sources.locators import read_locator, split_locator
 from stage1.storage.documents import read_document, schema_kinds
-from stage1.storage.files import read_json, read_yaml
+from stage1.storage.texts import read_json, read_yaml
 from stage1.streetvision.card import read_card
 
 from ..command_line import stage1

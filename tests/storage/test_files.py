@@ -28,10 +28,10 @@ from stage1.storage.files import (
     digest_file,
     digest_ids,
     locked,
-    read_yaml,
     write_bytes,
     write_through,
 )
+from stage1.storage.texts import read_yaml
 
 
 def test_digests(tmp_path):

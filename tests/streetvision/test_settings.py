@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stage1.errors import ConfigError, MissingError
-from stage1.storage.files import read_yaml
+from stage1.storage.texts import read_yaml
 from stage1.streetvision.settings import CONFIG_VARIABLE, Settings, load_settings, load_stage2
 
 

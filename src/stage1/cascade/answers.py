@@ -24,7 +24,8 @@ from stage1.cascade.rules import Recorded
 from stage1.errors import ConfigError, IntegrityError, MissingError, Stage1Error
 from stage1.inference.tables import valid
 from stage1.storage.documents import SCHEMA_VERSION
-from stage1.storage.files import read_json, write_error
+from stage1.storage.files import write_error
+from stage1.storage.texts import read_json
 
 
 @dataclass(frozen=True, slots=True)

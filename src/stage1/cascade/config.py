@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stage1.config import Rate, Section, Share
 from stage1.errors import ConfigError, MissingError
-from stage1.storage.files import digest_bytes, read_text, read_yaml
+from stage1.storage.files import digest_bytes
+from stage1.storage.texts import read_text, read_yaml
 
 Seconds = Annotated[float, Field(gt=0.0, le=3600.0)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e9)]

@@ -22,7 +22,7 @@ from stage1.config.base import nearest
 from stage1.config.run import RunConfig
 from stage1.errors import ConfigError, MissingError
 from stage1.risk.targets import default_risks
-from stage1.storage.files import read_text, read_yaml
+from stage1.storage.texts import read_text, read_yaml
 
 PHASES = {
     0: "data",

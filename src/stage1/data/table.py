@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.errors import DataError, IntegrityError, MissingError, SourceChanged
 from stage1.scores import ROLES
 from stage1.sources.locators import is_utf8, read_locator
-from stage1.storage.files import digest_bytes, read_json, write_through
+from stage1.storage.files import digest_bytes, write_through
+from stage1.storage.texts import read_json
 
 _SLICE = "slice_"
 _TEXTS = ("ids", "paths", "groups", "sources", "timestamps", "roles")

@@ -21,7 +21,7 @@ from stage1.errors import DataError, MissingError
 from stage1.runtime.folders import Walk, image_files
 from stage1.runtime.images import IMAGE_COLUMNS, picture_pixels
 from stage1.runtime.stream import Item
-from stage1.storage.files import READ_FAILURES, not_utf8, read_failure, require_text
+from stage1.storage.texts import READ_FAILURES, not_utf8, read_failure, require_text
 
 TABLES = (".csv", ".tsv", ".parquet")
 # Rows of a Parquet file with embedded bytes that are in memory at once, before the stream takes them.

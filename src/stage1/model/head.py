@@ -27,7 +27,8 @@ from stage1.model.head_modules import (
     new_member,
     split,
 )
-from stage1.storage.files import require_stored, write_bytes
+from stage1.storage.files import write_bytes
+from stage1.storage.texts import require_stored
 
 __all__ = [
     "BEST_WEIGHTS",

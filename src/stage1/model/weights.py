@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stage1.errors import IntegrityError, MissingError
-from stage1.storage.files import require_stored
+from stage1.storage.texts import require_stored
 
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 

@@ -15,7 +15,8 @@ from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.runs.anchoring import anchored
 from stage1.runs.schema import STAGES_KIND
 from stage1.storage.documents import read_document, write_document
-from stage1.storage.files import digest_bytes, digest_file, locked, read_text, read_yaml, write_text
+from stage1.storage.files import digest_bytes, digest_file, locked, write_text
+from stage1.storage.texts import read_text, read_yaml
 from stage1.version import __version__
 
 CONFIG_FILE = "config.yaml"

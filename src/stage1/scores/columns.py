@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import DataError
-from stage1.storage.files import require_text
+from stage1.storage.texts import require_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from stage1.errors import DataError
-from stage1.storage.files import read_json
+from stage1.storage.texts import read_json
 
 _BOOLEANS = {"true": "1", "false": "0"}
 # Class names that answer yes or no: beside them 1 and 0 could mean the answer as well as the position.

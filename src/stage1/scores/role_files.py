@@ -16,7 +16,8 @@ from stage1.errors import IntegrityError, MissingError
 from stage1.extras import load
 from stage1.scores.columns import words_of
 from stage1.scores.scores import Scores
-from stage1.storage.files import read_json, require_stored, write_bytes, write_text
+from stage1.storage.files import write_bytes, write_text
+from stage1.storage.texts import read_json, require_stored
 
 
 def write_role(folder: str | os.PathLike[str], role: str, scores: Scores) -> list[Path]:

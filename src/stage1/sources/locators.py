@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import DataError
 from stage1.runtime.images import IMAGE_COLUMNS, read_image_file, require_bytes
-from stage1.storage.files import READ_FAILURES, read_failure
+from stage1.storage.texts import READ_FAILURES, read_failure
 
 CONTAINERS = (".tar", ".parquet", ".arrow")
 

@@ -12,7 +12,7 @@ from stage1.errors import DataError
 from stage1.scores.labels import stored_names
 from stage1.sources.listing import KNOWN_COLUMNS, Listing, by_name, from_columns, require_labels
 from stage1.sources.locators import image_column
-from stage1.storage.files import READ_FAILURES, not_utf8, read_failure, require_text
+from stage1.storage.texts import READ_FAILURES, not_utf8, read_failure, require_text
 
 
 def list_table(path: Path, slices: Sequence[str] = ()) -> Listing:

@@ -13,7 +13,7 @@ from stage1.runtime.folders import named_as_image, starts_as_image
 from stage1.sources.listing import KNOWN_COLUMNS, Listing, cell_text, label_cell
 from stage1.sources.locators import tar_bytes, tar_members
 from stage1.sources.quarantine import FURTHER_FILE, Quarantined
-from stage1.storage.files import read_json
+from stage1.storage.texts import read_json
 
 LABEL_ENDINGS = (".cls", ".txt", ".json")
 

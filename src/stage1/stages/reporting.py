@@ -24,7 +24,8 @@ from stage1.stages.split import can_certify
 from stage1.stages.view_trace import RoleTrace, read_trace
 from stage1.stages.views import views_shown
 from stage1.storage.documents import SCHEMA_VERSION, read_document
-from stage1.storage.files import locked, read_text, read_yaml
+from stage1.storage.files import locked
+from stage1.storage.texts import read_text, read_yaml
 
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable

@@ -20,7 +20,8 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from stage1.errors import IntegrityError, MissingError
-from stage1.storage.files import MOST_DOCUMENT, read_json, require_text, write_text
+from stage1.storage.files import write_text
+from stage1.storage.texts import MOST_DOCUMENT, read_json, require_text
 from stage1.storage.violations import violation
 
 SCHEMA_VERSION = 1

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.storage.documents import SCHEMA_VERSION, Document, DocumentKind, validate
-from stage1.storage.files import read_json, write_text
+from stage1.storage.files import write_text
+from stage1.storage.texts import read_json
 
 FILE = "model_card.json"
 NETWORK = 42  # the ss58 prefix of the client's chain: addresses that start with 5

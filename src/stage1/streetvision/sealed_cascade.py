@@ -12,7 +12,8 @@ from typing import Any
 from stage1.cascade import Cascade, Rule
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.storage.documents import SCHEMA_VERSION, validate, write_document
-from stage1.storage.files import digest_bytes, read_json
+from stage1.storage.files import digest_bytes
+from stage1.storage.texts import read_json
 from stage1.streetvision.schema import FROZEN_CASCADE_KIND
 
 _MAKE = "`stage1 streetvision cascade`"

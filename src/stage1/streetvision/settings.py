@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.storage.files import read_json, read_text, read_yaml
+from stage1.storage.texts import read_json, read_text, read_yaml
 
 # Where a miner names no configuration; `stage1 streetvision run --config` sets it.
 CONFIG_VARIABLE = "STAGE1_STREETVISION_CONFIG"
