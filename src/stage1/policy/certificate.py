@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import copysign, floor, inf
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.policy.slices import SliceClaim, SliceCounts
 from stage1.policy.target import Request
+from stage1.risk import minimum_samples
 from stage1.risk.risks import risk_of
 from stage1.storage.documents import read_document, write_document
 
@@ -50,6 +51,29 @@ class RiskBound:
     def holds(self) -> bool:
         return self.bound <= self.target
 
+    @classmethod
+    def counted(
+        cls,
+        name: str,
+        target: float,
+        counts: tuple[int, int],
+        upper: Callable[[], float],
+        delta: float,
+        *,
+        never: bool,
+        share: Callable[[], float | None] | None = None,
+        needed: Callable[[float, float], int] = minimum_samples,
+    ) -> RiskBound:
+        """A risk by itself, from (errors, trials) and its upper bound at 1 - delta.
+
+        never: the wrong answer is never given; upper is then not asked for. share: the risk as observed, None: errors
+        / trials. needed: smallest n for (target, delta).
+        """
+        errors, n = counts
+        observed = (errors / n if n else None) if share is None else share()
+        bound = 0.0 if never else float(upper())
+        return cls(name, target, observed, bound, n, errors, delta, needed(target, delta), never, bound)
+
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
@@ -65,6 +89,21 @@ class Coverage:
     floor: float | None = None
     bound: float | None = None
     alone: float | None = field(default=None, compare=False)
+
+    @classmethod
+    def counted(
+        cls,
+        exits: int,
+        n: int,
+        floor: float | None,
+        lower: Callable[[], float],
+        *,
+        certified: bool,
+        value: float | None = None,
+    ) -> Coverage:
+        """Of these units, with the lower bound of its floor alone where one is certified. value: None: exits / n."""
+        bound = float(lower()) if floor is not None and certified else None
+        return cls((exits / n if n else 0.0) if value is None else value, n, exits, floor, bound, bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from stage1.policy.slices import SliceClaim
 from stage1.policy.softmax_multiclass import MulticlassPolicy
 from stage1.policy.target import Request
 from stage1.policy.units import Counting, choose_unit
-from stage1.risk import binomial_lower, binomial_upper, minimum_samples
+from stage1.risk import binomial_lower, binomial_upper
 from stage1.risk.testing import fixed_sequence
 from stage1.scores import Scores
 from stage1.scores.confidence import confidence
@@ -248,33 +248,23 @@ def _walker(path: ClassPath | None, request: Request, delta: float) -> Any:
 
 def measured(exits: ClassExits, request: Request, delta: float, cuts: Floats, certified: bool) -> dict[str, RiskBound]:
     """Errors, trials and exact upper bound at 1 - delta of each risk alone, from the decisions at `cuts` (one rule)."""
-    bounds = {}
-    for name, target in request.targets.items():
+
+    def counted(name: str, target: float) -> RiskBound:
         errors, n = (int(column[0]) for column in exits.counts(name, request.classes))
         never = certified and bool(never_wrong(name, request.classes, np.isfinite(cuts)[None, :])[0])
-        upper = 0.0 if never else float(binomial_upper(errors, n, delta))
-        bounds[name] = RiskBound(
-            name=name,
-            target=target,
-            observed=errors / n if n else None,
-            bound=upper,
-            n=n,
-            errors=errors,
-            delta=delta,
-            needed=minimum_samples(target, delta),
-            by_construction=never,
-            alone=upper,
+        return RiskBound.counted(
+            name, target, (errors, n), lambda: float(binomial_upper(errors, n, delta)), delta, never=never
         )
-    return bounds
+
+    return {name: counted(name, target) for name, target in request.targets.items()}
 
 
 def _coverages(
     exits: ClassExits, request: Request, delta: float, certified: bool
 ) -> tuple[Coverage, dict[str, Coverage]]:
     def share(inside: float, n: float, floor: float | None) -> Coverage:
-        bound = float(binomial_lower(inside, n, delta)) if floor is not None and certified else None
-        return Coverage(
-            value=inside / n if n else 0.0, n=int(n), exits=int(inside), floor=floor, bound=bound, alone=bound
+        return Coverage.counted(
+            int(inside), int(n), floor, lambda: float(binomial_lower(inside, n, delta)), certified=certified
         )
 
     per_class = {

@@ -40,6 +40,14 @@ class Thresholds:
         never = np.zeros(len(score), dtype=np.bool_)
         return (never if self.lo is None else score < self.lo, never if self.hi is None else score > self.hi)
 
+    @property
+    def columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(lo, hi) as sequences of one pair, float [1] each; -inf and +inf: that side never exits."""
+        return (
+            np.array([-np.inf if self.lo is None else self.lo]),
+            np.array([np.inf if self.hi is None else self.hi]),
+        )
+
     def mirrored(self) -> Thresholds:
         """The same rule for the negated score with the classes exchanged."""
         return Thresholds(None if self.hi is None else -self.hi, None if self.lo is None else -self.lo)

@@ -166,13 +166,13 @@ def _chunks(places: range) -> Iterator[NDArray[np.int64]]:
 
 def upper_bound(frames: Frames, claim: Claim, thresholds: Thresholds, delta: float) -> float:
     """Upper bound at 1 - delta of a claim's share at these thresholds; <= its target exactly where its test passes."""
-    wrong, idle = frames.shares(claim, *_columns(thresholds))
+    wrong, idle = frames.shares(claim, *thresholds.columns)
     return shares_upper(wrong[:, 0], idle[:, 0], delta, target=claim.target)
 
 
 def estimate(frames: Frames, claim: Claim, thresholds: Thresholds) -> float | None:
     """The share itself: of a random image of a random group, wrong given tried; None where nothing is tried."""
-    wrong, idle = frames.shares(claim, *_columns(thresholds))
+    wrong, idle = frames.shares(claim, *thresholds.columns)
     trial = float((1 - idle).sum())
     return float(wrong.sum()) / trial if trial > 0 else None
 
@@ -186,12 +186,6 @@ def minimum_groups(target: float, delta: float) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if betting_pvalue(np.zeros(middle), target) <= delta else (middle, high)
     return high
-
-
-def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
-    lo = -np.inf if thresholds.lo is None else thresholds.lo
-    hi = np.inf if thresholds.hi is None else thresholds.hi
-    return np.array([lo]), np.array([hi])
 
 
 # ---- what val_select says ------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def _tested_again(
 def _bounds_above(sample: Sample, request: Request, choice: Choice, first_failure: Thresholds) -> dict[str, float]:
     """Of the risks that fail at `first_failure`: the bound that is reached there."""
     score, labels = sample.score, sample.labels
-    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(first_failure))
+    exits = count_exits(score[labels == 0], score[labels == 1], *first_failure.columns)
     claims = risk_claims(request)
     found = {}
     for name, target in request.targets.items():
@@ -175,17 +175,11 @@ def _bounds_above(sample: Sample, request: Request, choice: Choice, first_failur
     return found
 
 
-def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
-    lo = -np.inf if thresholds.lo is None else thresholds.lo
-    hi = np.inf if thresholds.hi is None else thresholds.hi
-    return np.array([lo]), np.array([hi])
-
-
 def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str, again: Failing | None) -> tuple[str, str]:
     """Which risk failed where testing began, by how much; and the nearest target that these units certify."""
     first_failure = choice.first_failure or Thresholds(None, None)
     score, labels = sample.score, sample.labels
-    exits = count_exits(score[labels == 0], score[labels == 1], *_columns(first_failure))
+    exits = count_exits(score[labels == 0], score[labels == 1], *first_failure.columns)
     above = _bounds_above(sample, request, choice, first_failure)
     counted = "image" if unit == "group_mean" else unit
     kind = "bound" if unit == "group_mean" else "exact bound"

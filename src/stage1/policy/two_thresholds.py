@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +39,6 @@ from stage1.policy.target import Request
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import Counting, choose_unit
 from stage1.policy.unlimited import abstains_by_target
-from stage1.risk import minimum_samples
 from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
@@ -190,42 +190,24 @@ def measured_risks(
     counts are of images, observed and bound of a random image of a random group.
     """
     labels = sample.labels
-    exits = count_exits(sample.score[labels == 0], sample.score[labels == 1], *_columns(thresholds))
+    exits = count_exits(sample.score[labels == 0], sample.score[labels == 1], *thresholds.columns)
     closed = {"positive": thresholds.lo is None, "negative": thresholds.hi is None}
     claims = risk_claims(request)
-    bounds = {}
-    for name, target in request.targets.items():
+
+    def counted(name: str, target: float) -> RiskBound:
         errors, n = (int(column[0]) for column in exits.counts(name))
-        observed = errors / n if n else None
-        needed = minimum_samples(target, delta)
         never = certified and closed.get(RISKS[name].side, False)
-        if isinstance(sample, Frames):
-            observed, needed = estimate(sample, claims[name], thresholds), minimum_groups(target, delta)
-        if never:
-            bound = 0.0
-        elif isinstance(sample, Frames):
-            bound = upper_bound(sample, claims[name], thresholds, delta)
-        else:
-            bound = float(risk_upper(exits, name, delta, request.target_prior)[0])
-        bounds[name] = RiskBound(
-            name=name,
-            target=target,
-            observed=observed,
-            bound=bound,
-            n=n,
-            errors=errors,
-            delta=delta,
-            needed=needed,
-            by_construction=never,
-            alone=bound,
+        record = partial(RiskBound.counted, name, target, (errors, n), delta=delta, never=never)
+        if not isinstance(sample, Frames):
+            return record(upper=lambda: float(risk_upper(exits, name, delta, request.target_prior)[0]))
+        claim = claims[name]
+        return record(
+            upper=lambda: upper_bound(sample, claim, thresholds, delta),
+            share=lambda: estimate(sample, claim, thresholds),
+            needed=minimum_groups,
         )
-    return bounds
 
-
-def _columns(thresholds: Thresholds) -> tuple[Floats, Floats]:
-    lo = -np.inf if thresholds.lo is None else thresholds.lo
-    hi = np.inf if thresholds.hi is None else thresholds.hi
-    return np.array([lo]), np.array([hi])
+    return {name: counted(name, target) for name, target in request.targets.items()}
 
 
 def _coverage(
@@ -233,22 +215,22 @@ def _coverage(
 ) -> tuple[Coverage, dict[str, Coverage]]:
     labels = sample.labels
     exits = np.logical_or(*thresholds.exits(sample.score))
-    counts = count_exits(sample.score[labels == 0], sample.score[labels == 1], *_columns(thresholds))
-    overall = lambda: float(coverage_lower(counts, request.target_prior, delta)[0])  # noqa: E731
+    counts = count_exits(sample.score[labels == 0], sample.score[labels == 1], *thresholds.columns)
+
+    def lower(of_class: int | None) -> float:
+        if of_class is None:
+            return float(coverage_lower(counts, request.target_prior, delta)[0])
+        return float(class_coverage_lower(counts, of_class, delta)[0])
 
     def share(rows: NDArray[np.bool_], floor: float | None, of_class: int | None) -> Coverage:
-        inside = exits[rows]
-        value = float(inside.mean()) if len(inside) else 0.0
-        bound: float | None = None
-        if isinstance(sample, Frames):
-            claim = exit_claim(of_class, floor)
-            deferred = estimate(sample, claim, thresholds)
-            value = 0.0 if deferred is None else 1.0 - deferred
-            if floor is not None and certified:
-                bound = 1.0 - upper_bound(sample, claim, thresholds, delta)
-        elif floor is not None and certified:
-            bound = overall() if of_class is None else float(class_coverage_lower(counts, of_class, delta)[0])
-        return Coverage(value=value, n=len(inside), exits=int(inside.sum()), floor=floor, bound=bound, alone=bound)
+        left, n = int(exits[rows].sum()), int(rows.sum())
+        if not isinstance(sample, Frames):
+            return Coverage.counted(left, n, floor, lambda: lower(of_class), certified=certified)
+        claim = exit_claim(of_class, floor)
+        deferred = estimate(sample, claim, thresholds)
+        value = 0.0 if deferred is None else 1.0 - deferred
+        reached = partial(upper_bound, sample, claim, thresholds, delta)
+        return Coverage.counted(left, n, floor, lambda: 1.0 - reached(), certified=certified, value=value)
 
     everyone = np.ones(len(labels), dtype=np.bool_)
     per_class = {
@@ -289,7 +271,7 @@ def _slice_claims(
 
     def measure(rows: NDArray[np.bool_], delta: float, held: bool) -> dict[str, SliceCounts]:
         score, labels = sample.score[rows], sample.labels[rows]
-        exits = count_exits(score[labels == 0], score[labels == 1], *_columns(choice.thresholds))
+        exits = count_exits(score[labels == 0], score[labels == 1], *choice.thresholds.columns)
         found = {}
         for name, target in targets.items():
             errors, n = (int(column[0]) for column in exits.counts(name))
