@@ -27,6 +27,7 @@ from interval_bench.tally import simulate, standard_error
 # Topic -> its heading in the table; the file is interval_bench/TOPIC.py.
 TOPICS = {
     "compare": "`compare`: two models on the same images",
+    "cascade_plan": "`cascade plan`: the share of images that reaches a later stage",
 }
 RESULTS = Path(__file__).parent / "interval_bench" / "results"
 PAGE = Path(__file__).parent / "intervals.md"

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from stage1.cascade import capacity_per_minute, stage_costs
+from stage1.cascade import capacity_per_minute, load, stage_costs
 from stage1.cascade.config import CascadeConfig, StageConfig
+from stage1.cascade.cost import deferred_clusters
 from stage1.cascade.schema import CASCADE_KIND
 from stage1.cli import app
 from stage1.commands.cascade import evaluate_cascade, evaluation_lines
-from stage1.commands.cascade_plan import _options, plan_cascade, plan_lines
+from stage1.commands.cascade_plan import _from_counts, _options, plan_cascade, plan_lines
+from stage1.errors import ConfigError
 from stage1.storage.documents import read_document
 
 from .desk import write_desk, write_stages
@@ -187,3 +189,35 @@ def test_waiting_for_the_budget_costs_nothing_and_is_told(evaluated):
     assert "1000 ms of waiting for its budget on average, which is no cost" in "\n".join(
         evaluation_lines(document | {"costs": costs})
     )
+
+
+# ---- groups bring as many images as they have
+
+
+def test_all_images_of_a_group_arrive_and_few_groups_have_no_bound():
+    """20 groups of 2 images that exit and 5 of 16 that are deferred: 2 of 3 images, 1 of 5 groups."""
+    sizes = np.repeat([2, 16], [20, 5])
+    groups = np.repeat(np.arange(25), sizes).astype(str)
+    deferred = np.repeat([False, True], [40, 80])
+    parts = deferred_clusters(deferred, np.arange(120) % 2 == 0, groups)
+    units = {"units": 120, "positives": 60, "choices": 1}
+    stages = [{"stage": "s", "deferred": 80, "deferred_positives": 40, "clusters": parts}]
+    for prior in (None, 0.3):
+        found = _from_counts(units, stages, prior, DELTA)[0]
+        assert found.observed == pytest.approx(2 / 3)
+    # 25 groups carry no bound: more than the capacity may arrive, or may not.
+    assert (found.bounded, found.upper) == (False, 1.0)
+    assert [load(10.0, found, capacity)["fits"] for capacity in (9.0, 10.0)] == [None, True]
+    twice = deferred_clusters(np.tile(deferred, 2), np.arange(240) % 2 == 0, [*groups, *(f"{g} again" for g in groups)])
+    found = _from_counts(units, [{**stages[0], "clusters": twice}], None, DELTA)[0]
+    assert found.bounded
+    assert 2 / 3 < found.upper < 0.98
+    assert [load(10.0, found, capacity)["fits"] for capacity in (7.0, 9.8)] == [False, True]
+
+
+def test_an_evaluation_that_counted_one_image_of_each_group_is_made_again(evaluated, tmp_path):
+    document = json.loads((evaluated[1] / "cascade.json").read_text())
+    document["defer"]["units"] -= 1
+    (tmp_path / "cascade.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="one image of each group.*evaluate` again"):
+        plan_cascade(evaluated[0], "1/min", evaluated=tmp_path)

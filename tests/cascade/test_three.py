@@ -191,7 +191,7 @@ def test_an_evaluation_counts_what_reaches_each_stage(three, tmp_path, monkeypat
         {"milliseconds": 5.0, "attempts": 1.0},
         {"milliseconds": 500.0, "attempts": 2.0},
     ]
-    document = {"defer": counts, "costs": costs, "frontier": []}
+    document = {"defer": counts, "costs": costs, "frontier": [], "roles": {"val_test": 400}}
     monkeypatch.setattr("stage1.commands.cascade_plan.certified_rules", lambda *_: ((), document))
     found = plan_cascade(three, "20/min", evaluated=tmp_path)
     middle, last = found["stages"]

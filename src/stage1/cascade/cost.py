@@ -6,13 +6,13 @@ of the first stage's thresholds, with the measured costs of each stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import log, sqrt
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from stage1.cascade.calls import ANSWERED
@@ -23,6 +23,7 @@ from stage1.cascade.config import CascadeConfig, StageConfig
 from stage1.cascade.rules import Recorded, final_answers
 from stage1.errors import ConfigError, DataError
 from stage1.risk import binomial_upper
+from stage1.risk.cluster_share import FEWEST_GROUPS, ClusterShare
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -30,7 +31,10 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class DeferRate:
-    """Share of images that go on. observed, upper: at 1 - delta; n: units; method: in words; prior: of class 1."""
+    """Share of images that go on. observed, upper: at 1 - delta; n: images; method: in words; prior: of class 1.
+
+    bounded: False where there are too few groups for a bound: `upper` is then 1, which says nothing.
+    """
 
     observed: float
     upper: float
@@ -38,12 +42,13 @@ class DeferRate:
     delta: float
     method: str
     prior: float | None
+    bounded: bool = True
 
 
 def defer_rate(
     deferred: Bools, labels: Ints | None, *, delta: float, prior: float | None, fitted_here: bool, choices: int = 1
 ) -> DeferRate:
-    """From independent units: deferred bool [N], labels int [N] (needed with prior).
+    """From independent images: deferred bool [N], labels int [N] (needed with prior).
 
     fitted_here: the thresholds were chosen on these very images. Then an exact binomial would be too small; the share
     of scores between two thresholds is bounded for all pairs at once instead (Dvoretzky-Kiefer-Wolfowitz with Massart's
@@ -70,7 +75,66 @@ def _share(deferred: Bools, delta: float, fitted_here: bool) -> tuple[float, flo
     seen, n = float(deferred.mean()), len(deferred)
     if not fitted_here:
         return seen, float(binomial_upper(int(deferred.sum()), n, delta))
-    return seen, min(1.0, seen + 2 * sqrt(log(2 / delta) / (2 * n)))
+    return seen, _over_all_pairs(seen, n, delta)
+
+
+def _over_all_pairs(seen: float, n: float, delta: float) -> float:
+    return min(1.0, seen + 2 * sqrt(log(2 / delta) / (2 * n)))
+
+
+def deferred_clusters(deferred: Bools, positive: Bools, groups: ArrayLike) -> dict[str, dict[str, Any] | None]:
+    """What `clustered_rate` needs, as plain values: "all", and of each class "negative", "positive" (None: no image).
+
+    deferred, positive: bool [N]; groups: names [N], some of which repeat.
+    """
+    names = np.asarray(groups)
+    return {
+        name: asdict(ClusterShare.of(deferred[rows], names[rows])) if rows.any() else None
+        for name, rows in (("all", np.ones_like(positive)), ("negative", ~positive), ("positive", positive))
+    }
+
+
+def clustered_rate(
+    clusters: Mapping[str, Mapping[str, Any] | None],
+    *,
+    delta: float,
+    prior: float | None,
+    fitted_here: bool = False,
+    choices: int = 1,
+) -> DeferRate:
+    """`defer_rate` where images come in groups: of all images, with a bound over groups (`ClusterShare`).
+
+    clusters: of `deferred_clusters`; the other arguments as in defer_rate. With fitted_here the effective groups stand
+    for the images in the bound for all pairs. Too few groups: upper 1, `bounded` False.
+    Raises DataError for a class without an image where a prior is given.
+    """
+    names = ("all",) if prior is None else ("positive", "negative")
+    parts = []
+    for name in names:
+        found = clusters[name]
+        if found is None:
+            raise DataError("--prior: needs labelled scores of both classes")
+        parts.append(ClusterShare(**found))
+    part_delta = delta / choices / len(parts)
+    weights = [1.0] if prior is None else [prior, 1.0 - prior]
+    uppers = [
+        (_over_all_pairs(part.share, part.effective, part_delta) if part.bounded else 1.0)
+        if fitted_here
+        else part.upper(part_delta)
+        for part in parts
+    ]
+    whole = clusters["all"]
+    assert whole is not None, "an evaluation without an image has no clusters"
+    bounded = all(part.bounded for part in parts)
+    least = min(part.groups for part in parts)
+    if not bounded:
+        method = f"no bound: {least} groups, {FEWEST_GROUPS} are needed"
+    else:
+        over = "uniform over all pairs of thresholds (DKW)" if fitted_here else "over groups, an approximation"
+        method = f"{over}, {least} groups{f', for each of {choices} configurations' * (choices > 1)}"
+    seen = sum(weight * part.share for weight, part in zip(weights, parts, strict=True))
+    upper = sum(weight * end for weight, end in zip(weights, uppers, strict=True))
+    return DeferRate(seen, min(upper, 1.0), whole["images"], delta, method, prior, bounded)
 
 
 def arrival_rate(text: str) -> float:
@@ -114,12 +178,13 @@ def capacity_per_minute(stage: StageConfig, milliseconds: float | None, attempts
 
 
 def load(rate: float, share: DeferRate, capacity: float | None) -> dict[str, Any]:
-    """The check: images a minute that arrive at the stage, expected and at most, against what it takes.
+    """The check: images a minute that arrive at the stage, expected and at most, against what it takes. fits: by the
+    upper end; None where the capacity is unknown, or too few groups leave the upper end open.
 
     busy_minutes: share of minutes in which more arrive than that (Poisson arrivals at the upper bound).
     """
     expected, most = rate * share.observed, rate * share.upper
-    fits = None if capacity is None else most <= capacity
+    fits = None if capacity is None or (most > capacity and not share.bounded) else most <= capacity
     return {
         "expected_per_minute": expected,
         "upper_per_minute": most,

@@ -37,12 +37,34 @@ class AnswerRates(TypedDict):
     false_exits: Count
 
 
+class DeferredShare(TypedDict):
+    """A share of images that come in groups, as `ClusterShare` holds it: what its bound needs."""
+
+    images: PositiveInt
+    share: Share
+    groups: PositiveInt
+    effective: NotNegative
+    guarded: Share
+    error: NotNegative
+    spread: NotNegative
+
+
+class DeferredClusters(TypedDict):
+    """The share that is deferred, of all images and of each class; null for a class without an image."""
+
+    all: DeferredShare
+    negative: DeferredShare | None
+    positive: DeferredShare | None
+
+
 class DeferredCounts(TypedDict):
-    """What reaches a later stage."""
+    """What reaches a later stage: images, of all and of the positive ones."""
 
     stage: str
     deferred: Count
     deferred_positives: Count
+    clusters: NotRequired[DeferredClusters]
+    """Where images share groups. Older documents have none, and count one image of each group."""
 
 
 # ---- the certificate ---------------------------------------------------------------------------------------------
@@ -155,7 +177,7 @@ class TestRates(AnswerRates):
 
 
 class Deferral(TypedDict):
-    """What the chosen rules send on."""
+    """What the chosen rules send on. units, positives: images counted (older documents: one of each group)."""
 
     role: Literal["val_test", "val_calib"]
     choices: PositiveInt

@@ -18,7 +18,7 @@ from stage1.cascade.attempts import earlier_attempts, note_attempts
 from stage1.cascade.candidates import candidates
 from stage1.cascade.certificate import CascadeCertificate, Labelled, StageClaim, certify_cascade
 from stage1.cascade.config import CascadeConfig
-from stage1.cascade.cost import frontier, rates, stage_costs
+from stage1.cascade.cost import deferred_clusters, frontier, rates, stage_costs
 from stage1.cascade.rules import Recorded, Rule, final_answers
 from stage1.cascade.runner import Tally, run_cascade
 from stage1.cascade.schema import CASCADE_KIND
@@ -27,7 +27,7 @@ from stage1.commands.cascade_images import ROLES, Roled, ask_all, by_role, roled
 from stage1.errors import ConfigError, MissingError, NotCertifiable
 from stage1.inference.inputs import iterate_inputs
 from stage1.policy.certify import calibration_digest
-from stage1.policy.units import one_per_group
+from stage1.policy.units import clustered
 from stage1.risk import binomial_lower
 from stage1.runs.progress import Progress
 from stage1.storage.documents import read_document, write_document
@@ -184,32 +184,34 @@ def _tested(test: Labelled, certificate: CascadeCertificate, config: CascadeConf
 def _defer_counts(
     labelled: Mapping[str, Labelled], certificate: CascadeCertificate, config: CascadeConfig, choices: int
 ) -> dict[str, Any]:
-    """What reaches each later stage, counted on independent units of val_test, or of val_calib where there is none.
+    """What reaches each later stage, counted on all images of val_test, or of val_calib where there is none.
 
     choices: configurations among which val_calib chose.
     """
     role = "val_test" if len(labelled["val_test"]) else "val_calib"
     known = labelled[role].known
-    rows = one_per_group(known, config.seed)
     return {
         "role": role,
         "choices": choices if role == "val_calib" else 1,
-        "units": len(rows),
-        "positives": int((known.known_labels[rows] == 1).sum()),
+        "units": len(known),
+        "positives": int((known.known_labels == 1).sum()),
         "stages": _counted(labelled[role], certificate.rules, config),
     }
 
 
 def _counted(part: Labelled, rules: tuple[Rule, ...], config: CascadeConfig) -> list[dict[str, Any]]:
-    """Of one configuration: what reaches each later stage, counted on independent units."""
-    rows = one_per_group(part.known, config.seed)
-    asked = final_answers(part.recorded.take(rows), rules, config.default_probability).asked
-    ones = part.known.known_labels[rows] == 1
+    """Of one configuration: the images that reach each later stage. All count, as all of them arrive: a group brings
+    as many as it has."""
+    known = part.known
+    asked = final_answers(part.recorded, rules, config.default_probability).asked
+    ones = known.known_labels == 1
+    grouped = known.groups if clustered(known) else None
     return [
         {
             "stage": stage.name,
             "deferred": int(asked[:, place].sum()),
             "deferred_positives": int((asked[:, place] & ones).sum()),
+            **({} if grouped is None else {"clusters": deferred_clusters(asked[:, place], ones, grouped)}),
         }
         for place, stage in enumerate(config.stages)
         if place

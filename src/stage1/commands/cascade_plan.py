@@ -11,11 +11,19 @@ import numpy as np
 
 from stage1.bundle.manifest import read_calibration
 from stage1.cascade.config import StageConfig
-from stage1.cascade.cost import DeferRate, arrival_rate, capacity_per_minute, defer_rate, load
+from stage1.cascade.cost import (
+    DeferRate,
+    arrival_rate,
+    capacity_per_minute,
+    clustered_rate,
+    defer_rate,
+    deferred_clusters,
+    load,
+)
 from stage1.cascade.stages import Cascade, open_cascade, rule_of
 from stage1.commands.cascade import certified_rules
 from stage1.errors import ConfigError
-from stage1.policy.units import one_per_group
+from stage1.policy.units import clustered
 
 _OPTIONS = 3
 
@@ -42,7 +50,13 @@ def plan_cascade(
     document: dict[str, Any] | None = None
     if evaluated is not None:
         _, document = certified_rules(evaluated, cascade)
-        source = f"{document['defer']['role']} in {evaluated}"
+        counted = document["defer"]
+        if counted["units"] != document["roles"][counted["role"]]:
+            raise ConfigError(
+                f"{evaluated}: its {counted['units']} units are one image of each group, and all images of a group"
+                " arrive; it is an older evaluation: run `stage1 cascade evaluate` again"
+            )
+        source = f"{counted['role']} in {evaluated}"
         shares = _from_counts(document["defer"], document["defer"]["stages"], prior, delta)
         measured = document["costs"][1:]
     else:
@@ -101,7 +115,7 @@ def _stage_lines(row: Mapping[str, Any]) -> list[str]:
     defer, name = row["defer"], f"'{row['stage']}'"
     gets = (
         f"{name} gets {defer['observed']:.1%} of them, at most {defer['upper']:.1%} at {1 - defer['delta']:.4g}"
-        f" confidence ({defer['method']}, {defer['n']} units): {row['expected_per_minute']:.4g} a minute, at most"
+        f" confidence ({defer['method']}, {defer['n']} images): {row['expected_per_minute']:.4g} a minute, at most"
         f" {row['upper_per_minute']:.4g}"
     )
     if row["capacity_per_minute"] is None:
@@ -146,6 +160,9 @@ def _from_counts(
     units: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], prior: float | None, delta: float
 ) -> list[DeferRate]:
     """Each later stage, from what `evaluate` counted. units: `defer` of its document; stages: of one configuration."""
+    if all("clusters" in here for here in stages):
+        choices = units["choices"]
+        return [clustered_rate(here["clusters"], delta=delta, prior=prior, choices=choices) for here in stages]
     positives, negatives = units["positives"], units["units"] - units["positives"]
     labels = np.repeat(np.array([1, 0], dtype=np.int64), [positives, negatives])
     found = []
@@ -170,11 +187,16 @@ def _from_bundle(cascade: Cascade, prior: float | None, delta: float) -> tuple[D
         )
     bundle = cascade.bundles[0]
     scores = read_calibration(bundle.folder)
-    scores = scores.take(one_per_group(scores, cascade.config.seed))
     decision = bundle.policy.decide(scores)
     own = np.where(decision.exit, decision.label, -1).astype(np.int64)
     first, second = rule_of(stage, last=False).exits(decision.probability, own)
-    share = defer_rate(~(first | second), scores.labels, delta=delta, prior=prior, fitted_here=stage.exit == "own")
+    deferred, fitted_here = ~(first | second), stage.exit == "own"
+    if clustered(scores):
+        assert scores.groups is not None
+        parts = deferred_clusters(deferred, scores.known_labels == 1, scores.groups)
+        share = clustered_rate(parts, delta=delta, prior=prior, fitted_here=fitted_here)
+    else:
+        share = defer_rate(deferred, scores.labels, delta=delta, prior=prior, fitted_here=fitted_here)
     return share, f"calibration.parquet of {bundle.name}"
 
 
