@@ -1,7 +1,7 @@
 """Whole runs without the drawing of their figures: matplotlib takes 2 s of CPU for the seven of a page.
 
-What is drawn is the subject of `tests/report`; the shared run `finished`, the documentation and every run in a process
-of its own have real figures.
+What is drawn is the subject of `tests/report`; the shared run `finished` and every run in a process of its own have
+real figures.
 """
 
 from __future__ import annotations

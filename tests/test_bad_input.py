@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from .command_line import stage1
+from .drawing import no_figures_drawn  # noqa: F401 (fixture)
 from .runs.conftest import finished, one_line_error, photos  # noqa: F401 (fixtures)
 from .tracing import backbones_traced_once  # noqa: F401 (fixture)
 

@@ -21,6 +21,7 @@ from stage1 import Scores
 from stage1.scores import write_scores
 
 from .command_line import stage1
+from .drawing import no_figures_drawn  # noqa: F401 (fixture)
 from .runs.conftest import finished, photos  # noqa: F401 (fixtures)
 from .test_cli import COMMANDS
 from .tracing import backbones_traced_once  # noqa: F401 (fixture)

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from ..command_line import stage1
+from ..drawing import no_figures_drawn  # noqa: F401 (fixture)
 from ..runs.conftest import SETTINGS, one_line_error, photos  # noqa: F401 (fixture)
+from ..tracing import backbones_traced_once  # noqa: F401 (fixture)
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ..drawing import figures_drawn, no_figures_drawn  # noqa: F401 (fixture)
+from ..once import common_folder, made_once
 from ..tracing import backbones_traced_once, traced_once  # noqa: F401 (fixture)
 
 SETTINGS = (
@@ -71,18 +72,21 @@ def one_line_error(result: subprocess.CompletedProcess[str], code: int, *words: 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos"))
+    folder = common_folder(tmp_path_factory)
+    return made_once(folder / "photos.made", lambda: write_photos(folder / "photos"))
 
 
 @pytest.fixture(scope="session")
 def finished(photos, tmp_path_factory):
-    """One complete run, made in process; tests that change files work on a copy."""
+    """One complete run for all workers, made in process; tests that change files work on a copy."""
     pytest.importorskip("timm", reason="the extra train is not installed")
     from stage1 import run
 
-    with traced_once(), figures_drawn():
-        return run(
-            recipe="baseline",
-            overrides=[*SETTINGS, f"data.table={photos}"],
-            output=tmp_path_factory.mktemp("runs") / "finished",
-        )
+    folder = common_folder(tmp_path_factory)
+
+    def whole():
+        settings = [*SETTINGS, f"data.table={photos}"]
+        with traced_once(folder / "graphs"), figures_drawn():
+            return run(recipe="baseline", overrides=settings, output=folder / "finished")
+
+    return made_once(folder / "finished.made", whole)
