@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ from stage1.cascade.endpoint import Endpoint
 from stage1.cascade.rules import Rule
 from stage1.errors import ConfigError
 from stage1.inference.predictor import Bundle, load_bundle, one_line
+from stage1.runtime.attributes import load_function
 from stage1.runtime.deadline import DeadlineExceeded, DeadlineExecutor
 
 # Calls of a callable that may hang beside those that are waited for; with more than this nothing is asked of it.
@@ -196,27 +195,7 @@ def _opened(stage: StageConfig, config: CascadeConfig, base: Path) -> Stage:
     at_once = stage.calls.concurrency
     if stage.http is not None:
         return GuardedStage(stage.name, Endpoint(stage.http).ask, guard, at_once)
-    ask = within(stage.calls.timeout_s, _imported(stage, base), at_once)
+    assert stage.callable is not None, "a stage is a bundle, an endpoint or a callable"
+    function = load_function(stage.callable, f"stage {stage.name!r}: callable", str(base.resolve()))
+    ask = within(stage.calls.timeout_s, function, at_once)
     return GuardedStage(stage.name, ask, guard, at_once)
-
-
-def _imported(stage: StageConfig, base: Path) -> Callable[[bytes], Any]:
-    assert stage.callable is not None
-    module_name, _, attribute = stage.callable.partition(":")
-    where = str(base.resolve())
-    sys.path.insert(0, where)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # a module of someone else's may raise anything while it is imported
-        raise ConfigError(
-            f"stage {stage.name!r}: callable {stage.callable} cannot be imported ({one_line(error)})"
-        ) from error
-    finally:
-        sys.path.remove(where)
-    if not callable(found):
-        raise ConfigError(
-            f"stage {stage.name!r}: callable {stage.callable} is {type(found).__name__}; a function is expected"
-        )
-    return found  # type: ignore[no-any-return]

@@ -22,11 +22,11 @@ from stage1.cascade.endpoint import Endpoint
 from stage1.cascade.rules import DEFAULT, Final, Recorded, Rule, final_answers
 from stage1.cascade.stages import within
 from stage1.errors import ConfigError, IntegrityError
+from stage1.runtime.attributes import load_function
 from stage1.runtime.deadline import DeadlineExecutor
 from stage1.storage.files import digest_bytes
 from stage1.streetvision.classifier import Classifier, Stage1Answer, on_side, pixels, png, remap, trouble_line
 from stage1.streetvision.sealed_cascade import SealedCascade, read_sealed_cascade
-from stage1.streetvision.settings import load_function
 
 log = logging.getLogger("stage1.streetvision")
 Pixels = NDArray[np.uint8]

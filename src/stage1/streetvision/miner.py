@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stage1.errors import ConfigError, Stage1Error
+from stage1.runtime.attributes import load_attribute
 from stage1.streetvision.detector import Stage1Detector
 from stage1.streetvision.launch import CONFIG, DETECTOR, NAME
-from stage1.streetvision.settings import CONFIG_VARIABLE, load_attribute
+from stage1.streetvision.settings import CONFIG_VARIABLE
 
 ATTRIBUTE = "DETECTOR_REGISTRY"
 

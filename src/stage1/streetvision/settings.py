@@ -6,10 +6,8 @@ The stage 2 that it names ("module:function", a callable image -> probability) i
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from stage1.errors import ConfigError, DataError, MissingError
+from stage1.runtime.attributes import load_function
 from stage1.storage.texts import read_json, read_text, read_yaml
 
 # Where a miner names no configuration; `stage1 streetvision run --config` sets it.
@@ -156,39 +155,6 @@ def _require(name: str, value: Any, low: float, high: float, *, closed: bool) ->
 
 
 Stage2 = Callable[[Image.Image], float]
-
-
-def load_attribute(name: str, what: str) -> Any:
-    """The object that "module:attribute" names; dots in the attribute go deeper. Raises ConfigError, one line."""
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        raise ConfigError(f"{what}: {name!r}; write it as module:attribute")
-    try:
-        found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a module of someone else's may raise anything while it is imported
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ConfigError(
-            f"{what}: cannot import {module!r} ({why}); install it or put its folder on PYTHONPATH"
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"{what}: {module!r} has no {attribute!r}")
-        found = getattr(found, part)
-    return found
-
-
-def load_function(name: str, what: str, folder: str | None = None) -> Callable[..., Any]:
-    """The callable that `name` names; its module is also looked for in `folder`. Raises ConfigError."""
-    places = [] if folder is None else [folder]
-    sys.path[:0] = places
-    try:
-        function = load_attribute(name, what)
-    finally:
-        for place in places:
-            sys.path.remove(place)
-    if not callable(function):
-        raise ConfigError(f"{what}: {name!r} is {type(function).__name__}; a callable image -> probability is needed")
-    return function
 
 
 def load_stage2(name: str) -> Stage2:
