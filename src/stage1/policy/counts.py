@@ -18,6 +18,14 @@ from stage1.policy.target import Request
 from stage1.risk import binomial_lower, binomial_pvalue, binomial_upper
 from stage1.risk.definition import cells
 from stage1.risk.risks import RISKS, risk_of
+from stage1.risk.stratified import (
+    Strata,
+    stated_error,
+    stratified_passes,
+    stratified_upper,
+    weighted_share_passes,
+    weighted_share_upper,
+)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -55,6 +63,24 @@ class Exits:
     def exits(self) -> Ints:
         return self.miss + self.right_positive + self.false_exit + self.right_negative
 
+    @property
+    def strata(self) -> Strata:
+        """The same counts by class: wrong answers among exits."""
+        one, zero = self.miss + self.right_positive, self.false_exit + self.right_negative
+        return Strata.of(self.miss, one, self.positives, self.false_exit, zero, self.negatives)
+
+    @property
+    def deferrals(self) -> Strata:
+        """Images of each class that do not exit, among all of it."""
+        one, zero = (np.full(len(self.miss), members) for members in (self.positives, self.negatives))
+        exit1, exit0 = self.miss + self.right_positive, self.false_exit + self.right_negative
+        return Strata.of(one - exit1, one, self.positives, zero - exit0, zero, self.negatives)
+
+    def take(self, rows: slice) -> Exits:
+        """The counts of some of the pairs."""
+        kept = (values[rows] for values in (self.miss, self.right_positive, self.false_exit, self.right_negative))
+        return Exits(*kept, self.positives, self.negatives)
+
 
 def count_exits(negatives: Floats, positives: Floats, lo: Floats, hi: Floats) -> Exits:
     """Exits of each pair (lo, hi): as 0 iff s < lo, as 1 iff s > hi; -inf and +inf: that side never exits.
@@ -77,39 +103,39 @@ def count_exits(negatives: Floats, positives: Floats, lo: Floats, hi: Floats) ->
     )
 
 
-def error_upper(exits: Exits, prior: float, delta: float) -> Floats:
-    """Upper bound of P(wrong | exit) at P(y = 1) = prior, at confidence 1 - delta, float [T].
-
-    R = W / (W + V), W = prior m + (1 - prior) f wrong, V = prior c + (1 - prior) t right: rising in m and f, falling in
-    c and t. So four exact one-sided bounds at delta / 4 each bound R jointly. 1.0 where nothing is known to exit
-    rightly.
-    """
-    part = delta / 4
-    m = binomial_upper(exits.miss, exits.positives, part)
-    f = binomial_upper(exits.false_exit, exits.negatives, part)
-    c = binomial_lower(exits.right_positive, exits.positives, part)
-    t = binomial_lower(exits.right_negative, exits.negatives, part)
-    wrong, right = prior * m + (1 - prior) * f, prior * c + (1 - prior) * t
-    return np.asarray(wrong / np.maximum(wrong + right, 1e-300))
-
-
-def risk_upper(exits: Exits, name: str, delta: float, prior: float | None) -> Floats:
+def risk_upper(exits: Exits, name: str, delta: float, prior: float | None, target: float | None = None) -> Floats:
     """Upper bound of a risk at confidence 1 - delta, float [T]: exact binomial, or for `error` at `prior`.
 
     exits: T threshold pairs; 1.0 where a risk has no trial. prior: P(y = 1) of the target, None: as in the sample.
+    target: the bound is at most this exactly where `certifies` says so.
     """
     if name == "error" and prior is not None:
-        return error_upper(exits, prior, delta)
+        return stratified_upper(exits.strata, prior, delta, target)
     return binomial_upper(*exits.counts(name), delta)
 
 
+def observed_risk(exits: Exits, name: str, prior: float | None) -> list[float | None]:
+    """Share of wrong answers of each pair, `error` at `prior` with each class weighed to it; None: no trial."""
+    if name == "error" and prior is not None:
+        rates = stated_error(exits.strata, prior)
+    else:
+        errors, trials = exits.counts(name)
+        rates = np.divide(errors, trials, out=np.full(len(errors), np.nan), where=trials > 0)
+    return [None if np.isnan(rate) else float(rate) for rate in rates]
+
+
 def coverage_lower(exits: Exits, prior: float | None, delta: float) -> Floats:
-    """Lower bound of P(exit), float [T]: exact binomial, or at P(y = 1) = prior from both classes at delta / 2 each."""
+    """Lower bound of P(exit), float [T]: exact binomial, or at P(y = 1) = prior (risk/stratified.py)."""
     if prior is None:
         return binomial_lower(exits.exits, exits.positives + exits.negatives, delta)
-    positive = binomial_lower(exits.miss + exits.right_positive, exits.positives, delta / 2)
-    negative = binomial_lower(exits.false_exit + exits.right_negative, exits.negatives, delta / 2)
-    return np.asarray(prior * positive + (1 - prior) * negative)
+    return np.asarray(1.0 - weighted_share_upper(exits.deferrals, prior, delta))
+
+
+def coverage_holds(exits: Exits, floor: float, prior: float | None, delta: float) -> Bools:
+    """Where at least `floor` exits at confidence 1 - delta, bool [T]; the same as coverage_lower >= floor."""
+    if prior is None:
+        return np.asarray(coverage_lower(exits, None, delta) >= floor)
+    return weighted_share_passes(exits.deferrals, prior, 1.0 - floor, delta)
 
 
 def class_coverage_lower(exits: Exits, label: int, delta: float) -> Floats:
@@ -126,7 +152,7 @@ def certifies(exits: Exits, targets: Mapping[str, float], delta: float, prior: f
     passed = np.ones(len(exits.miss), dtype=np.bool_)
     for name, target in targets.items():
         if name == "error" and prior is not None:
-            passed &= error_upper(exits, prior, delta) <= target
+            passed &= stratified_passes(exits.strata, prior, target, delta)
         else:
             errors, trials = exits.counts(name)
             passed &= binomial_pvalue(errors, trials, target) <= delta

@@ -18,6 +18,7 @@ from scipy import special
 
 from stage1.risk.definition import Bools, cells
 from stage1.risk.risks import RISKS
+from stage1.risk.stratified import Strata, stratified_chance
 from stage1.risk.testing import max_errors_each
 
 Floats = NDArray[np.float64]
@@ -366,6 +367,11 @@ def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
     for name, target in goal.targets.items():
         masses = [_mass(chosen, model, low, high) for chosen in cells(RISKS[name])]
         errors, expected = (n1 * positives + n0 * negatives for positives, negatives in masses)
+        if name == "error" and goal.prior is not None:
+            (wrong1, wrong0), (exits1, exits0) = masses
+            counts = Strata(n1 * wrong1, n1 * exits1, n1, n0 * wrong0, n0 * exits0, n0)
+            chance *= stratified_chance(counts, goal.prior, target, goal.delta)
+            continue
         n = np.round(expected)
         rate = np.divide(errors, expected, out=np.ones_like(expected), where=expected > 0)
         allowed = max_errors_each(n, target, goal.delta)

@@ -169,7 +169,7 @@ def _bounds_above(sample: Sample, request: Request, choice: Choice, first_failur
         if isinstance(sample, Frames):
             bound = upper_bound(sample, claims[name], first_failure, choice.delta)
         else:
-            bound = float(risk_upper(exits, name, choice.delta, request.target_prior)[0])
+            bound = float(risk_upper(exits, name, choice.delta, request.target_prior, target)[0])
         if bound > target:
             found[name] = bound
     return found

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
 from stage1.policy.closed_form import METHODS, Thresholds, choose_thresholds, one_sided_walk
-from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_lower
+from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_holds
 from stage1.policy.ordering import DELTA_SPLIT, CandidateSequence, Goal, calibrated_path
 from stage1.policy.target import Request
 from stage1.risk import order_statistic_rank
 from stage1.risk.sample_size import shared_delta
-from stage1.risk.testing import fixed_sequence
+from stage1.risk.testing import fixed_sequence, fixed_sequence_of
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -138,7 +138,11 @@ def _along(path: CandidateSequence, score: Floats, labels: Labels, request: Requ
 def _test(path: CandidateSequence, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
     """Test from the path's start towards more risk; with floors, also from the riskiest pair towards safety (2.5)."""
     exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
-    place = fixed_sequence(certifies(exits, request.targets, delta, request.target_prior), path.start)
+
+    def passed(rows: slice) -> NDArray[np.bool_]:
+        return certifies(exits.take(rows), request.targets, delta, request.target_prior)
+
+    place = fixed_sequence_of(passed, len(path.lo), path.start)
     first_failure = pair_at(path, path.start)
     if place is not None and request.has_floor:
         # Coverage rises along the path, risk too: two sequences from the two ends, delta / 2 each; a pair in both holds
@@ -155,7 +159,7 @@ def floors_hold(exits: Exits, request: Request, delta: float) -> NDArray[np.bool
     """Which pairs reach every floor at delta, bool [T] (union null again: all floors of one pair at the full delta)."""
     held = np.ones(len(exits.miss), dtype=np.bool_)
     if request.coverage is not None:
-        held &= coverage_lower(exits, request.target_prior, delta) >= request.coverage
+        held &= coverage_holds(exits, request.coverage, request.target_prior, delta)
     for name, floor in request.class_coverage.items():
         held &= class_coverage_lower(exits, request.classes.index(name), delta) >= floor
     return held

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stage1.policy.certificate import Certificate, Coverage, RiskBound, certified_statement, percent, refused_statement
 from stage1.policy.certify import Shortfall, counted_units
 from stage1.policy.closed_form import Thresholds
-from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, risk_upper
+from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, observed_risk, risk_upper
 from stage1.policy.group_means import (
     MEANS_METHOD,
     Claim,
@@ -199,7 +199,10 @@ def measured_risks(
         never = certified and closed.get(RISKS[name].side, False)
         record = partial(RiskBound.counted, name, target, (errors, n), delta=delta, never=never)
         if not isinstance(sample, Frames):
-            return record(upper=lambda: float(risk_upper(exits, name, delta, request.target_prior)[0]))
+            return record(
+                upper=lambda: float(risk_upper(exits, name, delta, request.target_prior, target)[0]),
+                share=lambda: observed_risk(exits, name, request.target_prior)[0],
+            )
         claim = claims[name]
         return record(
             upper=lambda: upper_bound(sample, claim, thresholds, delta),
@@ -275,7 +278,7 @@ def _slice_claims(
         found = {}
         for name, target in targets.items():
             errors, n = (int(column[0]) for column in exits.counts(name))
-            observed: float | None = errors / n if n else None
+            observed = observed_risk(exits, name, request.target_prior)[0]
             if isinstance(sample, Frames):
                 within = inside(claims[name], rows)
                 observed, bound = (
@@ -283,7 +286,7 @@ def _slice_claims(
                     upper_bound(sample, within, choice.thresholds, delta),
                 )
             else:
-                bound = float(risk_upper(exits, name, delta, request.target_prior)[0])
+                bound = float(risk_upper(exits, name, delta, request.target_prior, target)[0])
             found[name] = SliceCounts(target, observed, bound if held else 1.0, n, errors, bound)
         return joint_risks(found, at_end=choice.at_end) if held else found
 

@@ -6,6 +6,8 @@ fixed beforehand, each at the full delta, until the first that fails (ALGORITHMS
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
@@ -128,3 +130,23 @@ def fixed_sequence(passed: ArrayLike, start: int = 0) -> int | None:
     failures = np.flatnonzero(~flags[start:])
     end = start + (int(failures[0]) if len(failures) else len(flags) - start)
     return end - 1 if end > start else None
+
+
+def fixed_sequence_of(passed: Callable[[slice], ArrayLike], length: int, start: int = 0) -> int | None:
+    """`fixed_sequence` where each test takes time: the flags of a slice at a time, none far beyond the first failure.
+
+    passed: bool for each hypothesis of a slice of 0..length-1. Raises as fixed_sequence does.
+
+    >>> fixed_sequence_of(lambda rows: np.array([True, True, False, True])[rows], 4)
+    1
+    """
+    if not 0 <= start < length:
+        raise DataError(f"start: {start} is outside 0..{length - 1}")
+    found, first, step = None, start, 1
+    while first < length:
+        last = fixed_sequence(passed(slice(first, min(first + step, length))))
+        found = found if last is None else first + last
+        if found != min(first + step, length) - 1:
+            break
+        first, step = first + step, 2 * step
+    return found
