@@ -11,7 +11,7 @@ from scipy import stats
 
 from stage1 import Scores, fit_policy
 from stage1.errors import ConfigError
-from stage1.policy.counts import certifies, count_exits, coverage_lower, error_upper
+from stage1.policy.counts import certifies, count_exits, coverage_lower, risk_upper
 from stage1.policy.ordering import Goal, calibrated_path, fit_logistic
 from stage1.risk import binomial_pvalue
 from stage1.risk.testing import fixed_sequence
@@ -249,7 +249,7 @@ def test_error_at_a_prior_is_covered_and_not_vacuous():
     for _ in range(draws):
         scores = gaussian(rng, 3000)
         exits = count_exits(scores.margin[scores.labels == 0], scores.margin[scores.labels == 1], lo, hi)
-        bounds.append(float(error_upper(exits, 0.6, 0.1)[0]))
+        bounds.append(float(risk_upper(exits, "error", 0.1, 0.6)[0]))
         floors.append(float(coverage_lower(exits, 0.6, 0.1)[0]))
     assert np.mean(np.array(bounds) < true["error"]) <= 0.1
     assert np.mean(np.array(floors) > true["coverage"]) <= 0.1

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +78,13 @@ class Exits:
 
     def take(self, rows: slice) -> Exits:
         """The counts of some of the pairs."""
-        kept = (values[rows] for values in (self.miss, self.right_positive, self.false_exit, self.right_negative))
-        return Exits(*kept, self.positives, self.negatives)
+        return replace(
+            self,
+            miss=self.miss[rows],
+            right_positive=self.right_positive[rows],
+            false_exit=self.false_exit[rows],
+            right_negative=self.right_negative[rows],
+        )
 
 
 def count_exits(negatives: Floats, positives: Floats, lo: Floats, hi: Floats) -> Exits:

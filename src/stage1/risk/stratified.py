@@ -2,24 +2,24 @@
 
 Of n1 positives x1 exit, e1 of them wrongly; of n0 negatives x0 and e0. With prior = P(y = 1) where the rule will work,
 the error among exits is R = w r1 + (1 - w) r0: r1, r0 the error rates among the exits of each class, w the share of
-positives among exits, w / (1 - w) = prior q1 / ((1 - prior) q0), q1, q0 the exit rates. Tested is H0: R >= level.
+positives among exits, w / (1 - w) = prior q1 / ((1 - prior) q0), with exit rates q1, q0. Tested is H0: R >= level.
 
     statistic   T = prior e1 / n1 + (1 - prior) e0 / n0, small where few exits are wrong
-    p-value     spent + sup P(T <= what was seen | r1, r0), over r1 in I, w in J and r0 with w r1 + (1 - w) r0 = level
+    p-value     spent + sup P(T <= what was seen | r1, r0), over r1 in I, w in J, r0 with w r1 + (1 - w) r0 = level
 
-I: exact interval of one error rate from its own count (half of `spent`). J: interval of w from exact intervals of q1 and
-q0 (the other half). Why the p-value is valid: given x1 and x0 the errors are independent, Bin(x1, r1) and Bin(x0, r0).
-J depends on x1 and x0 alone; where it holds the true w, and I the true rate, the supremum is over a set that holds the
-truth, so p <= delta has probability at most delta less what is spent, and J or I fails with probability at most what is
-spent (Berger and Boos 1994). A null with R above the level only makes errors more frequent: T is then larger.
+I: exact interval of one error rate from its own count. J: interval of w from exact intervals of q1 and q0. `spent`: the
+chance that I or J fails. Why the p-value is valid: given x1 and x0 the errors are independent, Bin(x1, r1) and
+Bin(x0, r0). J depends on x1 and x0 alone; where J holds the true w and I the true rate, the supremum is over a set that
+holds the truth, so P(p <= delta) <= delta - spent + spent (Berger and Boos 1994). Where R is above the level errors are
+only more frequent: T is then larger. Which class is r1 is decided by n1, n0 and the prior alone.
 
-The supremum is not looked for, it is bounded: I is cut into cells; within a cell every error rate is at least the one of
-a corner (r1 at its lower end, r0 = the least that H0 leaves at its upper end), and P(T <= t) falls in both rates. Rising
-`level` raises every corner, so p falls with the level, and the bound of R by bisection is exact for the test.
+The supremum is not looked for, it is bounded: I is cut into cells; within a cell both error rates are at least those of
+one corner (r1 at its lower end, r0 = the least that H0 leaves at its upper end), and P(T <= t) falls in both rates.
+Raising `level` raises every corner, so p falls with the level, and the bound of R by bisection fits the test.
 
-Against thinning to a sample with the stated balance (ALGORITHMS 13), every label of the larger class counts, and no
-draw by hash decides: benchmarks/power.py has both. A weighted mean of two shares of members (coverage at a stated
-prior) is the same test with a known w.
+Beside thinning to a sample with the stated balance (ALGORITHMS 13): every label of the larger class counts, and no
+draw by hash decides; benchmarks/power.py has the figures. The weighted mean of two shares of members (coverage at a
+stated prior) is the same test with w known.
 """
 
 from __future__ import annotations
@@ -121,7 +121,13 @@ def weighted_share_passes(counts: Strata, prior: float, level: float, delta: flo
     True
     """
     known = np.full(len(counts), prior)
-    return _in_parts(counts, prior, level, lambda rows: _ordered(rows, prior, known[: len(rows)], known[: len(rows)], _FOR_RATE * delta), delta)
+    return _in_parts(
+        counts,
+        prior,
+        level,
+        lambda rows: _ordered(rows, prior, known[: len(rows)], known[: len(rows)], _FOR_RATE * delta),
+        delta,
+    )
 
 
 def weighted_share_upper(counts: Strata, prior: float, delta: float) -> Floats:
@@ -142,9 +148,10 @@ def weighted_share_upper(counts: Strata, prior: float, delta: float) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """The two classes of T rules: `fine`, of which an error moves T less, and `rough`, of which it moves it `ratio` times.
+    """The classes of T rules: `fine`, of which an error moves T less, and `rough`, of which it moves T `ratio` times.
 
-    low, high: [T], limits of the weight of the fine class. rate_low, rate_high: [T], of its error rate. spent: of delta.
+    low, high: [T], limits of the weight of the fine class. rate_low, rate_high: [T], of its error rate. spent: of
+    delta.
     """
 
     fine: Floats
@@ -190,13 +197,12 @@ def _interval(count: Floats, of: ArrayLike, delta: float) -> tuple[Floats, Float
     return binomial_lower(count, of, delta / 2), binomial_upper(count, of, delta / 2)
 
 
-def _in_parts(
-    counts: Strata, prior: float, level: float, pair_of: Callable[[Strata], _Pair], delta: float
-) -> Bools:
+def _in_parts(counts: Strata, prior: float, level: float, pair_of: Callable[[Strata], _Pair], delta: float) -> Bools:
     passed = np.zeros(len(counts), dtype=np.bool_)
     # Where more is wrong than the level allows, no test of this level passes.
     possible = np.flatnonzero(np.nan_to_num(stated_error(counts, prior), nan=np.inf) < level)
-    for rows in np.array_split(possible, max(1, -(-len(possible) * _COARSE * _BLOCKS // _AT_ONCE))):
+    # Nothing may be possible: then there is no part.
+    for rows in np.array_split(possible, -(-len(possible) * _COARSE * _BLOCKS // _AT_ONCE)) if len(possible) else []:
         passed[rows] = _passes(pair_of(counts.take(rows)), level, delta)
     return passed
 
