@@ -110,8 +110,7 @@ def stratified_upper(counts: Strata, prior: float, delta: float, level: float | 
     >>> stratified_upper(Strata.of(2, 900, 1000, 0, 190, 200), 0.5, 0.05).round(3).tolist()
     [0.009]
     """
-    rows = (counts.take(np.array([row])) for row in range(len(counts)))
-    return np.array([_upper(_split(row, prior, delta), delta, level) for row in rows])
+    return _upper(_split(counts, prior, delta), delta, level)
 
 
 def weighted_share_passes(counts: Strata, prior: float, level: float, delta: float) -> Bools:
@@ -138,9 +137,8 @@ def weighted_share_upper(counts: Strata, prior: float, delta: float) -> Floats:
     >>> weighted_share_upper(Strata.of(10, 1000, 1000, 4, 200, 200), 0.5, 0.05).round(3).tolist()
     [0.028]
     """
-    known = np.array([prior])
-    rows = (counts.take(np.array([row])) for row in range(len(counts)))
-    return np.array([_upper(_ordered(row, prior, known, known, _FOR_RATE * delta), delta, None) for row in rows])
+    known = np.full(len(counts), prior)
+    return _upper(_ordered(counts, prior, known, known, _FOR_RATE * delta), delta, None)
 
 
 # ---- the test ----------------------------------------------------------------------------------------------------
@@ -201,58 +199,65 @@ def _in_parts(counts: Strata, prior: float, level: float, pair_of: Callable[[Str
     passed = np.zeros(len(counts), dtype=np.bool_)
     # Where more is wrong than the level allows, no test of this level passes.
     possible = np.flatnonzero(np.nan_to_num(stated_error(counts, prior), nan=np.inf) < level)
-    # Nothing may be possible: then there is no part.
-    for rows in np.array_split(possible, -(-len(possible) * _COARSE * _BLOCKS // _AT_ONCE)) if len(possible) else []:
-        passed[rows] = _passes(pair_of(counts.take(rows)), level, delta)
+    for rows in _parts(possible):
+        passed[rows] = _passes(pair_of(counts.take(rows)), np.full(len(rows), level), delta)
     return passed
 
 
-def _passes(pair: _Pair, level: float, delta: float) -> Bools:
+def _passes(pair: _Pair, level: Floats, delta: float) -> Bools:
+    """level: [T]."""
     found = _pvalue(pair, level, _COARSE) <= delta
     # What fails at one null that is known to be true needs no finer cells.
     doubt = np.flatnonzero(~found & (_pvalue(pair, level, _COARSE, corners=False) <= delta))
     for row in doubt:
-        found[row] = _pvalue(pair.take(np.array([row])), level, _FINE)[0] <= delta
+        one = np.array([row])
+        found[row] = _pvalue(pair.take(one), level[one], _FINE)[0] <= delta
     return found
 
 
-def _upper(pair: _Pair, delta: float, level: float | None) -> float:
-    if float(pair.fine_of[0] + pair.rough_of[0]) == 0:
-        return 1.0
-    # What was seen is rejected at no level up to itself: see stratified_passes.
-    weight = pair.ratio * pair.rough_of[0]
-    low, high = float((pair.fine[0] + pair.ratio * pair.rough[0]) / (pair.fine_of[0] + weight)), 1.0
-    middle = level if level is not None and low < level else (low + high) / 2
-    while high - low > _CLOSE * high:
-        low, high = (low, middle) if _passes(pair, middle, delta)[0] else (middle, high)
-        # Bounds are small: halving the ratio gets there sooner.
-        middle = float(np.sqrt(low * high)) if low > high / 100 else (low + high) / 2 if low > 0 else high / 4
+def _upper(pair: _Pair, delta: float, level: float | None) -> Floats:
+    # What was seen is rejected at no level up to itself: see _in_parts.
+    trials = pair.fine_of + pair.ratio * pair.rough_of
+    seen = np.divide(pair.fine + pair.ratio * pair.rough, trials, out=np.ones_like(trials), where=trials > 0)
+    low, high = seen, np.ones_like(seen)
+    middle = (low + high) / 2 if level is None else np.where(low < level, level, (low + high) / 2)
+    while len(rows := np.flatnonzero(high - low > _CLOSE * high)):
+        passed = np.zeros(len(low), dtype=np.bool_)
+        for part in _parts(rows):
+            passed[part] = _passes(pair.take(part), middle[part], delta)
+        low, high = np.where(passed, low, np.maximum(low, middle)), np.where(passed, middle, high)
+        # Bounds are small: halving their ratio gets there sooner.
+        middle = np.where(low > high / 100, np.sqrt(low * high), np.where(low > 0, (low + high) / 2, high / 4))
     return high
 
 
-def _pvalue(pair: _Pair, level: float, cells: int, *, corners: bool = True) -> Floats:
+def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return np.array_split(rows, -(-len(rows) * _COARSE * _BLOCKS // _AT_ONCE)) if len(rows) else []
+
+
+def _pvalue(pair: _Pair, level: Floats, cells: int, *, corners: bool = True) -> Floats:
     """Bound of the p-value of each rule, float [T]; corners=False: its value at nulls that exist, so never above it."""
     share = np.linspace(0.0, 1.0, cells + 1)
     edges = pair.rate_low[:, None] + (pair.rate_high - pair.rate_low)[:, None] * share
     rate = edges[:, :-1]
     # The lower edges of the coarse cells are lower edges of fine ones too, so these values bound the fine p from below.
     other = _least(pair, level, edges[:, 1:] if corners else rate)
-    tail = _tail(pair, rate, np.clip(other, 0.0, 1.0), float(level))
+    tail = _tail(pair, rate, np.clip(other, 0.0, 1.0), level)
     return np.asarray(pair.spent + np.where(other <= 1, tail, 0.0).max(axis=1))
 
 
-def _least(pair: _Pair, level: float, rate: Floats) -> Floats:
+def _least(pair: _Pair, level: Floats, rate: Floats) -> Floats:
     """Least error rate of the rough class that H0 leaves where that of the fine class is `rate`, float [T, J]."""
 
     def at(weight: Floats) -> Floats:
         w = weight[:, None]
-        return np.asarray((level - w * rate) / np.maximum(1 - w, 1e-300))
+        return np.asarray((level[:, None] - w * rate) / np.maximum(1 - w, 1e-300))
 
     # Monotone in the weight, so at one of its ends.
     return np.minimum(at(pair.low), at(pair.high))
 
 
-def _tail(pair: _Pair, rate: Floats, other: Floats, level: float) -> Floats:
+def _tail(pair: _Pair, rate: Floats, other: Floats, level: Floats) -> Floats:
     """P(T <= what was seen) at these error rates of the fine and the rough class, float [T, J], never too small."""
     seen = pair.fine + pair.ratio * pair.rough
     slack = 1e-9 * np.maximum(seen, 1.0)
