@@ -29,7 +29,6 @@ RETIRED = {
     r"shut|shut_\w+|SHUT_\w+": "abstains",
     "let_pass|lets_pass": "error_budget",
     "Entrants?|entrants?": "FinishedRun",
-    "Ledger|ledger": "EpochProgress",
     "REORDERING": "NON_MONOTONE",
 }
 # Identifiers that mean something else: (file, identifier) -> what.
@@ -45,7 +44,6 @@ RETIRED_FILES = {
     "frozen": "document",
     "lanes": "deadline",
     "leakage": "duplicates",
-    "ledger": "epoch_progress",
     "looked": "views",
     "path": "ordering",
     "whole": "certificate",
@@ -57,6 +55,7 @@ SERVING = ("cli", "commands", "config", "report/figures", "stages")
 SAME_IDEA = {
     "__init__": "the face of a package",
     "adapter": "low-rank and norm adapters: what they are, and which of them pretraining trains",
+    "attempts": "looks at calibration images, counted: of a policy, of a cascade",
     "base": "what all kinds of the room share",
     "card": "a model card: the bundle's, and the client's",
     "certificate": "what is promised, as a document and in words: of a policy, of a cascade",

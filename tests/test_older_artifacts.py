@@ -38,7 +38,7 @@ def test_a_bundle_answers_and_is_noted_and_not_damaged():
 def test_numbers_of_a_bundle_follow_from_its_data_and_its_sentences_are_not_vouched_for():
     refused = recompute(OLD / "bundle")
     assert len(refused.problems) == 1
-    assert "texts not compared: stage1-pro 0.1.0 wrote this bundle" in refused.problems[0]
+    assert "texts not compared and thresholds not found anew: stage1-pro 0.1.0 wrote this bundle" in refused.problems[0]
     accepted = recompute(OLD / "bundle", accept_other_version=True)
     assert accepted.problems == ()
     assert any("texts not compared" in note for note in accepted.notes)

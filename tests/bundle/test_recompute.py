@@ -116,13 +116,55 @@ def test_another_version_does_not_vouch_for_a_sentence(bundle, reseal, edit):
     assert "texts not compared" in report.problems[0]
     accepted = verify_bundle(bundle, recompute=True, accept_other_version=True)
     assert accepted.ok
-    (note,) = accepted.notes
+    note, unledgered = accepted.notes
     assert "texts not compared" in note
-    assert true in note
+    assert "names no ledger" in unledgered
+    # Thresholds are not found anew, so no sentence is made: the targets in this version's words.
+    assert true.removeprefix("With confidence ").split("; ")[0].split(", ", 1)[1] in note
     edit(bundle / "certificate.json", lambda d: d.update(seed=5, n_images=7))
     reseal(bundle, stage1_version="0.0.1")
     problems = verify_bundle(bundle, recompute=True, accept_other_version=True).problems
     assert [problem.split(" is ")[0] for problem in problems] == ["certificate.json: n_images"]
+
+
+def test_numbers_of_another_version_are_counted_again_at_its_own_thresholds(bundle, reseal, edit):
+    """Another version may find other thresholds, and both be right; what exits at them and how wrong it is, is no
+    matter of versions."""
+    edit(bundle / "thresholds.json", lambda d: d.update(lo=d["lo"] - 0.5, hi=d["hi"] + 0.5))
+    policy, calib = load_policy(bundle), read_calibration(bundle)
+    decision, labels = policy.decide(calib), calib.labels
+    of = [labels == index for index in (0, 1)]
+    wrong = decision.exit & (decision.label != labels)
+
+    def other_thresholds(document):
+        document["coverage"].update(exits=int(decision.exit.sum()), value=float(decision.exit.mean()))
+        for name, rows in zip(document["classes"], of, strict=True):
+            exits = int((decision.exit & rows).sum())
+            document["per_class"][name].update(exits=exits, value=exits / int(rows.sum()))
+        for name, errors, n in (
+            ("fnr", int((wrong & of[1]).sum()), int((decision.exit & of[1]).sum())),
+            ("false_exit_rate", int((wrong & of[0]).sum()), int(of[0].sum())),
+        ):
+            document["risks"][name].update(errors=errors, n=n, observed=errors / n)
+
+    edit(bundle / "certificate.json", other_thresholds)
+    reseal(bundle, card=True)
+    assert not verify_bundle(bundle, recompute=True).ok  # of this version other thresholds follow
+    reseal(bundle, card=True, stage1_version="0.0.1")
+    report = verify_bundle(bundle, recompute=True, accept_other_version=True)
+    assert report.ok, report.problems
+    for change, said in (
+        (lambda d: d["risks"]["fnr"].update(errors=d["risks"]["fnr"]["errors"] + 1), "risks.fnr.errors is"),
+        (lambda d: d["coverage"].update(exits=d["coverage"]["exits"] + 1), "coverage.exits is"),
+        (lambda d: d["risks"]["fnr"].update(target=1e-4, bound=1e-4), "give an upper bound of"),
+        (lambda d: d.update(confidence=0.99), "delta is"),
+    ):
+        before = (bundle / "certificate.json").read_bytes()
+        edit(bundle / "certificate.json", change)
+        reseal(bundle, card=True, stage1_version="0.0.1")
+        problems = verify_bundle(bundle, recompute=True, accept_other_version=True).problems
+        assert any(said in problem for problem in problems), (said, problems)
+        (bundle / "certificate.json").write_bytes(before)
 
 
 def test_fields_that_another_version_did_not_have_are_not_compared(bundle, reseal, edit):
@@ -321,7 +363,8 @@ def test_a_certificate_of_an_earlier_version_is_compared_with_what_that_stated(
     assert made.certified
     assert made.bounds == "joint"
     folder = parts.write(tmp_path / "bundle", selection=draw_scores(300, 5))
-    assert verify_bundle(folder, recompute=True).notes == ()
+    (unledgered,) = verify_bundle(folder, recompute=True).notes
+    assert "names no ledger" in unledgered
 
     def earlier(document):
         del document["bounds"]
@@ -332,8 +375,7 @@ def test_a_certificate_of_an_earlier_version_is_compared_with_what_that_stated(
     folder = parts.write(tmp_path / "bundle", selection=draw_scores(300, 5))
     report = verify_bundle(folder, recompute=True)
     assert report.ok, report.problems
-    (note,) = report.notes
-    assert "of one risk alone" in note
+    assert "of one risk alone" in report.notes[0]
     edit(folder / "certificate.json", lambda document: document["risks"]["fnr"].update(bound=0.001))
     reseal(folder)
     assert any("risks.fnr.bound is" in problem for problem in verify_bundle(folder, recompute=True).problems)

@@ -1,4 +1,4 @@
-"""The same calibration images again are another attempt, wherever the output goes: every attempt shares the answers."""
+"""The same calibration images again are another look, wherever the output goes: every look shares the answers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stage1.cascade import attempts as cascade_attempts
 from stage1.cascade.schema import CASCADE_KIND
 from stage1.cli import app
 from stage1.commands.cascade import evaluate_cascade, evaluation_lines
 from stage1.errors import NotCertifiable, Stage1Error
+from stage1.policy import ledger
 from stage1.storage.documents import read_document
 
 from .desk import calls_of, write_desk, write_stages
@@ -48,12 +48,15 @@ def test_another_folder_counts_the_attempts_beside_the_answers(answered, desk):
     assert calls_of(answered / "c.yaml") == before
     assert second["certificate"]["certified"]
     assert second["certificate"]["attempt"] == 2
-    assert "This is attempt 2 on the same calibration images" in second["certificate"]["statement"]
+    assert second["certificate"]["attempts"]["headline_confidence"] == 0.9
+    assert second["certificate"]["statement"].startswith("With confidence 90 %, ")
+    assert "This is look 2 at these calibration images" in second["certificate"]["statement"]
     assert second["history"][:1] == first["history"]
     # A third folder knows of the second, though it never saw it; the second's own folder goes on counting.
     third = again(answered, 0.21, desk / "ev" / "answers.jsonl", desk / "ev3")
     assert third["certificate"]["attempt"] == 3
-    assert again(answered, 0.2, desk / "ev" / "answers.jsonl", desk / "ev2")["certificate"]["attempt"] == 2
+    # The second, asked for again, is no new look; but what is shipped now was chosen among three.
+    assert again(answered, 0.2, desk / "ev" / "answers.jsonl", desk / "ev2")["certificate"]["attempt"] == 3
     assert again(answered, 0.22, desk / "ev" / "answers.jsonl", desk / "ev2")["certificate"]["attempt"] == 4
 
 
@@ -69,26 +72,36 @@ def test_documents_alone_tell_of_earlier_attempts(answered, desk):
     assert again(answered, 0.24, desk / "moved.jsonl", desk / "ev2")["certificate"]["attempt"] == 4
 
 
-def test_other_calibration_images_are_a_first_attempt(answered, desk, tmp_path):
+def test_looks_overlap_by_image_and_other_images_are_a_first_look(answered, desk, tmp_path):
     table = (answered / "labels.csv").read_text().splitlines()
-    fewer = [f"{answered}/{line}" for line in table[1:-40]]
-    (tmp_path / "fewer.csv").write_text("\n".join([table[0], *fewer]) + "\n")
-    path = write_stages(answered / "fewer.yaml", 0.2)
-    found = evaluate_cascade(path, tmp_path / "fewer.csv", tmp_path / "f", answers=desk / "ev" / "answers.jsonl")
-    assert found["certificate"]["attempt"] == 1
-    # Both are kept apart in the one file.
-    assert again(answered, 0.2, desk / "ev" / "answers.jsonl", desk / "ev2")["certificate"]["attempt"] == 2
+    rows, answers = table[1:], desk / "ev" / "answers.jsonl"
+    calib = [line for line in rows if line.endswith("val_calib")]
+    half = set(calib[: len(calib) // 2])
+
+    def look(name: str, lines: list[str], limit: float) -> dict:
+        text = "\n".join([table[0], *(f"{answered}/{line}" for line in lines)]) + "\n"
+        (tmp_path / f"{name}.csv").write_text(text)
+        path = write_stages(answered / f"{name}.yaml", limit)
+        return evaluate_cascade(path, tmp_path / f"{name}.csv", tmp_path / "out" / name, answers=answers)["certificate"]
+
+    shutil.copy(answers, tmp_path / "alone.jsonl")
+    answers = tmp_path / "alone.jsonl"
+    assert look("first", [line for line in rows if line not in half], 0.2)["attempt"] == 1
+    # No image in common, though both are kept in the one file.
+    assert look("other", [line for line in rows if line not in set(calib) - half], 0.2)["attempt"] == 1
+    grown = look("grown", rows, 0.2)
+    assert (grown["attempt"], grown["attempts"]["headline_confidence"]) == (3, 0.85)
 
 
 def test_answers_where_nobody_may_write(answered, desk, monkeypatch):
-    real = cascade_attempts.write_document
+    real = ledger.write_document
 
     def refused(path, document, kind):
-        if kind.name == "cascade_attempts":
+        if kind.name == "attempts":
             raise Stage1Error(f"{path}: cannot be written (Read-only file system)")
         real(path, document, kind)
 
-    monkeypatch.setattr(cascade_attempts, "write_document", refused)
+    monkeypatch.setattr(ledger, "write_document", refused)
     found = again(answered, 0.2, desk / "ev" / "answers.jsonl", desk / "ev2")
     assert found["certificate"]["attempt"] == 2
     (note,) = found["notes"]
@@ -114,7 +127,7 @@ def test_by_the_command_line(answered, desk):
     result = CliRunner().invoke(app, [str(part) for part in command])
     assert result.exit_code == 0, result.output
     assert "CERTIFIED" in result.stdout
-    assert "attempt 2 on the same calibration images" in result.stdout
+    assert "look 2 at these calibration images" in result.stdout
     strict = write_stages(answered / "strict.yaml", 0.001)
     result = CliRunner().invoke(app, [*map(str, [*command[:2], strict, *command[3:]]), "--json"])
     assert isinstance(result.exception, NotCertifiable)

@@ -166,7 +166,7 @@ def test_scores_that_order_nothing_are_not_called_reversed_for_sure():
         ({"risks": {"miss_rate": 0.001, "false_exit_rate": 0.05}, "apart": 2.5}, "no image exits as 'none'"),
         ({"risks": {"fnr": 0.02, "false_exit_rate": 0.02}, "apart": 0.6}, "exit (under 20 %)"),
         ({"n_test": 40}, "too few"),
-        ({"attempt": 3}, "attempt 3"),
+        ({"attempt": 3}, "look 3 at the same calibration images: the confidence is 85 %"),
         ({"assume_iid": True, "per_group": 4}, "assume_iid"),
         ({"n_calib": 4000, "n_test": 80, "per_group": 4}, "groups"),
     ],

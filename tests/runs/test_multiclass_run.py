@@ -12,8 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from stage1.evaluation.schema import EVALUATION_KIND
-from stage1.policy.schema import CERTIFICATE_KIND, THRESHOLDS_KIND
-from stage1.runs.schema import ATTEMPTS_KIND
+from stage1.policy.schema import ATTEMPTS_KIND, CERTIFICATE_KIND, THRESHOLDS_KIND
 from stage1.scores import read_role
 from stage1.storage.documents import read_document
 
@@ -240,7 +239,7 @@ def test_a_default_run_on_four_classes_certifies_the_error(four, tmp_path):
     assert "target: error <= 0.05 (the default for 4 classes" in result.stderr + result.stdout
     certificate = read_document(folder / "certificate.json", CERTIFICATE_KIND)
     assert {name: risk["target"] for name, risk in certificate["risks"].items()} == {"error": 0.05}
-    assert read_document(folder / "attempts.json", ATTEMPTS_KIND)["attempts"][0]["risks"] == {"error": 0.05}
+    assert read_document(folder / "attempts.json", ATTEMPTS_KIND)["looks"][0]["asked"]["risks"] == {"error": 0.05}
     assert stage1("verify", folder / "bundle", "--recompute").returncode == 0
 
 

@@ -160,7 +160,7 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         "confidence": (
             "none: the promise is on average over calibration sets (in expectation)"
             if on_average(certificate.method)
-            else f"{certificate.confidence:g} (delta = {certificate.delta:.6g}), for all risks together"
+            else f"{certificate.headline_confidence:g}, for all risks together{_looks(certificate)}"
         ),
         "method": certificate.method,
         "unit": f"{certificate.n_units} {units}, of {certificate.n_images} calibration images",
@@ -214,6 +214,18 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n\n".join(parts)
+
+
+def _looks(certificate: Certificate) -> str:
+    """What the confidence counts: delta of this look, and what the others at the same images cost."""
+    attempts, own = certificate.attempts, f"delta = {certificate.delta:.6g}"
+    if attempts is None:
+        return f" ({own}; looks at the calibration images were not counted)"
+    kind = f", {attempts.planned} planned" if attempts.planned is not None else ""
+    kind += ", sequential schedule" if attempts.schedule == "sequential" else ""
+    return (
+        f" (this look {own}; look {attempts.number} at its calibration images{kind}, {attempts.spent:.6g} spent in all)"
+    )
 
 
 def _intended_use(manifest: Mapping[str, Any], certificate: Certificate) -> str:
@@ -363,7 +375,13 @@ def _limits(manifest: Mapping[str, Any], certificate: Certificate) -> str:
             "Images of one group were treated as independent (assume_iid); where they are not, the bound is too small.",
         )
     if certificate.attempt > 1:
-        limits.insert(0, f"The calibration images were used for {certificate.attempt} targets, this one included.")
+        limits.insert(
+            0,
+            f"The calibration images were looked at for {certificate.attempt} certificates, this one included; the"
+            " stated confidence counts them."
+            if certificate.attempts is not None
+            else f"The calibration images were used for {certificate.attempt} targets, this one included.",
+        )
     if certificate.certified:
         never = ", ".join(f"`{name}`" for name in certificate.never_answered)
         limits = [

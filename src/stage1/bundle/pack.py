@@ -31,6 +31,7 @@ from stage1.calibration import CALIBRATION_FILE, FittedMap
 from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.policy import POLICY_FILES, Certificate
 from stage1.policy import policy_file as the_one_policy_file
+from stage1.policy.ledger import LEDGER_FILE
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import Scores, write_scores
 from stage1.storage.documents import SCHEMA_VERSION, write_document
@@ -72,6 +73,7 @@ def write_bundle(
     selection: Scores | None = None,
     map_file: str | os.PathLike[str] | None = None,
     views_file: str | os.PathLike[str] | None = None,
+    ledger_file: str | os.PathLike[str] | None = None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None = None,
@@ -81,7 +83,7 @@ def write_bundle(
     calibration: scores of val_calib with labels, ids and (where there are any) groups: what the certificate is made of.
     selection: the same of val_select, where the thresholds were ordered on it. map_file: calibration.json, the map
     under every probability that the bundle states; None: those of the model. views_file: views.json, the views that the
-    scores are made of; None: whole images.
+    scores are made of; None: whole images. ledger_file: the ledger that the certificate names; None: it names none.
     licences: {name: full text}, written to LICENSES/NAME.txt. evaluation: the evaluation document, for the card.
     The same inputs give the same bytes. Before it is renamed into place the new bundle is verified like any other, and
     its model answers one blank image with one logit per class.
@@ -94,7 +96,7 @@ def write_bundle(
     if calibration.ids is None or calibration.labels is None:
         raise DataError("calibration: a bundle needs the ids and labels of val_calib, so that anyone can recompute it")
     needed = [(model, "export"), (policy_file, "calibrate"), (certificate_file, "calibrate")]
-    optional = [(map_file, "calibrate"), (views_file, "score")]
+    optional = [(map_file, "calibrate"), (views_file, "score"), (ledger_file, "calibrate")]
     for path, stage in [*needed, *((path, stage) for path, stage in optional if path is not None)]:
         if not Path(path).is_file():
             raise MissingError(f"{path}: no such file; run `stage1 {stage}`")
@@ -119,6 +121,7 @@ def write_bundle(
                     selection,
                     None if map_file is None else Path(map_file),
                     None if views_file is None else Path(views_file),
+                    None if ledger_file is None else Path(ledger_file),
                     facts,
                     licences,
                     evaluation,
@@ -144,6 +147,7 @@ def _fill(
     selection: Scores | None,
     map_file: Path | None,
     views_file: Path | None,
+    ledger_file: Path | None,
     facts: Facts,
     licences: Mapping[str, str],
     evaluation: Mapping[str, Any] | None,
@@ -161,6 +165,8 @@ def _fill(
         frozen = FittedMap.load(fresh / CALIBRATION_FILE)
     if views_file is not None:
         _copy(views_file, fresh / VIEWS_FILE)
+    if ledger_file is not None:
+        _copy(ledger_file, fresh / LEDGER_FILE)
     views = read_views(fresh, certificate)
     write_scores(fresh / CALIBRATION, calibration)
     if selection is not None:

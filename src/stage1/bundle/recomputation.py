@@ -21,9 +21,11 @@ from stage1.bundle.manifest import (
     read_selection,
     read_views,
 )
+from stage1.bundle.recount import claims_in_words, recounted
 from stage1.calibration import CALIBRATION_FILE, made_again
 from stage1.errors import Stage1Error
 from stage1.policy import Certificate, Policy, load_policy, refit
+from stage1.policy.certificate import percent
 from stage1.policy.joint import as_earlier
 from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.scores import Scores
@@ -35,13 +37,11 @@ from stage1.version import __version__
 _RELATIVE = 1e-9
 # A map is found by iterating: its parameters agree to what the stopping rule asks for.
 _MAP_RELATIVE = 1e-6
-# Wording may improve from version to version; the numbers may not change.
-_WORDS = ("statement", "method", "assumptions", "void_if", "reason", "needed", "unlimited")
 OTHER_VERSION = "--accept-other-version"
 
 # What a reader believes and nothing in a bundle can show, by field of bundle.json; docs/GUARANTEES.md says so in words.
-# The scores and labels in calibration.parquet and selection.parquet, which attempt this was, how groups were dealt, and
-# intervals over groups are taken on trust as well.
+# The scores and labels in calibration.parquet and selection.parquet, that the ledger lists every look, how groups were
+# dealt, and intervals over groups are taken on trust as well.
 TRUSTED = (
     "name",
     "preprocessing",
@@ -76,9 +76,9 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
 
     Target, confidence, unit, flags, attempt and seed are those that the certificate states; the map is chosen again on
     selection.parquet among the candidates that calibration.json lists; the card is written again from all of it.
-    A bundle of another version of stage1 may differ in its words: those cannot be made again, which is a problem, or
-    with `accept_other_version` a note that says what the sentence would be here. Fields that its version did not have
-    are not compared.
+    A bundle of another version of stage1 may have other thresholds and other words than would be made here. Its
+    thresholds are not found anew: errors, exits and exact bounds are counted again at them. Its words cannot be made
+    again, which is a problem, or with `accept_other_version` a note that says what was shown.
     No problems: the certificate follows from the data. Raises Stage1Error kinds where the bundle cannot be read;
     whether its bytes are the original ones is for `verify_bundle` to say.
     """
@@ -90,46 +90,59 @@ def recompute(folder: str | os.PathLike[str], *, accept_other_version: bool = Fa
     if reported is None:
         return Recomputed((f"{CERTIFICATE}: missing; restore the bundle",))
     calibration, selection = read_calibration(folder), read_selection(folder)
+    if manifest["stage1_version"] != __version__:
+        return _of_another_version(policy, reported, calibration, selection, manifest, accept_other_version)
     try:
         again = refit(policy, calib=calibration, select=selection)
     except Stage1Error as error:
         return Recomputed((f"{CERTIFICATE}: cannot be made again from the calibration data ({error})",))
     if again.certificate is None:
         return Recomputed((f"{CERTIFICATE}: the policy {reported.policy!r} gave none",))
-    # What the file says, not what this version reads into it: a field that an earlier one did not have is absent.
+    # What the file says, not what this version reads into it; without joint bounds, those of each risk alone.
     before = {
         name: value
         for name, value in read_document(folder / CERTIFICATE, CERTIFICATE_KIND).items()
         if name != "schema_version"
     }
-    # Earlier versions stated the bound of each risk alone; it is compared with the same.
-    after = (again.certificate if reported.bounds is not None else as_earlier(again.certificate)).to_document()
-    ours, theirs = __version__, manifest["stage1_version"]
-    same = ours == theirs
-    if not same:
-        before, after = (
-            {name: value for name, value in document.items() if name not in _WORDS} for document in (before, after)
-        )
+    after = again.certificate if reported.bounds is not None else as_earlier(again.certificate)
+    problems = (
+        *_map_problems(policy, selection, reported.seed),
+        *(f"{policy_file}: {line}" for line in _differences(policy.to_document(), again.to_document(), True)),
+        *(f"{CERTIFICATE}: {line}" for line in _differences(before, after.to_document(), True)),
+        *_card_problems(folder, manifest, reported),
+    )
+    return Recomputed(problems)
+
+
+def _of_another_version(
+    policy: Policy,
+    reported: Certificate,
+    calibration: Scores,
+    selection: Scores | None,
+    manifest: Mapping[str, Any],
+    accepted: bool,
+) -> Recomputed:
+    """Its numbers counted again at its own thresholds (bundle/recount.py); its texts cannot be made again."""
     problems = [
         *_map_problems(policy, selection, reported.seed),
-        *(f"{policy_file}: {line}" for line in _differences(policy.to_document(), again.to_document(), same)),
-        *(f"{CERTIFICATE}: {line}" for line in _differences(before, after, same)),
+        *(f"{CERTIFICATE}: {line}; do not rely on this bundle" for line in recounted(policy, reported, calibration)),
     ]
-    if same:
-        return Recomputed((*problems, *_card_problems(folder, manifest, reported)))
-    untold = f"texts not compared: stage1-pro {theirs} wrote this bundle, this is {ours}"
-    if not accept_other_version:
+    untold = (
+        f"texts not compared and thresholds not found anew: stage1-pro {manifest['stage1_version']} wrote this bundle,"
+        f" this is {__version__}"
+    )
+    if not accepted:
         problems.append(
-            f"{untold}; verify with that version, or compare the numbers alone with {OTHER_VERSION} and believe no"
-            " sentence of it"
+            f"{untold}; verify with that version, or have the numbers counted again at its thresholds with"
+            f" {OTHER_VERSION} and believe no sentence of it"
         )
         return Recomputed(tuple(problems))
     return Recomputed(
         tuple(problems),
         (
             (
-                f"{untold}. Believe no sentence of {CERTIFICATE} and {CARD}; what follows from the data is:"
-                f" {again.certificate.statement}"
+                f"{untold}. Believe no sentence of {CERTIFICATE} and {CARD}; what its own tests showed, with"
+                f" confidence {percent(reported.headline_confidence)}, is: {claims_in_words(reported)}"
             ),
         ),
     )

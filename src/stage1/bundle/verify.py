@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stage1.bundle.looks import ledger_notes, ledger_problems
 from stage1.bundle.manifest import (
     CALIBRATION,
     CERTIFICATE,
@@ -105,8 +106,13 @@ def verify_bundle(
         found_again = recomputed(folder, accept_other_version=accept_other_version)
         problems += found_again.problems
         noted += found_again.notes
-    notes = () if problems else (*noted, *_earlier_notes(folder, manifest))
+    notes = () if problems else (*noted, *_earlier_notes(folder, manifest), *_looks_noted(folder, manifest))
     return VerifyReport(folder, manifest["digest"], len(listed), tuple(problems), recompute, notes)
+
+
+def _looks_noted(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    certificate = load_policy(folder / manifest["policy_file"]).certificate
+    return iter(()) if certificate is None else ledger_notes(folder, certificate)
 
 
 def _earlier_notes(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -205,6 +211,7 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     if certificate.certified != manifest["certified"]:
         problems.append(f"{MANIFEST}: certified is {manifest['certified']}, {CERTIFICATE} says {certificate.certified}")
     problems += _unfounded(folder, manifest, policy, certificate)
+    problems += ledger_problems(folder, certificate, calibration)
     if calibration.n_classes != len(manifest["classes"]):
         problems.append(f"{CALIBRATION}: {calibration.n_classes} logits a row for {len(manifest['classes'])} classes")
     elif not certificate.certified and bool(policy.decide(calibration).exit.any()):

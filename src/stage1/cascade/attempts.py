@@ -1,66 +1,43 @@
-"""How often calibration images were tested: kept beside the recorded answers, which every attempt on them shares."""
+"""Looks at the calibration images of a cascade: the ledger of policy/ledger.py, kept beside the recorded answers.
+
+Every attempt on the images shares the answers, wherever its output goes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from typing_extensions import TypedDict
+import numpy as np
 
 from stage1.cascade.schema import CASCADE_KIND
-from stage1.errors import Stage1Error
-from stage1.storage.documents import Document, DocumentKind, read_document, write_document
-from stage1.storage.fields import Digest
+from stage1.policy.attempts import ImageSet, Look
+from stage1.policy.ledger import Ledger, file_beside, files_beside, folders_beside
+from stage1.storage.documents import read_document
 
 
-class CascadeAttempt(TypedDict):
-    """One configuration, tried on the calibration images of this digest."""
+def cascade_ledger(answers: Path, output: Path, documents: list[Path], say: Callable[[str], None]) -> Ledger:
+    """The looks that are known where `answers` are, in folders beside `output`, and of `documents`.
 
-    calib_digest: Digest
-    configuration: Digest
-
-
-class CascadeAttemptsDocument(Document):
-    """Every configuration of a cascade that the calibration images among these answers were used for."""
-
-    attempts: list[CascadeAttempt]
-
-
-CASCADE_ATTEMPTS_KIND = DocumentKind("cascade_attempts", CascadeAttemptsDocument)
-
-
-def earlier_attempts(answers: Path, documents: list[Path], calib_digest: str) -> list[str]:
-    """Configurations that these calibration images were used for, in order, each once.
-
-    answers: their record; documents: cascade.json beside it and in the folder of the output, where they are there.
-    Attempts that another folder without these answers holds are not known here.
+    documents: cascade.json beside the answers and in the output, which before there was a ledger told of configurations
+    that were tried. The ledger is a file beside the answers; where that folder may not be written to, cascade.json in
+    the output still tells. Looks that another folder without these answers holds are not known here.
     """
-    found: list[str] = []
-    if (path := attempts_path(answers)).is_file():
-        noted = read_document(path, CASCADE_ATTEMPTS_KIND)["attempts"]
-        found += [one["configuration"] for one in noted if one["calib_digest"] == calib_digest]
-    for path in documents:
-        if path.is_file():
-            document = read_document(path, CASCADE_KIND)
-            if document["certificate"]["calib_digest"] == calib_digest:
-                found += document["history"]
-    return list(dict.fromkeys(found))
+    path = file_beside(answers)
+    return Ledger(
+        None,
+        others=[path, *files_beside(answers), *folders_beside(output)],
+        copies=[path],
+        earlier=[look for document in documents for look in _told(document)],
+        say=say,
+    )
 
 
-def note_attempts(answers: Path, calib_digest: str, history: list[str]) -> str | None:
-    """Keep `history` beside the answers; what to say where that folder cannot be written, None where it could."""
-    path = attempts_path(answers)
-    noted = read_document(path, CASCADE_ATTEMPTS_KIND)["attempts"] if path.is_file() else []
-    own = [{"calib_digest": calib_digest, "configuration": configuration} for configuration in history]
-    new = [one for one in own if one not in noted]
-    if not new:
-        return None
-    try:
-        write_document(path, {"attempts": [*noted, *new]}, CASCADE_ATTEMPTS_KIND)
-    except Stage1Error as error:
-        # Answers may be in a read-only folder; the certificate in `output` counts its own attempts all the same.
-        return f"warning: an attempt in a third folder will not know of this one ({error})"
-    return None
-
-
-def attempts_path(answers: Path) -> Path:
-    return answers.with_name(f"{answers.stem}.attempts.json")
+def _told(path: Path) -> list[Look]:
+    """Configurations that a cascade.json says were tried."""
+    if not path.is_file():
+        return []
+    document = read_document(path, CASCADE_KIND)
+    certificate = document["certificate"]
+    images = ImageSet(certificate["calib_digest"], np.zeros(0, dtype=np.uint64), 0, "digest")
+    return [Look(configuration, images) for configuration in document["history"]]

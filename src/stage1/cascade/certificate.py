@@ -14,6 +14,7 @@ from stage1.cascade.certify import Risk, Sample, answers_of, better_unit, counte
 from stage1.cascade.config import CascadeConfig
 from stage1.cascade.rules import Recorded, Rule, final_answers
 from stage1.errors import ConfigError, DataError
+from stage1.policy.attempts import Attempts, counted_words, headline
 from stage1.policy.certificate import images, percent
 from stage1.policy.certify import calibration_digest
 from stage1.policy.joint import joint_risks
@@ -73,6 +74,12 @@ class CascadeCertificate:
     void_if: tuple[str, ...]
     reason: str | None = None
     needed: str | None = None
+    attempts: Attempts | None = None
+
+    @property
+    def headline_confidence(self) -> float:
+        """Of the claim about the whole, after all looks at the calibration images (policy/attempts.py)."""
+        return headline(self.attempts, 1.0 - self.delta)
 
     def to_document(self) -> dict[str, Any]:
         """Plain values."""
@@ -80,6 +87,8 @@ class CascadeCertificate:
         document["rules"] = [rule.to_document() for rule in self.rules]
         for name in ("stages", "assumptions", "void_if"):
             document[name] = list(document[name])
+        if self.attempts is None:
+            del document["attempts"]
         return document
 
 
@@ -89,16 +98,16 @@ def certify_cascade(
     select: Labelled | None,
     *,
     stages: tuple[StageClaim, ...] = (),
-    attempt: int = 1,
+    attempts: Attempts | None = None,
 ) -> tuple[CascadeCertificate, list[Candidate]]:
     """The certificate of the whole, and the configurations in the order of testing.
 
     calib: answers and labels of val_calib, none of which was used to choose anything in the cascade; select: of
-    val_select, for what is `auto`. stages: certificates of stages with exit: own, made on other images. attempt: how
-    often these calibration images were used for a cascade. Raises ConfigError (delta, unit, select), DataError (stages
-    not asked).
+    val_select, for what is `auto`. stages: certificates of stages with exit: own, made on other images. attempts:
+    the looks at these calibration images; None: not counted. Raises ConfigError (delta, unit, select), DataError
+    (stages not asked).
     """
-    delta = _delta(config, stages)
+    delta = whole_delta(config, stages)
     if config.needs_select and (select is None or not len(select)):
         raise ConfigError("val_select: exit or answer_above auto is chosen on it; give labelled images with that role")
     ordered = _ordered(config, calib, select, delta)
@@ -126,6 +135,8 @@ def certify_cascade(
         int(np.isin(part.recorded.outcome, OUTAGES).any(axis=1).sum()) for part in (calib, select) if part is not None
     )
     reason, needed = _shortfall(risks, config, outages, sample)
+    if attempts is not None and attempts.reason is not None:
+        reason, needed = attempts.reason, "fresh labelled images in val_calib"
     final = final_answers(calib.recorded, configurations[place], config.default_probability)
     failures = _failures(calib.recorded, final.asked, config)
     iid = config.assume_iid and unit == "image" and clustered(calib.known)
@@ -146,18 +157,20 @@ def certify_cascade(
         n_units=len(sample),
         calib_digest=calibration_digest(calib.known),
         tested=len(tested.passed) + (tested.place is None),
-        attempt=attempt,
+        attempt=1 if attempts is None else attempts.number,
         stages=stages,
         assumptions=assumptions(config, unit, iid),
         void_if=VOID_IF,
         reason=reason,
         needed=needed,
+        attempts=attempts,
     )
     values = {name: getattr(certificate, name) for name in certificate.__slots__}
     return CascadeCertificate(**values | {"statement": statement(certificate, config)}), ordered
 
 
-def _delta(config: CascadeConfig, stages: tuple[StageClaim, ...]) -> float:
+def whole_delta(config: CascadeConfig, stages: tuple[StageClaim, ...]) -> float:
+    """What is left of delta for the claim about the whole. Raises ConfigError where nothing is."""
     delta = 1.0 - config.confidence
     spent = sum(claim.delta for claim in stages if claim.certified) if config.joint else 0.0
     if spent >= delta - 1e-12:
@@ -282,7 +295,7 @@ def statement(certificate: CascadeCertificate, config: CascadeConfig) -> str:
     claim = f"by the whole cascade, which answers every image, {', and '.join(limits)}"
     if not certificate.certified:
         return f"Not certifiable at confidence {percent(1 - certificate.delta)}: {claim}. {certificate.reason}"
-    sentence = f"With confidence {percent(1 - certificate.delta)}, {claim}. {_spent(certificate, config)}"
+    sentence = f"With confidence {percent(certificate.headline_confidence)}, {claim}. {_spent(certificate, config)}"
     if certificate.unit != "image":
         how = (
             "one image of each group was counted" if certificate.unit == "group" else "each group with the same weight"
@@ -293,12 +306,7 @@ def statement(certificate: CascadeCertificate, config: CascadeConfig) -> str:
             " This holds only if images are independent of each other although they come in groups (assume_iid)."
         )
     sentence += _own_claims(certificate, config) + _failure_words(certificate)
-    if certificate.attempt > 1:
-        sentence += (
-            f" This is attempt {certificate.attempt} on the same calibration images: the confidence is that of one"
-            " configuration fixed in advance, not of the best of several."
-        )
-    return sentence
+    return sentence + counted_words(certificate.attempts, 1 - certificate.delta)
 
 
 def _spent(certificate: CascadeCertificate, config: CascadeConfig) -> str:
@@ -318,12 +326,10 @@ def _own_claims(certificate: CascadeCertificate, config: CascadeConfig) -> str:
     kept = [claim for claim in certificate.stages if claim.certified]
     if not kept:
         return ""
-    spent = certificate.delta + sum(claim.delta for claim in kept)
+    own = 1 - certificate.headline_confidence  # what other looks at the same images cost is in it
+    spent = own + sum(claim.delta for claim in kept)
     names = ", ".join(f"'{claim.stage}' (delta {claim.delta:.4g})" for claim in kept)
-    together = (
-        f"delta {certificate.delta:.4g} + {spent - certificate.delta:.4g}, so all hold together with confidence"
-        f" {percent(1 - spent)}"
-    )
+    together = f"delta {own:.4g} + {spent - own:.4g}, so all hold together with confidence {percent(1 - spent)}"
     return f" Beside it stands the own certificate of {names}: {together}."
 
 

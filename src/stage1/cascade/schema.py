@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from stage1.policy.schema import CountedAttempts
 from stage1.storage.documents import Document, DocumentKind
 from stage1.storage.fields import Count, Digest, Holds, NotNegative, PositiveInt, Rate, Share, Text, Unit
 
@@ -118,6 +119,8 @@ class WholeCertificate(TypedDict):
     void_if: list[str]
     reason: str | None
     needed: str | None
+    attempts: NotRequired[CountedAttempts]
+    """Absent: an earlier version wrote it."""
 
 
 # ---- cost against risk -------------------------------------------------------------------------------------------

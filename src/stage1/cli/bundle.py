@@ -241,3 +241,26 @@ def audit(
             f"the promise is broken in {found['violation']:.3f} of the draws, more than {found['delta']:g}; please"
             " report this"
         )
+
+
+@app.command(rich_help_panel=USE)
+def attempts(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Run directory, folder of `calibrate --scores`, bundle, score file, or attempts.json.",
+            metavar="RUN|FILE|BUNDLE",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Which certificates the calibration images were looked at for, and the confidence that was left after each.
+
+    Another target, model, policy, seed, unit, slices, thresholds, views or more images is another look; the same asked
+    again is not.
+
+    Example: stage1 attempts runs/demo
+    """
+    from stage1.commands.looks import looks_known, looks_lines
+
+    show(looks_known(source), as_json, looks_lines)

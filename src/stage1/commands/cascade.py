@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from stage1.cascade.answers import Answer, header, open_log
-from stage1.cascade.attempts import earlier_attempts, note_attempts
+from stage1.cascade.attempts import cascade_ledger
 from stage1.cascade.candidates import candidates
-from stage1.cascade.certificate import CascadeCertificate, Labelled, StageClaim, certify_cascade
+from stage1.cascade.certificate import CascadeCertificate, Labelled, StageClaim, certify_cascade, whole_delta
 from stage1.cascade.config import CascadeConfig
 from stage1.cascade.cost import deferred_clusters, frontier, rates, stage_costs
 from stage1.cascade.rules import Recorded, Rule, final_answers
@@ -26,7 +26,8 @@ from stage1.cascade.stages import Cascade, fixed_rules, open_cascade
 from stage1.commands.cascade_images import ROLES, Roled, ask_all, by_role, roled_images
 from stage1.errors import ConfigError, MissingError, NotCertifiable
 from stage1.inference.inputs import iterate_inputs
-from stage1.policy.certify import calibration_digest
+from stage1.policy.attempts import Look, Plan
+from stage1.policy.image_keys import image_set
 from stage1.policy.units import clustered
 from stage1.risk import binomial_lower
 from stage1.runs.progress import Progress
@@ -54,18 +55,18 @@ def evaluate_cascade(
         ask_all(cascade, roled, answers, progress)
     labelled = by_role(cascade, roled, answers)
     claims = _own_claims(cascade)
-    own, calib_digest = _configuration(cascade), calibration_digest(labelled["val_calib"].known)
-    history = earlier_attempts(answers, [answers.parent / DOCUMENT, output / DOCUMENT], calib_digest)
-    history = history if own in history else [*history, own]
-    certificate, ordered = certify_cascade(
-        cascade.config, labelled["val_calib"], labelled["val_select"], stages=claims, attempt=history.index(own) + 1
-    )
-    document = _document(cascade, certificate, ordered, labelled, roled, history)
-    # Before anybody sees what came of it.
-    note = note_attempts(answers, calib_digest, history)
+    notes: list[str] = []
+    ledger = cascade_ledger(answers, output, [answers.parent / DOCUMENT, output / DOCUMENT], notes.append)
+    own = Look(_configuration(cascade), image_set(labelled["val_calib"].known), asked=_asked(cascade))
+    # The looks are written down when the block ends, before anybody sees what came of this one.
+    with ledger.asking(own, 1.0 - whole_delta(cascade.config, claims), Plan()) as (attempts, _):
+        certificate, ordered = certify_cascade(
+            cascade.config, labelled["val_calib"], labelled["val_select"], stages=claims, attempts=attempts
+        )
+    document = _document(cascade, certificate, ordered, labelled, roled, [look.look for look in ledger.looks])
     write_document(output / DOCUMENT, document, CASCADE_KIND)
     document["written"] = [str(output / DOCUMENT), *_figure(document, output)]
-    document["notes"] = [note] if note else []
+    document["notes"] = notes
     return document
 
 
@@ -101,6 +102,12 @@ def _configuration(cascade: Cascade) -> str:
     stages = [stage.model_dump(mode="json", include={"exit", "answer_above"}) for stage in cascade.config.stages]
     rest = cascade.config.model_dump(mode="json", exclude={"stages", "name", "currency"})
     return digest_bytes(json.dumps([cascade.digest, stages, rest], sort_keys=True).encode())
+
+
+def _asked(cascade: Cascade) -> dict[str, Any]:
+    """The same in words, for people."""
+    config = cascade.config
+    return {"cascade": config.name, "risks": dict(config.risks), "confidence": config.confidence, "unit": config.unit}
 
 
 def _document(

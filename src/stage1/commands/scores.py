@@ -13,6 +13,7 @@ from stage1.bundle.manifest import CALIBRATION, SELECTION
 from stage1.config import RunConfig, to_yaml
 from stage1.errors import ConfigError, DataError
 from stage1.policy import Policy, load_policy
+from stage1.policy.ledger import LEDGER_FILE, Ledger, file_beside, files_beside, folders_beside, scores_digest
 from stage1.scores import ROLES, Scores, Values, read_ids, read_scores, write_scores
 from stage1.scores.roles import hashed_roles
 from stage1.stages.calibrate import save_policy
@@ -35,7 +36,8 @@ def calibrate_scores(
     shares: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> Policy:
-    """Certify on rows of val_calib; writes policy, calibration.json, certificate.json, scores.parquet and options.yaml.
+    """Certify on rows of val_calib; writes policy, calibration.json, certificate.json, scores.parquet, options.yaml and
+    attempts.json.
 
     The roles come from the file, or from hash(seed, group or id or row number) by `shares`: the same file gives the
     same roles. Raises ConfigError, DataError, MissingError; an uncertifiable target is a policy that defers everything.
@@ -48,19 +50,34 @@ def calibrate_scores(
         roles = hashed_roles(scores, _SPLIT_ROLES, _shares(shares), config.split.seed)
     if not (roles == "val_calib").any():
         raise DataError(f"{path}: no row has the role val_calib; the certificate is made of these")
-    policy = fit_configured(
-        config,
-        select=scores.take(roles == "val_select"),
-        calib=scores.take(roles == "val_calib"),
-        classes=config.data.classes or class_names(scores.n_classes),
-        say=say,
-    )
+    select, calib = (scores.take(roles == role) for role in ("val_select", "val_calib"))
     with locked(folder):
+        policy = fit_configured(
+            config,
+            select=select,
+            calib=calib,
+            classes=config.data.classes or class_names(scores.n_classes),
+            say=say,
+            ledger=_ledger(path, folder, say),
+            of={"scores": scores_digest(calib, select)},
+        )
         write_scores(folder / SCORES_FILE, scores, roles)
         # What was asked for: with the scores and their roles, all that it takes to make the certificate again.
         write_text(folder / OPTIONS_FILE, to_yaml(config))
         save_policy(folder, policy)
     return policy
+
+
+def _ledger(path: Path, folder: Path, say: Callable[[str], None]) -> Ledger:
+    """Looks known in the output folder, in its siblings, and beside the score file, which gets a copy."""
+    if not path.is_file():  # a pipe has no place
+        return Ledger(folder / LEDGER_FILE, others=folders_beside(folder), say=say)
+    return Ledger(
+        folder / LEDGER_FILE,
+        others=[*folders_beside(folder), *files_beside(path)],
+        copies=[file_beside(path)],
+        say=say,
+    )
 
 
 def evaluate_scores(

@@ -15,8 +15,8 @@ from stage1.errors import ConfigError, DataError, MissingError, Stage1Error
 from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import POLICIES, Certificate, policy_file
 from stage1.policy.certify import calibration_digest
-from stage1.policy.schema import CERTIFICATE_KIND
-from stage1.runs.schema import ATTEMPTS_KIND, FEATURES_KIND, PARITY_KIND, STAGES_KIND, TRAIN_KIND
+from stage1.policy.schema import ATTEMPTS_KIND, CERTIFICATE_KIND
+from stage1.runs.schema import FEATURES_KIND, PARITY_KIND, STAGES_KIND, TRAIN_KIND
 from stage1.runtime.images import IMAGE_COLUMNS
 from stage1.scores import read_role
 from stage1.storage.documents import DocumentKind, read_document

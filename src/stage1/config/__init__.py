@@ -1,7 +1,14 @@
 """RunConfig: everything that decides a run, typed, validated, documented; where each value came from."""
 
 from stage1.config.base import PositiveInt, Rate, Section, Share
-from stage1.config.certify import AcceptanceConfig, AcceptanceGate, CalibrationConfig, EvaluationConfig, PolicyConfig
+from stage1.config.certify import (
+    AcceptanceConfig,
+    AcceptanceGate,
+    AttemptsConfig,
+    CalibrationConfig,
+    EvaluationConfig,
+    PolicyConfig,
+)
 from stage1.config.data import ChallengeConfig, DataConfig, FractionsConfig, RoadscenesConfig, SplitConfig
 from stage1.config.head import HeadConfig, RiskTrainingConfig, SelectiveConfig, SweepConfig, TrainConfig
 from stage1.config.loading import (
@@ -33,6 +40,7 @@ __all__ = [
     "AcceptanceConfig",
     "AcceptanceGate",
     "AdapterConfig",
+    "AttemptsConfig",
     "BackboneConfig",
     "CalibrationConfig",
     "ChallengeConfig",

@@ -73,6 +73,26 @@ class PolicyConfig(Section):
         return name
 
 
+class AttemptsConfig(Section):
+    """How delta = 1 - confidence is spent where the same calibration images are looked at more than once."""
+
+    planned: Annotated[int, Field(ge=1)] | None = None
+    """So many looks (targets, models, seeds) share delta, and all of them hold together; one more is refused. null:
+    each is tested at the whole delta, and the stated confidence falls with each: 95 %, 90 %, .."""
+    schedule: Literal["plain", "sequential"] = "plain"
+    """sequential: look j is tested at 6 delta / (pi^2 j^2), and all looks hold together however many follow: for labels
+    that arrive over time."""
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> AttemptsConfig:
+        if self.planned is not None and self.schedule == "sequential":
+            raise ValueError(
+                f"planned={self.planned} with schedule=sequential: give one of them (planned: a number of looks known"
+                " beforehand; sequential: labels that arrive over time)"
+            )
+        return self
+
+
 class EvaluationConfig(Section):
     resamples: Annotated[int, Field(ge=1)] = 1000
     """Bootstrap resamples for the intervals of the report."""

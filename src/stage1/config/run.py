@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stage1.config.base import Rate, Section, Seed, nearest
-from stage1.config.certify import DEFAULT_POLICY, AcceptanceConfig, CalibrationConfig, EvaluationConfig, PolicyConfig
+from stage1.config.certify import (
+    DEFAULT_POLICY,
+    AcceptanceConfig,
+    AttemptsConfig,
+    CalibrationConfig,
+    EvaluationConfig,
+    PolicyConfig,
+)
 from stage1.config.data import DataConfig, SplitConfig
 from stage1.config.head import HeadConfig, SweepConfig, TrainConfig
 from stage1.config.model import (
@@ -48,7 +55,9 @@ class RunConfig(Section):
     """Target: every named risk at most this, jointly at `confidence`. null: for two classes fnr 0.02 and
     false_exit_rate 0.05, for more error 0.05 (of the answers that are given, at most this share is wrong)."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
-    """1 - delta: the chance, over calibration sets, that all risks hold."""
+    """1 - delta: the chance, over calibration sets, that all risks hold. It is the wish: what is stated counts every
+    look at the calibration images (`attempts`)."""
+    attempts: AttemptsConfig = AttemptsConfig()
     coverage: Rate | None = None
     """Floor on the share of images that exit, certified with the risks."""
     class_coverage: dict[str, Rate] = {}

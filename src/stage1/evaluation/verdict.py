@@ -8,7 +8,7 @@
 | red | accuracy below that of always answering the commonest class |
 | amber | an answer that is never given, or a wrong answer without a limit |
 | amber | coverage under .2, or few test images or none |
-| amber | attempt > 1, or groups counted as if independent |
+| amber | looks at the same images cost confidence, or groups counted as if independent |
 | amber | a class balance that the certificate is not of |
 | green | none of these |
 """
@@ -265,16 +265,27 @@ def _limits_of(certificate: Document, evaluation: Document | None) -> list[str]:
     if share["value"] is not None and share["value"] < LOW_COVERAGE:
         where = "calibration images" if evaluation is None else f"{evaluation['role']} images"
         reasons.append(f"only {share['exits']} of {share['n']} {where} exit (under {100 * LOW_COVERAGE:g} %)")
-    if certificate["attempt"] > 1:
-        reasons.append(
-            f"this is attempt {certificate['attempt']} on the same calibration images, and the confidence is that of a"
-            " single one"
-        )
+    reasons += _looks(certificate)
     if certificate["assume_iid"]:
         reasons.append("images of one group were counted as if they were independent (assume_iid)")
     if evaluation is not None and (moved := _other_balance(certificate, evaluation)):
         reasons.append(moved)
     return reasons
+
+
+def _looks(certificate: Document) -> list[str]:
+    """Whether other looks at the calibration images cost confidence; the one that is printed has paid for them."""
+    counted, number = certificate.get("attempts"), certificate["attempt"]
+    if counted is None:  # certificates of earlier versions, whose confidence is that of a single one
+        single = f"this is attempt {number} on the same calibration images, and the confidence is that of a single one"
+        return [single] if number > 1 else []
+    if counted["headline_confidence"] >= counted["asked_confidence"] - 1e-9:
+        return []
+    left, asked = (100 * counted[name] for name in ("headline_confidence", "asked_confidence"))
+    return [
+        f"this is look {number} at the same calibration images: the confidence is {left:.4g} %, not the {asked:.4g} %"
+        " that was asked for"
+    ]
 
 
 def _other_balance(certificate: Document, evaluation: Document) -> str:

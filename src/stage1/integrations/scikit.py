@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.policy import Certificate, fit_policy, policy_kind
+from stage1.policy import Certificate, Policy, fit_policy, policy_kind
+from stage1.policy.attempts import Attempts, ImageSet, Plan
 from stage1.policy.base import Decision
+from stage1.policy.image_keys import image_set
+from stage1.policy.ledger import Ledger, look_of, scores_digest
 from stage1.scores import Scores, Values, appearance, from_probabilities
 from stage1.scores.roles import hashed_roles
 
@@ -48,7 +52,9 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
     numbers; None: the likelier class, so that predict looks like that of any classifier and only `exits` knows.
     estimator: a classifier with predict_proba or decision_function, or None. shares: of (train, val_select, val_calib)
     where fit gets no roles; None: (0.5, 0.1, 0.4) with an estimator, (0, 0.15, 0.85) without. seed: of the split and of
-    the one-image-per-group draw.
+    the one-image-per-group draw. ledger: a file or a stage1.policy.ledger.Ledger that counts the looks at the rows of
+    val_calib, by this object, its clones and whoever else has it; None: each object counts its own refits. Rows are
+    known by their ids, without ids by what goes in. planned: so many looks share 1 - confidence.
 
     After fit: classes_, policy_ (a stage1 policy, `policy_.save(path)`), certificate_, roles_ (str [N]),
     n_features_in_, and estimator_ where there is an estimator. Not certifiable is no error: then certificate_.certified
@@ -81,6 +87,8 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         estimator: Any = None,
         shares: tuple[float, float, float] | None = None,
         seed: int = 0,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        planned: int | None = None,
     ) -> None:
         self.risks = risks
         self.confidence = confidence
@@ -97,6 +105,8 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
         self.estimator = estimator
         self.shares = shares
         self.seed = seed
+        self.ledger = ledger
+        self.planned = planned
 
     # ---- scikit-learn's interface --------------------------------------------------------------------------------
 
@@ -141,12 +151,24 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
                 )
         scores = self._scores(rows, labels=labels, groups=split.groups, ids=split.ids)
         select, calib = (scores.take(self.roles_ == role) for role in ("val_select", "val_calib"))
-        self.policy_ = fit_policy(
+        options = policy_kind(self.policy).judge(select, self.seed, lambda text: None).options
+        asked = {name: repr(value) for name, value in self.get_params(deep=False).items() if name != "ledger"}
+        look = look_of(self._images(rows, calib), {**asked, "scores": scores_digest(calib, select)})
+        with self._ledger().asking(look, self.confidence, Plan(self.planned)) as (attempts, tested):
+            self.policy_ = self._fitted(select, calib, options, attempts, tested)
+        assert self.policy_.certificate is not None
+        self.certificate_: Certificate = self.policy_.certificate
+        return self
+
+    def _fitted(
+        self, select: Scores, calib: Scores, options: Mapping[str, Any], attempts: Attempts, confidence: float
+    ) -> Policy:
+        return fit_policy(
             self.policy,
             select=select,
             calib=calib,
             risks=self.risks,
-            confidence=self.confidence,
+            confidence=confidence,
             coverage=self.coverage,
             class_coverage=self.class_coverage,
             target_prior=self.target_prior,
@@ -155,11 +177,24 @@ class Stage1Policy(ClassifierMixin, BaseEstimator):
             classes=[str(name) for name in self.classes_],
             seed=self.seed,
             against_argmax=self.against_argmax,
-            **policy_kind(self.policy).judge(select, self.seed, lambda text: None).options,
+            attempts=attempts,
+            **options,
         )
-        assert self.policy_.certificate is not None
-        self.certificate_: Certificate = self.policy_.certificate
-        return self
+
+    def _ledger(self) -> Ledger:
+        """The one that is given, else that of this object: a refit goes on with it, a clone begins anew."""
+        if self.ledger is not None:
+            return self.ledger if isinstance(self.ledger, Ledger) else Ledger(self.ledger)
+        if not hasattr(self, "ledger_"):
+            self.ledger_ = Ledger()
+        return self.ledger_
+
+    def _images(self, rows: NDArray[np.float64], calib: Scores) -> ImageSet:
+        """The rows of val_calib: by id, else by what went in, which another model on the same rows does not change."""
+        if calib.ids is not None:
+            return image_set(calib)
+        given = rows[self.roles_ == "val_calib"]
+        return image_set(Scores(logits=np.hstack([np.zeros((len(given), 1)), given]), labels=calib.known_labels))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The class of each row that exits, the `defer` value for the others, [N]."""

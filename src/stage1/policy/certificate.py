@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from math import copysign, floor, inf
 from typing import Any
 
+from stage1.policy.attempts import Attempts, counted_words, headline
 from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.policy.slices import SliceClaim, SliceCounts
 from stage1.policy.target import Request
@@ -123,7 +124,8 @@ class Certificate:
     """The guarantee of one policy, or the reason why there is none.
 
     certified is True only if the exact tests show every risk to be at most its target, jointly at `confidence`, and
-    images exit.
+    images exit. attempts: the looks at the calibration images, and the confidence that is true after them
+    (policy/attempts.py), which is the one to state (`headline_confidence`); None: not counted.
     unit: "image", "group" (one image of each group, drawn by hash) or "group_mean" (all images, by group means; the
     counts of risks and coverage are then of images, n_units of groups). against_argmax: images may exit as a class that
     their probability does not favour (so it was before there was a choice); boundary: else the limits of the two
@@ -177,6 +179,12 @@ class Certificate:
     unlimited: tuple[str, ...] = ()
     against_argmax: bool = True
     boundary: tuple[float, float] | None = None
+    attempts: Attempts | None = None
+
+    @property
+    def headline_confidence(self) -> float:
+        """The confidence that every page prints: `confidence` less what other looks at the same images cost."""
+        return headline(self.attempts, self.confidence)
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for certificate.json."""
@@ -192,7 +200,9 @@ class Certificate:
             del document["views"]
         else:
             document["views"] = asdict(self.views)
-        for name in ("dealing", "bounds"):
+        if self.attempts is not None:
+            document["attempts"] = asdict(self.attempts)
+        for name in ("dealing", "bounds", "attempts"):
             if document[name] is None:
                 del document[name]
         for name in _LISTS:
@@ -216,6 +226,8 @@ class Certificate:
             SliceClaim(**{**claim, "risks": {name: SliceCounts(**counts) for name, counts in claim["risks"].items()}})
             for claim in values.get("slices", ())
         )
+        if "attempts" in document:
+            values["attempts"] = Attempts(**document["attempts"])
         for name in _LISTS:
             values[name] = tuple(values.get(name, ()))
         if values.get("boundary") is not None:
@@ -305,7 +317,7 @@ def certified_statement(
     unit: str,
     *,
     assume_iid: bool,
-    attempt: int,
+    attempts: Attempts | None,
     closed: str | None,
     closed_because: str = "",
     open_ends: Sequence[str] = (),
@@ -318,7 +330,8 @@ def certified_statement(
     shown = percent(floor(1000 * coverage) / 1000)
     counted = "image" if unit == "group_mean" else unit
     sentence = (
-        f"With confidence {percent(request.confidence)}, {claims(request)}; {shown} of the calibration {counted}s exit."
+        f"With confidence {percent(headline(attempts, request.confidence))}, {claims(request)}; {shown} of the"
+        f" calibration {counted}s exit."
     )
     if closed is not None:
         sentence += f" No image exits as '{closed}', such images always defer: {closed_because}"
@@ -334,12 +347,7 @@ def certified_statement(
         sentence += (
             " This holds only if images are independent of each other although they come in groups (assume_iid)."
         )
-    if attempt > 1:
-        sentence += (
-            f" This is attempt {attempt} on the same calibration images: the confidence is that of one target fixed in"
-            " advance, not of the best of several."
-        )
-    return sentence
+    return sentence + counted_words(attempts, request.confidence)
 
 
 def refused_statement(request: Request, reason: str) -> str:

@@ -152,7 +152,7 @@ def certify(
         n_units=found.n_units,
         calib_digest=calibration_digest(calib),
         seed=counting.seed,
-        attempt=counting.attempt,
+        attempt=1 if counting.attempts is None else counting.attempts.number,
         target_prior=target.target_prior,
         assumptions=(*assumptions(found.unit, iid_assumed, target), *found.meaning),
         void_if=VOID_IF,
@@ -165,6 +165,7 @@ def certify(
         against_argmax=target.against_argmax,
         boundary=None if target.boundary is None else (target.boundary.lo, target.boundary.hi),
         bounds=JOINT,
+        attempts=counting.attempts,
     )
     return rule, replace(certificate, statement=found.statement(rule, certificate))
 

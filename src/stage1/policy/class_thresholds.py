@@ -194,7 +194,7 @@ class FoundClassThresholds:
             certificate.coverage.value,
             self.unit,
             assume_iid=certificate.assume_iid,
-            attempt=certificate.attempt,
+            attempts=certificate.attempts,
             closed=None,
         )
         return sentence + _closed(certificate.never_answered) + "".join(f" {text}" for text in certificate.unlimited)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 from stage1.calibration import CalibrationMap
 from stage1.errors import ConfigError, DataError
+from stage1.policy.attempts import Attempts
 from stage1.policy.base import Policy
 from stage1.policy.boundary import Boundary, boundary_of_map, boundary_of_scores
 from stage1.policy.certificate import Certificate
+from stage1.policy.ledger import scores_digest
 from stage1.policy.target import Request
 from stage1.policy.units import Counting
 from stage1.scores import Scores
@@ -105,6 +107,33 @@ class FitInputs:
         if self.calibration is None:
             return boundary_of_scores(self.select, self.target_prior, self.counting.seed)
         return boundary_of_map(self.calibration, self.select, self.target_prior)
+
+    def counted(self, attempts: Attempts, confidence: float) -> FitInputs:
+        """The same as one of several looks at these images: tested at `confidence`; nothing, where nothing is left."""
+        because = self.counting.uncertified_because or attempts.reason
+        counting = replace(self.counting, attempts=attempts, uncertified_because=because)
+        return replace(self, confidence=confidence, counting=counting)
+
+    def asked(self, policy: str, options: Any) -> dict[str, Any]:
+        """What makes it another look (policy/ledger.py): all that the certificate depends on, as plain values."""
+        counting = self.counting
+        return {
+            "policy": policy,
+            **{item.name: repr(getattr(options, item.name)) for item in fields(options)},
+            "risks": dict(self.risks),
+            "confidence": self.confidence,
+            "coverage": self.coverage,
+            "class_coverage": dict(self.class_coverage),
+            "target_prior": self.target_prior,
+            "allow_one_sided": self.allow_one_sided,
+            "against_argmax": self.against_argmax,
+            "calibration": None if self.calibration is None else repr(self.calibration),
+            "unit": counting.unit,
+            "assume_iid": counting.assume_iid,
+            "seed": counting.seed,
+            "slices": list(counting.slices),
+            "scores": scores_digest(self.calib, self.select),
+        }
 
 
 @dataclass(frozen=True, slots=True)

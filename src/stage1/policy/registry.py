@@ -13,12 +13,15 @@ from typing import Any
 from stage1.calibration import CalibrationMap
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.policy import gate, scrc_fit, softmax
+from stage1.policy.attempts import Attempts, Plan
 from stage1.policy.base import Policy
 from stage1.policy.calibrated import fit_calibrated, with_map
 from stage1.policy.certificate import Certificate
 from stage1.policy.gate import DecidedBy
 from stage1.policy.group_dealing import dealt
+from stage1.policy.image_keys import image_set
 from stage1.policy.kind import FitInputs, PolicyKind
+from stage1.policy.ledger import Ledger, look_of
 from stage1.policy.provenance import on_views, said_of
 from stage1.policy.units import Counting, check_samples
 from stage1.risk.targets import default_risks
@@ -71,6 +74,9 @@ def fit_policy(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     attempt: int = 1,
+    attempts: Attempts | None = None,
+    ledger: Ledger | str | os.PathLike[str] | None = None,
+    plan: Plan = Plan(),
     uncertified_because: str | None = None,
     variant: str = "I",
     kept: DecidedBy = "gate",
@@ -91,7 +97,10 @@ def fit_policy(
     miss_rate.<class> (wrong exits among all images of the class). coverage, class_coverage: floors on the share of
     images (of a class) that exit. All held jointly at `confidence`. target_prior: P(y = 1) for error and coverage.
     unit, assume_iid: see policy/units.py. allow_one_sided: permit a target that one class answers trivially.
-    classes: names for the sentence. attempt: how many targets these calibration images have been used for.
+    classes: names for the sentence. attempt: looks at these calibration images, counted by the caller: the headline is
+    then 1 - attempt x (1 - confidence). ledger: a file (made where there is none) or a `Ledger`, which counts the looks
+    at these images by itself; plan: how delta is spent on them, Plan(planned=5) or Plan(schedule="sequential").
+    attempts: what a ledger said of this look before (policy/attempts.py).
     uncertified_because: a reason known beforehand (leakage) for which nothing may be certified.
     variant: of scrc, "I" or "T"; its `coverage` is the share to be selected (0.7 where none is given). kept: of gate,
     "softmax" where the gate was refused (stage1.evaluation.accept_gate). slices: attributes of Scores.slices; the risks
@@ -128,6 +137,8 @@ def fit_policy(
         )
     if classes is None or len(classes) == calib.n_classes:
         check_classes(name, calib.n_classes)
+    if attempts is None and attempt > 1:
+        attempts = Attempts.of(confidence, attempt)
     inputs = FitInputs(
         calib=calib,
         select=select,
@@ -140,10 +151,16 @@ def fit_policy(
         classes=classes,
         against_argmax=against_argmax,
         calibration=calibration,
-        counting=Counting(unit, assume_iid, seed, attempt, uncertified_because, slices),
+        counting=Counting(unit, assume_iid, seed, None, uncertified_because, slices),
     )
     own = {"variant": variant, "kept": kept, "confidence_score": confidence_score, "thresholds": thresholds}
-    return said_of(kind.fit(inputs, kind.options_of({**own, **options})), calib)
+    taken = kind.options_of({**own, **options})
+    if ledger is None:
+        return said_of(kind.fit(inputs if attempts is None else inputs.counted(attempts, confidence), taken), calib)
+    looks = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+    look = look_of(image_set(calib), inputs.asked(name, taken))
+    with looks.asking(look, confidence, plan) as (counted, tested):
+        return said_of(kind.fit(inputs.counted(counted, tested), taken), calib)
 
 
 def check_classes(name: str, n_classes: int) -> None:
@@ -192,6 +209,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
         "classes": reported.classes,
         "seed": reported.seed,
         "attempt": reported.attempt,
+        "attempts": reported.attempts,
         # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
         "uncertified_because": reported.reason if not reported.certified and reported.needed is None else None,
         "slices": reported.slices_asked,

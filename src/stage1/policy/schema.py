@@ -163,6 +163,86 @@ class ScrcDocument(_Policy):
 
 SCRCPARAMS_KIND = DocumentKind("scrcparams", ScrcDocument)
 
+# ---- the ledger of looks -----------------------------------------------------------------------------------------
+
+
+class KnownImages(TypedDict):
+    """The calibration images of looks."""
+
+    n: Count
+    by: Literal["id", "content", "digest"]
+    """What the keys are of; digest: an earlier version kept the digest of the set alone."""
+    keys: str
+    """One of 8 bytes for each image, sorted, little-endian, base64 (policy/image_keys.py)."""
+
+
+class KnownLook(TypedDict):
+    """One certificate that was asked for: `Look`."""
+
+    look: Digest
+    """Of what was asked of which model; with the images it says which look it is."""
+    images: Digest
+    wish: Rate | None
+    """The confidence that was asked for."""
+    confidence: Rate | None
+    """Of its own tests. null: an earlier version did not keep it."""
+    planned: PositiveInt | None
+    schedule: Literal["plain", "sequential"]
+    asked: dict[str, Any]
+    """In words, for people."""
+
+
+class LedgerDocument(Document):
+    """Every certificate that calibration images were asked for, as far as the folder knows. It holds no time of day."""
+
+    dealt: list[Digest]
+    """Sets of images that were dealt into this folder before any of them was looked at."""
+    images: dict[Digest, KnownImages]
+    looks: list[KnownLook]
+
+
+class EarlierAttempt(TypedDict):
+    """A certificate of a run, as 0.1.0 kept it."""
+
+    calib_digest: Digest
+    model: Digest
+    policy: Text
+    risks: dict[str, float]
+    confidence: float
+    assume_iid: bool
+    coverage: float | None
+    class_coverage: dict[str, float]
+    target_prior: float | None
+    views: NotRequired[Digest]
+    against_argmax: NotRequired[bool]
+    calibration: NotRequired[Text]
+
+
+class EarlierCascadeAttempt(TypedDict):
+    """A configuration of a cascade, as 0.1.0 kept it."""
+
+    calib_digest: Digest
+    configuration: Digest
+
+
+class EarlierAttempts(Document):
+    """The same of 0.1.0, which counted sets of images by their digest alone."""
+
+    attempts: list[EarlierAttempt | EarlierCascadeAttempt]
+
+
+def _of_which_version(document: Any) -> str:
+    return "earlier" if isinstance(document, dict) and "attempts" in document else "ledger"
+
+
+ATTEMPTS_KIND = DocumentKind(
+    "attempts",
+    Annotated[
+        Annotated[LedgerDocument, Tag("ledger")] | Annotated[EarlierAttempts, Tag("earlier")],
+        Discriminator(_of_which_version),
+    ],
+)
+
 # ---- the certificate ---------------------------------------------------------------------------------------------
 
 RiskName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\..+)?$")]
@@ -220,6 +300,24 @@ class CertifiedViews(TypedDict):
     description: Text
 
 
+class CountedAttempts(TypedDict):
+    """The looks at the calibration images, and the confidence that is true after them: `Attempts`."""
+
+    number: PositiveInt
+    """Looks that share an image with this one, itself included."""
+    spent: Share
+    """Probability, at most, with which any of them is false; under a plan, any of the plan."""
+    headline_confidence: Share
+    """1 - spent: the confidence of the statement."""
+    asked_confidence: Rate
+    planned: PositiveInt | None
+    schedule: Literal["plain", "sequential"]
+    ledger: Digest | None
+    """Digest of the looks that were known; null: counted by the caller, without a ledger."""
+    look: Digest | None
+    """Which look of the ledger this is."""
+
+
 class CertificateDocument(Document):
     """What is guaranteed of one policy, on what evidence, under which assumptions; or why nothing is."""
 
@@ -228,6 +326,7 @@ class CertificateDocument(Document):
     policy: PolicyName
     method: Text
     confidence: Rate
+    """Of the tests of this look alone; what is true after all looks is attempts.headline_confidence."""
     delta: Rate
     unit: Unit
     assume_iid: bool
@@ -267,6 +366,8 @@ class CertificateDocument(Document):
     """
     views: NotRequired[CertifiedViews]
     """Absent: of the whole image alone."""
+    attempts: NotRequired[CountedAttempts]
+    """Absent: looks were not counted (earlier versions, Python without a ledger)."""
 
 
 CERTIFICATE_KIND = DocumentKind("certificate", CertificateDocument)

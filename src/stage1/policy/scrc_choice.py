@@ -12,6 +12,7 @@ from math import ceil, floor, inf
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.policy.attempts import Attempts, counted_words
 from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.scrc import Bools, ScrcPolicy, class_log_odds, confidence_of
@@ -171,7 +172,15 @@ def claimed(policy: ScrcPolicy, targets: Sequence[Target], confidence: float) ->
 
 
 def statement(
-    claims: str, policy: ScrcPolicy, selected: Bools, exits: Bools, unit: str, *, iid_assumed: bool, attempt: int
+    claims: str,
+    policy: ScrcPolicy,
+    selected: Bools,
+    exits: Bools,
+    unit: str,
+    *,
+    iid_assumed: bool,
+    attempts: Attempts | None,
+    confidence: float,
 ) -> str:
     """The sentence that opens certificate, model card and report, where images exit."""
     shares = [percent(floor(1000 * float(mask.mean())) / 1000) for mask in (selected, exits)]
@@ -199,10 +208,13 @@ def statement(
         sentences.append(
             "This holds only if images are independent of each other although they come in groups (assume_iid)."
         )
-    if attempt > 1:
+    if policy.variant == "I":
+        return " ".join(sentences) + counted_words(attempts, confidence)
+    if attempts is not None and attempts.number > 1:
+        # E[risk of the one that is picked] <= the sum of their means: j times the target for j looks alike.
         sentences.append(
-            f"This is attempt {attempt} on the same calibration images: the promise is that of one target fixed in"
-            " advance, not of the best of several."
+            f"This is look {attempts.number} at these calibration images: the mean is that of one target fixed in"
+            f" advance; of the best of several it may be up to {attempts.number} times as large."
         )
     return " ".join(sentences)
 

@@ -164,7 +164,8 @@ class FoundSets:
         return rule.never_answered
 
     def statement(self, rule: ScrcPolicy, certificate: Certificate) -> str:
-        claims = claimed(rule, self.family.targets, self.confidence)
+        confidence = certificate.headline_confidence if certificate.certified else self.confidence
+        claims = claimed(rule, self.family.targets, confidence)
         if not certificate.certified:
             return f"Not certifiable {claims}. {certificate.reason} Every image defers."
         selected, _ = rule.sets(self.counted)
@@ -175,7 +176,8 @@ class FoundSets:
             self._exits(rule),
             self.unit,
             iid_assumed=certificate.assume_iid,
-            attempt=certificate.attempt,
+            attempts=certificate.attempts,
+            confidence=certificate.confidence,
         )
 
 

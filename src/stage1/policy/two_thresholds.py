@@ -172,12 +172,12 @@ class FoundThresholds:
             certificate.coverage.value,
             self.unit,
             assume_iid=certificate.assume_iid,
-            attempt=certificate.attempt,
+            attempts=certificate.attempts,
             closed=closed,
             closed_because=certificate.reason or ABSTAINS_ON_SELECT,
             open_ends=open_ends,
         )
-        return sentence + slices_sentence(certificate.slices, self.target.confidence, percent)
+        return sentence + slices_sentence(certificate.slices, certificate.headline_confidence, percent)
 
 
 def measured_risks(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import ConfigError, DataError
+from stage1.policy.attempts import Attempts
 from stage1.scores import Scores
 
 UNITS = ("auto", "image", "group", "group_mean")
@@ -20,14 +21,14 @@ class Counting:
     """How the calibration images are counted, and what is known of them beforehand.
 
     unit: one of UNITS; assume_iid: images of one group are taken as independent. seed: of the draw of one image of each
-    group. attempt: how many targets these images have been used for. uncertified_because: a reason known beforehand
+    group. attempts: the looks at these images, None: not counted. uncertified_because: a reason known beforehand
     (leakage) for which nothing may be certified. slices: attributes of Scores.slices to claim the risks for as well.
     """
 
     unit: str = "auto"
     assume_iid: bool = False
     seed: int = 0
-    attempt: int = 1
+    attempts: Attempts | None = None
     uncertified_because: str | None = None
     slices: Sequence[str] = ()
 

@@ -207,36 +207,7 @@ class TraceDocument(Document):
 
 TRACE_KIND = DocumentKind("looked", TraceDocument)
 
-# ---- the certificate ---------------------------------------------------------------------------------------------
-
-
-class Attempt(TypedDict):
-    """One certificate that was asked for."""
-
-    calib_digest: Digest
-    model: Digest
-    policy: Text
-    risks: dict[str, float]
-    confidence: float
-    assume_iid: bool
-    coverage: float | None
-    class_coverage: dict[str, float]
-    target_prior: float | None
-    views: NotRequired[Digest]
-    """Digest of views.json, where the scores are made of several views."""
-    against_argmax: NotRequired[bool]
-    """Whether images may exit as a class that their probability does not favour. Absent: true."""
-    calibration: NotRequired[Text]
-    """The map that was asked for, where it could move the order of the scores."""
-
-
-class AttemptsDocument(Document):
-    """Every certificate that the calibration images of this run were asked for."""
-
-    attempts: list[Attempt]
-
-
-ATTEMPTS_KIND = DocumentKind("attempts", AttemptsDocument)
+# ---- limits -------------------------------------------------------------------------------------------------------
 
 
 class AcceptanceGate(TypedDict):

@@ -11,6 +11,7 @@ from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import MissingError, NotCertifiable
 from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import Certificate, policy_file
+from stage1.policy.ledger import LEDGER_FILE, folders_beside, looks_since
 from stage1.runs.artifacts import chosen_policy_file, present, role_files, views_file
 from stage1.runs.directory import RunDir
 from stage1.runs.schema import FEATURES_KIND
@@ -33,6 +34,11 @@ def _ready(run: RunDir, context: Context) -> None:
         raise NotCertifiable(
             f"{certificate.reason} Needed: {certificate.needed or 'see the reason.'} Report:"
             f" {run / 'report.html'}.{leftover}"
+        )
+    if since := looks_since(run / LEDGER_FILE, certificate.calib_digest, folders_beside(run.path)):
+        context.progress.say(
+            f"  {since} further look(s) at these calibration images were made in folders beside this one: if this run"
+            f" is the pick of all, `stage1 calibrate {run.path} --force` states the confidence of that"
         )
     for line in require_accepted(run, ignore=context.ignore_acceptance):
         context.progress.say(line)
@@ -63,6 +69,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
         selection=read_role(run.path, "val_select"),
         map_file=run / CALIBRATION_FILE,
         views_file=None if shipped_views(run) is None else run / VIEWS_FILE,
+        ledger_file=run / LEDGER_FILE,
         facts={
             "name": config.name,
             "backbone": features["backbone"],
@@ -119,6 +126,7 @@ STAGE = Stage(
         chosen_policy_file(config),
         "certificate.json",
         "calibration.json",
+        LEDGER_FILE,
         "evaluation.json",
         "features.json",
         "samples.parquet",

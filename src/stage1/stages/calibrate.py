@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stage1.calibration import CALIBRATION_FILE, non_monotone
+from stage1.calibration import CALIBRATION_FILE
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import IntegrityError
 from stage1.policy import POLICY_FILES, Policy
-from stage1.policy.certify import calibration_digest
+from stage1.policy.ledger import LEDGER_FILE, Ledger, folders_beside
 from stage1.runs.artifacts import present, role_files, views_file
 from stage1.runs.directory import RunDir
-from stage1.runs.schema import ATTEMPTS_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.scores import Scores, read_role
 from stage1.stages.checks import check_all
 from stage1.stages.fitting import fit_configured
 from stage1.stages.views import views_claim
-from stage1.storage.documents import read_document, write_document
-from stage1.storage.files import digest_file
+from stage1.storage.documents import read_document
+from stage1.storage.files import digest_file, digest_ids
 
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable
@@ -40,20 +39,24 @@ def calibrate(run: RunDir, context: Context) -> list[Path]:
     select, calib = read_role(run.path, "val_select"), read_role(run.path, "val_calib")
     _check_roles(SampleTable.read(run / "samples.parquet"), calib)
     splits = read_document(run / "splits.json", SPLITS_KIND)
-    check_all(config, splits["classes"])  # before the attempt is counted: what is refused was not asked of the images
-    attempt = _attempt(run, calib)
+    check_all(config, splits["classes"])  # before the look is counted: what is refused was not asked of the images
+    ledger = Ledger(run / LEDGER_FILE, others=folders_beside(run.path), say=context.progress.say)
     policy = fit_configured(
         config,
         select=select,
         calib=calib,
         classes=splits["classes"],
         say=context.progress.say,
-        attempt=attempt,
+        ledger=ledger,
+        of={
+            "model": digest_file(run / "model.onnx"),
+            "select": None if select.ids is None else digest_ids(select.ids.tolist()),
+        },
         uncertified_because=_LEAKAGE if splits["leakage"] else None,
         views=views_claim(run),
         dealing=dealing_of(splits),
     )
-    return [*save_policy(run.path, policy), run / "attempts.json"]
+    return [*save_policy(run.path, policy), run / LEDGER_FILE]
 
 
 def save_policy(folder: Path, policy: Policy) -> list[Path]:
@@ -86,33 +89,6 @@ def _check_roles(table: SampleTable, calib: Scores) -> None:
             )
 
 
-def _attempt(run: RunDir, calib: Scores) -> int:
-    """How many different certificates these calibration images were used for in this run directory, with this one."""
-    path = run / "attempts.json"
-    attempts = read_document(path, ATTEMPTS_KIND)["attempts"] if path.is_file() else []
-    config = run.config
-    asked: dict[str, Any] = {
-        "calib_digest": calibration_digest(calib),
-        "model": digest_file(run / "model.onnx"),
-        "policy": config.policy.name,
-        "risks": config.risks_for(calib.n_classes),
-        "confidence": config.confidence,
-        "assume_iid": config.assume_iid,
-        "coverage": config.coverage,
-        "class_coverage": dict(config.class_coverage),
-        "target_prior": config.target_prior,
-        "against_argmax": config.policy.against_argmax,
-    }
-    if non_monotone(config.calibration.map):
-        asked["calibration"] = config.calibration.map  # thresholds on another score are another target
-    if (views := views_claim(run)) is not None:
-        asked["views"] = views.digest
-    if asked not in attempts:
-        attempts.append(asked)
-        write_document(path, {"attempts": attempts}, ATTEMPTS_KIND)
-    return sum(item["calib_digest"] == asked["calib_digest"] for item in attempts)
-
-
 STAGE = Stage(
     name="calibrate",
     help="Choose the exit thresholds and certify them on val_calib; of a run, or of scores of any model.",
@@ -129,6 +105,7 @@ STAGE = Stage(
         "assume_iid",
         "unit",
         "seed",
+        "attempts",
     ),
     reads=lambda config: present(
         *role_files("val_select"),

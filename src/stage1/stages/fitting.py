@@ -5,7 +5,8 @@ The map is chosen on val_select, before the calibration images are seen; a gate 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stage1.calibration import (
     CalibrationMap,
@@ -20,8 +21,11 @@ from stage1.calibration import (
 from stage1.config import RunConfig
 from stage1.errors import ConfigError
 from stage1.policy import CalibratedPolicy, Policy, ViewsClaim, dealt, fit_policy, on_views
+from stage1.policy.attempts import Plan
 from stage1.policy.calibrated import fit_calibrated
 from stage1.policy.group_dealing import BY_SIZE, BY_SIZE_REASON
+from stage1.policy.image_keys import image_set
+from stage1.policy.ledger import Ledger, look_of
 from stage1.policy.registry import check_classes, policy_kind
 from stage1.scores import Scores
 
@@ -33,7 +37,8 @@ def fit_configured(
     calib: Scores,
     classes: Sequence[str],
     say: Callable[[str], None],
-    attempt: int = 1,
+    ledger: Ledger | None = None,
+    of: Mapping[str, Any] | None = None,
     uncertified_because: str | None = None,
     views: ViewsClaim | None = None,
     dealing: str | None = None,
@@ -43,15 +48,67 @@ def fit_configured(
 
     The calibration map is chosen and frozen on val_select first; where it moves the order of the scores, the policy is
     fitted and certified on the mapped ones. views: what the scores were made of, where that is not the whole image
-    alone.
+    alone. ledger: counts this look at `calib`; of: which model or scores it is of, plain values.
     dealing: how groups came to val_calib (policy/group_dealing.py); what was dealt by size is not certified.
     frozen: a map that was fixed elsewhere, without use of `calib`; None: the one that the config asks for.
 
     Raises as fit_policy does; DataError where a gate is asked for and val_select is empty.
     """
+    if ledger is not None:
+        plan = Plan(config.attempts.planned, config.attempts.schedule)
+        look = look_of(image_set(calib), _asked(config, calib.n_classes, of or {}, views))
+        with ledger.asking(look, config.confidence, plan) as (attempts, tested):
+            return _fitted(
+                config.model_copy(update={"confidence": tested}),
+                select,
+                calib,
+                classes,
+                say,
+                {"attempts": attempts, "uncertified_because": uncertified_because or attempts.reason},
+                views,
+                dealing,
+                frozen,
+            )
+    counted = {"uncertified_because": uncertified_because}
+    return _fitted(config, select, calib, classes, say, counted, views, dealing, frozen)
+
+
+def _asked(config: RunConfig, n_classes: int, of: Mapping[str, Any], views: ViewsClaim | None) -> dict[str, Any]:
+    """What makes it another look at the same images, as plain values."""
+    return {
+        **of,
+        **config.policy.model_dump(mode="json", exclude={"name"}),
+        "policy": config.policy.name,
+        "risks": config.risks_for(n_classes),
+        "confidence": config.confidence,
+        "coverage": config.coverage,
+        "class_coverage": dict(config.class_coverage),
+        "target_prior": config.target_prior,
+        "allow_one_sided": config.allow_one_sided,
+        "assume_iid": config.assume_iid,
+        "unit": config.unit,
+        "seed": config.seed,
+        "slices": list(config.data.slices),
+        "calibration": config.calibration.map,
+        "views": None if views is None else views.digest,
+    }
+
+
+def _fitted(
+    config: RunConfig,
+    select: Scores,
+    calib: Scores,
+    classes: Sequence[str],
+    say: Callable[[str], None],
+    counted: Mapping[str, Any],
+    views: ViewsClaim | None,
+    dealing: str | None,
+    frozen: FittedMap | None,
+) -> CalibratedPolicy:
+    """counted: what fit_policy takes of the look. The rest as in fit_configured."""
     check_classes(config.policy.name, len(classes))
     if dealing == BY_SIZE:
-        uncertified_because = uncertified_because or BY_SIZE_REASON
+        counted = {**counted, "uncertified_because": counted["uncertified_because"] or BY_SIZE_REASON}
     kind = policy_kind(config.policy.name)
     judged = kind.judge(select, config.seed, say)
     if frozen is None or judged.own_probability:
@@ -75,8 +132,7 @@ def fit_configured(
             allow_one_sided=config.allow_one_sided,
             classes=classes,
             seed=config.seed,
-            attempt=attempt,
-            uncertified_because=uncertified_because,
+            **counted,
             against_argmax=config.policy.against_argmax,
             calibration=calibration,
             **judged.options,

@@ -268,7 +268,7 @@ def _certified_risks(certificate: Certificate | None) -> tuple[list[str], list[s
 def _words(certificate: Certificate | None, stays: list[str], moves: list[str]) -> list[str]:
     if certificate is None or not certificate.certified:
         return ["Nothing is certified here, so nothing certified moves."]
-    confidence = f"{certificate.confidence:g}"
+    confidence = f"{certificate.headline_confidence:g}"
     notes = []
     if stays:
         kept = " and ".join(f"{name} <= {certificate.risks[name].target:g}" for name in stays)

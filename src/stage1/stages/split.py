@@ -15,6 +15,8 @@ from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError, SourceChanged
 from stage1.policy.certificate import images
 from stage1.policy.group_dealing import BY_SIZE, BY_SIZE_REASON
+from stage1.policy.image_keys import image_set
+from stage1.policy.ledger import LEDGER_FILE, Ledger
 from stage1.policy.units import choose_unit, one_per_group
 from stage1.risk.risks import closed_forms
 from stage1.risk.sample_size import shared_delta
@@ -127,7 +129,19 @@ def split(run: RunDir, context: Context) -> list[Path]:
     write_document(run / "splits.json", result.document, SPLITS_KIND)
     for line in split_lines(result.document, result.table, config):
         context.progress.say(f"  {line}")
+    _begin_ledger(run, result.table)
     return [run / "samples.parquet", run / "splits.json", quarantine_file]
+
+
+def _begin_ledger(run: RunDir, table: SampleTable) -> None:
+    """From here on every look at val_calib is counted; that nothing was before is said where no certificate is there.
+
+    The file is no output of this stage: `calibrate` goes on with it.
+    """
+    ids = table.ids[table.rows("val_calib")]
+    if len(ids):
+        images = image_set(Scores(logits=np.zeros((len(ids), 2)), ids=ids))
+        Ledger(run / LEDGER_FILE).deal(images, untouched=not (run / "certificate.json").exists())
 
 
 def _with_generated_images(run: RunDir, context: Context) -> DataConfig:
