@@ -16,6 +16,7 @@ from stage1.cascade import Labelled, Recorded, Rule, StageClaim, certify_cascade
 from stage1.cascade.certify import Sample, answers_of, measure, walk_in_order
 from stage1.cascade.cost import frontier
 from stage1.errors import ConfigError, DataError
+from stage1.policy.attempts import Attempts
 from stage1.scores import Scores
 
 from .draws import config, draw, true_risks
@@ -288,7 +289,10 @@ def test_groups_are_not_counted_as_images():
 
 def test_attempts_are_told():
     calib, select = draw(np.random.default_rng(12), 2000), draw(np.random.default_rng(13), 500)
-    assert "attempt 3" in certify_cascade(config(), calib, select, attempt=3)[0].statement
+    found = certify_cascade(config(), calib, select, attempts=Attempts.of(config().confidence, 3))[0]
+    assert "look 3 at these calibration images" in found.statement
+    assert found.headline_confidence == pytest.approx(1 - 3 * (1 - config().confidence))
+    assert found.statement.startswith(f"With confidence {100 * found.headline_confidence:.4g} %")
 
 
 # ---- simulations

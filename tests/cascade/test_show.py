@@ -206,7 +206,7 @@ def test_evaluating_again_asks_nothing_and_other_limits_are_another_attempt(eval
     result = stage1("cascade", "evaluate", other, "--table", desk / "labels.csv", "--output", folder, "--json", "-q")
     second = json.loads(result.stdout)["certificate"]
     assert second["attempt"] == 2
-    assert "attempt 2" in second["statement"]
+    assert "look 2 at these calibration images" in second["statement"]
     assert second["deferred"] <= first["deferred"]
     assert (folder / "answers.jsonl").read_bytes() == before
     stage1("cascade", "evaluate", path, "--table", desk / "labels.csv", "--output", folder, "-q")
