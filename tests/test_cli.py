@@ -34,6 +34,7 @@ COMMANDS = [
     "verify",
     "compare",
     "audit",
+    "attempts",
     "audit-labels",
     "plan",
     "doctor",

@@ -170,7 +170,7 @@ def test_other_targets_leave_coverage_out(runs, tmp_path):
 
 def test_choosing_by_coverage_says_what_that_costs(runs):
     found = compare_runs([runs / "frozen0", runs / "lora0"], {}, by="coverage", resamples=30)
-    assert any("2 attempts" in note for note in found["notes"])
+    assert any("2 looks" in note for note in found["notes"])
 
 
 def test_what_is_written_and_printed(document, tmp_path):

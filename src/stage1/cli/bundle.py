@@ -106,9 +106,10 @@ def verify(
     the data (exit 5).
 
     It proves that the bundle is the one with the digest it prints, and that thresholds, certificate and card follow
-    from the scores and labels in it. It takes on trust those scores and labels, which attempt it was, everything about
-    training data, licence and val_test, and who made it: there is no signature. Compare the digest with the one its
-    maker published.
+    from the scores and labels in it; it counts the looks at its calibration images that attempts.json lists. It takes
+    on trust those scores and labels, that no look is missing (it says where the list is younger than the images),
+    everything about training data, licence and val_test, and who made it: there is no signature. Compare the digest
+    with the one its maker published.
 
     Example: stage1 verify runs/demo/bundle --recompute
     """

@@ -192,9 +192,9 @@ def _notes(grouped: Mapping[str, Sequence[FinishedRun]], on: str, by: str) -> li
         )
     if by in POLICY_METRICS:
         notes.append(
-            f"Chosen by {by}, which looks at val_calib through the thresholds: certifying the best of {len(grouped)}"
-            f" arms so is {len(grouped)} attempts. For one certificate ask each at delta / {len(grouped)}, or choose by"
-            " augrc."
+            f"Chosen by {by}, which looks at val_calib through the thresholds: {len(grouped)} arms are {len(grouped)}"
+            f" looks, which attempts.json counts (`stage1 attempts RUN`). With attempts.planned={len(grouped)} in each"
+            " run all of them hold together at the confidence that is asked for; or choose by augrc."
         )
     if on == "val_test":
         notes.append("Compared on val_test itself: nothing untouched is left to confirm a choice made here.")

@@ -73,7 +73,7 @@ def seal_cascade(
                 "calls": stage.calls.model_dump(mode="json"),
             }
         )
-    kept = None if certificate is None else {name: certificate[name] for name in ("confidence", "statement")}
+    kept = None if certificate is None else _kept(certificate)
     content = {
         "name": config.name,
         "classes": config.classes,
@@ -86,6 +86,13 @@ def seal_cascade(
     document = {**content, "digest": _digest(content)}
     write_document(output, document, FROZEN_CASCADE_KIND)
     return document
+
+
+def _kept(certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """The sentence, and the confidence that it states."""
+    attempts = certificate.get("attempts")
+    reported = certificate["confidence"] if attempts is None else attempts["headline_confidence"]
+    return {"confidence": reported, "statement": certificate["statement"]}
 
 
 def read_sealed_cascade(path: Path) -> SealedCascade:
