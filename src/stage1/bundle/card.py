@@ -135,7 +135,7 @@ def _probability(manifest: Mapping[str, Any]) -> str:
 
 
 def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
-    document, joint = certificate.to_document(), certificate.bounds is not None
+    document = certificate.to_document()
     rows = [
         [
             f"`{name}`",
@@ -182,20 +182,7 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
         _bullets(facts),
     ]
     if certificate.slices:
-        parts.append(
-            _table(
-                ["slice", "n", *(f"{name}: joint bound" for name in certificate.risks), "claim"],
-                [
-                    [
-                        _line(claim.name),
-                        str(claim.n),
-                        *(_bound(risk.bound if joint and claim.certified else None) for risk in claim.risks.values()),
-                        "holds" if claim.certified else "not shown",
-                    ]
-                    for claim in certificate.slices
-                ],
-            )
-        )
+        parts.append(_slices(certificate))
     if not certificate.certified:
         parts.append(
             _bullets(
@@ -226,6 +213,34 @@ def _looks(certificate: Certificate) -> str:
     return (
         f" (this look {own}; look {attempts.number} at its calibration images{kind}, {attempts.spent:.6g} spent in all)"
     )
+
+
+def _slices(certificate: Certificate) -> str:
+    """A row for each slice, with its own thresholds where it has them."""
+    joint, own = certificate.bounds is not None, certificate.slice_thresholds is not None
+    rows = [
+        [
+            _line(claim.name),
+            str(claim.n),
+            *([str(claim.exits), _cut(claim.lo), _cut(claim.hi)] if own else []),
+            *(_bound(risk.bound if joint and claim.certified else None) for risk in claim.risks.values()),
+            "holds" if claim.certified else "not shown, defers" if own else "not shown",
+        ]
+        for claim in certificate.slices
+    ]
+    columns = ["slice", "n", *(["exits", "lo", "hi"] if own else [])]
+    table = _table([*columns, *(f"{name}: joint bound" for name in certificate.risks), "claim"], rows)
+    if not own:
+        return table
+    attribute = _line(certificate.slices[0].attribute)
+    return (
+        f"{table}\n\nEach slice has thresholds of its own. An image whose `{attribute}` is not shown above, is another"
+        " one or is not known defers: give it with the images (`stage1 predict` takes it from a column of that name)."
+    )
+
+
+def _cut(value: float | None) -> str:
+    return "never" if value is None else f"{value:.6g}"
 
 
 def _intended_use(manifest: Mapping[str, Any], certificate: Certificate) -> str:

@@ -60,6 +60,13 @@ class PolicyConfig(Section):
     exits against its probability: fewer wrong exits under the same certificate, at a coverage that is nearly the same.
     """
 
+    slice_thresholds: Literal["auto", "own", "one"] = "auto"
+    """With data.slices: own thresholds for each value of one column, which every image that is predicted must then
+    have, or one pair for all.
+
+    auto: own where there is one column and no floor on coverage (and it is no level of made challenges).
+    """
+
     @field_validator("confidence_score")
     @classmethod
     def _known_score(cls, name: str) -> str:

@@ -22,7 +22,8 @@ Bools = NDArray[np.bool_]
 class Decision:
     """exit: bool [N], this stage answers. label: int [N], the answer where it exits, else the likelier class.
 
-    probability: float [N], P(class 1) for two classes, else that of `label`.
+    probability: float [N], P(class 1) for two classes, else that of `label`. why: str [N], why a row defers whatever
+    its score, "" elsewhere; None: scores alone decide.
 
     >>> decision = Decision(np.array([True, False]), np.array([1, 0]), np.array([0.98, 0.4]))
     >>> decision.coverage
@@ -32,6 +33,7 @@ class Decision:
     exit: NDArray[np.bool_]
     label: NDArray[np.int64]
     probability: NDArray[np.float64]
+    why: NDArray[np.str_] | None = None
 
     @property
     def coverage(self) -> float:
@@ -97,6 +99,11 @@ class Policy(Protocol):
         """(lo, hi) on Scores.margin with the same exits, None: that side never exits; both None: there are none."""
         ...
 
+    @property
+    def sliced_by(self) -> str | None:
+        """The attribute of Scores.slices by which thresholds differ: without it every image defers. None: none."""
+        ...
+
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and probability of every row."""
         ...
@@ -153,6 +160,10 @@ class PlainPolicy(ABC):
 
     @property
     def decided_by(self) -> str | None:
+        return None
+
+    @property
+    def sliced_by(self) -> str | None:
         return None
 
     def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:

@@ -77,6 +77,10 @@ class CalibratedPolicy:
         """Those of `base`, on the margin of `decided_on(self, scores)`: mapped where score is "mapped"."""
         return self.base.margin_thresholds
 
+    @property
+    def sliced_by(self) -> str | None:
+        return self.base.sliced_by
+
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and calibrated probability of every row of raw scores.
 

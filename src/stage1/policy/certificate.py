@@ -130,7 +130,8 @@ class Certificate:
     counts of risks and coverage are then of images, n_units of groups). against_argmax: images may exit as a class that
     their probability does not favour (so it was before there was a choice); boundary: else the limits of the two
     thresholds (lo, hi), fixed before val_calib; None: none, as for more than two classes. views: None where whole
-    images are judged. slices: the same risks where an attribute has a value; slices_asked: the attributes. reason,
+    images are judged. slices: the same risks where an attribute has a value; slices_asked: the attributes.
+    slice_thresholds: "own" where each slice was asked for with thresholds of its own, None: one pair for all. reason,
     needed: why nothing, or one side, can exit and what that takes; None where both sides exit. never_answered: classes
     as which no image exits. unlimited: one sentence for each kind of wrong answer that is given and that no risk limits
     (policy/unlimited.py). dealing: how groups came to val_calib (policy/group_dealing.py), None where not recorded.
@@ -172,6 +173,7 @@ class Certificate:
     needed: str | None = None
     slices: tuple[SliceClaim, ...] = ()
     slices_asked: tuple[str, ...] = ()
+    slice_thresholds: str | None = None
     views: ViewsClaim | None = None
     dealing: str | None = None
     bounds: str | None = None
@@ -192,17 +194,14 @@ class Certificate:
         document["risks"] = {name: _plain(risk, "name") for name, risk in self.risks.items()}
         document["coverage"] = _plain(self.coverage)
         document["per_class"] = {name: _plain(coverage) for name, coverage in self.per_class.items()}
-        document["slices"] = [
-            {**asdict(claim), "risks": {name: _plain(counts) for name, counts in claim.risks.items()}}
-            for claim in self.slices
-        ]
+        document["slices"] = [claim.to_document() for claim in self.slices]
         if self.views is None:
             del document["views"]
         else:
             document["views"] = asdict(self.views)
         if self.attempts is not None:
             document["attempts"] = asdict(self.attempts)
-        for name in ("dealing", "bounds", "attempts"):
+        for name in ("dealing", "bounds", "attempts", "slice_thresholds"):
             if document[name] is None:
                 del document[name]
         for name in _LISTS:
@@ -252,7 +251,7 @@ def _read_limit(limit: float) -> float:
     return limit if abs(limit) < _LARGEST else copysign(inf, limit)
 
 
-def _plain(counted: RiskBound | Coverage | SliceCounts, *without: str) -> dict[str, Any]:
+def _plain(counted: RiskBound | Coverage, *without: str) -> dict[str, Any]:
     return {name: getattr(counted, name) for name in counted.__slots__ if name not in (*without, "alone")}
 
 
@@ -321,17 +320,20 @@ def certified_statement(
     closed: str | None,
     closed_because: str = "",
     open_ends: Sequence[str] = (),
+    where: str = "",
 ) -> str:
     """The sentence that opens certificate, card and report. closed: class as which nothing exits; closed_because: why.
 
-    open_ends: sentences about what the target does not limit (policy/unlimited.py).
+    open_ends: sentences about what the target does not limit (policy/unlimited.py). where: of which images, before the
+    limits.
     """
     # Rounded down: "100 %" is said of all, not of almost all.
     shown = percent(floor(1000 * coverage) / 1000)
     counted = "image" if unit == "group_mean" else unit
+    limits = f"{where}{claims(request)}"
     sentence = (
-        f"With confidence {percent(headline(attempts, request.confidence))}, {claims(request)}; {shown} of the"
-        f" calibration {counted}s exit."
+        f"With confidence {percent(headline(attempts, request.confidence))}, {limits}; {shown} of the calibration"
+        f" {counted}s exit."
     )
     if closed is not None:
         sentence += f" No image exits as '{closed}', such images always defer: {closed_because}"

@@ -124,11 +124,7 @@ def certify(
     certified = found.exits(rule)
     if not certified:
         rule = found.nothing
-    risks = found.risks(rule, certified)
-    assert not certified or all(bound.holds for bound in risks.values()), "a chosen rule with a bound above its target"
-    if certified and found.union_null:
-        never_wrong = frozenset(name for name, bound in risks.items() if bound.by_construction)
-        risks = joint_risks(risks, at_end=found.at_end, never=never_wrong)
+    risks = bounded(found, rule, certified)
     overall, per_class = joint_coverage(*found.coverage(rule, certified), at_end=found.at_end)
     reason, needed = counting.uncertified_because, None
     if reason is None:
@@ -168,6 +164,16 @@ def certify(
         attempts=counting.attempts,
     )
     return rule, replace(certificate, statement=found.statement(rule, certificate))
+
+
+def bounded(found: Found[Rule], rule: Rule, certified: bool) -> dict[str, RiskBound]:
+    """The risks of the rule, with bounds that hold together where it is certified."""
+    risks = found.risks(rule, certified)
+    assert not certified or all(bound.holds for bound in risks.values()), "a chosen rule with a bound above its target"
+    if certified and found.union_null:
+        never_wrong = frozenset(name for name, bound in risks.items() if bound.by_construction)
+        risks = joint_risks(risks, at_end=found.at_end, never=never_wrong)
+    return risks
 
 
 def counted_units(calib: Scores, unit: str, seed: int) -> Scores:

@@ -21,7 +21,7 @@ from stage1.errors import ConfigError, DataError
 from stage1.policy.base import Decision, PlainPolicy, Policy
 from stage1.policy.boundary import Boundary, boundary_of_gate, boundary_of_map, boundary_of_scores
 from stage1.policy.certificate import Certificate
-from stage1.policy.certify import calibration_digest, certify
+from stage1.policy.certify import calibration_digest
 from stage1.policy.closed_form import Thresholds
 from stage1.policy.gate_features import Extra
 from stage1.policy.gate_model import (
@@ -32,8 +32,10 @@ from stage1.policy.gate_model import (
     no_gate_because,
     predicted_class,
 )
+from stage1.policy.in_slices import certify_thresholds
 from stage1.policy.kind import FitInputs, Judged, PolicyKind, Say
 from stage1.policy.schema import GATEPARAMS_KIND
+from stage1.policy.slice_thresholds import SliceThresholds, decided
 from stage1.policy.softmax import plug_in
 from stage1.policy.target import Request
 from stage1.policy.two_thresholds import TwoThresholds
@@ -67,7 +69,8 @@ class GatePolicy(PlainPolicy):
 
     lo, hi: thresholds on the signed gate score, or on the raw margin where softmax was kept; None: that side never
     exits.
-    decided_by: "gate", or "softmax" where the gate was refused and the margin decides.
+    decided_by: "gate", or "softmax" where the gate was refused and the margin decides. by_slice: thresholds of each
+    value of an attribute; lo and hi are then None.
 
     >>> rng = np.random.default_rng(0)
     >>> labels = np.tile([0, 1], 400)
@@ -86,6 +89,7 @@ class GatePolicy(PlainPolicy):
     certified: bool
     certificate: Certificate | None = None
     decided_by: DecidedBy = "gate"
+    by_slice: SliceThresholds | None = None
 
     name = "gate"
     document_kind = GATEPARAMS_KIND
@@ -116,9 +120,17 @@ class GatePolicy(PlainPolicy):
         else:
             g = self.model.apply(scores, scores.extra if extra is None else extra)
             score, probability = signed_gate(scores, g), np.where(predicted == 1, g, 1.0 - g)
-        as_negative, as_positive = Thresholds(self.lo, self.hi).exits(score)
+        as_negative, as_positive, why = decided(Thresholds(self.lo, self.hi), self.by_slice, score, scores)
         label = np.where(as_negative, 0, np.where(as_positive, 1, predicted)).astype(np.int64)
-        return Decision(exit=as_negative | as_positive, label=label, probability=probability)
+        return Decision(as_negative | as_positive, label, probability, why)
+
+    @property
+    def sliced_by(self) -> str | None:
+        return None if self.by_slice is None else self.by_slice.attribute
+
+    def shown(self) -> dict[str, Any]:
+        """The thresholds of each slice, where they differ."""
+        return {} if self.by_slice is None else {"by_slice": self.by_slice.to_document()}
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for gateparams.json."""
@@ -130,6 +142,7 @@ class GatePolicy(PlainPolicy):
             "classes": list(self.classes),
             "certified": self.certified,
             "model": self.model.to_document(),
+            **({} if self.by_slice is None else {"by_slice": self.by_slice.to_document()}),
         }
 
     @classmethod
@@ -143,6 +156,7 @@ class GatePolicy(PlainPolicy):
             certified=document["certified"],
             certificate=certificate,
             decided_by=document["kept"],
+            by_slice=SliceThresholds.from_document(document.get("by_slice")),
         )
 
     @classmethod
@@ -206,7 +220,7 @@ def fit_gate(
         on_select = _spread(signed_gate(select, cross_fitted_gate(select, extra_select, **fit)))
     if not against_argmax:
         request = replace(request, boundary=_boundary(kept, select, target_prior, calibration, seed))
-    thresholds, certificate = certify(
+    thresholds, by_slice, certificate = certify_thresholds(
         TwoThresholds(GatePolicy.name, lambda scores: scores.margin),
         request,
         _with_margin(calib, on_calib),
@@ -216,13 +230,18 @@ def fit_gate(
     certificate = replace(certificate, calib_digest=calibration_digest(calib))
     if kept == "gate":
         thresholds = _unspread(thresholds, on_calib, u)
+        if by_slice is not None:
+            pairs = {value: _unspread(pair, on_calib, u) for value, pair in by_slice.pairs.items()}
+            by_slice = replace(by_slice, pairs=pairs)
+            own = [replace(claim, lo=pairs[claim.value].lo, hi=pairs[claim.value].hi) for claim in certificate.slices]
+            certificate = replace(certificate, slices=tuple(own))
         limits = None if against_argmax else boundary_of_gate(select, target_prior)
         certificate = replace(
             certificate,
             assumptions=(*certificate.assumptions, ASSUMPTION),
             boundary=None if limits is None else (limits.lo, limits.hi),
         )
-    return GatePolicy(model, thresholds.lo, thresholds.hi, names, certificate.certified, certificate, kept)
+    return GatePolicy(model, thresholds.lo, thresholds.hi, names, certificate.certified, certificate, kept, by_slice)
 
 
 def _boundary(

@@ -9,7 +9,7 @@ so neither the walk nor 1 - sqrt(1 - delta) would be allowed here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +91,10 @@ def floor_claims(request: Request) -> list[Claim]:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """All images of val_calib with their groups in the order of testing. score: float [N]; labels: int [N]."""
+    """All images of val_calib with their groups in the order of testing. score: float [N]; labels: int [N].
+
+    A label of -1: a row outside the slice that is counted; it is neither wrong nor tried.
+    """
 
     score: Floats
     labels: Labels
@@ -114,7 +117,15 @@ class Frames:
     def shares(self, claim: Claim, lo: Floats, hi: Floats) -> tuple[Floats, Floats]:
         """Of each group and pair: the share of wrong rows, and of rows not tried; [G, C] each."""
         wrong, trial = claim.rows(self.labels[:, None], *self.exits(lo, hi))
+        inside = (self.labels >= 0)[:, None]
+        if not inside.all():
+            trial = np.broadcast_to(inside, wrong.shape) if trial is None else trial & inside
+            wrong = wrong & inside
         return group_shares(wrong, trial, self.layout)
+
+    def within(self, inside: Bools) -> Frames:
+        """The same groups, of whose images only those inside are counted; inside: bool [N]."""
+        return replace(self, labels=np.where(inside, self.labels, -1))
 
 
 def choose_by_means(frames: Frames, request: Request, path: CandidateSequence | None) -> Choice:

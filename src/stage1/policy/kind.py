@@ -132,6 +132,7 @@ class FitInputs:
             "assume_iid": counting.assume_iid,
             "seed": counting.seed,
             "slices": list(counting.slices),
+            **({"slice_thresholds": counting.slice_thresholds} if counting.slices else {}),
             "scores": scores_digest(self.calib, self.select),
         }
 

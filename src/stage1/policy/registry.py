@@ -81,6 +81,7 @@ def fit_policy(
     variant: str = "I",
     kept: DecidedBy = "gate",
     slices: Sequence[str] = (),
+    slice_thresholds: str = "auto",
     confidence_score: str = "msp",
     thresholds: str = "auto",
     against_argmax: bool = False,
@@ -104,7 +105,9 @@ def fit_policy(
     uncertified_because: a reason known beforehand (leakage) for which nothing may be certified.
     variant: of scrc, "I" or "T"; its `coverage` is the share to be selected (0.7 where none is given). kept: of gate,
     "softmax" where the gate was refused (stage1.evaluation.accept_gate). slices: attributes of Scores.slices; the risks
-    are then claimed for each of their values too (policy/slices.py). confidence_score, thresholds: of softmax with more
+    are then claimed for each of their values too. slice_thresholds: "own" thresholds for each value of one attribute,
+    which every image that is predicted must then have (policy/in_slices.py), "one" pair for all (policy/slices.py), or
+    "auto": own where it can be. confidence_score, thresholds: of softmax with more
     than two classes, a name in stage1.scores.confidence (fixed before calib is seen, e.g. by
     stage1.evaluation.choose_confidence) and "one" threshold, one "per_class", or "auto": what promises more on
     val_select (policy/class_thresholds.py).
@@ -151,7 +154,7 @@ def fit_policy(
         classes=classes,
         against_argmax=against_argmax,
         calibration=calibration,
-        counting=Counting(unit, assume_iid, seed, None, uncertified_because, slices),
+        counting=Counting(unit, assume_iid, seed, None, uncertified_because, slices, slice_thresholds),
     )
     own = {"variant": variant, "kept": kept, "confidence_score": confidence_score, "thresholds": thresholds}
     taken = kind.options_of({**own, **options})
@@ -213,6 +216,7 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
         # A refusal by arithmetic says what is needed; one that does not was known beforehand (leakage).
         "uncertified_because": reported.reason if not reported.certified and reported.needed is None else None,
         "slices": reported.slices_asked,
+        "slice_thresholds": reported.slice_thresholds or "one",
         "against_argmax": reported.against_argmax,
     }
     again = fit_policy(

@@ -34,6 +34,21 @@ class _Policy(Document):
     """sha256 of calibration.json, where the score is mapped."""
 
 
+class SlicePair(TypedDict):
+    """Exit as class 0 iff the score < lo, as class 1 iff > hi; null: never."""
+
+    value: Text
+    lo: float | None
+    hi: float | None
+
+
+class SlicePairs(TypedDict):
+    """Thresholds for each value of an attribute; an image with another value, or none, defers."""
+
+    attribute: Text
+    values: Annotated[list[SlicePair], Field(min_length=1, max_length=50)]
+
+
 # ---- softmax -----------------------------------------------------------------------------------------------------
 
 
@@ -44,6 +59,8 @@ class TwoClassThresholds(_Policy):
     classes: Annotated[Distinct[Text], Field(min_length=2, max_length=2)]
     lo: float | None
     hi: float | None
+    by_slice: NotRequired[SlicePairs]
+    """Thresholds of each slice; lo and hi are then null."""
 
 
 class MulticlassThresholds(_Policy):
@@ -105,6 +122,8 @@ class _Gate(_Policy):
     policy: Literal["gate"]
     classes: Annotated[Distinct[Text], Field(min_length=2, max_length=2)]
     model: GateModelDocument
+    by_slice: NotRequired[SlicePairs]
+    """Thresholds of each slice, on the score of lo and hi, which are then null."""
 
 
 SignedScore = Annotated[float, Field(ge=-1, le=1)]
@@ -291,6 +310,15 @@ class SliceDocument(TypedDict):
     delta: Rate
     certified: bool
     risks: dict[str, SliceRisk]
+    own: NotRequired[bool]
+    """True: it has thresholds of its own, lo and hi. Absent: one pair is for all images."""
+    lo: NotRequired[float | None]
+    hi: NotRequired[float | None]
+    exits: NotRequired[Count | None]
+    """Units of the slice that exit."""
+    reason: NotRequired[Text | None]
+    """Why the slice is not certified: its images defer."""
+    needed: NotRequired[Text | None]
 
 
 class CertifiedViews(TypedDict):
@@ -346,6 +374,8 @@ class CertificateDocument(Document):
     needed: Text | None
     slices: NotRequired[Annotated[list[SliceDocument], Field(max_length=50)]]
     slices_asked: NotRequired[list[str]]
+    slice_thresholds: NotRequired[Literal["own"]]
+    """own: each slice has thresholds of its own. Absent: one pair is for all images."""
     never_answered: NotRequired[list[str]]
     """Classes as which no image exits."""
     unlimited: NotRequired[list[str]]

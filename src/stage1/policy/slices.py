@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,11 @@ class SliceCounts:
 
 @dataclass(frozen=True, slots=True)
 class SliceClaim:
-    """Whether every risk of the target holds where `attribute` is `value`. n: units; delta: spent on the slice."""
+    """Whether every risk of the target holds where `attribute` is `value`. n: units; delta: spent on the slice.
+
+    own: it has thresholds of its own (policy/in_slices.py): then lo, hi are they, None: that side never exits; exits:
+    units that exit; reason, needed: why it is not certified, and what that takes. Else one pair is for all images.
+    """
 
     attribute: str
     value: str
@@ -49,10 +54,31 @@ class SliceClaim:
     delta: float
     certified: bool
     risks: Mapping[str, SliceCounts]
+    own: bool = False
+    lo: float | None = None
+    hi: float | None = None
+    exits: int | None = None
+    reason: str | None = None
+    needed: str | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain values of certificate.json; without what only slices with thresholds of their own have, for others."""
+        document = {name: getattr(self, name) for name in self.__slots__ if self.own or name not in _OF_OWN}
+        plain = [name for name in SliceCounts.__slots__ if name != "alone"]
+        risks = {name: {key: getattr(counts, key) for key in plain} for name, counts in self.risks.items()}
+        return {**document, "risks": risks}
 
     @property
     def name(self) -> str:
         return f"{self.attribute}={self.value}"
+
+
+_OF_OWN = ("own", "lo", "hi", "exits", "reason", "needed")
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def slice_rows(scores: Scores, attributes: Sequence[str]) -> list[tuple[str, str, Bools]]:

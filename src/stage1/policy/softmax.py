@@ -14,12 +14,13 @@ import numpy as np
 
 from stage1.policy.base import Decision, PlainPolicy, Policy
 from stage1.policy.certificate import Certificate
-from stage1.policy.certify import certify
 from stage1.policy.class_thresholds import configured_confidence, fit_multiclass, plug_in_classes
 from stage1.policy.closed_form import Thresholds
+from stage1.policy.in_slices import certify_thresholds
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
 from stage1.policy.plug_in import plug_in_thresholds
 from stage1.policy.schema import THRESHOLDS_KIND
+from stage1.policy.slice_thresholds import SliceThresholds, decided
 from stage1.policy.softmax_multiclass import MulticlassPolicy
 from stage1.policy.two_thresholds import TwoThresholds
 from stage1.scores import Scores
@@ -28,6 +29,8 @@ from stage1.scores import Scores
 @dataclass(frozen=True, slots=True)
 class SoftmaxPolicy(PlainPolicy):
     """A fitted policy of two classes. certificate is None only for thresholds that were loaded without one.
+
+    by_slice: thresholds of each value of an attribute; lo and hi are then None.
 
     >>> policy = SoftmaxPolicy(lo=-1.0, hi=2.0, classes=("none", "roadwork"), certified=False)
     >>> decision = policy.decide(Scores(np.array([[0.0, -3.0], [0.0, 1.0], [0.0, 4.0]])))
@@ -40,6 +43,7 @@ class SoftmaxPolicy(PlainPolicy):
     classes: tuple[str, ...]
     certified: bool
     certificate: Certificate | None = None
+    by_slice: SliceThresholds | None = None
 
     name = "softmax"
     document_kind = THRESHOLDS_KIND
@@ -49,12 +53,16 @@ class SoftmaxPolicy(PlainPolicy):
         """(lo, hi)."""
         return self.lo, self.hi
 
+    @property
+    def sliced_by(self) -> str | None:
+        return None if self.by_slice is None else self.by_slice.attribute
+
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and P(class 1) of every row. Raises DataError where scores have more than two classes."""
         margin = scores.margin
-        as_negative, as_positive = Thresholds(self.lo, self.hi).exits(margin)
+        as_negative, as_positive, why = decided(Thresholds(self.lo, self.hi), self.by_slice, margin, scores)
         label = np.where(as_negative, 0, np.where(as_positive, 1, margin > 0)).astype(np.int64)
-        return Decision(exit=as_negative | as_positive, label=label, probability=scores.probabilities[:, 1])
+        return Decision(as_negative | as_positive, label, scores.probabilities[:, 1], why)
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for thresholds.json."""
@@ -64,7 +72,12 @@ class SoftmaxPolicy(PlainPolicy):
             "hi": self.hi,
             "classes": list(self.classes),
             "certified": self.certified,
+            **({} if self.by_slice is None else {"by_slice": self.by_slice.to_document()}),
         }
+
+    def shown(self) -> dict[str, Any]:
+        """The thresholds of each slice, where they differ."""
+        return {} if self.by_slice is None else {"by_slice": self.by_slice.to_document()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +104,22 @@ def fit(inputs: FitInputs, options: SoftmaxOptions) -> Policy:
         )
     family = TwoThresholds(SoftmaxPolicy.name, lambda scores: scores.margin)
     target = replace(request, boundary=inputs.boundary())
-    cuts, certificate = certify(family, target, inputs.calib, inputs.select, inputs.counting)
-    return SoftmaxPolicy(cuts.lo, cuts.hi, tuple(request.classes), certificate.certified, certificate)
+    cuts, by_slice, certificate = certify_thresholds(family, target, inputs.calib, inputs.select, inputs.counting)
+    return SoftmaxPolicy(cuts.lo, cuts.hi, tuple(request.classes), certificate.certified, certificate, by_slice)
 
 
 def load(document: dict[str, Any], certificate: Certificate | None) -> Policy:
     """The policy of thresholds.json."""
     if len(document["classes"]) > 2:
         return MulticlassPolicy.from_document(document, certificate)
-    return SoftmaxPolicy(document["lo"], document["hi"], tuple(document["classes"]), document["certified"], certificate)
+    return SoftmaxPolicy(
+        document["lo"],
+        document["hi"],
+        tuple(document["classes"]),
+        document["certified"],
+        certificate,
+        SliceThresholds.from_document(document.get("by_slice")),
+    )
 
 
 def configure(config: Configured, select: Scores | None, n_classes: int, say: Say) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from stage1.policy.closed_form import Thresholds
 from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, observed_risk, risk_upper
 from stage1.policy.group_means import (
     MEANS_METHOD,
-    Claim,
     Frames,
     better_unit,
     choose_by_means,
@@ -57,6 +56,10 @@ class Units:
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def within(self, inside: NDArray[np.bool_]) -> Units:
+        """The units inside; bool [N]."""
+        return Units(self.score[inside], self.labels[inside])
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class FoundThresholds:
         return self.choice.at_end
 
     def exits(self, rule: Thresholds) -> bool:
-        return bool(np.logical_or(*rule.exits(self.sample.score)).any())
+        return bool((np.logical_or(*rule.exits(self.sample.score)) & (self.sample.labels >= 0)).any())
 
     def risks(self, rule: Thresholds, certified: bool) -> dict[str, RiskBound]:
         return measured_risks(rule, self.sample, self.target, self.choice.delta, certified)
@@ -235,7 +238,7 @@ def _coverage(
         reached = partial(upper_bound, sample, claim, thresholds, delta)
         return Coverage.counted(left, n, floor, lambda: 1.0 - reached(), certified=certified, value=value)
 
-    everyone = np.ones(len(labels), dtype=np.bool_)
+    everyone = labels >= 0
     per_class = {
         name: share(labels == index, request.class_coverage.get(name), index)
         for index, name in enumerate(request.classes)
@@ -250,44 +253,22 @@ def _slice_claims(
     path, place = choice.path, choice.place
     assert path is not None, "slices are tested along a path"
     assert place is not None, "thresholds that were chosen have a place"
-    targets, claims = request.targets, risk_claims(request)
-    walked = range(path.start, place + 1)
-
-    def inside(claim: Claim, rows: NDArray[np.bool_]) -> Claim:
-        def within(labels: Any, negative: Any, positive: Any) -> Any:
-            wrong, trial = claim.rows(labels, negative, positive)
-            return wrong & rows[:, None], (
-                np.broadcast_to(rows[:, None], wrong.shape) if trial is None else trial & rows[:, None]
-            )
-
-        return Claim(claim.target, within)
+    claims, walked = list(risk_claims(request).values()), range(path.start, place + 1)
 
     def test(rows: NDArray[np.bool_], delta: float) -> bool:
-        if isinstance(sample, Frames):
-            within = [inside(claim, rows) for claim in claims.values()]
-            return furthest(sample, within, path, delta, walked) == place
-        score, labels = sample.score[rows], sample.labels[rows]
-        exits = count_exits(
-            score[labels == 0], score[labels == 1], path.lo[walked.start : place + 1], path.hi[walked.start : place + 1]
-        )
-        return bool(certifies(exits, targets, delta, request.target_prior).all())
+        part = sample.within(rows)
+        if isinstance(part, Frames):
+            return furthest(part, claims, path, delta, walked) == place
+        lo, hi = path.lo[walked.start : place + 1], path.hi[walked.start : place + 1]
+        exits = count_exits(part.score[part.labels == 0], part.score[part.labels == 1], lo, hi)
+        return bool(certifies(exits, request.targets, delta, request.target_prior).all())
 
     def measure(rows: NDArray[np.bool_], delta: float, held: bool) -> dict[str, SliceCounts]:
-        score, labels = sample.score[rows], sample.labels[rows]
-        exits = count_exits(score[labels == 0], score[labels == 1], *choice.thresholds.columns)
-        found = {}
-        for name, target in targets.items():
-            errors, n = (int(column[0]) for column in exits.counts(name))
-            observed = observed_risk(exits, name, request.target_prior)[0]
-            if isinstance(sample, Frames):
-                within = inside(claims[name], rows)
-                observed, bound = (
-                    estimate(sample, within, choice.thresholds),
-                    upper_bound(sample, within, choice.thresholds, delta),
-                )
-            else:
-                bound = float(risk_upper(exits, name, delta, request.target_prior, target)[0])
-            found[name] = SliceCounts(target, observed, bound if held else 1.0, n, errors, bound)
+        risks = measured_risks(choice.thresholds, sample.within(rows), request, delta, False)
+        found = {
+            name: SliceCounts(risk.target, risk.observed, risk.bound if held else 1.0, risk.n, risk.errors, risk.alone)
+            for name, risk in risks.items()
+        }
         return joint_risks(found, at_end=choice.at_end) if held else found
 
     return slice_claims(slice_rows(counted, slices), 1.0 - request.confidence, test, measure)

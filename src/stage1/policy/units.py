@@ -14,6 +14,8 @@ from stage1.policy.attempts import Attempts
 from stage1.scores import Scores
 
 UNITS = ("auto", "image", "group", "group_mean")
+OWN = "own"
+SLICE_THRESHOLDS = ("auto", OWN, "one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Counting:
     unit: one of UNITS; assume_iid: images of one group are taken as independent. seed: of the draw of one image of each
     group. attempts: the looks at these images, None: not counted. uncertified_because: a reason known beforehand
     (leakage) for which nothing may be certified. slices: attributes of Scores.slices to claim the risks for as well.
+    slice_thresholds: "own" for each value of one attribute, "one" pair for all, or "auto" (policy/in_slices.py).
     """
 
     unit: str = "auto"
@@ -31,6 +34,7 @@ class Counting:
     attempts: Attempts | None = None
     uncertified_because: str | None = None
     slices: Sequence[str] = ()
+    slice_thresholds: str = "auto"
 
 
 def check_samples(calib: Scores, select: Scores | None) -> None:

@@ -80,6 +80,8 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
         return "The calibration scores were not given to this report."
     if calibration.n_classes != 2 or calibration.labels is None or not len(calibration):
         return "It takes labelled calibration scores of two classes with one threshold for each."
+    if policy.get("by_slice") is not None:
+        return "Each slice has thresholds of its own (listed below); no single pair explains this certificate."
     if certificate["unit"] == "group_mean":
         return "This certificate weighs groups, by all their images; counts of images do not explain it."
     score, positive = calibration.margin, calibration.labels == 1

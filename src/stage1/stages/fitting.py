@@ -129,6 +129,7 @@ def _fitted(
             assume_iid=config.assume_iid,
             unit=config.unit,
             slices=config.data.slices,
+            slice_thresholds=config.policy.slice_thresholds,
             allow_one_sided=config.allow_one_sided,
             classes=classes,
             seed=config.seed,

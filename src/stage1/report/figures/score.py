@@ -83,8 +83,13 @@ def score_histogram(evaluation: Document, policy: Document, scores: Scores) -> D
             axis.spines.bottom.set_visible(False)
             axis.spines.top.set_visible(True)
             axis.tick_params(axis="x", length=0)
-        _regions(axis, edges, policy)
-        _region_counts(axis, edges, policy, table["columns"], table["counts"][index], mirrored)
+        if policy.get("by_slice") is None:
+            _regions(axis, edges, policy)
+            _region_counts(axis, edges, policy, table["columns"], table["counts"][index], mirrored)
+        for pair in _pairs(policy):
+            for value, side_colour in ((pair["lo"], CLASS_COLOURS[0]), (pair["hi"], CLASS_COLOURS[1])):
+                if value is not None:
+                    axis.axvline(value, color=side_colour, linewidth=0.9, linestyle=(0, (5, 2)))
         axis.set_ylabel(f"{fitting(name, 20)}\nimages (log)", color=colour)
     for value, text in ((policy["lo"], "lo"), (policy["hi"], "hi")):
         if value is not None:
@@ -124,6 +129,12 @@ def _regions(axis: Any, edges: Floats, policy: Document) -> None:
         if value is not None:
             axis.axvspan(value, end, color=colour, alpha=0.08, linewidth=0)
             axis.axvline(value, color=INK, linewidth=1.3, linestyle=(0, (5, 2)))
+
+
+def _pairs(policy: Document) -> list[Document]:
+    """The thresholds of each slice; none where one pair is for all images."""
+    by_slice = policy.get("by_slice")
+    return [] if by_slice is None else list(by_slice["values"])
 
 
 def _region_counts(
@@ -177,6 +188,13 @@ def _words(documents: Documents) -> Words:
         f"Histograms of the {'mapped' if documents.mapped else 'raw'} score, {documents.positive} above, "
         f"{documents.negative} below, logarithmic counts. Threshold lo {lo}, hi {hi}."
     )
+    if certificate["certified"] and _pairs(policy):
+        attribute = policy["by_slice"]["attribute"]
+        caption = (
+            f"Each {attribute} has thresholds of its own (lines: lo in the colour of {documents.negative}, hi in that"
+            f" of {documents.positive}); they are listed with the certificate."
+        )
+        return Words("Scores and thresholds", alt.replace(f" Threshold lo {lo}, hi {hi}.", ""), caption)
     caption = "No threshold: both sides are shut, every image defers."
     if policy["lo"] is not None or policy["hi"] is not None:
         caption = (
