@@ -8,12 +8,12 @@ Proof. Given the attribute, the units of a slice are an independent sample of th
 with probability at most delta / S, so with probability at least 1 - delta every claim of every slice is true, whichever
 of them are certified. No slice pays for the thresholds of another, so that an easy one exits as far as it can.
 
-What that says of all images. Every risk of the table is a quotient E[wrong] / E[tried] over the images that are counted
+What that says of all images. Every risk of the table is a quotient E[wrong] / E[trial] over the images that are counted
 (exits of a class, exits, members of a class). Images of uncertified slices defer: they add nothing to `wrong`. So the
-risk of all images is at most the mean of the certified slices' risks, weighted by what each adds to `tried`, whatever
+risk of all images is at most the mean of the certified slices' risks, weighted by what each adds to `trial`, whatever
 the shares of the slices: at most the largest of their bounds, at no further price. `error` at a stated prior is such a
-quotient where that prior is that of each slice; floors on coverage are not (a slice that defers adds to what is tried
-and not to what exits), so they keep one pair of thresholds for all (policy/two_thresholds.py).
+quotient where that prior is that of each slice; floors on coverage are not (a slice that defers adds to the trials
+and not to the exits), so they keep one pair of thresholds for all (policy/two_thresholds.py).
 """
 
 from __future__ import annotations
@@ -203,8 +203,8 @@ class FoundInSlices:
         """Share of hits in among, None where it is empty; of group means each group with the same weight."""
         if isinstance(self.whole.sample, Frames):
             wrong, idle = group_shares(hits[:, None], among[:, None], self.whole.sample.layout)
-            tried = float((1 - idle).sum())
-            return float(wrong.sum()) / tried if tried > 0 else None
+            trials = float((1 - idle).sum())
+            return float(wrong.sum()) / trials if trials > 0 else None
         return float(hits.sum()) / int(among.sum()) if among.any() else None
 
     def coverage(self, rule: SliceThresholds, certified: bool) -> tuple[Coverage, dict[str, Coverage]]:
