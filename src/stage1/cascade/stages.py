@@ -190,6 +190,12 @@ def _opened(stage: StageConfig, config: CascadeConfig, base: Path) -> Stage:
                 f"stage {stage.name!r}: its bundle has classes {', '.join(bundle.classes)}, the cascade"
                 f" {', '.join(config.classes)}"
             )
+        by = bundle.policy.sliced_by
+        if by is not None and stage.exit == "own":
+            raise ConfigError(
+                f"stage {stage.name!r}: thresholds of its bundle differ by {by}, which a cascade does not pass on, so"
+                " every image would defer; use exit: auto, or certify the bundle with policy.slice_thresholds=one"
+            )
         return BundleStage(stage.name, bundle)
     guard = Guard(stage.calls, stage.name, config.seed)
     at_once = stage.calls.concurrency

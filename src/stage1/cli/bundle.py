@@ -44,6 +44,13 @@ def predict(
             "--views", help="The views you expect, e.g. 3x3; refused unless the bundle is certified for them."
         ),
     ] = None,
+    slices: Annotated[
+        Path | None,
+        typer.Option(
+            "--slices",
+            help="A table with the columns image and the one by which thresholds differ, for folders and lists.",
+        ),
+    ] = None,
     deadline: Annotated[
         float,
         typer.Option(
@@ -62,22 +69,41 @@ def predict(
     Of a folder every image is taken, at every depth; what is no image by name or content is counted on stderr (no
     error).
 
+    Where thresholds differ by slice (data.slices), the slice of an image is read from the column of that name in a
+    table, or from --slices; without it the image defers and its `reason` says so.
+
     Example: stage1 predict runs/demo/bundle photos/ --format csv
     """
     from stage1.inference import load_bundle
-    from stage1.inference.inputs import iterate_inputs
+    from stage1.inference.inputs import iterate_inputs, read_slices, with_slices
     from stage1.inference.tables import open_writer, predict_to
     from stage1.runtime.crops import parse_views, small_line
 
     loaded = load_bundle(bundle, deadline_s=deadline or None)
     if views is not None:
         loaded.require_views(parse_views(views))
+    by = loaded.policy.sliced_by
+    if slices is not None and by is None:
+        raise ConfigError(f"--slices {slices}: this bundle has one pair of thresholds for all images; leave it out")
+    inputs = iterate_inputs(
+        images,
+        sys.stdin.buffer,
+        on_left_out=lambda line: typer.echo(line, err=True),
+        slices=() if by is None else (by,),
+    )
+    if slices is not None and by is not None:
+        inputs = with_slices(inputs, by, read_slices(slices, by))
     writer_kind: Any = "json" if as_json else kind
     with open_writer(writer_kind, output or sys.stdout, loaded.about) as writer:
         failures = predict_to(
             loaded.predictor,
-            iterate_inputs(images, sys.stdin.buffer, on_left_out=lambda line: typer.echo(line, err=True)),
+            inputs,
             writer,
+            on_unknown=lambda unknown, of: typer.echo(
+                f"note: {unknown} of {of} images defer because their {by} is not known; give a table with a column"
+                f" {by}, or --slices FILE with the columns image and {by}",
+                err=True,
+            ),
             on_failure=lambda row: typer.echo(f"{row.path}: {row.error}", err=True),
             on_small=lambda small, of: typer.echo(small_line(small, of, loaded.predictor.preprocessing.size), err=True),
         )

@@ -183,8 +183,8 @@ def _predicts(folder: Path) -> str:
     table = SampleTable.read(folder / "samples.parquet")
     rows = table.rows("val_test")[:8]
     bundle = load_bundle(folder / "bundle")
-    answers = bundle.predict([table.read_bytes(row) for row in rows])
     scores = read_role(folder, "val_test").take(range(len(rows)))
+    answers = bundle.predict([table.read_bytes(row) for row in rows], slices=scores.slices)
     expected = bundle.policy.decide(scores)
     for answer, leaves, probability in zip(answers, expected.exit, expected.probability, strict=True):
         if answer.error or answer.exit != leaves or abs((answer.probability or 0.0) - probability) > 1e-4:

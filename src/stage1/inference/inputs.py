@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -21,6 +21,7 @@ from stage1.errors import DataError, MissingError
 from stage1.runtime.folders import Walk, image_files
 from stage1.runtime.images import IMAGE_COLUMNS, picture_pixels
 from stage1.runtime.stream import Item
+from stage1.sources.listing import cell_text
 from stage1.storage.texts import READ_FAILURES, not_utf8, read_failure, require_text
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -30,10 +31,14 @@ _PARQUET_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One image to answer: the name it is reported under, and a path, bytes, or a function that gives the bytes."""
+    """One image to answer: the name it is reported under, and a path, bytes, or a function that gives the bytes.
+
+    slices: attribute -> its value for this image, where it is known.
+    """
 
     name: str
     item: Item
+    slices: Mapping[str, str] = field(default_factory=dict)
 
 
 def iterate_inputs(
@@ -41,8 +46,11 @@ def iterate_inputs(
     stdin: BinaryIO | None = None,
     *,
     on_left_out: Callable[[str], None] | None = None,
+    slices: Sequence[str] = (),
 ) -> Iterator[Input]:
     """Every image that `sources` name, in order, lazily.
+
+    slices: columns of a table that each of its inputs carries, where the table has them.
 
     A source is
     - a folder: its images (by ending, those of formats that are not read among them, else by content), recursively,
@@ -66,12 +74,12 @@ def iterate_inputs(
         elif path.suffix.lower() in (*TABLES, ".txt"):
             if not path.is_file():
                 raise MissingError(f"{path}: no such table or list; give a file that is there")
-            yield from _file(path)
+            yield from _file(path, slices)
         else:
             yield Input(os.fspath(source), path)
 
 
-def _file(path: Path) -> Iterator[Input]:
+def _file(path: Path, slices: Sequence[str]) -> Iterator[Input]:
     kind = path.suffix.lower()
     try:
         if kind != ".parquet":
@@ -80,9 +88,9 @@ def _file(path: Path) -> Iterator[Input]:
             with open(path, "rb") as stream:
                 yield from _lines(stream, path.parent)
         elif kind == ".parquet":
-            yield from _parquet(path)
+            yield from _parquet(path, slices)
         else:
-            yield from _csv(path, "\t" if kind == ".tsv" else ",")
+            yield from _csv(path, "\t" if kind == ".tsv" else ",", slices)
     except DataError:
         raise
     except (OSError, ValueError) as error:
@@ -110,32 +118,66 @@ def _folder(folder: Path, on_left_out: Callable[[str], None] | None) -> Iterator
         on_left_out(f"note: {folder}: left out {walk}, no images by name or content")
 
 
-def _csv(path: Path, delimiter: str) -> Iterator[Input]:
+def _csv(path: Path, delimiter: str, slices: Sequence[str]) -> Iterator[Input]:
     with open(path, encoding="utf-8-sig", newline="") as stream:
         try:
             reader = csv.reader(stream, delimiter=delimiter)
             head = next(reader, [])
             column = head.index(_image_column(path, head))
+            places = {name: _place(name, head) for name in slices}
             for cells in reader:
                 if cells:
-                    yield _cell(path, cells[column].strip() if column < len(cells) else "", f"line {reader.line_num}")
+                    one = _cell(path, cells[column].strip() if column < len(cells) else "", f"line {reader.line_num}")
+                    known = {name: cells[at] for name, at in places.items() if at is not None and at < len(cells)}
+                    yield _with_slices(one, known)
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: {not_utf8(path)}") from error
         except csv.Error as error:
             raise DataError(f"{path}: not a table in UTF-8 ({error}); save it again") from error
 
 
-def _parquet(path: Path) -> Iterator[Input]:
+def _place(name: str, head: Sequence[str]) -> int | None:
+    """Where a column stands; white space around names does not count. None: it is not there."""
+    return next((at for at, other in enumerate(head) if other.strip() == name), None)
+
+
+def _with_slices(one: Input, known: Mapping[str, Any]) -> Input:
+    return replace(one, slices={name: cell_text(value) for name, value in known.items()}) if known else one
+
+
+def read_slices(path: str | os.PathLike[str], attribute: str) -> dict[str, str]:
+    """Value of `attribute` by absolute path of the image, from a table with an image column and this one.
+
+    Raises MissingError (no such table), DataError (no such column, damaged).
+    """
+    if Path(path).suffix.lower() not in TABLES:
+        raise DataError(f"{path}: a table ({', '.join(TABLES)}) with the columns image and {attribute} is expected")
+    found = list(iterate_inputs([path], slices=[attribute]))
+    if found and not any(attribute in one.slices for one in found):
+        raise DataError(f"{path}: no column {attribute!r}; give a table with the columns image and {attribute}")
+    return {os.path.abspath(one.name): one.slices.get(attribute, "") for one in found}
+
+
+def with_slices(inputs: Iterable[Input], attribute: str, given: Mapping[str, str]) -> Iterator[Input]:
+    """The inputs with the value of `attribute` that `given` has for their path; what a table says itself stays."""
+    for one in inputs:
+        value = given.get(os.path.abspath(one.name))
+        yield one if value is None or one.slices.get(attribute) else replace(one, slices={attribute: value})
+
+
+def _parquet(path: Path, slices: Sequence[str]) -> Iterator[Input]:
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             column = _image_column(path, file.schema_arrow.names)
+            carried = [name for name in slices if name in file.schema_arrow.names]
             row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column]):
-                for cell in batch.column(0):
-                    value = cell.as_py()
-                    yield _cell(path, value, f"row {row}", f"{path}::{row}")
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[column, *carried]):
+                known = {name: batch.column(name).to_pylist() for name in carried}
+                for at, cell in enumerate(batch.column(column)):
+                    one = _cell(path, cell.as_py(), f"row {row}", f"{path}::{row}")
+                    yield _with_slices(one, {name: values[at] for name, values in known.items()})
                     row += 1
             if row != file.metadata.num_rows:
                 raise DataError(

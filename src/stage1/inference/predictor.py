@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,11 +22,15 @@ from stage1.runtime.crops import WHOLE, ViewPolicy
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine, Outputs
 from stage1.runtime.stream import Item, WholeImages, Work, stream_work
+from stage1.sources.listing import cell_text
 
 if TYPE_CHECKING:
     from stage1.views import ViewsDocument
 
 Failure: TypeAlias = tuple[int, Exception]
+Texts: TypeAlias = NDArray[np.str_]
+SliceValues: TypeAlias = Mapping[str, Sequence[object] | Texts]
+"""Attribute -> its value for each image."""
 
 DEFER = "defer"
 GATE = "gate_logits"
@@ -51,6 +55,8 @@ class Row:
     Where the bundle has views: `views`, how many were evaluated; `view`, the name of the one that contributed most
     towards the class of the larger aggregated logit; `box`, where that one lies, (top, left, bottom, right) in pixels
     of the decoded image; `small`: the image is no larger than the model's input, so that tiles add nothing.
+    reason: why it defers whatever its score, where thresholds differ by slice (its slice is not known, or is not
+    certified); else None.
     """
 
     path: str
@@ -65,6 +71,7 @@ class Row:
     small: bool = False
     confidence: float | None = None
     probabilities: tuple[float, ...] | None = None
+    reason: str | None = None
 
 
 class Predictor:
@@ -170,14 +177,16 @@ class Predictor:
             failures += failed
         return np.concatenate(rows), joined_views(made, policy, k, gate=self._gate is not None), failures
 
-    def predict(self, images: Iterable[Picture]) -> list[Row]:
+    def predict(self, images: Iterable[Picture], *, slices: SliceValues | None = None) -> list[Row]:
         """One Row per image, in their order.
 
         images: any mix of paths, bytes, PIL images and RGB arrays uint8 [H, W, 3]. Arrays and pictures take the same
         decoder and resize kernel as files (by way of a lossless PNG in memory; EXIF orientation counts).
+        slices: attribute -> value of each image, where thresholds differ by it (`Policy.sliced_by`): an image whose
+        value is not given defers, and its `reason` says so.
         Raises DataError for an entry of another kind; a file that is missing or broken is a Row with `error`.
         """
-        return [row for rows in self.stream(images) for row in rows]
+        return [row for rows in self.stream(images, slices=slices) for row in rows]
 
     def answer(self, rgb: NDArray[np.uint8], name: str = "#0") -> Row:
         """The Row of one decoded image, uint8 [H, W, 3], as `predict` gives it; in this thread, which waits for no
@@ -186,17 +195,25 @@ class Predictor:
         name: `Row.path`. Raises DataError for another shape or dtype; may be called from several threads.
         """
         outputs = self._work.run([self._work.prepare(rgb)])
-        return self._answers([name], self._outputs_of(outputs, 1))[0]
+        return self._answers([name], self._outputs_of(outputs, 1), {})[0]
 
-    def stream(self, images: Iterable[Picture], names: Sequence[str] | None = None) -> Iterator[list[Row]]:
+    def stream(
+        self,
+        images: Iterable[Picture],
+        names: Sequence[str] | None = None,
+        *,
+        slices: SliceValues | None = None,
+    ) -> Iterator[list[Row]]:
         """As `predict`, batch by batch while decoding runs ahead. names: `Row.path` of each image, where given."""
         if isinstance(images, (str, bytes, os.PathLike)):
             raise DataError("images: one path or byte string; give a list of images")
         pictures = list(images)
         items = [item_of(picture, row) for row, picture in enumerate(pictures)]
         shown = list(names) if names is not None else [name_of(picture, row) for row, picture in enumerate(pictures)]
+        columns = _slice_columns(slices, len(items))
         for rows, answered, failed in self._batches(items):
-            answers = dict(zip(rows.tolist(), self._answers([shown[row] for row in rows], answered), strict=True))
+            own = {name: values[rows] for name, values in columns.items()}
+            answers = dict(zip(rows.tolist(), self._answers([shown[row] for row in rows], answered, own), strict=True))
             answers |= {row: _unanswered(shown[row], one_line(error)) for row, error in failed}
             yield [answers[row] for row in sorted(answers)]
 
@@ -221,22 +238,26 @@ class Predictor:
             raise IntegrityError(f"model: {GATE} {list(gate.shape)} for {n} images; export it anew")
         return ModelOutputs(logits.reshape(n, k), gate, None)
 
-    def _answers(self, names: Sequence[str], answered: ModelOutputs) -> list[Row]:
+    def _answers(self, names: Sequence[str], answered: ModelOutputs, slices: Mapping[str, Texts]) -> list[Row]:
         finite = answered.finite
         kept = [name for name, good in zip(names, finite, strict=True) if good]
-        answers = iter(self._decided(kept, answered, finite))
+        answers = iter(self._decided(kept, answered, finite, slices))
         # A model may give NaN for one strange image; the others are answered.
         return [
             next(answers) if good else _unanswered(name, "the model gives NaN or infinity for it")
             for name, good in zip(names, finite, strict=True)
         ]
 
-    def _decided(self, names: Sequence[str], answered: ModelOutputs, kept: NDArray[np.bool_]) -> list[Row]:
+    def _decided(
+        self, names: Sequence[str], answered: ModelOutputs, kept: NDArray[np.bool_], slices: Mapping[str, Texts]
+    ) -> list[Row]:
         if not names:
             return []
-        scores = answered.scores(kept)
+        scores = answered.scores(kept, slices={name: values[kept] for name, values in slices.items()})
+        reasons: list[str] = [""] * len(scores)
         if self.policy is not None:
             decision = self.policy.decide(scores)
+            reasons = reasons if decision.why is None else decision.why.tolist()
             exits, labels, probabilities = decision.exit, decision.label, decision.probability
         else:
             exits, labels = np.zeros(len(scores), dtype=np.bool_), scores.logits.argmax(axis=1)
@@ -252,6 +273,7 @@ class Predictor:
             labels.tolist(),
             probabilities.tolist(),
             of_classes.tolist(),
+            reasons,
             self._told(answered, kept),
             strict=True,
         )
@@ -264,9 +286,10 @@ class Predictor:
                 f"exit:{self.classes[label]}" if leaves else DEFER,
                 confidence=shares[label],
                 probabilities=tuple(shares),
+                reason=reason or None,
                 **told,
             )
-            for name, leaves, label, probability, shares, told in columns
+            for name, leaves, label, probability, shares, reason, told in columns
         ]
 
     def _told(self, answered: ModelOutputs, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -315,7 +338,9 @@ class Bundle:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What an answer names of its bundle: name, digest, policy, certified, classes, and views if any."""
+        """What an answer names of its bundle: name, digest, policy, certified, classes, and, if any, views and the
+        attribute by which thresholds differ.
+        """
         return {
             "name": self.name,
             "digest": self.digest,
@@ -323,11 +348,12 @@ class Bundle:
             "certified": self.certificate.certified,
             "classes": list(self.classes),
             **({} if self.predictor.views is None else {"views": self.predictor.views.description}),
+            **({} if self.policy.sliced_by is None else {"slices": self.policy.sliced_by}),
         }
 
-    def predict(self, images: Iterable[Picture]) -> list[Row]:
+    def predict(self, images: Iterable[Picture], *, slices: SliceValues | None = None) -> list[Row]:
         """One Row per image, in their order; see `Predictor.predict`."""
-        return self.predictor.predict(images)
+        return self.predictor.predict(images, slices=slices)
 
 
 def load_bundle(
@@ -403,6 +429,16 @@ def _require_certified(policy: Policy | None, views: ViewsDocument | None) -> No
     raise IntegrityError(
         f"views: the policy is certified for {certified}, given are {given}; use policy and views.json of one run"
     )
+
+
+def _slice_columns(slices: SliceValues | None, n: int) -> dict[str, Texts]:
+    """Each attribute's values as text, str [N], as a run reads its tables. Raises DataError for another number."""
+    found = {}
+    for name, values in (slices or {}).items():
+        if isinstance(values, str) or len(values) != n:
+            raise DataError(f"slices: {name}: give one value for each of the {n} images (None where it is not known)")
+        found[name] = np.array([cell_text(value) for value in values], dtype=np.str_)
+    return found
 
 
 def _require_shape(logits: NDArray[Any], shape: tuple[int, ...]) -> None:

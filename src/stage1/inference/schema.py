@@ -22,6 +22,8 @@ class PredictionsBundle(TypedDict):
     classes: NotRequired[Annotated[list[Text], Field(min_length=2)]]
     views: NotRequired[Text]
     """The views of each image in words; absent: the whole image alone."""
+    slices: NotRequired[Text]
+    """The attribute by whose value thresholds differ; absent: one pair is for all images."""
 
 
 _PER_CLASS = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
@@ -54,6 +56,8 @@ class PredictionRow(TypedDict):
     decision: Annotated[str, Field(pattern="^(defer$|exit:)")]
     error: str | None
     """What is wrong with an image that could not be answered."""
+    reason: NotRequired[str | None]
+    """Why it defers whatever its score: no known or certified slice. Only where the bundle has `slices`."""
     views: NotRequired[PositiveInt | None]
     """How many views were looked at."""
     view: NotRequired[str | None]

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal, Protocol, TextIO
 from stage1.errors import ConfigError
 from stage1.inference.inputs import Input
 from stage1.inference.predictor import Predictor, Row
+from stage1.scores.columns import is_blank
 from stage1.storage.cells import text_cell
 from stage1.storage.documents import SCHEMA_VERSION
 from stage1.storage.files import atomic_writer
@@ -23,7 +24,7 @@ FORMATS: tuple[Format, ...] = ("table", "csv", "parquet", "json")
 # What every row has, and what it has where the bundle evaluates several views of an image.
 VIEW_COLUMNS = ("views", "view")
 COLUMNS = tuple(
-    field.name for field in fields(Row) if field.name not in (*VIEW_COLUMNS, "box", "small", "probabilities")
+    field.name for field in fields(Row) if field.name not in (*VIEW_COLUMNS, "box", "small", "probabilities", "reason")
 )
 # Before the name of a class: no other column begins so, and two classes have two names.
 CLASS_PREFIX = "p_"
@@ -56,16 +57,21 @@ def predict_to(
     *,
     on_failure: Callable[[Row], None] | None = None,
     on_small: Callable[[int, int], None] | None = None,
+    on_unknown: Callable[[int, int], None] | None = None,
 ) -> int:
     """Answer every input in order and hand the rows to `writer`. Returns how many images could not be answered.
 
     on_failure: called with the row of each of those, as it comes (the CLI names it on stderr). on_small: called at the
     end with (how many images were no larger than the model's input, how many were answered), where there were such
-    under several views.
+    under several views. on_unknown: the same with how many defer because the slice by which thresholds differ was not
+    given.
     """
-    failures = small = answered = 0
+    failures = small = answered = unknown = 0
+    by = None if predictor.policy is None else predictor.policy.sliced_by
     for chunk in _chunks(inputs):
-        for rows in predictor.stream([one.item for one in chunk], [one.name for one in chunk]):
+        slices = None if by is None else {by: [one.slices.get(by, "") for one in chunk]}
+        unknown += 0 if slices is None else sum(map(is_blank, slices[by]))  # type: ignore[index]
+        for rows in predictor.stream([one.item for one in chunk], [one.name for one in chunk], slices=slices):
             writer.write(rows)
             for row in rows:
                 small, answered = small + row.small, answered + (row.error is None)
@@ -75,6 +81,8 @@ def predict_to(
                         on_failure(row)
     if small and on_small is not None:
         on_small(small, answered)
+    if unknown and on_unknown is not None:
+        on_unknown(unknown, answered + failures)
     return failures
 
 
@@ -121,9 +129,14 @@ def _text_writer(kind: Format, stream: TextIO, about: Mapping[str, Any]) -> RowW
 
 
 def _columns(about: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of every row, one for each class of the bundle (where it is known), and of the views."""
+    """Of every row, one for each class of the bundle (where it is known), of the views, and of what has no claim."""
     reported = (f"{CLASS_PREFIX}{valid(name)}" for name in about.get("classes", ()))
-    return (*COLUMNS, *reported, *(VIEW_COLUMNS if "views" in about else ()))
+    return (
+        *COLUMNS,
+        *reported,
+        *(VIEW_COLUMNS if "views" in about else ()),
+        *(("reason",) if "slices" in about else ()),
+    )
 
 
 def _chunks(inputs: Iterable[Input]) -> Iterator[list[Input]]:
@@ -173,7 +186,8 @@ class _TableWriter:
             kind = "error" if row.error is not None else "exit" if row.exit else "defer"
             decision = row.decision if row.error is None else "error"
             probability = "" if row.probability is None else f"{row.probability:.6f}"
-            path = row.path if row.error is None else f"{row.path}: {row.error}"
+            why = row.error or row.reason
+            path = row.path if why is None else f"{row.path}: {why}"
             cells = ("" if row.views is None else str(row.views), row.view or "")
             self._put((decision, row.label or "", probability, path), _COLOURS[kind], views=cells)
 
@@ -257,6 +271,7 @@ class _ParquetWriter:
             "error": text,
             "views": pa.int32(),
             "view": text,
+            "reason": text,
             "confidence": number,
         }
         self._columns = columns

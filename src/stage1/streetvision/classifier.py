@@ -142,6 +142,11 @@ def _require_decides(bundle: Bundle) -> None:
     """Raises ConfigError where the policy needs a signal that no picture carries, IntegrityError where it needs the
     gate of a model that has none: each picture would get the fallback answer.
     """
+    if (by := bundle.policy.sliced_by) is not None:
+        raise ConfigError(
+            f"{bundle.folder}: thresholds differ by {by}, which no picture carries, so each would defer; certify with"
+            " policy.slice_thresholds=one"
+        )
     views, gate = bundle.predictor.views is not None, GATE in bundle.predictor.engine.output_names
     signals = {SPREAD: np.zeros(1)} if views else {}
     probe = Scores(logits=np.zeros((1, 2)), gate=np.zeros(1), extra=signals)
