@@ -181,11 +181,10 @@ def _named(row: Mapping[str, Any]) -> str:
 
 def _measured(run: RunDir, evaluation: Mapping[str, Any]) -> dict[str, Measured]:
     known = {}
-    grouped = (
-        "the interval over groups is undefined at 0 or all" if evaluation["unit"] == "group" else "nothing to count"
-    )
     for row in metrics_rows(evaluation):
-        known[row["metric"]] = Measured(row["value"], row["low"], row["high"], grouped)
+        why = evaluation["metrics"].get(row["metric"], {}).get("note")
+        few = "too few groups" if evaluation["unit"] == "group" else "nothing to count"
+        known[row["metric"]] = Measured(row["value"], row["low"], row["high"], why or few)
     certificate = read_document(run / "certificate.json", CERTIFICATE_KIND)
     for name, risk in certificate["risks"].items():
         shown = shown_bound(certificate, name)
@@ -230,5 +229,5 @@ def _gains(run: RunDir, options: Mapping[str, Any]) -> dict[str, Measured]:
             value, low, high = (None if end is None else -end for end in (ends[0], ends[2], ends[1]))
         else:
             value, low, high = ends
-        found[f"gain.{row['metric']}"] = Measured(value, low, high)
+        found[f"gain.{row['metric']}"] = Measured(value, low, high, row.get("note", ""))
     return found
