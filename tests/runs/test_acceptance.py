@@ -105,7 +105,8 @@ def test_the_gates_of_the_issue(root):
     gates = (
         "[{metric: accuracy, at_least: 0.8, phase: 1}, {metric: gate.gain, at_least: 0, by: bound, phase: 3},"
         " {metric: gain.augrc, at_least: 0, by: bound, phase: 4}, {metric: gain.coverage, at_least: 0.1},"
-        " {metric: gain.coverage, at_least: 0.1, by: bound, phase: 5}, {metric: coverage, at_least: 0.7, by: bound}, {metric: certificate.fnr, at_most: 0.05, by: bound},"
+        " {metric: gain.coverage, at_least: 0.1, by: bound, phase: 5},"
+        " {metric: coverage, at_least: 0.7, by: bound}, {metric: certificate.fnr, at_most: 0.05, by: bound},"
         " {metric: error, at_most: 0.001, by: bound}]"
     )
     document, run = accepted(root, "lora", gates, f"acceptance.reference={root / 'frozen'}")
