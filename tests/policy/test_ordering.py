@@ -142,7 +142,7 @@ def test_all_shares_at_once_are_the_fixed_points_of_a_plain_loop(risks, ends):
     from stage1.policy.ordering import _class_model, _solve
 
     posterior = np.sort(np.random.default_rng(3).beta(0.3, 0.4, size=150))
-    model = _class_model(posterior)
+    model = _class_model(posterior, np.ones(150))
     goal = Goal(dict.fromkeys(risks, 0.05), 1000, 0.05)
     shares = np.geomspace(0.1, 18.0, 12)
     low, high = _solve(model, goal, shares, ends)
