@@ -277,7 +277,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
 def test_every_target_set_keeps_its_promise_and_exits(request_):
-    draws, delta = 40, 0.1
+    draws, delta = 25, 0.1
     violation, coverage, certified = simulate(draws, 4000, 0.15, seed=3, confidence=1 - delta, **request_)
     assert violation <= delta + 3 * np.sqrt(delta * (1 - delta) / draws)
     assert certified >= 0.8

@@ -392,13 +392,18 @@ def problems(draw_):
     return scores(draw_(st.integers(10, 120))), scores(draw_(st.integers(1, 400))), classes, risks, floor
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    problems(),
+@pytest.mark.parametrize("examples", [15, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_certificate_has_a_bound_above_its_target(examples):
+    settings(max_examples=examples, deadline=None)(given(problems(), *OPTIONS)(no_bound_above_its_target))()
+
+
+OPTIONS = (
     st.sampled_from(["msp", "margin", "entropy", "energy", "maxlogit_pnorm(2)"]),
     st.sampled_from(["auto", "one", "per_class"]),
 )
-def test_no_certificate_has_a_bound_above_its_target(problem, score, mode):
+
+
+def no_bound_above_its_target(problem, score, mode):
     select, calib, classes, risks, floor = problem
     policy = fit_policy(
         "softmax",
