@@ -185,7 +185,7 @@ def simulate(n: int, draws: int, how: str, shifts: dict[int, float], target: flo
 
 
 def test_a_certificate_on_dealt_groups_is_true_and_one_on_groups_dealt_by_size_is_not() -> None:
-    shifts, draws = {1: 1.0, 2: 3.5}, 25
+    shifts, draws = {1: 1.0, 2: 3.5}, 40
     limit = DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / draws)
     violation, off = simulate(2500, draws, "balanced", shifts, 0.05, seed=1)
     assert violation <= limit
