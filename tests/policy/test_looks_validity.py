@@ -61,7 +61,7 @@ def is_false(policy) -> bool:
 
 
 def looked(draws: int, seed: int, sets, plan: Plan | None, **options) -> Looks:
-    """sets(rng): the (scores, options) of the looks of one draw, each with a ledger of its own. plan None: uncounted."""
+    """sets(rng): the (scores, options) of the looks of one draw, with a ledger of its own. plan None: uncounted."""
     rng = np.random.default_rng(seed)
     false, exits, headlines = [], [], []
     for _ in range(draws):
