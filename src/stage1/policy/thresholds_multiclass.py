@@ -127,7 +127,7 @@ def _offsets(logits: Floats, answer: Labels, right: Labels, k: int, spread: floa
     offset, curvature = np.zeros(k), np.zeros(k)
     for _ in range(20 if spread > 0 else 0):
         p = special.expit(logits + offset[answer])
-        curvature = np.bincount(answer, p * (1 - p), k)
+        curvature = np.asarray(np.bincount(answer, p * (1 - p), k), dtype=np.float64)
         gradient = np.bincount(answer, right - p, k) - offset / spread**2
         offset = offset + np.clip(gradient / (curvature + 1 / spread**2), -1.0, 1.0)
     return offset, curvature
