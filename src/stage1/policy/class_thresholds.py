@@ -32,7 +32,7 @@ from stage1.policy.softmax_multiclass import MulticlassPolicy
 from stage1.policy.target import Request
 from stage1.policy.units import Counting, choose_unit
 from stage1.risk import binomial_lower, binomial_upper
-from stage1.risk.testing import fixed_sequence
+from stage1.risk.testing import fixed_sequence, minimum_samples
 from stage1.scores import Scores
 from stage1.scores.confidence import confidence
 from stage1.storage.documents import finite_or_none
