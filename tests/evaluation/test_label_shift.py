@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stage1.calibration import Platt, Vector
 from stage1.errors import ConfigError, DataError
-from stage1.evaluation.label_shift import bbse_weights, em_step, estimate_prior, mlls, shift_prior
+from stage1.evaluation.label_shift import FEWEST_GROUPS, bbse_weights, em_step, estimate_prior, mlls, shift_prior
 from stage1.scores import Scores
 
 PROBABILITIES = [0.9, 0.8, 0.3, 0.2, 0.1, 0.6, 0.05, 0.7]
@@ -145,7 +145,7 @@ def within(rate, draws, least=0.95):
     return rate >= least - 3 * np.sqrt(0.05 * 0.95 / draws)
 
 
-@pytest.mark.parametrize("method, draws", [("bbse", 30), ("mlls", 8)])
+@pytest.mark.parametrize("method, draws", [("bbse", 60), ("mlls", 15)])
 def test_intervals_cover_the_true_balance(method, draws):
     rates = [covered(method, prior, draws) for prior in (0.1, 0.5, 0.9)]
     assert within(np.mean(rates), 3 * draws)
@@ -183,7 +183,7 @@ def test_same_seed_same_interval_and_labels_of_the_target_are_not_read():
     assert "replicates" not in one.to_document()
 
 
-def test_two_methods_agree_where_their_intervals_meet():
+def test_two_methods_agree_where_chance_makes_their_difference():
     rng = np.random.default_rng(8)
     source, target = draw(rng, 1000, 0.3), draw(rng, 1000, 0.6)
     mlls, bbse = (
@@ -196,6 +196,39 @@ def test_two_methods_agree_where_their_intervals_meet():
     elsewhere = estimate_prior(source, draw(rng, 1000, 0.95), method="bbse", n_resamples=60)
     assert not mlls.agrees_with(elsewhere)
     assert not elsewhere.agrees_with(raw)
+
+
+def compared(rng, scale, n=300):
+    """The two estimates where the scores of the target are `scale` times what they were."""
+    source, target = draw(rng, n, 0.3), draw(rng, n, 0.6)
+    target = Scores(logits=scale * target.logits)
+    options = {"calibration": Platt.fit(source), "n_resamples": 40, "seed": int(rng.integers(1 << 30))}
+    return [estimate_prior(source, target, method=method, **options) for method in ("mlls", "bbse")]
+
+
+def test_disagreement_is_said_where_it_is_there_and_seldom_else():
+    rng, draws = np.random.default_rng(9), 24
+    said, met = {}, {}
+    for scale in (1.0, 3.0):
+        pairs = [compared(rng, scale) for _ in range(draws)]
+        said[scale] = sum(one.agrees_with(other) is False for one, other in pairs) / draws
+        # What was asked before, whether the two intervals meet, seldom notices it.
+        met[scale] = sum(one.low[1] <= b.high[1] and b.low[1] <= one.high[1] for one, b in pairs) / draws
+    assert said[1.0] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+    assert said[3.0] >= 0.8
+    assert met[3.0] >= 0.5
+
+
+def test_few_groups_have_no_interval_and_no_verdict():
+    rng = np.random.default_rng(10)
+    source = draw(rng, 300, 0.3)
+    for groups, known in ((FEWEST_GROUPS - 1, False), (FEWEST_GROUPS, True)):
+        target = draw(rng, 20 * groups, 0.6, groups=np.repeat(np.arange(groups), 20).astype(str))
+        found, other = (estimate_prior(source, target, method=m, n_resamples=30) for m in ("bbse", "mlls"))
+        assert found.units == groups
+        assert (found.low is not None, found.high is not None) == (known, known)
+        assert (found.agrees_with(other) is not None) is known
+        assert found.to_document()["low"] == (list(found.low) if known else None)
 
 
 def test_extreme_targets_stay_within_0_and_1():

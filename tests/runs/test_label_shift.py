@@ -198,7 +198,7 @@ def test_a_target_whose_scores_changed_is_warned_of(desk):
     drifted = Scores(logits=np.stack([np.zeros(3000), 0.25 * target.margin + 0.4], axis=1))
     section = label_shift(draw(500, 0.3, 9), policy, Shift(drifted, None, source, "val_calib", None), resamples=60)
     assert section["agree"] is False
-    assert "disagree beyond their intervals" in " ".join(section["notes"])
+    assert "disagree by more than chance" in " ".join(section["notes"])
 
 
 def test_which_labelled_rows_are_the_source(desk, document, tmp_path):

@@ -52,37 +52,59 @@ def prior_weights(labels: ArrayLike, prior: ArrayLike) -> FloatArray:
 
 
 Method = Literal["mlls", "bbse"]
+FEWEST_GROUPS = 20
+"""Groups of source or target under which no interval of the balance is stated (benchmarks/intervals.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PriorEstimate:
-    """Shares of the classes in the target, and a percentile interval for each; [K], in [0, 1].
+    """Shares of the classes in the target, and an interval for each; [K], in [0, 1].
 
-    resamples: replicates that gave an estimate; the interval is theirs. replicates: float [resamples, K], what each of
-    them found, for a restatement at this prior; not in the document.
+    low, high: None where there are too few groups (`units` < FEWEST_GROUPS) for an interval that covers. units: fewest
+    independent units (groups, else rows) of the two sides. resamples: replicates that gave an estimate; the interval is
+    theirs. replicates: float [resamples, K], what each of them found, for a restatement at this prior, spread as the
+    interval is; drawn: their numbers. Neither is in the document.
     """
 
     prior: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
     method: Method
     level: float
     n_source: int
     n_target: int
+    units: int
     resamples: int
     replicates: FloatArray = field(compare=False, repr=False)
+    drawn: NDArray[np.int64] = field(compare=False, repr=False)
 
     def to_document(self) -> dict[str, Any]:
         """Plain JSON values."""
-        named = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "replicates"}
+        left_out = ("replicates", "drawn")
+        named = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
 
-    def agrees_with(self, other: PriorEstimate) -> bool:
-        """Whether the two intervals overlap for every class. Where they do not, the map or the assumption is wrong."""
-        return all(
-            low <= other_high and other_low <= high
-            for low, high, other_low, other_high in zip(self.low, self.high, other.low, other.high, strict=True)
-        )
+    def agrees_with(self, other: PriorEstimate) -> bool | None:
+        """Whether the difference is one that chance makes: a test at 1 - level; None: too few groups to tell.
+
+        Two intervals overlap long before their difference is 0: both estimates are of the same rows and err together.
+        So the difference itself is compared with its spread over the replicates that both have (those of one seed are
+        the same rows), for each class, K > 2 sharing 1 - level. Where they do not agree, the map or the assumption is
+        wrong.
+        """
+        from scipy import stats
+
+        units = min(self.units, other.units)
+        if self.low is None or other.low is None:
+            return None
+        _, mine, yours = np.intersect1d(self.drawn, other.drawn, return_indices=True)
+        if len(mine) < 2:
+            return None
+        gap = np.abs(np.array(self.prior) - np.array(other.prior))
+        spread = np.std(self.replicates[mine] - other.replicates[yours], axis=0, ddof=1)
+        tests = 1 if len(gap) == 2 else len(gap)
+        limit = float(stats.t.isf((1.0 - self.level) / (2 * tests), units - 1))
+        return bool((gap <= limit * spread).all())
 
 
 def estimate_prior(
@@ -104,7 +126,9 @@ def estimate_prior(
     .965), beta .907, bbse .903. Take the map that `choose_map` chose, and compare both methods.
     calibration: the map fitted on `source`; None: the probabilities are taken as calibrated.
     The interval resamples both sides, groups whole, source within classes; refit: the map is fitted again in each
-    replicate, since a map from a few hundred rows is itself uncertain (False: faster, and too short then).
+    replicate, since a map from a few hundred rows is itself uncertain (False: faster, and too short then). Replicates
+    are spread about the estimate, on the log-odds, by the ratio of the t to the normal quantile at units - 1 degrees of
+    freedom and by sqrt(units / (units - 1)): a bootstrap of few units is too narrow by just that.
     Raises DataError: no labels on source, a class without a row there, no target rows, unequal K, or, for bbse, answers
     that do not tell the classes apart; ConfigError for bad options.
     """
@@ -129,25 +153,50 @@ def estimate_prior(
         raise DataError(
             "bbse: the confusion matrix on source is singular (answers do not tell the classes apart); use mlls"
         )
-    found = [drawn for here, there in replicates if (drawn := estimator.at(here, there)) is not None]
+    each = [estimator.at(here, there) for here, there in replicates]
+    found = [one for one in each if one is not None]
+    drawn = np.array([number for number, one in enumerate(each) if one is not None], dtype=np.int64)
     if 2 * len(found) < n_resamples:
         raise DataError(
             f"{method}: {len(found)} of {n_resamples} replicates gave an estimate; label more of the source"
         )
     tail = (1.0 - level) / 2
-    low = np.quantile(found, tail, axis=0, method="lower")
-    high = np.quantile(found, 1.0 - tail, axis=0, method="higher")
+    n_units = min(map(len, sides))
+    grouped = any(side.groups is not None for side in (source, target))
+    wide = _spread(np.array(found), prior, n_units, tail)
+    low = np.minimum(np.quantile(wide, tail, axis=0, method="lower"), prior)
+    high = np.maximum(np.quantile(wide, 1.0 - tail, axis=0, method="higher"), prior)
+    known = not grouped or n_units >= FEWEST_GROUPS
     return PriorEstimate(
         tuple(prior.tolist()),
-        tuple(low.tolist()),
-        tuple(high.tolist()),
+        tuple(low.tolist()) if known else None,
+        tuple(high.tolist()) if known else None,
         method,
         level,
         len(source),
         len(target),
+        n_units,
         len(found),
-        np.array(found),
+        wide,
+        drawn,
     )
+
+
+def _spread(found: FloatArray, prior: FloatArray, n_units: int, tail: float) -> FloatArray:
+    """Replicates [R, K] moved away from the estimate [K] on the log-odds, as few units need; shares again."""
+    from scipy import special, stats
+
+    if n_units < 2:
+        return found
+    factor = float(stats.t.isf(tail, n_units - 1) / stats.norm.isf(tail)) * np.sqrt(n_units / (n_units - 1))
+    centre = _log_odds(prior)
+    moved = special.expit(centre + factor * (_log_odds(found) - centre))
+    return np.asarray(moved / moved.sum(axis=1, keepdims=True))
+
+
+def _log_odds(shares: FloatArray) -> FloatArray:
+    inside = np.clip(shares, 1e-6, 1.0 - 1e-6)  # a share of exactly 0 is an estimate at the edge
+    return np.asarray(np.log(inside) - np.log1p(-inside))
 
 
 # ---- the two estimators ------------------------------------------------------------------------------------------

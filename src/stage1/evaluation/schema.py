@@ -19,8 +19,6 @@ class Measured(TypedDict):
     value: float | None
     low: float | None
     high: float | None
-    note: NotRequired[Text]
-    """Why there is no interval."""
 
 
 ResamplingUnit = Literal["image", "group"]
@@ -29,9 +27,7 @@ ResamplingUnit = Literal["image", "group"]
 
 
 class MeasuredRisk(TypedDict):
-    """A risk on this role. low, high: exact two-sided Clopper-Pearson, as if images were independent. group_low,
-    group_high: over groups (null: images are the unit, or there are too few groups).
-    """
+    """A risk on this role. low, high: exact two-sided Clopper-Pearson."""
 
     observed: Share | None
     errors: Count
@@ -238,7 +234,7 @@ class LabelShiftDocument(TypedDict):
     """Of coverage and error; all carry the uncertainty of the estimated balance."""
     estimates: list[PriorEstimate]
     agree: bool | None
-    """Whether the intervals of mlls and bbse overlap for every class; null where there are not both."""
+    """Whether chance makes the difference of mlls and bbse; null where there are not both, or few groups."""
     stays: list[str]
     """Certified risks that hold at every balance."""
     moves: list[str]
@@ -391,8 +387,6 @@ class ArmDifference(TypedDict):
     better: str | None
     """The arm, or the reference, where the interval excludes 0."""
     verdict: Text
-    note: NotRequired[Text]
-    """Why there is no interval."""
 
 
 class Confirmation(TypedDict):

@@ -21,10 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from stage1.calibration import choose_map
+from stage1.calibration import CalibrationMap, Choice, Platt, Temperature, Vector, choose_map
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.evaluation.intervals import measured
-from stage1.evaluation.label_shift import Method, PriorEstimate, checked_shares, estimate_prior
+from stage1.evaluation.intervals import Interval
+from stage1.evaluation.label_shift import (
+    FEWEST_GROUPS,
+    Method,
+    PriorEstimate,
+    checked_shares,
+    estimate_prior,
+)
 from stage1.evaluation.ranking import FloatArray
 from stage1.evaluation.restate import ClassCounts, restated_interval, restated_metrics
 from stage1.evaluation.summary import confidence_of, pooled_metrics
@@ -32,6 +38,7 @@ from stage1.policy import Certificate, Policy, decided_on, reported
 from stage1.risk.risks import risk_of
 from stage1.runs.directory import RunDir
 from stage1.scores import Scores, Values, read_role, read_scores, write_scores
+from stage1.storage.documents import finite_or_none
 from stage1.storage.files import digest_file
 
 TARGET_FILE = "target_scores.parquet"
@@ -81,8 +88,7 @@ def label_shift(
     agree: bool | None = None
     if shift.scores is not None:
         choice = choose_map(shift.source if shift.select is None else shift.select, seed=seed)
-        chosen = {"name": choice.name, "reason": choice.reason}
-        fitted = None if choice.map is None else choice.map.refit(shift.source)
+        fitted, chosen = _map_for_shares(choice, shift.source)
         estimates: dict[str, PriorEstimate] = {}
         for method in ("mlls", "bbse"):
             try:
@@ -92,11 +98,16 @@ def label_shift(
                     raise
                 notes.append(f"No estimate by {method}: {error}.")
         found += [(method, np.array(one.prior), one) for method, one in estimates.items()]
+        if few := [one.units for one in estimates.values() if one.low is None]:
+            notes.append(
+                f"No interval of the shares, nor of what is restated at them: {min(few)} groups, {FEWEST_GROUPS} are"
+                " needed for one that covers."
+            )
         if len(estimates) == 2:
             agree = estimates["mlls"].agrees_with(estimates["bbse"])
-            if not agree:
+            if agree is False:
                 notes.append(
-                    "mlls and bbse disagree beyond their intervals: the calibration map is off (then bbse is the"
+                    "mlls and bbse disagree by more than chance: the calibration map is off (then bbse is the"
                     " better), or scores within a class have changed (then neither holds). Label some rows of the"
                     " target."
                 )
@@ -126,19 +137,21 @@ def label_shift(
             seed=seed,
         )
         exact = restated_interval(prior if replicates is None else replicates, counts, level)
-        shown = {name: measured(interval) for name, interval in intervals.items()}
+        shown = {name: _numbers(interval) for name, interval in intervals.items()}
         for name, ends, events in (("coverage", exact[0], counts.exits), ("error", exact[1], counts.errors)):
             if not grouped:
                 known = shown[name]["value"] is not None
                 shown[name] |= {"low": ends[0] if known else None, "high": ends[1] if known else None}
-                shown[name].pop("note", None)
             elif not any(events):  # a bootstrap over groups knows nothing where nothing happened
                 shown[name] |= {"low": None, "high": None}
+        if estimate is not None and estimate.low is None:
+            for numbers in shown.values():
+                numbers |= {"low": None, "high": None}
         return {
             "method": method,
             "prior": _by_class(names, prior),
-            "low": None if estimate is None else _by_class(names, estimate.low),
-            "high": None if estimate is None else _by_class(names, estimate.high),
+            "low": None if estimate is None or estimate.low is None else _by_class(names, estimate.low),
+            "high": None if estimate is None or estimate.high is None else _by_class(names, estimate.high),
             "coverage": shown.pop("coverage"),
             "error": shown.pop("error"),
             "metrics": shown,
@@ -257,6 +270,24 @@ def _estimate(shift: Shift, method: Method, fitted: Any, resamples: int, level: 
     )
 
 
+def _map_for_shares(choice: Choice, source: Scores) -> tuple[CalibrationMap | None, dict[str, Any]]:
+    """The map for mlls, fitted on source, and how it came about.
+
+    A small val_select keeps the identity, or the temperature, where an intercept is needed: the estimate is then off by
+    more than its interval. With an intercept refitted in every replicate, the interval holds that too.
+    """
+    if choice.map is not None and choice.map.name != Temperature.name:
+        return choice.map.refit(source), {"name": choice.name, "reason": choice.reason}
+    with_intercept: type[CalibrationMap] = Platt if source.n_classes == 2 else Vector
+    try:
+        fitted = with_intercept.fit(source)
+    except DataError as error:
+        kept = None if choice.map is None else choice.map.refit(source)
+        return kept, {"name": choice.name, "reason": f"{choice.reason}; no {with_intercept.name}: {error}"}
+    why = f"{choice.name} has no intercept, without which the shares may be off by more than their interval"
+    return fitted, {"name": with_intercept.name, "reason": f"{with_intercept.name}: {why} ({choice.reason})"}
+
+
 def _certified_risks(certificate: Certificate | None) -> tuple[list[str], list[str]]:
     """(risks that hold at every balance, risks that hold at their own), of what is certified."""
     if certificate is None or not certificate.certified:
@@ -295,3 +326,7 @@ def _by_class(names: list[str], values: Any) -> dict[str, float]:
 def _shares_of(scores: Scores, names: list[str]) -> dict[str, float]:
     counts = np.bincount(scores.known_labels, minlength=len(names))
     return _by_class(names, counts / counts.sum())
+
+
+def _numbers(interval: Interval) -> dict[str, float | None]:
+    return {name: finite_or_none(getattr(interval, name)) for name in ("value", "low", "high")}
