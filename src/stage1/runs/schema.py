@@ -234,6 +234,24 @@ class AcceptanceDocument(Document):
     reference: str | None
     """Name of the run that gain.METRIC compares with."""
     gates: Annotated[list[AcceptanceGate], Field(min_length=1)]
+    look: NotRequired[PositiveInt]
+    """Number of this look at the images of val_test; missing in older documents, which did not count."""
 
 
 ACCEPTANCE_KIND = DocumentKind("acceptance", AcceptanceDocument)
+
+
+class Look(TypedDict):
+    """Gates were judged on val_test: a state of the run (outputs, policy, gates), and the number of the look."""
+
+    state: Digest
+    look: PositiveInt
+
+
+class LooksDocument(Document):
+    """How often the images of val_test were looked at for acceptance, by this run."""
+
+    looks: Annotated[list[Look], Field(min_length=1)]
+
+
+LOOKS_KIND = DocumentKind("val_test_looks", LooksDocument)

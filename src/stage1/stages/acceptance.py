@@ -7,13 +7,13 @@
 | gate.gain | AUGRC of softmax minus that of the gate in use, val_test | paired interval |
 | gain.METRIC | better than acceptance.reference by so much, val_test | paired interval |
 
-`by: bound` takes the end that counts against the run: the lower one for at_least, the upper one for at_most.
+`by: bound` takes the end that counts against the run: the lower one for at_least, the upper one for at_most. On
+val_test it moves out with every look at the same images (val_test_looks.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,12 @@ from stage1.runs.directory import RunDir
 from stage1.runs.finished import FinishedRun, refuse_other_splits
 from stage1.runs.schema import ACCEPTANCE_KIND
 from stage1.scores import Scores, read_role
+from stage1.stages.val_test_looks import Measured, at_look, looks_line, this_look
 from stage1.storage.documents import finite_or_none, read_document, write_document
 from stage1.storage.files import digest_bytes, digest_file
 
 ACCEPTANCE_FILE = "acceptance.json"
 IGNORE = "--ignore-acceptance"
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A metric of a run: value, interval ends (None: undefined), and why something is undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    why: str = ""
 
 
 def accept(run: RunDir, evaluation: Mapping[str, Any]) -> list[Path]:
@@ -61,16 +52,18 @@ def accept(run: RunDir, evaluation: Mapping[str, Any]) -> list[Path]:
         path.unlink(missing_ok=True)
         return []
     known = _measured(run, evaluation)
-    judged = []
     for gate in gates:
         if gate.metric not in known:
             raise ConfigError(f"acceptance: {gate.metric!r} is not measured in this run; known: {', '.join(known)}")
-        judged.append(judge(gate, known[gate.metric]))
+    look = this_look(run, [gate.model_dump(mode="json") for gate in gates])
+    groups = evaluation["n_groups"] if evaluation["unit"] == "group" else None
+    judged = [judge(gate, at_look(known[gate.metric], look, evaluation["level"], groups)) for gate in gates]
     reference = run.config.acceptance.reference
     document = {
         "passed": all(row["passed"] for row in judged),
         "reference": None if reference is None else Path(reference).resolve().name,
         "gates": judged,
+        "look": look,
     }
     write_document(path, document, ACCEPTANCE_KIND)
     return [path]
@@ -105,9 +98,11 @@ def judge(gate: AcceptanceGate, measured: Measured) -> dict[str, Any]:
     }
 
 
-def acceptance_lines(document: Mapping[str, Any]) -> list[str]:
-    """A line for each gate."""
-    return [f"{'ok  ' if row['passed'] else 'FAIL'}  {_named(row)}: {row['reason']}" for row in document["gates"]]
+def acceptance_lines(document: Mapping[str, Any], level: float) -> list[str]:
+    """A line for each gate, and how often these images were looked at before."""
+    lines = [f"{'ok  ' if row['passed'] else 'FAIL'}  {_named(row)}: {row['reason']}" for row in document["gates"]]
+    told = looks_line(document.get("look", 1), level)
+    return lines if told is None else [*lines, told]
 
 
 def require_accepted(run: RunDir, *, ignore: bool) -> list[str]:
@@ -134,9 +129,11 @@ def accepted_in_words(folder: Path) -> str | None:
         return None
     failed = [row for row in document["gates"] if not row["passed"]]
     n = len(document["gates"])
+    look = document.get("look", 1)
+    at = f" at look {look} at the images of val_test" if look > 1 else ""
     if not failed:
-        return f"all {n} acceptance gates passed" if n > 1 else "the acceptance gate passed"
-    return f"FAILED and ignored, {len(failed)} of {n}: " + "; ".join(
+        return (f"all {n} acceptance gates passed" if n > 1 else "the acceptance gate passed") + at
+    return f"FAILED and ignored, {len(failed)} of {n}{at}: " + "; ".join(
         f"{_named(row)}: {row['reason']}" for row in failed
     )
 
@@ -181,10 +178,12 @@ def _named(row: Mapping[str, Any]) -> str:
 
 def _measured(run: RunDir, evaluation: Mapping[str, Any]) -> dict[str, Measured]:
     known = {}
+    grouped = (
+        "the interval over groups is undefined at 0 or all" if evaluation["unit"] == "group" else "nothing to count"
+    )
     for row in metrics_rows(evaluation):
-        why = evaluation["metrics"].get(row["metric"], {}).get("note")
-        few = "too few groups" if evaluation["unit"] == "group" else "nothing to count"
-        known[row["metric"]] = Measured(row["value"], row["low"], row["high"], why or few)
+        counts = None if evaluation["unit"] == "group" else _counts(row, evaluation)
+        known[row["metric"]] = Measured(row["value"], row["low"], row["high"], grouped, counts, on_test=True)
     certificate = read_document(run / "certificate.json", CERTIFICATE_KIND)
     for name, risk in certificate["risks"].items():
         shown = shown_bound(certificate, name)
@@ -205,6 +204,18 @@ def _measured(run: RunDir, evaluation: Mapping[str, Any]) -> dict[str, Measured]
     return known
 
 
+def _counts(row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(errors or exits, of how many) of a rate whose interval is exact."""
+    name = row["metric"]
+    if name in evaluation["risks"]:
+        return row["errors"], row["n"]
+    if name == "coverage":
+        return evaluation["coverage"]["overall"]["exits"], row["n"]
+    if name.startswith("coverage."):
+        return evaluation["coverage"]["per_class"][name.removeprefix("coverage.")]["exits"], row["n"]
+    return None
+
+
 def _gate_gain(policy: Policy, scores: Scores, options: Mapping[str, Any]) -> Measured:
     if policy.decided_by is None:
         return Measured(None, None, None, f"the policy is {policy.name}, which has no gate")
@@ -212,7 +223,7 @@ def _gate_gain(policy: Policy, scores: Scores, options: Mapping[str, Any]) -> Me
         return Measured(None, None, None, "the gate was refused on val_select, softmax decides")
     probability = policy.base.decide(scores).probability  # of class 1: g where class 1 is predicted, else 1 - g
     found = accept_gate(scores, np.where(scores.margin > 0, probability, 1.0 - probability), **options)
-    return Measured(finite_or_none(found.gain), found.low, found.high, found.reason)
+    return Measured(finite_or_none(found.gain), found.low, found.high, found.reason, on_test=True)
 
 
 def _gains(run: RunDir, options: Mapping[str, Any]) -> dict[str, Measured]:
@@ -229,5 +240,5 @@ def _gains(run: RunDir, options: Mapping[str, Any]) -> dict[str, Measured]:
             value, low, high = (None if end is None else -end for end in (ends[0], ends[2], ends[1]))
         else:
             value, low, high = ends
-        found[f"gain.{row['metric']}"] = Measured(value, low, high, row.get("note", ""))
+        found[f"gain.{row['metric']}"] = Measured(value, low, high, on_test=True)
     return found

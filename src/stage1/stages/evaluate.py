@@ -53,7 +53,7 @@ def evaluate(run: RunDir, context: Context) -> list[Path]:
     written += report_of_run(run, table, scores, policy, document)
     written += accept(run, document)
     if (judged := read_acceptance(run.path)) is not None:
-        for line in acceptance_lines(judged):
+        for line in acceptance_lines(judged, config.evaluation.level):
             context.progress.say(f"  {line}")
     return written
 
