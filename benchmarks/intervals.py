@@ -26,6 +26,7 @@ from interval_bench.tally import simulate, standard_error
 
 # Topic -> its heading in the table; the file is interval_bench/TOPIC.py.
 TOPICS = {
+    "evaluation": "`evaluate`: metrics, risks and coverage",
     "compare": "`compare`: two models on the same images",
     "label_shift": "`evaluate --target`: the balance of unlabelled scores",
     "cascade_plan": "`cascade plan`: the share of images that reaches a later stage",

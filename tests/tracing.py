@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -44,7 +45,33 @@ def traced_once(folder: Path) -> Iterator[None]:
 
         return onnx.load_from_string(made_once(folder / _key(module, shape, output_names), graph))
 
-    with mock.patch.object(export, "_exported", side_effect=exported):
+    with library_read_once(), mock.patch.object(export, "_exported", side_effect=exported):
+        yield
+
+
+@contextlib.contextmanager
+def library_read_once() -> Iterator[None]:
+    """While open, the exporter translates its own library (some 500 functions of onnxscript, from their source) once a
+    process instead of once a graph: more than half of the time of a head's export.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, AttributeError):  # torch's own names: another version has others
+            from torch.onnx._internal.exporter import _registration
+
+            interface = _registration.onnxscript_apis
+            stack.enter_context(mock.patch.object(interface, "get_torchlib_ops", _once(interface.get_torchlib_ops)))
+        yield
+
+
+@functools.cache
+def _once(function: Any) -> Any:
+    return functools.cache(function)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exporter_reads_its_library_once() -> Iterator[None]:
+    """For each module that imports it: every graph is traced, the exporter's library is read once."""
+    with library_read_once():
         yield
 
 

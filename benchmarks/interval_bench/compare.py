@@ -16,7 +16,7 @@ METRICS = ("aurc", "augrc", "auroc_failure", "accuracy", "nll", "brier", "ece", 
 
 def exchangeable(population: Grouped, rng: np.random.Generator) -> Mapping[str, Answer]:
     a, b = population.draw(rng, models=2)
-    rows = compare(a, b, metrics=METRICS, n_resamples=500, seed=int(rng.integers(1 << 30)))["rows"]
+    rows = compare(a, b, metrics=METRICS, n_resamples=200, seed=int(rng.integers(1 << 30)))["rows"]
     found = {
         f"difference in {row['metric']}": interval_answer(row["low"], row["high"], 0.0, row["better"] is not None)
         for row in rows
@@ -39,4 +39,7 @@ SETTINGS = (
     Grouped(300, 1),
     Grouped(1000, 1),
 )
-CASES = tuple(Case(setting.name, partial(exchangeable, setting)) for setting in SETTINGS)
+CASES = tuple(
+    Case(setting.name, partial(exchangeable, setting), share=1.0 if setting.groups * setting.size < 1000 else 0.5)
+    for setting in SETTINGS
+)

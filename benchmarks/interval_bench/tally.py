@@ -81,8 +81,9 @@ def simulate(cases: tuple[Case, ...], draws: int, seed: int, only: str | None = 
         count = max(1, round(draws * case.share))
         start = time.process_time()
         answers = [case.draw(rng) for _ in range(count)]
-        for row in answers[0]:
-            found.append(asdict(_tally(row, case.name, [answer[row] for answer in answers])))
+        # a metric may be undefined in a draw: then that draw has no such row
+        for row in dict.fromkeys(name for answer in answers for name in answer):
+            found.append(asdict(_tally(row, case.name, [answer[row] for answer in answers if row in answer])))
         print(f"{case.name}: {count} draws, {time.process_time() - start:.0f} s CPU", flush=True)
     return found
 

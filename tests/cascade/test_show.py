@@ -30,6 +30,7 @@ from stage1.report.figures.frontier import draw_frontier
 from stage1.risk import binomial_lower
 from stage1.storage.documents import read_document
 
+from ..command_line import stage1 as entry_point
 from .server import green, serving
 
 CLASSES = ("none", "roadwork")
@@ -110,7 +111,7 @@ def stage1(*arguments: str | Path) -> Result:
     return Result(result.exit_code, result.stdout, result.stderr)
 
 
-def test_the_commands_in_a_process_of_their_own(evaluated, desk):
+def test_a_command_in_a_process_of_its_own_and_one_through_its_entry_point(evaluated, desk):
     path, folder, _, _ = evaluated
     command = [sys.executable, "-m", "stage1.cli", "cascade"]
     run = subprocess.run(
@@ -121,9 +122,7 @@ def test_the_commands_in_a_process_of_their_own(evaluated, desk):
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["label"] in CLASSES
-    wrong = subprocess.run(
-        [*command, "plan", desk / "none.yaml", "--rate", "1/s"], capture_output=True, text=True, timeout=120
-    )
+    wrong = entry_point("cascade", "plan", desk / "none.yaml", "--rate", "1/s")
     assert wrong.returncode == 3
     assert wrong.stderr.splitlines() == [f"error: {desk / 'none.yaml'}: no such cascade file"]
 

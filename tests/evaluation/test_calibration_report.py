@@ -8,7 +8,9 @@ import pytest
 from stage1.calibration import Isotonic, Platt, Temperature
 from stage1.errors import DataError
 from stage1.evaluation import bootstrap, brier, ece, nll
-from stage1.evaluation.calibration_report import Reported, before_after
+from stage1.evaluation.calibration_report import Reported, before_after, calibration_error
+from stage1.evaluation.intervals import Statistic
+from stage1.evaluation.probability import Calibration
 from stage1.scores import Scores
 
 
@@ -88,11 +90,14 @@ def test_stated_probabilities_beside_the_models_own_in_one_bootstrap():
     scores, fitted = sample(), Platt.fit(sample(seed=1))
     beside = Reported(scores, fitted.calibrate(scores), "platt", "raw", "platt: because")
     metrics = beside.metrics() | {
-        "nll": lambda c, r, w: float(
-            np.average(-np.log(beside.after.probabilities[np.arange(1500), scores.labels]), weights=w)
+        "nll": Statistic(
+            lambda c, r, w: float(
+                np.average(-np.log(beside.after.probabilities[np.arange(1500), scores.labels]), weights=w)
+            ),
+            "loss",
         ),
-        "brier": lambda c, r, w: brier(beside.after.probabilities, scores.labels, w),
-        "ece": lambda c, r, w: ece(beside.after.probabilities, scores.labels, weights=w),
+        "brier": Statistic(lambda c, r, w: brier(beside.after.probabilities, scores.labels, w), "loss"),
+        "ece": calibration_error(Calibration(beside.after.probabilities, scores.labels), 1500),
     }
     zeros = np.zeros(1500)
     found = bootstrap(metrics, confidence=zeros, residuals=zeros, labels=scores.labels, n_resamples=60)

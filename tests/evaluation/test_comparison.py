@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from stage1 import Scores
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import augrc, bootstrap, brier, compare, ece, mcc, nll
-from stage1.evaluation.arms import ArmRun, _seed_shares, best_arm, compare_arms
+from stage1.evaluation.arms import CALIBRATION_LUCK, ArmRun, _seed_variance, best_arm, compare_arms
 from stage1.evaluation.comparison import COMPARISON_KIND, METRICS, NO_DIFFERENCE, same_samples
+from stage1.evaluation.intervals import Statistic
 from stage1.storage.documents import read_document, write_document
 
 
@@ -61,7 +62,7 @@ def test_interval_is_that_of_the_difference_under_the_same_draws():
     a, b = pair(noise=(0.3, 1.2))
     loss = [-np.log(side.probabilities[np.arange(300), side.labels]) for side in (a, b)]
     expected = bootstrap(
-        {"nll": lambda c, r, w: float(w @ (loss[0] - loss[1]) / w.sum())},
+        {"nll": Statistic(lambda c, r, w: float(w @ (loss[0] - loss[1]) / w.sum()), "difference")},
         confidence=np.zeros(300),
         residuals=np.zeros(300),
         labels=a.labels,
@@ -114,7 +115,10 @@ def test_the_better_model_is_named_and_the_sides_mirror():
 def test_a_model_against_itself_shows_nothing():
     a, _ = pair()
     for row in compare(a, a, n_resamples=50)["rows"]:
-        assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
+        # replicates that are all 0 say nothing of other images; of ece each model's own noise stays
+        ends = (row["low"], row["high"])
+        assert row["difference"] == 0
+        assert ends[0] < 0 < ends[1] if row["metric"] == "ece" else ends == (None, None)
         assert row["verdict"] == NO_DIFFERENCE
         assert row["p_value"] in (1.0, None)
 
@@ -161,7 +165,7 @@ def test_augrc_p_value_equals_all_swaps():
 
 
 def rejections(draws, resamples, **options):
-    counts = dict.fromkeys(("aurc", "augrc", "accuracy", "nll"), 0)
+    counts = dict.fromkeys(("aurc", "augrc", "auroc_failure", "accuracy", "nll", "brier", "mcc"), 0)
     for index in range(draws):
         a, b = pair(seed=1000 + index, **options)
         for metric, row in rows_of(compare(a, b, metrics=list(counts), n_resamples=resamples, seed=index)).items():
@@ -173,7 +177,9 @@ def test_exchangeable_models_are_told_apart_no_more_often_than_they_may():
     rates = rejections(150, 99, n=120)
     assert all(rate <= 0.1 + 3 * math.sqrt(0.09 / 150) for rate in rates.values()), rates
     different = rejections(60, 99, n=200, noise=(0.3, 1.2))
-    assert all(rate > 0.8 for rate in different.values()), different  # and the test can reject
+    # and the test can reject; how well failures are ranked differs less than how many there are
+    assert different.pop("auroc_failure") > 0.3
+    assert all(rate > 0.8 for rate in different.values()), different
 
 
 @pytest.mark.slow
@@ -203,7 +209,7 @@ def test_copies_in_groups_are_swapped_and_drawn_together():
         shown = np.mean([row["nll"]["verdict"] != NO_DIFFERENCE for row in found])
         if bound:
             assert p_rate <= 0.1 + 3 * math.sqrt(0.09 / 60)
-            assert shown <= 0.05 + 3 * math.sqrt(0.0475 / 60) + 0.03  # percentile intervals of 30 units are short
+            assert shown <= 0.05 + 3 * math.sqrt(0.0475 / 60)
         else:
             assert min(p_rate, shown) > 0.4  # the control
     assert compare(a, b, n_resamples=9)["unit"] == "group"
@@ -307,7 +313,8 @@ def test_any_small_input_gives_a_valid_document(tmp_path_factory, rows, weighted
     write_document(tmp_path_factory.mktemp("doc") / "comparison.json", document, COMPARISON_KIND)
     for row in document["rows"]:
         if row["low"] is None:
-            assert row["verdict"] == "undefined"
+            assert row["better"] is None
+            assert row["verdict"] in ("undefined", NO_DIFFERENCE, row.get("note"))
 
 
 def test_one_class_leaves_mcc_undefined():
@@ -378,11 +385,22 @@ def test_without_policies_there_is_no_coverage():
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
-def test_the_shares_of_seeds_have_the_variance_of_a_mean(k):
-    shares = _seed_shares(np.random.default_rng(0), k, 40000)
-    assert np.allclose(shares.sum(axis=0), 1.0)
+def test_the_variance_of_seeds_is_that_of_a_mean_and_two_arms_share_their_freedom(k):
     values = np.random.default_rng(1).normal(size=k)
-    assert (shares * values[:, None]).sum(axis=0).var() == pytest.approx(values.var(ddof=1) / k, rel=0.05)
+    assert _seed_variance([values]) == pytest.approx((values.var(ddof=1) / k, k - 1))
+    total, freedom = _seed_variance([values, values + 3.0])
+    assert (total, freedom) == pytest.approx((2 * values.var(ddof=1) / k, 2 * (k - 1)))
+    assert _seed_variance([values[:1]]) is None
+
+
+def test_no_arm_is_better_by_the_luck_of_its_calibration():
+    """The policies differ beyond doubt, but what another val_calib would have given is not in one val_calib."""
+    a, b = pair(n=600)
+    found = found_in(compare_arms({"wide": [decided(a, 0.1)], "narrow": [decided(b, 2.0)]}, n_resamples=50))
+    row = found["narrow", "coverage"]
+    assert row["difference"] < -0.2
+    assert (row["low"], row["high"], row["better"]) == (None, None, None)
+    assert row["verdict"] == row["note"] == CALIBRATION_LUCK
 
 
 def _false_alarms(seeds, pretend_one, trials=120):
@@ -409,10 +427,8 @@ def _false_alarms(seeds, pretend_one, trials=120):
 
 
 def test_the_spread_from_seed_to_seed_is_in_the_interval():
-    """5 seeds: false alarms near 5 % (a percentile of few seeds is a little short); a single model for each arm:
-    most of the time.
-    """
-    assert _false_alarms(5, pretend_one=False) <= 0.18
+    """5 seeds: false alarms in 5 % at most; a single model for each arm: most of the time."""
+    assert _false_alarms(5, pretend_one=False) <= 0.05 + 3 * math.sqrt(0.0475 / 120)
     assert _false_alarms(1, pretend_one=True) >= 0.4
 
 

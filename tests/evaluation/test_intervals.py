@@ -21,6 +21,7 @@ from stage1.evaluation import (
     naurc,
     nll,
 )
+from stage1.evaluation.intervals import SCALES, Statistic
 from stage1.evaluation.ranking import STATISTICS
 from stage1.evaluation.resampling import _poisson, _poisson_table, deletions, draws, multinomial, units
 
@@ -61,7 +62,7 @@ def test_fast_path_equals_the_plain_functions(ties, binary, weighted):
     if weighted:  # without weights, counts stay small whole numbers all the way: another path
         options["weights"] = np.random.default_rng(4).integers(0, 3, 60)
     fast = bootstrap(metrics, **options)
-    slow = bootstrap({name: plain(metric) for name, metric in metrics.items()}, **options)
+    slow = bootstrap({name: Statistic(plain(metric), SCALES[name]) for name, metric in metrics.items()}, **options)
     named = bootstrap({name: name for name in metrics}, **options)
     for name in metrics:
         assert fast[name] == named[name]
@@ -233,7 +234,13 @@ def test_a_replicate_has_the_spread_of_resampled_rows():
         rows = np.concatenate([rng.choice(m, len(m)) for m in members])
         plain_draws.append(augrc(confidence[rows], residuals[rows]))
     found = bootstrap(
-        {"a": "augrc"}, confidence=confidence, residuals=residuals, labels=labels, n_resamples=3000, level=0.8
+        {"a": "augrc"},
+        confidence=confidence,
+        residuals=residuals,
+        labels=labels,
+        n_resamples=3000,
+        level=0.8,
+        method="percentile",
     )["a"]
     spread = np.std(plain_draws)
     # se of a 10 % quantile of 3,000: 1.7 % of a sigma / .175 density = .031 sigma; two of them
@@ -297,7 +304,7 @@ def test_bca_equals_scipy_for_one_sample(seed, level):
     replicates = values[1:1000]
     assert len(values) == 1 + 999 + 40
     between_neighbours(found, scipy_bca((losses,), np.mean, replicates, level), replicates)
-    plain_interval = bootstrap({"m": mean}, **options)["m"]
+    plain_interval = bootstrap({"m": mean}, method="percentile", **options)["m"]
     assert (found.method, plain_interval.method) == ("bca", "percentile")
     assert found.high > plain_interval.high
 
@@ -456,11 +463,16 @@ def test_clustered_rows_need_the_group_bootstrap():
 
 
 def test_stratified_intervals_are_those_of_fixed_class_counts():
-    """Class 1 is always wrong, class 0 never: with the counts fixed, the error rate has no spread at all."""
+    """Class 1 is always wrong, class 0 never: with the counts fixed, the error rate has no spread at all.
+
+    Replicates that are all alike say nothing about the spread of the next sample, so "t" prints no interval."""
     labels = np.repeat([0, 1], [80, 20])
     options = {"confidence": np.zeros(100), "residuals": labels, "n_resamples": 200}
-    fixed = bootstrap({"acc": "accuracy"}, labels=labels, **options)["acc"]
+    fixed = bootstrap({"acc": "accuracy"}, labels=labels, method="percentile", **options)["acc"]
     assert (fixed.low, fixed.value, fixed.high) == pytest.approx((0.8, 0.8, 0.8))
+    none = bootstrap({"acc": "accuracy"}, labels=labels, **options)["acc"]
+    assert math.isnan(none.low)
+    assert none.note == "no interval: it is the same in every resample"
     free = bootstrap({"acc": "accuracy"}, **options)["acc"]
     assert free.high - free.low > 0.1
 
@@ -474,7 +486,7 @@ def test_stratified_intervals_are_those_of_fixed_class_counts():
         ({"n_resamples": 0}, "n_resamples: 0"),
         ({"level": 1.0}, "level: 1.0"),
         ({"seed": 0.5}, "seed: 0.5"),
-        ({"method": "basic"}, "method: 'basic'; use percentile or bca"),
+        ({"method": "basic"}, "method: 'basic'; use t, percentile or bca"),
         ({"metrics": {"x": "nll"}}, "x='nll' is not built in"),
         ({"metrics": {"x": None}}, "x=None; give a built-in name"),
         ({"metrics": {"x": nll}}, "lambda c, r, w: nll"),

@@ -145,7 +145,7 @@ def within(rate, draws, least=0.95):
     return rate >= least - 3 * np.sqrt(0.05 * 0.95 / draws)
 
 
-@pytest.mark.parametrize("method, draws", [("bbse", 60), ("mlls", 15)])
+@pytest.mark.parametrize("method, draws", [("bbse", 30), ("mlls", 8)])
 def test_intervals_cover_the_true_balance(method, draws):
     rates = [covered(method, prior, draws) for prior in (0.1, 0.5, 0.9)]
     assert within(np.mean(rates), 3 * draws)

@@ -181,11 +181,14 @@ def test_repeated_groups_are_said_and_widen_the_intervals():
     assert (row["low"], row["high"]) == (error["group_low"], error["group_high"])
 
 
-def test_group_interval_of_no_error_is_undefined():
-    made = document(clustered(), lo=None, hi=50.0)
-    assert made["risks"]["miss_rate"]["errors"] == 0
-    assert made["risks"]["miss_rate"]["group_high"] is None
-    assert made["risks"]["miss_rate"]["high"] > 0
+def test_group_interval_of_no_error_is_the_exact_one_of_as_many_images_as_groups():
+    scores = clustered()
+    made = document(scores, lo=None, hi=50.0)
+    missed = made["risks"]["miss_rate"]
+    groups = len(np.unique(scores.groups[scores.known_labels == 1]))
+    assert (missed["errors"], missed["group_low"]) == (0, 0.0)
+    assert missed["group_high"] == pytest.approx(1 - 0.025 ** (1 / groups))
+    assert missed["group_high"] > missed["high"] > 0
 
 
 # ---- undefined and degenerate ------------------------------------------------------------------------------------

@@ -211,3 +211,57 @@ def test_the_example_of_the_docstring_runs():
     from stage1.integrations import scikit
 
     assert doctest.testmod(scikit, extraglobs={"np": np}).failed == 0
+
+
+# ---- looks -------------------------------------------------------------------------------------------------------
+
+
+def rows(n: int = 3000):
+    rng = np.random.default_rng(4)
+    y = np.tile([0, 1], n // 2)
+    return rng.normal(2 * y - 1, 0.6)[:, None], y
+
+
+def headline(policy: Stage1Policy) -> float:
+    certificate = policy.certificate_
+    assert certificate.statement.startswith(f"With confidence {100 * certificate.headline_confidence:.4g} %")
+    return certificate.headline_confidence
+
+
+def test_a_refit_on_the_same_rows_costs_confidence_and_the_same_again_does_not():
+    X, y = rows()
+    policy = Stage1Policy(values="logits", risks=EASY)
+    assert headline(policy.fit(X, y)) == 0.95
+    assert headline(policy.fit(X, y)) == 0.95
+    assert headline(policy.set_params(risks=EASY | {"fnr": 0.04}).fit(X, y)) == 0.9
+    assert headline(policy.set_params(seed=1).fit(X, y)) == 0.85  # another split: other rows, in part
+    assert headline(clone(policy).fit(X, y)) == 0.95  # a clone has no ledger of this object
+
+
+def test_clones_share_a_ledger_that_is_given_and_so_do_models(tmp_path):
+    from stage1.policy.ledger import Ledger
+
+    X, y = rows()
+    for number, ledger in enumerate((Ledger(), tmp_path / "attempts.json")):
+        policy = Stage1Policy(values="logits", risks=EASY, ledger=ledger)
+        assert headline(clone(policy).fit(X, y)) == 0.95, number
+        assert headline(clone(policy).set_params(confidence=0.9).fit(X, y)) == pytest.approx(0.85), number
+    names = [f"row {place}" for place in range(len(y))]
+    ledger = Ledger()
+    found = [
+        headline(Stage1Policy(values="logits", risks=EASY, ledger=ledger).fit(scale * X, y, ids=names))
+        for scale in (1.0, 2.0)
+    ]
+    assert found == [0.95, 0.9]
+    around = Stage1Policy(estimator=LogisticRegression(), risks=EASY, ledger=Ledger())
+    assert headline(clone(around).fit(X, y)) == 0.95
+    assert headline(clone(around).set_params(estimator=LogisticRegression(C=0.1)).fit(X, y)) == 0.9
+
+
+def test_planned_fits_hold_together():
+    X, y = rows()
+    policy = Stage1Policy(values="logits", risks=EASY, planned=2)
+    for fnr in (0.05, 0.04):
+        assert headline(policy.set_params(risks=EASY | {"fnr": fnr}).fit(X, y)) == 0.95
+    with pytest.raises(ConfigError, match="attempts.planned"):
+        policy.set_params(risks=EASY | {"fnr": 0.03}).fit(X, y)

@@ -21,6 +21,8 @@ from stage1.model.head import GatedHead, build_gate, build_head, split  # noqa: 
 from stage1.runtime.session import Engine  # noqa: E402
 from stage1.storage.files import digest_file  # noqa: E402
 
+from ..tracing import exporter_reads_its_library_once  # noqa: E402, F401 (fixture)
+
 BATCHES = (1, 2, 3, 7)
 
 

@@ -23,6 +23,8 @@ from stage1.model.view_pooling import ViewModel, pool_features, pooled_width  # 
 from stage1.runtime.crops import ViewPolicy  # noqa: E402
 from stage1.runtime.session import Engine  # noqa: E402
 
+from ..tracing import exporter_reads_its_library_once  # noqa: E402, F401 (fixture)
+
 GRID = ViewPolicy(grid=(2, 2))
 TILES = ViewPolicy(whole=False, grid=(1, 3))
 

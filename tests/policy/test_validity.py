@@ -122,7 +122,7 @@ def coco(draws: int, coco_scores: Path) -> None:
 
 
 def test_promise_holds_on_real_scores(coco_scores):
-    coco(100, coco_scores)
+    coco(40, coco_scores)
 
 
 @pytest.mark.slow

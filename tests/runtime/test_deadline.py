@@ -5,14 +5,17 @@ bounded.
 from __future__ import annotations
 
 import gc
+import queue
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
+from stage1.runtime import deadline
 from stage1.runtime.deadline import DeadlineExceeded, DeadlineExecutor, NoFreeSlot
 
 
@@ -55,15 +58,32 @@ def test_a_call_that_hangs_keeps_its_slot_until_it_returns():
     executor = DeadlineExecutor(slots=2)
     try:
         for _ in range(2):
-            until = soon(0.02)
             with pytest.raises(DeadlineExceeded, match="before the deadline"):
-                executor.call(release.wait, until)
-            assert time.monotonic() >= until
+                executor.call(release.wait, soon(0.02))
         with pytest.raises(NoFreeSlot, match="2 earlier calls"):
             executor.call(lambda: True, soon(0.05))
     finally:
         release.set()
     assert executor.call(lambda: True, soon())
+
+
+def test_a_result_is_waited_for_up_to_the_deadline(monkeypatch):
+    """By a clock that stands still: what is asked of the queue is the time that is left, and none where it is past."""
+    asked = []
+
+    class Late(queue.SimpleQueue):
+        def get(self, block=True, timeout=None):
+            if timeout is None:  # the thread that waits for work
+                return super().get(block)
+            asked.append(timeout)
+            raise queue.Empty
+
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    monkeypatch.setattr(deadline, "queue", SimpleNamespace(SimpleQueue=Late, Empty=queue.Empty))
+    for until in (100.25, 99.0):
+        with pytest.raises(DeadlineExceeded, match="before the deadline"):
+            DeadlineExecutor().call(lambda: True, until)
+    assert asked == [0.25, 0.0]
 
 
 def test_200_calls_at_once_wait_for_the_slots_and_all_get_their_result():

@@ -299,11 +299,14 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
         + ", not used for training, selection or the certificate. "
     )
     if grouped:
-        text += f"Intervals: bootstrap over groups ({evaluation['resamples']} resamples)."
+        text += (
+            f"Intervals: t from a bootstrap over groups ({evaluation['resamples']} resamples); of risks, coverage and "
+            "accuracy Clopper and Pearson with as many images as the groups are worth."
+        )
     else:
         text += (
-            f"Intervals: bootstrap ({evaluation['resamples']} resamples) for the metrics, exact (Clopper and Pearson) "
-            "for the risks and coverage."
+            f"Intervals: t from a bootstrap ({evaluation['resamples']} resamples) for the metrics, exact (Clopper and "
+            "Pearson) for risks, coverage and accuracy."
         )
     metrics = [
         [_METRICS.get(name, name), _number(value["value"]), _interval(value)]
@@ -466,4 +469,4 @@ def _percent(share: float) -> str:
 
 def _interval(value: Mapping[str, Any], grouped: bool = False) -> str:
     low, high = (value["group_low"], value["group_high"]) if grouped else (value["low"], value["high"])
-    return "undefined" if low is None or high is None else f"{low:.4g} to {high:.4g}"
+    return str(value.get("note", "no interval")) if low is None or high is None else f"{low:.4g} to {high:.4g}"

@@ -224,7 +224,7 @@ def _conclusion(
     role = on if confirmation is None else "val_test"
     row = next(row for row in judged["differences"] if row["arm"] == chosen and row["metric"] == by)
     span = (
-        "interval undefined"
+        row.get("note", "interval undefined")
         if row["low"] is None
         else (f"{judged['level']:.0%} interval {row['low']:+.5f} to {row['high']:+.5f}")
     )
@@ -232,5 +232,5 @@ def _conclusion(
     verdict = {
         chosen: f"{chosen} is better",
         reference: f"{reference} is better, against what {on} said",
-    }.get(row["better"] or "", NO_DIFFERENCE if row["low"] is not None else "undefined")
+    }.get(row["better"] or "", NO_DIFFERENCE)
     return f"{chosen} has the best {by} on {on}. On {role}: {by} {difference} against {reference} ({span}): {verdict}."

@@ -2,16 +2,17 @@
 
 - **An arm's number** is the mean of its runs' numbers. `sd` is their spread from seed to seed (n - 1), beside it.
 - **Intervals**: one bootstrap for everything. A replicate draws units (groups, else rows) within labels once, weighs
-  the rows of every run of every arm by that draw, and averages each arm's runs; so arms are paired. Where an arm has
-  several runs, the replicate also draws its runs with replacement, their deviations from the arm's mean widened by
-  sqrt(k / (k - 1)), so that the variance of a mean of k seeds is right. The interval is then about other samples and
-  other seeds; of one run, about other samples only.
+  the rows of every run of every arm by that draw, and averages each arm's runs; so arms are paired. The interval is
+  value +- t x spread (stage1.evaluation.t_interval). Where an arm has several runs, the variance of a mean of k seeds,
+  with its k - 1 degrees of freedom, is added: the interval is then about other samples and other seeds; of one run,
+  about other samples only.
 - Each interval is for its own difference. Among many arms one will differ by chance: choose on one
   role, confirm the one chosen on another.
 
 Selective metrics, NLL and MCC are of the model's own softmax, as in stage1.evaluation.comparison. `coverage` (share of
 images that exit) and `exit_error` (share wrong among exits) are those of each run's exit policy, where every run has
-one. Their intervals are for the given thresholds: what another calibration set would have given is not in them.
+one. Their own intervals are for the thresholds as they are. Their differences have none, and no arm is called better by
+them: what another calibration set would have given the two arms is luck that one calibration set cannot show.
 """
 
 from __future__ import annotations
@@ -25,15 +26,26 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation import resampling
-from stage1.evaluation.comparison import HIGHER_IS_BETTER, NO_DIFFERENCE, Side, percentile_interval, same_samples
-from stage1.evaluation.intervals import check_options
+from stage1.evaluation.comparison import HIGHER_IS_BETTER, NO_DIFFERENCE, Side, same_samples
+from stage1.evaluation.intervals import check_options, without_each_unit
 from stage1.evaluation.ranking import FloatArray, Weights
+from stage1.evaluation.t_interval import SAME_EVERYWHERE, Scale, Spread, t_interval, too_few
 from stage1.scores import Scores
 from stage1.storage.documents import finite_or_none
 
 MODEL_METRICS = ("augrc", "aurc", "nll", "mcc", "accuracy")
 POLICY_METRICS = ("coverage", "exit_error")
 ENOUGH_SEEDS = 3
+SCALES: dict[str, Scale] = {
+    "augrc": "loss",
+    "aurc": "loss",
+    "nll": "loss",
+    "mcc": "correlation",
+    "accuracy": "share",
+    "coverage": "share",
+    "exit_error": "share",
+}
+CALIBRATION_LUCK = "no interval: the luck of val_calib in each arm's thresholds is not known from one val_calib"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,8 @@ def compare_arms(
     arm's name); "arms": name, seeds, metrics: {metric: value, low, high, sd, per_seed};
     "differences": arm, metric, difference (arm - reference), low, high, better (the arm's name, the reference's, or
     None), verdict.
-    A verdict needs an interval without 0, else it is "no difference shown". Undefined numbers are None.
+    A verdict needs an interval without 0, else it is "no difference shown". Undefined numbers are None; `note` says why
+    there is no interval.
     Raises DataError naming the first run that has other samples, ConfigError for no arms, an arm without runs or bad
     options.
     """
@@ -86,18 +99,37 @@ def compare_arms(
 
     whole = np.ones((1, n))
     observed = {name: _per_run(runs, whole) for name, runs in sides.items()}
-    drawn: dict[str, list[dict[str, FloatArray]]] = {name: [] for name in sides}
-    seeds = {name: resampling.generator(seed, f"seeds of {name}") for name in sides}
-    for counts in resampling.draws(plan, n, n_resamples, seed) if len(plan) > 1 else ():
-        weights = plan.rows(counts)
-        for name, runs in sides.items():
-            found = _per_run(runs, weights)
-            share = _seed_shares(seeds[name], len(runs), len(weights))
-            drawn[name].append({metric: (share * values).sum(axis=0) for metric, values in found.items()})
-    replicates = {
-        name: {metric: np.concatenate([np.empty(0), *(part[metric] for part in parts)]) for metric in metrics}
-        for name, parts in drawn.items()
+
+    def means(weights: Weights) -> dict[str, dict[str, FloatArray]]:
+        """Arm -> metric -> mean of its runs, float [B]."""
+        return {
+            name: {metric: values.mean(axis=0) for metric, values in _per_run(runs, weights).items()}
+            for name, runs in sides.items()
+        }
+
+    batches = resampling.draws(plan, n, n_resamples, seed) if len(plan) > 1 else ()
+    parts = [means(plan.rows(counts)) for counts in batches]
+    drawn = {
+        name: {metric: np.concatenate([np.empty(0), *(part[name][metric] for part in parts)]) for metric in metrics}
+        for name in sides
     }
+    left_out = without_each_unit(plan, whole[0], means) if len(plan) > 1 else {}
+    short = too_few(tuple(map(len, plan.strata)), "images" if len(plan) == n else "groups")
+
+    def interval(value: float, metric: str, scale: Scale, signs: Mapping[str, float]) -> dict[str, Any]:
+        """low, high (and note) of the sum over arms of sign x mean."""
+
+        def total(found: Mapping[str, Mapping[str, FloatArray]]) -> FloatArray:
+            return np.asarray(sum(sign * found[name][metric] for name, sign in signs.items()))
+
+        low = high = float("nan")
+        note = None if np.isnan(value) else short
+        if not np.isnan(value) and short is None:
+            spread = Spread.of(plan, {index: total(found) for index, found in left_out.items()})
+            extra = _seed_variance([observed[name][metric][:, 0] for name in signs])
+            low, high, note = t_interval(value, total(drawn), level, spread, scale, n_resamples, extra)
+        found = {"low": finite_or_none(low), "high": finite_or_none(high)}
+        return found if note is None else {**found, "note": note}
 
     rows, differences = [], []
     for name in sides:
@@ -105,28 +137,26 @@ def compare_arms(
         for metric in metrics:
             per_seed = observed[name][metric][:, 0]
             value = float(per_seed.mean())
-            low, high = percentile_interval(replicates[name][metric], value, level, n_resamples)
             values_of[metric] = {
                 "value": finite_or_none(value),
-                "low": finite_or_none(low),
-                "high": finite_or_none(high),
+                **interval(value, metric, SCALES[metric], {name: 1.0}),
                 "sd": finite_or_none(float(per_seed.std(ddof=1))) if len(per_seed) > 1 else None,
                 "per_seed": [finite_or_none(float(one)) for one in per_seed],
             }
             if name == first_name:
                 continue
             gap = value - float(observed[first_name][metric][:, 0].mean())
-            below, above = percentile_interval(
-                replicates[name][metric] - replicates[first_name][metric], gap, level, n_resamples
-            )
+            if metric in POLICY_METRICS and not np.isnan(gap):
+                ends: dict[str, Any] = {"low": None, "high": None, "note": CALIBRATION_LUCK}
+            else:
+                ends = interval(gap, metric, "difference", {name: 1.0, first_name: -1.0})
             differences.append(
                 {
                     "arm": name,
                     "metric": metric,
                     "difference": finite_or_none(gap),
-                    "low": finite_or_none(below),
-                    "high": finite_or_none(above),
-                    **_verdict(metric, name, first_name, below, above),
+                    **ends,
+                    **_verdict(metric, name, first_name, ends),
                 }
             )
         rows.append({"name": name, "seeds": len(sides[name]), "metrics": values_of})
@@ -196,12 +226,13 @@ def _per_run(sides: Sequence[_ArmSide], weights: Weights) -> dict[str, FloatArra
     return {metric: np.stack([one[metric] for one in found]) for metric in found[0]}
 
 
-def _seed_shares(rng: np.random.Generator, k: int, replicates: int) -> FloatArray:
-    """How much each of k runs counts in each replicate, float [k, B], columns sum to 1; all 1 for one run."""
-    if k == 1:
-        return np.ones((1, replicates))
-    drawn = rng.multinomial(k, np.full(k, 1 / k), size=replicates).T / k
-    return np.asarray(1 / k + np.sqrt(k / (k - 1)) * (drawn - 1 / k))
+def _seed_variance(per_arm: Sequence[FloatArray]) -> tuple[float, float] | None:
+    """(variance of the sum of arms' means over seeds, degrees of freedom by Satterthwaite); None: one run each."""
+    parts = [(float(runs.var(ddof=1)) / len(runs), len(runs) - 1) for runs in per_arm if len(runs) > 1]
+    total = sum(part for part, _ in parts)
+    if not total > 0:
+        return None
+    return total, total**2 / sum(part**2 / free for part, free in parts)
 
 
 def _aligned(first: ArmRun, run: ArmRun, names: tuple[str, str]) -> ArmRun:
@@ -220,9 +251,10 @@ def _aligned(first: ArmRun, run: ArmRun, names: tuple[str, str]) -> ArmRun:
     return ArmRun(scores, exits, label)
 
 
-def _verdict(metric: str, arm: str, reference: str, low: float, high: float) -> dict[str, str | None]:
-    if np.isnan(low):
-        return {"better": None, "verdict": "undefined"}
+def _verdict(metric: str, arm: str, reference: str, ends: Mapping[str, Any]) -> dict[str, str | None]:
+    low, high, note = ends["low"], ends["high"], ends.get("note")
+    if low is None:
+        return {"better": None, "verdict": NO_DIFFERENCE if note == SAME_EVERYWHERE else note or "undefined"}
     if low <= 0 <= high:
         return {"better": None, "verdict": NO_DIFFERENCE}
     better = arm if (low > 0) == (metric in HIGHER_IS_BETTER) else reference

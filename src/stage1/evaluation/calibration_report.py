@@ -10,11 +10,10 @@ import numpy as np
 
 from stage1.calibration import CalibrationMap
 from stage1.errors import DataError
-from stage1.evaluation.intervals import Interval, Metric, bootstrap
+from stage1.evaluation.intervals import Interval, Metric, Statistic, bootstrap, measured
 from stage1.evaluation.probability import Calibration, brier_rows, nll_rows, reliability
 from stage1.evaluation.ranking import FloatArray, weighted_mean
 from stage1.scores import Scores
-from stage1.storage.documents import finite_or_none
 
 BINS = 15
 LOSSES = ("nll", "brier", "ece")
@@ -40,12 +39,12 @@ class Reported:
         """Whether the stated probabilities are others than the model's."""
         return self.after is not self.before
 
-    def metrics(self) -> dict[str, Metric | str]:
+    def metrics(self) -> dict[str, Statistic]:
         """What `bootstrap` measures beside the losses of `after`: "calibration/<loss>/before" and "../change"."""
         if not self.changes:
             return {}
         first, second = _losses(self.before), _losses(self.after)
-        found: dict[str, Metric | str] = {}
+        found: dict[str, Statistic] = {}
         for name in LOSSES:
             found[f"calibration/{name}/before"] = first[name]
             found[f"calibration/{name}/change"] = _change(first[name], second[name])
@@ -61,7 +60,7 @@ class Reported:
             return {"calibration": facts}
         for name in LOSSES:
             parts = {"before": f"calibration/{name}/before", "after": name, "change": f"calibration/{name}/change"}
-            facts[name] = {part: _numbers(intervals[key]) for part, key in parts.items()}
+            facts[name] = {part: measured(intervals[key]) for part, key in parts.items()}
         return {"calibration": facts, "reliability_before": _bins(self.before)}
 
 
@@ -70,9 +69,10 @@ def before_after(
 ) -> dict[str, Any]:
     """`nll`, `brier`, `ece`: {before, after, change}, each {value, low, high}; `reliability`: {before, after}, bins.
 
-    scores: labelled, val_test. calibration: None: the identity, after = before. Intervals are percentiles of the same
-    replicates for all (groups whole, within labels), so `change` = after - before is a paired one; ece: 15 bins of
-    equal mass, biased upwards alike on both sides. Also `map`, `monotone`, `constrained`, `n`, `level`.
+    scores: labelled, val_test. calibration: None: the identity, after = before. Intervals (as of `bootstrap`) are from
+    the same replicates for all (groups whole, within labels), so `change` = after - before of nll and brier is a paired
+    one; that of ece (15 bins of equal mass, biased upwards on both sides) lies between the ends of both. Also `map`,
+    `monotone`, `constrained`, `n`, `level`.
     Raises DataError without labels or rows, or where K differs from the map's.
     """
     labels = scores.known_labels
@@ -80,7 +80,7 @@ def before_after(
         raise DataError("scores: no rows; give the labelled rows of val_test")
     after = scores if calibration is None else calibration.calibrate(scores)
     found = {"before": _losses(scores), "after": _losses(after)}
-    metrics: dict[str, Metric | str] = {}
+    metrics: dict[str, Statistic] = {}
     for name in ("nll", "brier", "ece"):
         first, second = found["before"][name], found["after"][name]
         metrics |= {f"{name}/before": first, f"{name}/after": second, f"{name}/change": _change(first, second)}
@@ -102,31 +102,37 @@ def before_after(
         "level": float(level),
     }
     for name in ("nll", "brier", "ece"):
-        document[name] = {part: _numbers(intervals[f"{name}/{part}"]) for part in ("before", "after", "change")}
+        document[name] = {part: measured(intervals[f"{name}/{part}"]) for part in ("before", "after", "change")}
+        if calibration is None:  # nothing was changed, whatever the rows
+            document[name]["change"] = {"value": 0.0, "low": 0.0, "high": 0.0}
     document["reliability"] = {"before": _bins(scores), "after": _bins(after)}
     return document
 
 
-def _losses(scores: Scores) -> dict[str, Metric]:
+def _losses(scores: Scores) -> dict[str, Statistic]:
     labels, probabilities = scores.known_labels, scores.probabilities
-    binned = Calibration(probabilities, labels)
     return {
-        "nll": _mean_of(nll_rows(scores.logits, labels)),
-        "brier": _mean_of(brier_rows(probabilities, labels)),
-        "ece": lambda c, r, w: binned.error(w, BINS),
+        "nll": Statistic(_mean_of(nll_rows(scores.logits, labels)), "loss"),
+        "brier": Statistic(_mean_of(brier_rows(probabilities, labels)), "loss"),
+        "ece": calibration_error(Calibration(probabilities, labels), len(scores)),
     }
+
+
+def calibration_error(calibration: Calibration, n: int, n_bins: int = BINS) -> Statistic:
+    """The calibration error of n rows as `bootstrap` takes it, in bins of equal mass that stay in every replicate."""
+    gaps = calibration.gaps(np.ones(n), n_bins)
+    return Statistic(lambda c, r, w: gaps(w[None, :])[0], calibration="error")
 
 
 def _mean_of(values: FloatArray) -> Metric:
     return lambda c, r, w: weighted_mean(values, w)
 
 
-def _change(first: Metric, second: Metric) -> Metric:
-    return lambda c, r, w: second(c, r, w) - first(c, r, w)
-
-
-def _numbers(interval: Interval) -> dict[str, float | None]:
-    return {name: finite_or_none(getattr(interval, name)) for name in ("value", "low", "high")}
+def _change(first: Statistic, second: Statistic) -> Statistic:
+    before, after = first.measure, second.measure
+    if first.calibration is not None:
+        return Statistic(lambda c, r, w: np.append(before(c, r, w), after(c, r, w)), calibration="change")
+    return Statistic(lambda c, r, w: after(c, r, w) - before(c, r, w), "difference")
 
 
 def _bins(scores: Scores) -> list[dict[str, float]]:

@@ -4,32 +4,50 @@ A replicate is a vector of weights on the unchanged rows: how often each was dra
 the rows are sorted once, and a replicate of AURC, AUGRC and their variants costs O(N), without a sort and without
 copying rows.
 
-Two kinds of interval, both taken outwards to actual replicates (no interpolation):
-- **percentile**: the replicates' own quantiles.
+Three kinds of interval:
+- **t** (the default, and what the product prints): value +- t x spread on a scale that fits the statistic
+  (stage1.evaluation.t_interval, which says why), and for calibration errors stage1.evaluation.ece_interval. None where
+  there are fewer than 6 units: `note` says so.
+- **percentile**: the replicates' own quantiles, outwards to actual replicates. Too short below some hundred units.
 - **bca** (Efron 1987, bias corrected and accelerated): quantiles moved by the share of replicates below the value (ties
-  half) and by the skewness of the jackknife. The jackknife leaves out one unit at a time where there are at most
-  1,000 units, else 500 random blocks of units (a sum of influences has the same skewness as their blocks' sums; the
-  error of the acceleration is about .001); with strata the terms are added as for independent samples (Davison and
-  Hinkley 1997, 5.3). It says "undefined" where all replicates are on one side of the value.
-With few units (say under 30 groups), or for a rate near 0 or 1, both are too short: for counts use the exact intervals
-of `exit_rates`.
+  half) and by the skewness of the jackknife, outwards to actual replicates. The jackknife leaves out one unit at a time
+  where there are at most 1,000 units, else 500 random blocks of units (a sum of influences has the same skewness as
+  their blocks' sums; the error of the acceleration is about .001); with strata the terms are added as for independent
+  samples (Davison and Hinkley 1997, 5.3). It says "undefined" where all replicates are on one side of the value. Too
+  short with few units as well.
+For counts use the exact intervals of `exit_rates`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from stage1.errors import ConfigError
 from stage1.evaluation import probability, resampling, selective
+from stage1.evaluation.ece_interval import ece_change_interval, ece_interval
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, Weights, checked_rows, checked_weights
+from stage1.evaluation.t_interval import SMALL_STRATUM, UNDEFINED, Scale, Spread, t_interval, too_few
+from stage1.storage.documents import finite_or_none
 
 Metric = Callable[[FloatArray, FloatArray, FloatArray], float]
-Method = Literal["percentile", "bca"]
+Method = Literal["t", "percentile", "bca"]
+Found = TypeVar("Found")
+SCALES: dict[str, Scale] = {
+    "aurc": "loss",
+    "augrc": "loss",
+    "e_aurc": "loss",
+    "e_augrc": "loss",
+    "naurc": "number",
+    "aurc_achievable": "loss",
+    "auroc_failure": "share",
+    "accuracy": "share",
+}
+"""Of the built-in statistics."""
 _JACKKNIFE_UNITS = 1000
 _JACKKNIFE_BLOCKS = 500
 
@@ -53,10 +71,38 @@ class Interval:
     level: float
     resamples: int
     method: Method = "percentile"
+    note: str | None = None
+    """Why there is no interval, in words."""
+    deviation: float = float("nan")
+    """Standard error: the replicates' standard deviation, inflated as t_interval says; method "t" only."""
+    freedom: float = float("nan")
+    """Degrees of freedom of the standard error; method "t" only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A callable, and how its interval is read; a bare callable is a number.
+
+    calibration: `measure` gives the signed gaps of bins (`Calibration.gaps`), [bins], and the value is the sum of their
+    absolute values ("error"), or those of two maps side by side, and the value is second minus first ("change").
+    """
+
+    measure: Callable[[FloatArray, FloatArray, FloatArray], float | FloatArray]
+    scale: Scale = "number"
+    calibration: Literal["error", "change"] | None = None
+
+    def value(self, measured: FloatArray) -> FloatArray:
+        """What `measure` gave, [...] or [..., bins], as numbers [...]."""
+        if self.calibration is None:
+            return measured
+        if self.calibration == "error":
+            return np.asarray(np.abs(measured).sum(axis=-1))
+        half = measured.shape[-1] // 2
+        return np.asarray(np.abs(measured[..., half:]).sum(axis=-1) - np.abs(measured[..., :half]).sum(axis=-1))
 
 
 def bootstrap(
-    metrics: Mapping[str, Metric | str],
+    metrics: Mapping[str, Metric | Statistic | str],
     *,
     confidence: ArrayLike,
     residuals: ArrayLike,
@@ -66,7 +112,7 @@ def bootstrap(
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-    method: Method = "percentile",
+    method: Method = "t",
 ) -> dict[str, Interval]:
     """Intervals of several statistics from the same replicates.
 
@@ -75,23 +121,28 @@ def bootstrap(
         callable(confidence, residuals, weights) -> float. A callable gets all N rows **in the order given here** with
         the replicate's weights (0 = not drawn; the product with `weights` where those are given), so it may close over
         any other array of the same rows: `lambda c, r, w: nll(probabilities, labels, w)`. It says "undefined" with NaN.
+        A `Statistic` is a callable with the scale on which its interval is symmetric.
     confidence, residuals, weights: [N], see stage1.evaluation.selective. labels, groups: [N], any values.
     n_resamples >= 1; level in (0, 1); the same seed gives the same replicates. method: see above.
     Returns name -> Interval, in the order of `metrics`. Raises DataError for bad arrays, ConfigError for bad options.
 
-    >>> found = bootstrap({"augrc": "augrc"}, confidence=[0.9, 0.8, 0.7, 0.6], residuals=[0, 0, 1, 0], n_resamples=200)
-    >>> found["augrc"].value, found["augrc"].low <= 0.09375 <= found["augrc"].high
-    (0.09375, True)
+    >>> rows = {"confidence": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "residuals": [0, 0, 1, 0, 0, 1]}
+    >>> found = bootstrap({"augrc": "augrc"}, **rows, n_resamples=200)["augrc"]
+    >>> round(found.value, 3), found.low < found.value < found.high
+    (0.111, True)
+    >>> bootstrap({"augrc": "augrc"}, **{name: column[:4] for name, column in rows.items()})["augrc"].note
+    'too few images (4; 6 are the fewest for an interval)'
     """
     conf, res = checked_rows(confidence, residuals)
     base = checked_weights(weights, len(conf))
     check_options(n_resamples, level, seed)
-    if method not in ("percentile", "bca"):
-        raise ConfigError(f"method: {method!r}; use percentile or bca")
+    if method not in ("t", "percentile", "bca"):
+        raise ConfigError(f"method: {method!r}; use t, percentile or bca")
     fast, custom = _sort_out(metrics)
     ranking = Ranking(conf, res)
 
-    def evaluate(batch: Weights) -> dict[str, FloatArray]:
+    def measure(batch: Weights) -> dict[str, FloatArray]:
+        """What each statistic measures for each row of weights: [B], or [B, bins]."""
         found: dict[str, FloatArray] = {}
         with np.errstate(invalid="ignore"):  # a replicate may leave a statistic undefined: NaN, counted below
             if fast:
@@ -100,38 +151,117 @@ def bootstrap(
             if custom:
                 rows = batch.astype(np.float64)
                 found |= {
-                    name: np.array([metric(conf, res, row) for row in rows], dtype=np.float64)
-                    for name, metric in custom.items()
+                    name: np.array([statistic.measure(conf, res, row) for row in rows], dtype=np.float64)
+                    for name, statistic in custom.items()
                 }
         return found
 
-    value = evaluate(base[None, :])
+    observed = measure(base[None, :])
     plan = resampling.units(len(conf), labels, groups)
     several = len(plan) > 1
     batches = resampling.draws(plan, len(conf), n_resamples, seed) if several else ()
-    found = [evaluate(batch) for counts in batches if len(batch := weigh(plan.rows(counts), base))]
-    left_out: list[tuple[int, dict[str, FloatArray]]] = []
-    if method == "bca" and several:
-        blocks = _JACKKNIFE_UNITS if len(plan) <= _JACKKNIFE_UNITS else _JACKKNIFE_BLOCKS
-        for stratum, counts in resampling.deletions(plan, len(conf), blocks, seed):
-            if len(batch := weigh(plan.rows(counts), base)):
-                left_out.append((stratum, evaluate(batch)))
+    found = [measure(batch) for counts in batches if len(batch := weigh(plan.rows(counts), base))]
+    left_out = _left_out(plan, base, measure, method, seed) if several else {}
+    short = too_few(tuple(map(len, plan.strata)), "images" if len(plan) == len(conf) else "groups")
 
     def interval(name: str) -> Interval:
-        drawn = np.concatenate([batch[name] for batch in found]) if found else np.empty(0)
-        defined = np.sort(drawn[~np.isnan(drawn)])
-        centre = float(value[name][0])
-        low = high = float("nan")
-        if len(defined) * 2 >= n_resamples and not np.isnan(centre):
-            tails = ((1.0 - level) / 2, (1.0 + level) / 2)
-            if method == "bca":
-                tails = _corrected(tails, centre, defined, _acceleration(left_out, name))
-            if not np.isnan(tails).any():
-                low = float(np.quantile(defined, tails[0], method="lower"))
-                high = float(np.quantile(defined, tails[1], method="higher"))
-        return Interval(centre, low, high, level, len(defined), method)
+        statistic = custom.get(name) or Statistic(_never, SCALES[fast[name]])
+        first = observed[name][0]
+        measured = np.concatenate([batch[name] for batch in found]) if found else np.empty((0, *first.shape))
+        without = {index: values[name] for index, values in left_out.items()}
+        return read_interval(statistic, first, measured, level, n_resamples, plan, without, method, short)
 
     return {name: interval(name) for name in metrics}
+
+
+def read_interval(
+    statistic: Statistic,
+    observed: FloatArray,
+    measured: FloatArray,
+    level: float,
+    wanted: int,
+    plan: resampling.Units,
+    left_out: Mapping[int, FloatArray],
+    method: Method = "t",
+    short: str | None = None,
+) -> Interval:
+    """The interval of one statistic.
+
+    observed, measured: what its `measure` gave for the data, [] or [bins], and for each replicate, [B] or [B, bins], of
+    `wanted` ones. left_out: stratum -> the same without parts of it (method "t": without each unit of a small stratum,
+    "bca": the jackknife). short: why there are too few units for method "t".
+    """
+    value, drawn = float(statistic.value(observed)), statistic.value(measured)
+    defined = np.sort(drawn[~np.isnan(drawn)])
+    nothing = float("nan"), float("nan")
+    if method == "t":
+        enough = len(defined) * 2 >= wanted and not np.isnan(value) and len(defined) > 1
+        if short is not None or not enough:
+            note = None if np.isnan(value) else short or UNDEFINED
+            return Interval(value, *nothing, level, len(defined), method, note)
+        without = {index: statistic.value(values) for index, values in left_out.items()}
+        spread = Spread.of(plan, without)
+        variance = float(defined.var(ddof=1))
+        note = None
+        if statistic.calibration is not None:
+            read = ece_interval if statistic.calibration == "error" else ece_change_interval
+            low, high = read(observed, measured[~np.isnan(drawn)], level, plan, left_out)
+        else:
+            low, high, note = t_interval(value, drawn, level, spread, statistic.scale, wanted)
+        deviation = float(np.sqrt(variance * spread.inflation(variance, 2)))
+        return Interval(value, low, high, level, len(defined), method, note, deviation, spread.freedom(variance))
+    low, high = nothing
+    if len(defined) * 2 >= wanted and not np.isnan(value):
+        tails = ((1.0 - level) / 2, (1.0 + level) / 2)
+        if method == "bca":
+            jackknife = {index: statistic.value(values) for index, values in left_out.items()}
+            tails = _corrected(tails, value, defined, _acceleration(jackknife))
+        if not np.isnan(tails).any():
+            low = float(np.quantile(defined, tails[0], method="lower"))
+            high = float(np.quantile(defined, tails[1], method="higher"))
+    return Interval(value, low, high, level, len(defined), method)
+
+
+def measured(interval: Interval) -> dict[str, Any]:
+    """value, low, high as JSON has them, and `note` where there is no interval."""
+    found: dict[str, Any] = {name: finite_or_none(getattr(interval, name)) for name in ("value", "low", "high")}
+    return found if interval.note is None else found | {"note": interval.note}
+
+
+def without_each_unit(
+    plan: resampling.Units, base: FloatArray, measure: Callable[[Weights], Found]
+) -> dict[int, Found]:
+    """Small stratum -> what is measured without each of its units, as `read_interval` takes it for method "t"."""
+    return {
+        index: measure(batch)
+        for index, stratum in enumerate(plan.strata)
+        if len(stratum) <= SMALL_STRATUM and len(batch := weigh(plan.rows(resampling.left_out(plan, index)), base))
+    }
+
+
+def _left_out(
+    plan: resampling.Units,
+    base: FloatArray,
+    measure: Callable[[Weights], dict[str, FloatArray]],
+    method: Method,
+    seed: int,
+) -> dict[int, dict[str, FloatArray]]:
+    if method == "t":
+        return without_each_unit(plan, base, measure)
+    parts: dict[int, list[dict[str, FloatArray]]] = {}
+    if method == "bca":
+        blocks = _JACKKNIFE_UNITS if len(plan) <= _JACKKNIFE_UNITS else _JACKKNIFE_BLOCKS
+        for stratum, counts in resampling.deletions(plan, len(base), blocks, seed):
+            if len(batch := weigh(plan.rows(counts), base)):
+                parts.setdefault(stratum, []).append(measure(batch))
+    return {
+        index: {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        for index, found in parts.items()
+    }
+
+
+def _never(confidence: FloatArray, residuals: FloatArray, weights: FloatArray) -> float:
+    raise AssertionError("a built-in statistic is measured by its ranking")
 
 
 def weigh(rows: resampling.Counts, base: FloatArray) -> Weights:
@@ -148,15 +278,14 @@ def weigh(rows: resampling.Counts, base: FloatArray) -> Weights:
 # ---- bca ---------------------------------------------------------------------------------------------------------
 
 
-def _acceleration(left_out: list[tuple[int, dict[str, FloatArray]]], name: str) -> float:
+def _acceleration(left_out: Mapping[int, FloatArray]) -> float:
     """Skewness of the jackknife / 6; left-out units that leave the statistic undefined are passed over."""
     cubes = squares = 0.0
-    for stratum in sorted({index for index, _ in left_out}):
-        values = np.concatenate([batch[name] for index, batch in left_out if index == stratum])
-        values = values[~np.isnan(values)]
-        if len(values) < 2:
+    for values in left_out.values():
+        defined = values[~np.isnan(values)]
+        if len(defined) < 2:
             continue
-        influence = (values.mean() - values) * (len(values) - 1) / len(values)
+        influence = (defined.mean() - defined) * (len(defined) - 1) / len(defined)
         cubes += float((influence**3).sum())
         squares += float((influence**2).sum())
     # no spread but rounding: nothing that could be skewed
@@ -182,14 +311,16 @@ def _corrected(
 # ---- input -------------------------------------------------------------------------------------------------------
 
 
-def _sort_out(metrics: Mapping[str, Metric | str]) -> tuple[dict[str, str], dict[str, Metric]]:
+def _sort_out(metrics: Mapping[str, Metric | Statistic | str]) -> tuple[dict[str, str], dict[str, Statistic]]:
     """Statistics that share the sorted rows (name -> built-in), and callables."""
     known = {getattr(selective, name): name for name in STATISTICS if hasattr(selective, name)}
     need_arrays = (probability.nll, probability.brier, probability.ece, probability.mcc, probability.accuracy)
     fast: dict[str, str] = {}
-    custom: dict[str, Metric] = {}
+    custom: dict[str, Statistic] = {}
     for name, metric in metrics.items():
-        if isinstance(metric, str):
+        if isinstance(metric, Statistic):
+            custom[name] = metric
+        elif isinstance(metric, str):
             if metric not in STATISTICS:
                 raise ConfigError(
                     f"metrics: {name}={metric!r} is not built in; use {', '.join(STATISTICS)} or a callable"
@@ -205,7 +336,7 @@ def _sort_out(metrics: Mapping[str, Metric | str]) -> tuple[dict[str, str], dict
                 f"give lambda c, r, w: {metric.__name__}(values, labels, weights=w)"
             )
         else:
-            custom[name] = metric
+            custom[name] = Statistic(metric)
     return fast, custom
 
 

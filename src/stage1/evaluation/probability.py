@@ -9,6 +9,7 @@ lengths.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError
-from stage1.evaluation.ranking import FloatArray, checked_rows, checked_weights, weighted_mean
+from stage1.evaluation.ranking import FloatArray, Weights, checked_rows, checked_weights, weighted_mean
 
 Binning = Literal["equal_mass", "equal_width"]
 Norm = Literal["l1", "l2"]
@@ -150,6 +151,24 @@ class Calibration:
             there = bin_mass > 0
             return float(np.sqrt((bin_gaps[there] ** 2 / bin_mass[there]).sum() / mass[-1]))
         raise DataError(f"norm: {norm!r}; use l1 or l2")
+
+    def gaps(self, base: FloatArray, n_bins: int) -> Callable[[Weights], FloatArray]:
+        """Weights [B, N] -> share of each bin times its (mean probability - observed rate), float [B, bins].
+
+        The bins (equal mass, without empty ones) are those at weights `base` and stay; at `base` the absolute values
+        sum to `error`.
+        """
+        cuts = self._cuts(self._running(base[self._order]), n_bins, "equal_mass")[:-1]
+        starts = np.unique(cuts if self._ends is None else np.append(0, self._ends + 1)[cuts])
+        starts = starts[starts < len(base)]
+
+        def at(weights: Weights) -> FloatArray:
+            ordered = weights.take(self._order, axis=-1) * self._gap
+            return np.asarray(
+                np.add.reduceat(ordered, starts, axis=-1) / weights.sum(axis=-1, dtype=np.float64)[:, None]
+            )
+
+        return at
 
     def bins(self, weights: FloatArray, n_bins: int, binning: Binning = "equal_mass") -> list[ReliabilityBin]:
         """The bins that hold any weight, lowest first."""

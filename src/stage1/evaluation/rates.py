@@ -38,6 +38,37 @@ def clopper_pearson(errors: int, trials: int, level: float = 0.95) -> tuple[floa
     return float(binomial_lower(errors, trials, tail)), float(binomial_upper(errors, trials, tail))
 
 
+def clustered_interval(
+    errors: int, trials: int, groups: int, deviation: float, freedom: float, level: float = 0.95
+) -> tuple[float, float]:
+    """Two-sided interval of a rate whose trials lie in groups: Clopper-Pearson with as many trials as they are worth.
+
+    deviation: standard error of the rate over groups; freedom: its degrees of freedom. Worth: rate (1 - rate) /
+    deviation^2, times the square of the ratio of the t quantiles, and no more than `trials` (Korn and Graubard 1998).
+    Where no trial (or every one) is an error nothing is known of the deviation, and the worth is the number of groups
+    that have a trial: for groups of equal size P(no error in any) <= (1 - rate)^groups whatever their images share.
+    (0, 1) without groups.
+
+    >>> [round(end, 3) for end in clustered_interval(10, 200, 20, 0.03, 18.0)]
+    [0.008, 0.157]
+    >>> [round(end, 3) for end in clustered_interval(0, 200, 20, float("nan"), 18.0)]
+    [0.0, 0.168]
+    """
+    if not trials or not groups:
+        return 0.0, 1.0
+    if errors in (0, trials):
+        return clopper_pearson(groups if errors else 0, groups, level)
+    from scipy.special import betaincinv, stdtrit
+
+    rate, top = errors / trials, (1.0 + level) / 2
+    worth = float(trials)
+    if deviation > 0:
+        ratio = float(stdtrit(max(trials - 1, 1), top) / stdtrit(max(freedom, 1.0), top))
+        worth = min(worth, rate * (1.0 - rate) / deviation**2 * ratio**2)
+    hits, misses = rate * worth, (1.0 - rate) * worth
+    return float(betaincinv(hits, misses + 1.0, 1.0 - top)), float(betaincinv(hits + 1.0, misses, top))
+
+
 def exit_shares(
     decision_exit: ArrayLike, decision_label: ArrayLike, labels: ArrayLike, classes: Sequence[str]
 ) -> tuple[dict[str, Share], Share, dict[str, Share]]:
@@ -80,7 +111,8 @@ def exit_rates(
     P(wrong | y=class, exit), `wrong.<class>` P(wrong | exit as class), `miss_rate.<class>` P(exit and wrong | y=class),
     `error`. Each {observed (None if n == 0), errors, n, low, high}.
     `coverage`: {"overall": {value, exits, n, low, high}, "per_class": {class: the same}}.
-    The intervals hold for independent images; where images share a video or a site they are too short.
+    The intervals hold for independent images; where images share a video or a site they are too short (see
+    `clustered_interval`).
     Raises DataError for unequal lengths or a label outside the classes.
 
     >>> exit_rates([True, True, False], [0, 1, 0], [1, 1, 0])["fnr"]["observed"]

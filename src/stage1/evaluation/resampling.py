@@ -115,6 +115,14 @@ def deletions(plan: Units, n_rows: int, blocks: int, seed: int) -> Iterator[tupl
         start += members
 
 
+def left_out(plan: Units, index: int) -> Counts:
+    """One row for each unit of stratum `index`: 0 for that unit, 1 for all others; uint8 [members, units]."""
+    start, members = sum(map(len, plan.strata[:index])), len(plan.strata[index])
+    counts = np.ones((members, len(plan)), dtype=np.uint8)
+    counts[np.arange(members), start + np.arange(members)] = 0
+    return counts
+
+
 def batch_rows(n_rows: int) -> int:
     """Replicates to make at once."""
     return max(1, _CELLS // n_rows)

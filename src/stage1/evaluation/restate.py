@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError
-from stage1.evaluation.intervals import Interval, Metric, check_options
+from stage1.evaluation.intervals import SCALES, Interval, Metric, Statistic, check_options, read_interval
 from stage1.evaluation.label_shift import checked_shares
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking
-from stage1.evaluation.resampling import draws, units
+from stage1.evaluation.resampling import draws, left_out, units
+from stage1.evaluation.t_interval import SMALL_STRATUM, too_few
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def restated_interval(
 
 
 def restated_metrics(
-    metrics: Mapping[str, Metric | str],
+    metrics: Mapping[str, Metric | Statistic | str],
     *,
     confidence: FloatArray,
     residuals: ArrayLike,
@@ -199,9 +200,9 @@ def restated_metrics(
 
     metrics, confidence, residuals, labels, groups: as in `bootstrap`. replicates: float [R, K], of the estimate of the
     prior; None: it is stated, without uncertainty. A replicate of the rows (groups whole, within labels) meets one of
-    the prior, so that percentiles hold both uncertainties (rows and prior from different samples). The classes have
-    just these shares in every replicate. NaN where undefined; no interval where fewer than half of the replicates are
-    defined.
+    the prior, so that their spread holds both uncertainties (rows and prior from different samples); the interval is a
+    t interval of it. The classes have just these shares in every replicate. NaN where undefined; no interval where
+    fewer than half of the replicates are defined, or there are too few units (`note`).
     Raises DataError (a class of positive share without rows, a prior that is none), ConfigError (options).
     """
     check_options(n_resamples, level, seed)
@@ -214,40 +215,56 @@ def restated_metrics(
         )
     wrong = np.asarray(residuals, dtype=np.float64)
     ranking = Ranking(np.asarray(confidence, dtype=np.float64), wrong)
+    statistics = {
+        name: metric
+        if isinstance(metric, Statistic)
+        else Statistic(_built_in(ranking, metric), SCALES[metric])
+        if isinstance(metric, str)
+        else Statistic(metric)
+        for name, metric in metrics.items()
+    }
 
-    def measured(counts: FloatArray, at: FloatArray) -> dict[str, float]:
+    def measured(counts: FloatArray, at: FloatArray) -> dict[str, FloatArray] | None:
         mass = np.bincount(labels, counts, k)
         # A class that a replicate of groups left out cannot be weighed up: its share goes to the others.
         weights = counts * np.divide(at, mass, out=np.zeros(k), where=mass > 0)[labels]
         if not weights.any():
-            return dict.fromkeys(metrics, float("nan"))
+            return None
         weights *= len(labels) / weights.sum()
-        accepted = ranking.accept(weights[None, :])
-        return {
-            name: (
-                float(STATISTICS[metric](accepted)[0])
-                if isinstance(metric, str)
-                else float(metric(confidence, wrong, weights))
-            )
-            for name, metric in metrics.items()
-        }
+        return {name: np.asarray(one.measure(confidence, wrong, weights)) for name, one in statistics.items()}
 
     plan = units(len(labels), labels, groups)
-    found: list[dict[str, float]] = []
+    found: list[dict[str, FloatArray]] = []
+    without: dict[int, list[dict[str, FloatArray]]] = {}
     with np.errstate(invalid="ignore"):
         value = measured(np.ones(len(labels)), shares)
+        assert value is not None  # a class of positive share has rows
+        number = 0
         for batch in draws(plan, len(labels), n_resamples, seed) if len(plan) > 1 else ():
             for row in plan.rows(batch):
-                at = shares if replicates is None else replicates[len(found) % len(replicates)]
-                found.append(measured(row.astype(np.float64), at))
+                at = shares if replicates is None else replicates[number % len(replicates)]
+                number += 1
+                if (one := measured(row.astype(np.float64), at)) is not None:
+                    found.append(one)
+        for index, stratum in enumerate(plan.strata if len(plan) > 1 else ()):
+            if len(stratum) <= SMALL_STRATUM:
+                rows = plan.rows(left_out(plan, index)).astype(np.float64)
+                without[index] = [one for row in rows if (one := measured(row, shares)) is not None]
+    short = too_few(tuple(map(len, plan.strata)), "images" if len(plan) == len(labels) else "groups")
+    return {
+        name: read_interval(
+            statistic,
+            value[name],
+            np.array([one[name] for one in found]).reshape(len(found), *value[name].shape),
+            level,
+            n_resamples,
+            plan,
+            {index: np.array([one[name] for one in parts]) for index, parts in without.items() if parts},
+            short=short,
+        )
+        for name, statistic in statistics.items()
+    }
 
-    def interval(name: str) -> Interval:
-        drawn = np.array([one[name] for one in found])
-        drawn = drawn[~np.isnan(drawn)]
-        low = high = float("nan")
-        if 2 * len(drawn) >= n_resamples and not np.isnan(value[name]):
-            low = float(np.quantile(drawn, (1.0 - level) / 2, method="lower"))
-            high = float(np.quantile(drawn, (1.0 + level) / 2, method="higher"))
-        return Interval(value[name], low, high, level, len(drawn))
 
-    return {name: interval(name) for name in metrics}
+def _built_in(ranking: Ranking, name: str) -> Metric:
+    return lambda c, r, w: float(STATISTICS[name](ranking.accept(w[None, :]))[0])

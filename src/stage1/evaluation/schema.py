@@ -19,6 +19,8 @@ class Measured(TypedDict):
     value: float | None
     low: float | None
     high: float | None
+    note: NotRequired[Text]
+    """Why there is no interval."""
 
 
 ResamplingUnit = Literal["image", "group"]
@@ -27,7 +29,9 @@ ResamplingUnit = Literal["image", "group"]
 
 
 class MeasuredRisk(TypedDict):
-    """A risk on this role. low, high: exact two-sided Clopper-Pearson."""
+    """A risk on this role. low, high: exact two-sided Clopper-Pearson, as if images were independent. group_low,
+    group_high: over groups (null: images are the unit, or there are too few groups).
+    """
 
     observed: Share | None
     errors: Count
@@ -387,6 +391,8 @@ class ArmDifference(TypedDict):
     better: str | None
     """The arm, or the reference, where the interval excludes 0."""
     verdict: Text
+    note: NotRequired[Text]
+    """Why there is no interval."""
 
 
 class Confirmation(TypedDict):

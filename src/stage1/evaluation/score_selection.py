@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 
 from stage1.errors import DataError
 from stage1.evaluation import resampling
-from stage1.evaluation.intervals import check_options
+from stage1.evaluation.intervals import check_options, without_each_unit
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, Weights, checked_rows
+from stage1.evaluation.t_interval import Spread, t_interval, too_few
 from stage1.scores import Scores
 from stage1.scores.confidence import (
     CONFIDENCES,
@@ -89,7 +90,7 @@ class Acceptance:
     """gain: AUGRC of softmax confidence minus that of the gate (positive: the gate is better); low, high: its interval.
 
     accepted: low > 0. reason: one sentence for report and log; names softmax as what is kept where it is.
-    low and high are None where there is nothing to resample (no wrong answers, or one unit).
+    low and high are None where there is no interval (no wrong answers, or too few units).
     """
 
     gain: float
@@ -108,7 +109,7 @@ def accept_gate(
     seed: int = 0,
     constant_because: str | None = None,
 ) -> Acceptance:
-    """Accept the gate only if the percentile interval of its paired gain in AUGRC on val_select lies above zero.
+    """Accept the gate only if the t interval of its paired gain in AUGRC on val_select lies above zero.
 
     select_scores: labelled scores. g: float [N], the gate's confidence in each answer, **from a gate that was fitted
     without the row** (policy.cross_fitted_gate): in-sample g looks better than it is. Both confidences order the same
@@ -138,10 +139,12 @@ def accept_gate(
     if np.ptp(confidence) == 0:
         why = constant_because or "the gate is constant and orders nothing"
         return Acceptance(value, None, None, False, f"softmax is kept: {why}.")
-    if not len(drawn):
-        return Acceptance(value, None, None, False, "softmax is kept: val_select is one group, too few to compare.")
-    low = float(np.quantile(drawn, (1.0 - level) / 2, method="lower"))
-    high = float(np.quantile(drawn, (1.0 + level) / 2, method="higher"))
+    if short := too_few(tuple(map(len, plan.strata)), "images" if len(plan) == n else "groups"):
+        return Acceptance(value, None, None, False, f"softmax is kept: {short}.")
+    spread = Spread.of(plan, without_each_unit(plan, np.ones(n), gain))
+    low, high, nothing = t_interval(value, drawn, level, spread, "difference")
+    if nothing is not None:
+        return Acceptance(value, None, None, False, f"softmax is kept: {nothing}.")
     accepted = low > 0
     span = f"{1000 * value:+.3g}e-3 ({100 * level:g} % interval {1000 * low:+.3g} to {1000 * high:+.3g}e-3)"
     verdict = (

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.argmax import beside_argmax
-from stage1.evaluation.calibration_report import Reported
-from stage1.evaluation.intervals import Interval, Metric, bootstrap
+from stage1.evaluation.calibration_report import Reported, calibration_error
+from stage1.evaluation.intervals import Interval, Metric, Statistic, bootstrap, measured
 from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, nll_rows, reliability
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, weighted_mean
-from stage1.evaluation.rates import Share, exit_rates, exit_shares
+from stage1.evaluation.rates import Share, clopper_pearson, clustered_interval, exit_rates, exit_shares
 from stage1.evaluation.score_selection import msp
 from stage1.evaluation.selective import risk_coverage
 from stage1.scores import Scores
@@ -55,10 +55,11 @@ def evaluate(
 
     Selective metrics rank by the raw score's confidence (K = 2: |margin|; in general the logit of the largest
     probability, which does not saturate) with residual = the largest logit is not the label's.
-    `metrics` have bootstrap intervals: stratified by label; groups as the unit where they repeat (`unit`). `risks` and
-    `coverage` have exact binomial intervals (low, high). Those hold for independent images only, so where groups repeat
-    `intervals` says "image-level, groups ignored" and group_low, group_high are bootstrapped over groups (null where
-    the count is 0 or n: a bootstrap knows nothing there).
+    `metrics` have t intervals from a bootstrap (stage1.evaluation.t_interval): stratified by label; groups as the unit
+    where they repeat (`unit`); `note` says why where there is none. `risks` and `coverage` have exact binomial
+    intervals (low, high), and so have `accuracy` and `coverage` of `metrics`. Those hold for independent images only,
+    so where groups repeat `intervals` says "image-level, groups ignored", and group_low and group_high are of
+    `clustered_interval` (and so are accuracy and coverage of `metrics`), null where there are too few groups.
     Undefined numbers are null. Raises DataError (no labels, unequal lengths) or ConfigError (unknown target).
 
     >>> from stage1 import Scores
@@ -111,7 +112,15 @@ def evaluate(
         level=level,
         seed=seed,
     )
-    _add_group_intervals(rates, coverage, found, repeated)
+    _add_group_intervals(rates, coverage, found, shares, scores.groups if repeated else None, level)
+    measures = {name: measured(interval) for name, interval in found.items() if "/" not in name}
+    counted = _counted(~wrong, found["accuracy"], scores.groups if repeated else None, level)
+    measures["accuracy"] |= dict(zip(("low", "high"), counted, strict=True))
+    ends = ("group_low", "group_high") if repeated else ("low", "high")
+    measures["coverage"] |= {end: coverage["overall"][of] for end, of in zip(("low", "high"), ends, strict=True)}
+    for name in ("accuracy", "coverage"):
+        if measures[name]["low"] is not None:
+            measures[name].pop("note", None)
     for name, rate in rates.items():
         rate["target"] = float(targets[name]) if name in targets else None
     error = rates["error"]
@@ -124,7 +133,7 @@ def evaluate(
         "classes": names,
         "policy": policy,
         "certified": bool(certified),
-        "metrics": {name: _numbers(interval) for name, interval in found.items() if "/" not in name},
+        "metrics": measures,
         "level": float(level),
         "resamples": int(resamples),
         "risks": rates,
@@ -208,26 +217,25 @@ def confidence_of(scores: Scores) -> FloatArray:
 
 def pooled_metrics(
     scores: Scores, exit: ArrayLike, label: ArrayLike, classes: Sequence[str], reported: Scores | None = None
-) -> dict[str, Metric | str]:
+) -> dict[str, Statistic | str]:
     """The metrics of evaluation.json, and `error` among exits, as `bootstrap` and `restated_metrics` take them.
 
     stated: scores whose softmax is the stated probability of these rows, where that is not the softmax of `scores`.
     """
     risks, overall, _ = exit_shares(exit, label, scores.known_labels, classes)
-    return _metrics(scores, overall, reported) | {"error": _ratio_of(risks["error"])}
+    return _metrics(scores, overall, reported) | {"error": Statistic(_ratio_of(risks["error"]), "share")}
 
 
-def _metrics(scores: Scores, covered: Share, reported: Scores | None = None) -> dict[str, Metric | str]:
+def _metrics(scores: Scores, covered: Share, reported: Scores | None = None) -> dict[str, Statistic | str]:
     reported = scores if reported is None else reported
     truth, probabilities = scores.known_labels, reported.probabilities
     guess = scores.logits.argmax(axis=1)
-    calibration = Calibration(probabilities, truth)
     k = scores.n_classes
-    separation: dict[str, Metric | str] = {}
+    separation: dict[str, Statistic | str] = {}
     if k == 2:
         # Positives above negatives on the raw score is right above wrong with "negative" in the place of "wrong".
         by_score = Ranking(scores.margin, (truth == 0).astype(np.float64))
-        separation["auroc"] = lambda c, r, w: float(STATISTICS["auroc_failure"](by_score.accept(w)))
+        separation["auroc"] = Statistic(lambda c, r, w: float(STATISTICS["auroc_failure"](by_score.accept(w))), "share")
     return {
         **separation,
         "aurc": "aurc",
@@ -236,33 +244,62 @@ def _metrics(scores: Scores, covered: Share, reported: Scores | None = None) -> 
         "e_augrc": "e_augrc",
         "auroc_f": "auroc_failure",
         "accuracy": "accuracy",
-        "mcc": lambda c, r, w: mcc_of_counts(confusion(guess, truth, w, k)),
-        "nll": _mean_of(nll_rows(reported.logits, truth)),
-        "brier": _mean_of(brier_rows(probabilities, truth)),
-        "ece": lambda c, r, w: calibration.error(w, _ECE_BINS),
-        "coverage": _ratio_of(covered),
+        "mcc": Statistic(lambda c, r, w: mcc_of_counts(confusion(guess, truth, w, k)), "correlation"),
+        "nll": Statistic(_mean_of(nll_rows(reported.logits, truth)), "loss"),
+        "brier": Statistic(_mean_of(brier_rows(probabilities, truth)), "loss"),
+        "ece": calibration_error(Calibration(probabilities, truth), len(scores), _ECE_BINS),
+        "coverage": Statistic(_ratio_of(covered), "share"),
     }
 
 
 def _share_metrics(
     risks: Mapping[str, Share], overall: Share, per_class: Mapping[str, Share]
-) -> dict[str, Metric | str]:
+) -> dict[str, Statistic | str]:
     # The slash keeps these names apart from the metrics' own.
+    return {name: Statistic(_ratio_of(share), "share") for name, share in _named(risks, overall, per_class).items()}
+
+
+def _named(risks: Mapping[str, Share], overall: Share, per_class: Mapping[str, Share]) -> dict[str, Share]:
     named = {f"risks/{name}": share for name, share in risks.items()}
-    named |= {"coverage/overall": overall} | {f"coverage/per_class/{name}": share for name, share in per_class.items()}
-    return {name: _ratio_of(share) for name, share in named.items()}
+    return (
+        named
+        | {"coverage/overall": overall}
+        | {f"coverage/per_class/{name}": share for name, share in per_class.items()}
+    )
 
 
 def _add_group_intervals(
-    rates: dict[str, Any], coverage: dict[str, Any], found: Mapping[str, Interval], repeated: bool
+    rates: dict[str, Any],
+    coverage: dict[str, Any],
+    found: Mapping[str, Interval],
+    shares: tuple[Mapping[str, Share], Share, Mapping[str, Share]],
+    groups: NDArray[np.str_] | None,
+    level: float,
 ) -> None:
-    entries = {f"risks/{name}": (rate, "errors") for name, rate in rates.items()}
-    entries["coverage/overall"] = (coverage["overall"], "exits")
-    entries |= {f"coverage/per_class/{name}": (share, "exits") for name, share in coverage["per_class"].items()}
-    for name, (entry, count) in entries.items():
-        known = repeated and 0 < entry[count] < entry["n"]
-        entry["group_low"] = finite_or_none(found[name].low) if known else None
-        entry["group_high"] = finite_or_none(found[name].high) if known else None
+    named = _named(*shares)
+    entries = {f"risks/{name}": rate for name, rate in rates.items()}
+    entries["coverage/overall"] = coverage["overall"]
+    entries |= {f"coverage/per_class/{name}": share for name, share in coverage["per_class"].items()}
+    for name, entry in entries.items():
+        ends: tuple[float | None, float | None] = (None, None)
+        if groups is not None and entry["n"]:
+            hits, base = named[name]
+            ends = _counted(hits[base], found[name], groups[base], level)
+        entry["group_low"], entry["group_high"] = ends
+
+
+def _counted(
+    hits: NDArray[np.bool_], interval: Interval, groups: NDArray[np.str_] | None, level: float
+) -> tuple[float | None, float | None]:
+    """The interval of a count: exact for independent images; over groups by their spread, none where too few."""
+    count, n = int(hits.sum()), len(hits)
+    if groups is None:
+        return clopper_pearson(count, n, level)
+    n_groups = len(np.unique(groups))
+    # of the bootstrap: too few groups, or a share undefined in most replicates
+    if 0 < count < n and np.isnan(interval.deviation):
+        return None, None
+    return clustered_interval(count, n, n_groups, interval.deviation, interval.freedom, level)
 
 
 def _mean_of(values: FloatArray) -> Metric:
@@ -277,14 +314,6 @@ def _ratio_of(share: Share) -> Metric:
         return weighted_mean(hits, there) if there.any() else float("nan")
 
     return ratio
-
-
-def _numbers(interval: Interval) -> dict[str, float | None]:
-    return {
-        "value": finite_or_none(interval.value),
-        "low": finite_or_none(interval.low),
-        "high": finite_or_none(interval.high),
-    }
 
 
 # ---- what the figures draw ---------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def interval(row: Document, unit: str) -> tuple[float | None, float | None]:
     """The interval of a risk or coverage of evaluation.json to judge by.
 
     Exact for independent images; where images share groups (unit "group") the one over groups, which is the wider,
-    except where it is undefined (no error at all, or nothing but errors) and the exact one is all there is.
+    except where there are too few groups for one and the exact one is all there is.
 
     >>> row = {"low": 0.001, "high": 0.02, "group_low": 0.0, "group_high": 0.05}
     >>> interval(row, "image"), interval(row, "group")

@@ -32,7 +32,7 @@ from stage1.policy.softmax_multiclass import MulticlassPolicy
 from stage1.policy.target import Request
 from stage1.policy.units import Counting, choose_unit
 from stage1.risk import binomial_lower, binomial_upper
-from stage1.risk.testing import fixed_sequence
+from stage1.risk.testing import fixed_sequence, minimum_samples
 from stage1.scores import Scores
 from stage1.scores.confidence import confidence
 from stage1.storage.documents import finite_or_none
@@ -197,7 +197,32 @@ class FoundClassThresholds:
             attempts=certificate.attempts,
             closed=None,
         )
-        return sentence + _closed(certificate.never_answered) + "".join(f" {text}" for text in certificate.unlimited)
+        return (
+            sentence + self._closed(certificate.never_answered) + "".join(f" {text}" for text in certificate.unlimited)
+        )
+
+    def _closed(self, never_answered: Sequence[str]) -> str:
+        """Why no image exits as these classes, a sentence for each reason; "" for none."""
+        why: dict[str, list[str]] = {}
+        for name in never_answered:
+            why.setdefault(self._why_closed(name), []).append(f"'{name}'")
+        return "".join(f" No image exits as {', '.join(names)}: {reason}." for reason, names in why.items())
+
+    def _why_closed(self, name: str) -> str:
+        assert self.path is not None, "thresholds that are certified lie on a path"
+        index, target = self.target.classes.index(name), self.target.targets.get(f"wrong.{name}")
+        answers = int((self.select.logits.argmax(axis=1) == index).sum())
+        if target is not None:
+            expected = answers * len(self.sample) / len(self.select)
+            needed = minimum_samples(target, self.delta)
+            if expected < needed:
+                return (
+                    f"val_select expects {expected:.0f} such answers among the calibration {self.unit}s, and"
+                    f" wrong.{name} <= {target:g} takes {needed} without an error"
+                )
+        if np.isfinite(self.path.thresholds[-1, index]):
+            return "the first thresholds that would let one exit were not certified"
+        return "val_select expects such answers to be wrong too often"
 
 
 def path_of(select: Scores, confidence_score: str, goal: ClassGoal, mode: str) -> ClassPath | None:
@@ -272,15 +297,6 @@ def _coverages(
         for index, name in enumerate(request.classes)
     }
     return share(float(exits.exits[0]), exits.total, request.coverage), per_class
-
-
-def _closed(never_answered: Sequence[str]) -> str:
-    never = ", ".join(f"'{name}'" for name in never_answered)
-    return (
-        f" No image exits as {never}: too few such answers are expected to certify them, so they always defer."
-        if never
-        else ""
-    )
 
 
 # ---- what val_select decides beforehand, and the control -----------------------------------------------------------

@@ -29,6 +29,7 @@ _LEAST, _MOST = 0.1, 40.0
 _PAIRS, _MOST_PAIRS = 160, 480
 _STEP = 0.2  # of the standard error of a rate at the target: wider steps end up to one short of what would pass
 _SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot tell from 0 or 1
+_HEAVY = 0.02  # share of the images with one score from which on they are a block that a step takes in whole
 _KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
 _EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
 _PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way: it has no freedom of its own
@@ -92,11 +93,11 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
     """
     if min((labels == 0).sum(), (labels == 1).sum()) < _MINIMUM:
         return None
-    grid = _smoothed(score)
-    models = {name: _class_model(p) for name, p in _maps(score, labels, grid).items()}
+    grid, weight = np.unique(_smoothed(score), return_counts=True)
+    models = {name: _class_model(p, weight) for name, p in _maps(score, labels, grid).items()}
     cuts = np.concatenate([[-np.inf], (grid[1:] + grid[:-1]) / 2, [np.inf]])
     shares = _shares(labels, goal)
-    ends = _ends(cuts, goal.limits)
+    ends = _ends(grid, goal.limits)
     pairs = {name: _sequence(model, goal, shares, ends) for name, model in models.items()}
     trust = _trust(score, labels, grid, models)
     paths, disputed = [], {}
@@ -109,7 +110,7 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
         gain = np.diff(np.concatenate([[0.0], np.maximum.accumulate(cover[start:])]))
         lo, hi = cuts[low], cuts[high]
         if goal.limits is not None:
-            # The last cut before a limit represents the limit itself: images between the two exit as well.
+            # In its gap a limit takes the place of the middle.
             lo, hi = np.where(low >= ends[0], goal.limits[0], lo), np.where(high <= ends[1], goal.limits[1], hi)
         paths.append(CandidateSequence(lo, hi, start, float(np.einsum("t,t->", reached, gain)), name))
         disputed[name] = bool(chances[:, start].max() >= _SURE and chance[start] < _UNSURE)
@@ -209,12 +210,14 @@ def fit_logistic(x: Floats, labels: NDArray[np.int64], ridge: float = 1e-3) -> _
     return _Linear(mean, scale, weights)
 
 
-def _class_model(p: Floats) -> ClassModel:
+def _class_model(p: Floats, weight: Floats | NDArray[np.int64]) -> ClassModel:
+    """p: P(y = 1) at each distinct score; weight: how often it is there. No cut splits a block of tied scores."""
+
     def below(mass: Floats) -> Floats:
         inner = np.cumsum(mass)[:-1] / mass.sum()
         return np.asarray(np.minimum(np.concatenate([np.zeros(1), inner, np.ones(1)]), 1.0))
 
-    return ClassModel(below(p), below(1 - p), p, float(p.mean()))
+    return ClassModel(below(weight * p), below(weight * (1 - p)), p, float(weight @ p / weight.sum()))
 
 
 def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
@@ -224,11 +227,11 @@ def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
     return np.geomspace(_LEAST, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
 
 
-def _ends(cuts: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
-    """The largest cut allowed for low and the smallest allowed for high; the whole range without limits."""
+def _ends(grid: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
+    """The largest cut allowed for low and the smallest allowed for high: of the gaps in which the limits lie."""
     if limits is None:
-        return len(cuts) - 1, 0
-    return int(np.searchsorted(cuts, limits[0], side="right")) - 1, int(np.searchsorted(cuts, limits[1], side="left"))
+        return len(grid), 0
+    return int(np.searchsorted(grid, limits[0], side="left")), int(np.searchsorted(grid, limits[1], side="right"))
 
 
 def _sequence(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
@@ -237,7 +240,38 @@ def _sequence(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, in
     closed = np.flatnonzero((low >= high) | ((low >= ends[0]) & (high <= ends[1])))
     last = int(closed[0]) + 1 if len(closed) else len(low)
     new = np.append(True, (np.diff(low[:last]) != 0) | (np.diff(high[:last]) != 0))
-    return low[:last][new], high[:last][new]
+    return _by_blocks(model, low[:last][new], high[:last][new])
+
+
+def _by_blocks(model: ClassModel, low: Cuts, high: Cuts) -> tuple[Cuts, Cuts]:
+    """The same pairs and, where one of the next two takes in a block of tied scores, one pair for each block.
+
+    Without blocks a step is a small share of the images. A block is taken in whole, on the side where its answer is
+    less likely to be wrong first, so that a sequence over a handful of values has a safe pair to start with.
+    """
+    mass = model.prior * np.diff(model.below1) + (1 - model.prior) * np.diff(model.below0)
+    heavy = np.flatnonzero(mass >= _HEAVY)
+    if not len(heavy):
+        return low, high
+    edges = np.unique(np.concatenate([heavy, heavy + 1]))
+    pairs: list[tuple[int, int]] = []
+    at = (0, len(mass))
+    for target in zip(low.tolist(), high.tolist(), strict=True):
+        while True:
+            ups, downs = edges[(edges > at[0]) & (edges < target[0])], edges[(edges < at[1]) & (edges > target[1])]
+            steps = []
+            if len(ups):
+                steps.append((float(model.posterior[ups[0] - 1]), (int(ups[0]), at[1])))
+            if len(downs):
+                steps.append((1 - float(model.posterior[downs[-1]]), (at[0], int(downs[-1]))))
+            if not steps:
+                break
+            at = min(steps)[1]
+            pairs.append(at)
+        at = target
+        pairs.append(target)
+    found = np.array(pairs, dtype=np.intp)
+    return found[:, 0], found[:, 1]
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from stage1.policy.counts import ClassExits
-from stage1.policy.thresholds_multiclass import Blocks, Model, answer_maps, model_of
+from stage1.policy.thresholds_multiclass import Grid, Model, answer_maps, model_of
 from stage1.risk import minimum_samples
 from stage1.risk.risks import risk_of, risk_parts
 from stage1.risk.testing import max_errors_each
@@ -33,6 +33,9 @@ _SHARES = np.geomspace(0.1, 40.0, 120)
 _BARS = 400
 # Wrong answers of these count by the true class of the image; they have sums of their own, as error and wrong have.
 _OF_TRUTH = ("fnr", "miss_rate")
+# Points of a normal distribution and their weights (Gauss and Hermite).
+_STEPS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +71,15 @@ def class_path(
     """
     if len(labels) < MINIMUM_ROWS:
         return None
-    blocks = Blocks.of(confidence, probabilities.argmax(axis=1))
-    models = [model_of(p, blocks, probabilities, labels) for p in answer_maps(confidence, blocks.answer, labels)]
+    grid = Grid.of(confidence, probabilities.argmax(axis=1), probabilities.shape[1])
+    models = [model_of(own, grid, probabilities, labels) for own in answer_maps(confidence, grid, labels)]
     paths = []
     for own in models:
         for name in MODES if mode == "auto" else (mode,):
-            places, thresholds = _one(own, blocks, goal) if name == "one" else _per_class(own, blocks, goal)
+            places = _one(own, goal) if name == "one" else _per_class(own, goal)
             if len(places):
-                start, expected = _judged(places, models, blocks, goal)
-                paths.append(ClassPath(thresholds, start, expected, name))
+                start, expected = _judged(places, models, goal)
+                paths.append(ClassPath(grid.cuts[places], start, expected, name))
     # One threshold where it is as good: less to go wrong, and the first of equals is taken.
     paths.sort(key=lambda path: path.mode != "one")
     return max(paths, key=lambda path: path.expected, default=None)
@@ -85,21 +88,12 @@ def class_path(
 # ---- sequences of thresholds -------------------------------------------------------------------------------------
 
 
-def _one(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
-    """(places [T, K], thresholds [T, K]) with one threshold: per share the lowest that keeps all modelled risks."""
-    values = np.unique(blocks.confidence)[::-1]
-    if len(values) > 4000:
-        values = values[np.unique(np.linspace(0, len(values) - 1, 4000).round().astype(int))]
-    cuts = (values + np.append(values[1:], values[-1] - 1.0 - np.ptp(values))) / 2
-    places = np.stack(
-        [
-            np.searchsorted(-blocks.cuts[start : start + size + 1], -cuts, side="right") - 1
-            for start, size in zip(blocks.offset.tolist(), blocks.sizes.tolist(), strict=True)
-        ],
-        axis=1,
-    )
-    exits = model.at(places, blocks)
-    worst = np.zeros(len(cuts))
+def _one(model: Model, goal: ClassGoal) -> Ints:
+    """Places [T, K] with one threshold: per share the lowest that keeps all modelled risks."""
+    k, steps = model.exits.shape
+    places = np.repeat(np.arange(1, steps)[:, None], k, axis=1)
+    exits = model.at(places)
+    worst = np.zeros(len(places))
     for name, target in goal.targets.items():
         errors, trials = exits.counts(name, goal.classes)
         worst = np.maximum(worst, np.divide(errors, trials, out=np.zeros_like(errors), where=trials > 0) / target)
@@ -108,35 +102,33 @@ def _one(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
         kept = np.flatnonzero(worst <= share)
         if len(kept) and (not found or kept[-1] > found[-1]):
             found.append(int(kept[-1]))
-    k = len(model.kinds)
-    return places[found], np.repeat(cuts[found][:, None], k, axis=1)
+    return places[found]
 
 
-def _per_class(model: Model, blocks: Blocks, goal: ClassGoal) -> tuple[Ints, Floats]:
-    """(places, thresholds) with one per class: per share the greatest exits that keep all modelled risks."""
-    solver = _Solver(model, blocks, goal)
+def _per_class(model: Model, goal: ClassGoal) -> Ints:
+    """Places [T, K] with one threshold per class: per share the greatest exits that keep all modelled risks."""
+    solver = _Solver(model, goal)
     found: list[Ints] = []
-    before = np.zeros(blocks.k, dtype=np.int64)
+    before = np.zeros(len(model.kinds), dtype=np.int64)
     for share in _SHARES:
         places = np.maximum(before, solver.solve(share))
         if (places > before).any():
             found.append(places)
         before = places
-        if (places == blocks.sizes).all():
+        if (places == solver.last).all():
             break
-    table = np.array(found, dtype=np.int64).reshape(-1, blocks.k)
-    thresholds = np.full((len(table), len(model.kinds)), np.inf)
-    thresholds[:, : blocks.k] = blocks.cuts[blocks.offset + table]
-    return table, thresholds
+    return np.array(found, dtype=np.int64).reshape(-1, len(model.kinds))
 
 
 class _Solver:
     """Greatest places at which every modelled risk is at most a share of its target."""
 
-    def __init__(self, model: Model, blocks: Blocks, goal: ClassGoal) -> None:
-        self._model, self._blocks, self._goal = model, blocks, goal
-        last = blocks.sizes[None, :]
-        self._everyone = model.at(last, blocks)
+    def __init__(self, model: Model, goal: ClassGoal) -> None:
+        self._model, self._goal = model, goal
+        k, steps = model.exits.shape
+        self._classes = np.arange(k)
+        self.last = np.full(k, steps - 1)
+        self._everyone = model.at(self.last[None, :])
         self._parts = {name: risk_parts(name, goal.classes) for name in goal.targets}
         self._bars = {name: self._table(kind, index) for name, (kind, index) in self._parts.items() if kind != "wrong"}
         self._scale = goal.n / max(float(self._everyone.total), 1.0)
@@ -148,26 +140,21 @@ class _Solver:
         }
 
     def _weights(self, kind: str, index: int) -> Floats:
-        """What a wrong answer of each class counts in a risk, [blocks.k]."""
-        return self._model.kinds[: self._blocks.k, index] if kind in _OF_TRUTH else np.ones(self._blocks.k)
+        """What a wrong answer of each class counts in a risk, [K]."""
+        return self._model.kinds[:, index] if kind in _OF_TRUTH else np.ones(len(self._classes))
 
     def _table(self, kind: str, index: int) -> Ints:
-        """Places [bars, K] at which no block adds more than a bar to the wrong answers of the risk; bars rise."""
-        blocks, level = self._blocks, self._model.level
-        weights = self._weights(kind, index)
-        added = level * np.repeat(weights, blocks.sizes + 1)
-        bars = np.unique(np.quantile(added, np.linspace(0, 1, _BARS)))
-        columns = [
-            np.searchsorted(added[start + 1 : start + size + 1], bars, side="right")
-            for start, size in zip(blocks.offset.tolist(), blocks.sizes.tolist(), strict=True)
-        ]
-        return np.asarray(np.concatenate([np.zeros((1, blocks.k)), np.stack(columns, axis=1)]), dtype=np.int64)
+        """Places [bars, K] at which nobody adds more than a bar to the wrong answers of the risk; bars rise."""
+        added = self._model.level * self._weights(kind, index)[:, None]
+        bars = np.unique(np.quantile(added[:, 1:], np.linspace(0, 1, _BARS)))
+        columns = [np.searchsorted(row[1:], bars, side="right") for row in added]
+        return np.asarray(np.concatenate([np.zeros((1, len(added))), np.stack(columns, axis=1)]), dtype=np.int64)
 
     def solve(self, share: float) -> Ints:
         """Places int [K]. From everything, shrunk until nothing is too much: a greatest fixed point."""
-        places = self._blocks.sizes.copy()
+        places = self.last.copy()
         for name, (kind, index) in self._parts.items():
-            if kind == "wrong" and index < self._blocks.k:
+            if kind == "wrong":
                 places[index] = self._answered(index, min(share * self._goal.targets[name], 0.999))
         for _ in range(50):
             before = places
@@ -181,16 +168,11 @@ class _Solver:
 
     def _answered(self, index: int, limit: float) -> int:
         """wrong.<class> depends on one class: the last place whose modelled share of wrong answers holds."""
-        start, size = self._blocks.offset[index], self._blocks.sizes[index]
-        exits, wrong = self._model.exits[start : start + size + 1], self._model.wrong[start : start + size + 1]
+        exits, wrong = self._model.exits[index], self._model.wrong[index]
         return int(np.flatnonzero(wrong <= limit * exits)[-1])
 
     def _abstaining(self, places: Ints) -> Ints:
-        short = [
-            index
-            for index, least in self._least.items()
-            if index < self._blocks.k and self._model.exits[self._blocks.offset[index] + places[index]] < least
-        ]
+        short = [index for index, least in self._least.items() if self._model.exits[index, places[index]] < least]
         places = places.copy()
         places[short] = 0
         return places
@@ -212,48 +194,52 @@ class _Solver:
     def _kept(self, places: Ints, name: str, limit: float) -> bool:
         kind, index = self._parts[name]
         if kind not in ("error", *_OF_TRUTH):
-            errors, trials = self._model.at(places[None, :], self._blocks).counts(name, self._goal.classes)
+            errors, trials = self._model.at(places[None, :]).counts(name, self._goal.classes)
             return bool(errors[0] <= limit * trials[0])
-        flat = self._blocks.offset + places
-        wrong, exits = self._model.wrong[flat], self._model.exits[flat]
+        wrong, exits = self._model.wrong[self._classes, places], self._model.exits[self._classes, places]
         if kind == "error":
             return bool(wrong.sum() <= limit * exits.sum())
         missed = float(wrong @ self._weights(kind, index))
         if kind == "miss_rate":
             return bool(missed <= limit * self._everyone.members[index])
-        right = float(exits[index] - wrong[index]) if index < self._blocks.k else 0.0
+        right = float(exits[index] - wrong[index])
         return missed <= limit * (missed + right)
 
 
 # ---- prediction --------------------------------------------------------------------------------------------------
 
 
-def _judged(places: Ints, models: Sequence[Model], blocks: Blocks, goal: ClassGoal) -> tuple[int, float]:
+def _judged(places: Ints, models: Sequence[Model], goal: ClassGoal) -> tuple[int, float]:
     """(start, expected coverage): the start from which the walk is expected to reach furthest, under all maps alike."""
-    exits = [model.at(places, blocks) for model in models]
+    exits = [model.at(places) for model in models]
     chance = np.mean([_chance(each, goal) for each in exits], axis=0)
     cover = exits[0].exits / exits[0].total
+    gain = np.diff(cover)
     best, expected = 0, -1.0
     for start in range(len(chance)):
         # What passes at a place is taken to have passed before it: one sample decides all.
         reached = np.minimum.accumulate(chance[start:])
-        gain = np.diff(cover[start:], prepend=0.0)
-        value = float(reached @ gain)
+        value = float(reached[0] * cover[start] + reached[1:] @ gain[start:])
         if value > expected + 1e-12:
             best, expected = start, value
     return best, expected
 
 
 def _chance(exits: ClassExits, goal: ClassGoal) -> Floats:
-    """Predicted chance of each rule to pass every test on n units, float [T]: binomial at the expected counts."""
-    scale = goal.n / exits.total
+    """Predicted chance of each rule to pass every test on n units, float [T].
+
+    Binomial at the expected rate, averaged over the number of trials: val_select knows their share to one part in its
+    own size, and how many errors a test allows leaps with them.
+    """
     chance = np.ones(len(exits.as_class))
     for name, target in goal.targets.items():
         errors, trials = exits.counts(name, goal.classes)
-        n = np.round(trials * scale)
-        allowed = max_errors_each(n, target, goal.delta)
+        share = np.clip(trials / exits.total, 0.0, 1.0)
+        doubt = goal.n * np.sqrt(share * (1 - share) * (1 / goal.n + 1 / exits.total))
         rate = np.clip(np.divide(errors, trials, out=np.zeros_like(errors), where=trials > 0), 0.0, 1.0)
-        passed = np.where(allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), rate), 0.0)
+        n = np.round(np.clip(goal.n * share + _STEPS[:, None] * doubt, 0, goal.n))
+        allowed = max_errors_each(n.ravel(), target, goal.delta).reshape(n.shape)
+        passed = _WEIGHTS @ np.where(allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), rate), 0.0)
         # A class that stays closed asks nothing of wrong.<class>.
         chance *= np.where((trials == 0) & risk_of(name, goal.classes)[0].by_answer, 1.0, passed)
     return chance

@@ -24,7 +24,8 @@ def arms_lines(document: Document) -> list[str]:
     lines = [_headline(document), ""]
     for header, rows in _tables(document):
         lines += [*_aligned([header, *rows]), ""]
-    return [*lines, document["conclusion"], *(f"note: {note}" for note in document["notes"])]
+    notes = [*document["notes"], *_no_interval(document)]
+    return [*lines, document["conclusion"], *(f"note: {note}" for note in notes)]
 
 
 def arms_markdown(document: Document, figure: str | None = None) -> str:
@@ -34,8 +35,8 @@ def arms_markdown(document: Document, figure: str | None = None) -> str:
         cells = [[_escaped(cell) for cell in row] for row in (header, *rows)]
         rule = ["---", *["---:"] * (len(header) - 1)]
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in (cells[0], rule, *cells[1:])))
-    if document["notes"]:
-        parts.append("\n".join(f"- {_escaped(note)}" for note in document["notes"]))
+    if notes := [*document["notes"], *_no_interval(document)]:
+        parts.append("\n".join(f"- {_escaped(note)}" for note in notes))
     if figure:
         parts.append(f"![Paired differences to {_escaped(document['reference'])}]({figure})")
     return "\n\n".join(parts) + "\n"
@@ -129,6 +130,18 @@ def _cost(arm: Document) -> list[str]:
     ]
 
 
+def _no_interval(document: Document) -> list[str]:
+    """Why some numbers stand without an interval: "certified coverage (difference): no interval: .."."""
+    found: dict[str, list[str]] = {}
+    for part in (document, document["confirmation"] or {}):
+        cells = [(metric, row) for arm in part.get("arms", ()) for metric, row in arm["metrics"].items()]
+        cells += [(f"difference in {row['metric']}", row) for row in part.get("differences", ())]
+        for name, row in cells:
+            if "note" in row and name not in found.setdefault(row["note"], []):
+                found[row["note"]].append(name)
+    return [f"{', '.join(names)}: {why}." for why, names in found.items()]
+
+
 def _number(metric: str, value: float | None, sign: bool = False) -> str:
     if value is None:
         return "-"
@@ -139,7 +152,7 @@ def _number(metric: str, value: float | None, sign: bool = False) -> str:
 def _with_interval(metric: str, row: Document, sign: bool = False) -> str:
     value = _number(metric, row["value"], sign)
     if row["low"] is None or row["high"] is None:
-        return value
+        return value if row.get("note") is None else f"{value} [no interval]"
     return f"{value} [{_number(metric, row['low'], sign)}, {_number(metric, row['high'], sign)}]"
 
 

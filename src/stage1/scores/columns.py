@@ -39,6 +39,7 @@ _MOST_CLASSES = 100_000
 _MOST_BLOCK = 64 << 20  # bytes of a CSV that are parsed at once
 _BLANK = frozenset({"", "nan", "none", "null", "<na>", "nat"})
 _WHOLE = re.compile(r"-?[0-9]+\.0")
+_BOOLEANS = ("true", "false")
 # Whole numbers up to here are exact, by bytes of the float.
 _EXACT = {2: 2**11, 4: 2**24, 8: 2**53}
 
@@ -110,7 +111,7 @@ class ColumnFile:
             if isinstance(column, np.ndarray):
                 raise DataError(f"{self.path}: column {name!r} has shape {column.shape}; one value per row expected")
             found = [text.strip() for text in self._texts(column, name)]
-            if any("\0" in text for text in found):  # numpy and Arrow end a text there, and names would become one
+            if "\0" in "".join(found):  # numpy and Arrow end a text there, and names would become one
                 row = next(row for row, text in enumerate(found) if "\0" in text)
                 raise self._bad_cell(name, row, f"{_shown(found[row])}: a NUL has no place in a name; take it out")
             longest = max(map(len, found), default=0)
@@ -308,12 +309,14 @@ def _plain(texts: list[str]) -> list[str]:
 
     Only where every filled cell has that form, so that no two names become one.
     """
-    filled = [text for text in texts if not is_blank(text)]
-    if not filled:
+    # One that has neither form ends it: a million ids are not looked at.
+    first = next((text for text in texts if not is_blank(text)), "")
+    if not (_WHOLE.fullmatch(first) or first.lower() in _BOOLEANS):
         return texts
+    filled = [text for text in texts if not is_blank(text)]
     if all(_WHOLE.fullmatch(text) for text in filled):
         return [text if is_blank(text) else text[:-2] for text in texts]
-    if all(text.lower() in ("true", "false") for text in filled):
+    if all(text.lower() in _BOOLEANS for text in filled):
         return [text if is_blank(text) else text.capitalize() for text in texts]
     return texts
 

@@ -23,7 +23,7 @@ def hashed_roles(scores: Scores, roles: Sequence[str], shares: Sequence[float], 
         units = scores.ids
     else:
         units = np.arange(len(scores)).astype(np.str_)
-    places = np.array(
-        [int.from_bytes(hashlib.sha256(f"{seed}|{unit}".encode()).digest()[:8]) / 2**64 for unit in units.tolist()]
-    )
+    prefix = f"{seed}|"
+    digests = b"".join(hashlib.sha256((prefix + unit).encode()).digest()[:8] for unit in units.tolist())
+    places = np.frombuffer(digests, dtype=">u8") / 2.0**64
     return np.array(roles)[np.searchsorted(np.cumsum(shares)[:-1], places, side="right")]

@@ -205,7 +205,7 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
     stored = stored_names(metadata, name)
     if stored is not None and classes is not None:
         cells = decoded(cells, stored, f"{path}: column {name!r}", [f"row {row}" for row in range(len(cells))])
-    texts = [label_text(cell) for cell in cells]
+    texts = _label_texts(cells)
     try:
         if numbered or classes is None:
             found = column_numbers(texts)
@@ -213,17 +213,18 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
             found = place_labels(texts, classes, positions=stored is None or are_plain_numbers(stored))
     except DataError as error:
         raise DataError(f"{path}: column {name!r}: {error}") from error
-    if unknown := [row for row, text in enumerate(texts) if text not in found]:
-        text = texts[unknown[0]]
+    if set(texts) - found.keys():
+        first = next(row for row, text in enumerate(texts) if text not in found)
+        text = texts[first]
         if classes is not None:
-            raise DataError(f"{path}: column {name!r}: row {unknown[0]}: {outside(text, classes)}")
+            raise DataError(f"{path}: column {name!r}: row {first}: {outside(text, classes)}")
         words = list(found_classes(texts))
         shown = ", ".join(words[:4]) + (", .." if len(words) > 4 else "")
         raise DataError(
-            f"{path}: row {unknown[0]}: no label in column {name!r}"
+            f"{path}: row {first}: no label in column {name!r}"
             if not text
             else (
-                f"{path}: row {unknown[0]}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
+                f"{path}: row {first}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
                 if all(named_by_digits(word) for word in words)
                 else (
                     f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two"
@@ -232,6 +233,19 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
             )
         )
     return np.array([found[text] for text in texts], dtype=np.int64)
+
+
+def _label_texts(cells: Sequence[Any]) -> list[str]:
+    """`label_text` of each cell; labels repeat, so each spelling is read once."""
+    forms: dict[tuple[type, Any], str] = {}
+    texts = []
+    for cell in cells:
+        spelling = (type(cell), cell)  # True == 1 == 1.0 are three
+        text = forms.get(spelling)
+        if text is None:
+            text = forms[spelling] = label_text(cell)
+        texts.append(text)
+    return texts
 
 
 _STEMS: dict[Values, str] = {"logits": "logit", "probabilities": "prob"}

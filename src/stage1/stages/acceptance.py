@@ -178,12 +178,11 @@ def _named(row: Mapping[str, Any]) -> str:
 
 def _measured(run: RunDir, evaluation: Mapping[str, Any]) -> dict[str, Measured]:
     known = {}
-    grouped = (
-        "the interval over groups is undefined at 0 or all" if evaluation["unit"] == "group" else "nothing to count"
-    )
     for row in metrics_rows(evaluation):
+        why = evaluation["metrics"].get(row["metric"], {}).get("note")
+        few = "too few groups" if evaluation["unit"] == "group" else "nothing to count"
         counts = None if evaluation["unit"] == "group" else _counts(row, evaluation)
-        known[row["metric"]] = Measured(row["value"], row["low"], row["high"], grouped, counts, on_test=True)
+        known[row["metric"]] = Measured(row["value"], row["low"], row["high"], why or few, counts, on_test=True)
     certificate = read_document(run / "certificate.json", CERTIFICATE_KIND)
     for name, risk in certificate["risks"].items():
         shown = shown_bound(certificate, name)
@@ -240,5 +239,5 @@ def _gains(run: RunDir, options: Mapping[str, Any]) -> dict[str, Measured]:
             value, low, high = (None if end is None else -end for end in (ends[0], ends[2], ends[1]))
         else:
             value, low, high = ends
-        found[f"gain.{row['metric']}"] = Measured(value, low, high, on_test=True)
+        found[f"gain.{row['metric']}"] = Measured(value, low, high, row.get("note", ""), on_test=True)
     return found

@@ -23,7 +23,7 @@ import numpy as np
 
 from stage1.calibration import CalibrationMap, Choice, Platt, Temperature, Vector, choose_map
 from stage1.errors import ConfigError, DataError, MissingError
-from stage1.evaluation.intervals import Interval
+from stage1.evaluation.intervals import measured
 from stage1.evaluation.label_shift import (
     FEWEST_GROUPS,
     Method,
@@ -38,7 +38,6 @@ from stage1.policy import Certificate, Policy, decided_on, reported
 from stage1.risk.risks import risk_of
 from stage1.runs.directory import RunDir
 from stage1.scores import Scores, Values, read_role, read_scores, write_scores
-from stage1.storage.documents import finite_or_none
 from stage1.storage.files import digest_file
 
 TARGET_FILE = "target_scores.parquet"
@@ -137,11 +136,12 @@ def label_shift(
             seed=seed,
         )
         exact = restated_interval(prior if replicates is None else replicates, counts, level)
-        shown = {name: _numbers(interval) for name, interval in intervals.items()}
+        shown = {name: measured(interval) for name, interval in intervals.items()}
         for name, ends, events in (("coverage", exact[0], counts.exits), ("error", exact[1], counts.errors)):
             if not grouped:
                 known = shown[name]["value"] is not None
                 shown[name] |= {"low": ends[0] if known else None, "high": ends[1] if known else None}
+                shown[name].pop("note", None)
             elif not any(events):  # a bootstrap over groups knows nothing where nothing happened
                 shown[name] |= {"low": None, "high": None}
         if estimate is not None and estimate.low is None:
@@ -326,7 +326,3 @@ def _by_class(names: list[str], values: Any) -> dict[str, float]:
 def _shares_of(scores: Scores, names: list[str]) -> dict[str, float]:
     counts = np.bincount(scores.known_labels, minlength=len(names))
     return _by_class(names, counts / counts.sum())
-
-
-def _numbers(interval: Interval) -> dict[str, float | None]:
-    return {name: finite_or_none(getattr(interval, name)) for name in ("value", "low", "high")}

@@ -65,7 +65,17 @@ def _draw_row(axis: Any, place: int, row: Mapping[str, Any], name: str, *, diamo
         better = row["better"] == name
         colour, filled = (CERTIFIED if better else CLASS_COLOURS[1]), True
         marker = "D" if diamond else ("o" if better else "s")
-    if row["low"] is not None:
+    if row["low"] is None:
+        axis.annotate(
+            "no interval",
+            (row["difference"], place),
+            fontsize=8,
+            color=GREY,
+            va="center",
+            xytext=(8, 0),
+            textcoords="offset points",
+        )
+    else:
         axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
     axis.plot(
         [row["difference"]],
