@@ -29,11 +29,14 @@ def potholes() -> Path:
 # Files that take minutes: where files are shared out to workers, the last one to start must not be one of these.
 LONG = (
     "test_docs.py",
-    "test_bad_input.py",
     "test_kill.py",
-    "test_huggingface.py",
     "test_tuning_run.py",
     "test_views_run.py",
+    "test_export.py",
+    "test_pooled.py",
+    "test_show.py",
+    "test_huggingface.py",
+    "test_recompute.py",
 )
 
 

@@ -43,7 +43,7 @@ def figures_drawn() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_figures_drawn(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For each module that imports it, and for every test of runs, but where FIGURES = True stands in the module."""
+    """Each module that imports it, each test of runs and cascades, but where FIGURES = True stands in the module."""
     with figures_drawn() if getattr(request.module, "FIGURES", False) else figures_undrawn():
         yield
 

@@ -20,6 +20,8 @@ from stage1.scores import read_scores
 from stage1.stages.reporting import report_of_scores
 from stage1.storage.documents import read_document
 
+from .drawing import no_figures_drawn  # noqa: F401 (fixture)
+
 OLD = Path(__file__).parent / "fixtures" / "0.1.0"
 SCORES = ("softmax", "gate", "scrc", "ratios", "ten")
 

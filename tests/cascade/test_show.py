@@ -94,6 +94,9 @@ def write_cascade(path: Path, bundle: Path, url: str, exit: object = "auto", **t
     return path
 
 
+FIGURES = True  # drawn, and looked at
+
+
 @dataclass
 class Result:
     returncode: int
