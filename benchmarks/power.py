@@ -12,6 +12,8 @@ MAPIE's controller on the first --peer-draws of the same draws: Bonferroni and H
 sequence learns its order on ours for selection; grids of 12, 22 and 32 quantiles a side (q) and of 10 and 19 on either
 side of even odds (s), the best for each method shown (chosen on the result, in its favour). "ours" in that table is on
 the same draws.
+
+A section on slices (benchmarks/power_slices.py) stands between the two tables.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from stage1.config import load_config
 sys.path.insert(0, str(Path(__file__).parent))
 from peer import FWER, certified_pair, grids
 from populations import ANIMALS, CAT, DOG, SHARED, VEHICLES, cifar, coco, gaussian
+from power_slices import section as slices_section
 
 CASES: list[tuple[str, Callable[[], Scores], int, float, float, float]] = [
     # name, population, labels in all, share for selection, target of both ratios, coverage wanted
@@ -114,6 +117,7 @@ def main() -> None:
             f"{found['plug_in_coverage']:>25.3f}{found['plug_in_violation']:>11.3f}",
             flush=True,
         )
+    slices_section(arguments.draws, arguments.seed)
     if arguments.peer_draws < 1 or find_spec("mapie") is None:
         print("MAPIE's controller is left out")
         return

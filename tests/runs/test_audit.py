@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.policy.multiclass_draws import NAMES, draw
 
-from stage1 import Scores
+from stage1 import Scores, fit_policy
 from stage1.commands.audit import Sizes, _draw, _group_weights, audit, false_claims
 from stage1.config import RunConfig, load_config
 from stage1.errors import ConfigError, DataError
@@ -62,6 +64,23 @@ def test_error_is_that_at_the_stated_prior():
     for target, found in ((true + 1e-6, []), (true - 1e-6, ["error"])):
         asked = config(f"risks={{error: {target}}}", "target_prior=0.9")
         assert false_claims(policy, decision, population, asked, ("0", "1"), None) == found
+
+
+def test_a_slice_with_thresholds_of_its_own_is_a_claim_too():
+    population = binary(4000)
+    city = np.where(np.arange(4000) < 2000, "a", "b")
+    population = replace(population, slices={"city": city}, ids=[f"p{row}" for row in range(4000)])
+    select = replace(binary(400, seed=1), ids=[f"s{row}" for row in range(400)])
+    policy = fit_policy("softmax", select=select, calib=population, risks={"error": 0.15}, slices=("city",))
+    asked = config("risks={error: 0.15}")
+    assert [claim.certified for claim in policy.certificate.slices] == [True, True]
+    assert false_claims(policy, policy.decide(population), population, asked, ("0", "1"), None) == []
+    # Half of b's labels turned around: its own claim is false, whatever the others make of the whole.
+    turned = (city == "b") & (np.arange(4000) % 2 == 0)
+    worse = replace(population, labels=np.where(turned, 1 - population.labels, population.labels))
+    found = false_claims(policy, policy.decide(worse), worse, asked, ("0", "1"), None)
+    assert "city=b: error" in found
+    assert "city=a: error" not in found
 
 
 def test_groups_weigh_alike_where_the_unit_is_the_group():

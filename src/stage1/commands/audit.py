@@ -159,8 +159,8 @@ def false_claims(
 ) -> list[str]:
     """The risks and floors that a certified policy claims and that do not hold on the population, by name.
 
-    SCRC's risks and its coverage are of the selected images; every other policy's of its exits. weights: float [N] of
-    the images, None: all alike.
+    SCRC's risks and its coverage are of the selected images; every other policy's of its exits. A slice with thresholds
+    of its own is a claim too. weights: float [N] of the images, None: all alike.
     """
     if claimed := policy.selected_shares(population):
         shares = [(claim, _share(claim.hits, claim.among, weights)) for claim in claimed]
@@ -174,6 +174,17 @@ def false_claims(
         members = labels == list(classes).index(name)
         if _share(decision.exit & members, members, weights) < floor:
             false.append(f"class_coverage.{name}")
+    own = [claim for claim in policy.certificate.slices if claim.own] if policy.certificate is not None else []
+    if own and config.target_prior is not None:
+        # It is stated for that prior in each slice, which weights of the whole would not give.
+        false = [name for name in false if name != "error"]
+    for claim in own:
+        if claim.certified:
+            inside = population.slices[claim.attribute] == claim.value
+            part = Decision(decision.exit[inside], decision.label[inside], decision.probability[inside])
+            weighed = None if weights is None else weights[inside]
+            found = _false_risks(part, population.take(inside), config, classes, weighed)
+            false += [f"{claim.name}: {name}" for name in found]
     return false
 
 

@@ -36,7 +36,7 @@ from stage1.policy.slices import SliceClaim, SliceCounts, listed, slice_rows
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import choose
 from stage1.policy.two_thresholds import FoundThresholds, TwoThresholds
-from stage1.policy.units import OWN, Counting
+from stage1.policy.units import OWN, SLICE_THRESHOLDS, Counting
 from stage1.risk.clusters import group_shares
 from stage1.scores import Scores
 from stage1.scores.columns import is_blank
@@ -63,19 +63,35 @@ def own_thresholds(target: Request, calib: Scores, counting: Counting) -> bool:
 
     counting.slice_thresholds: auto, own or one. Raises ConfigError for own where that cannot be.
     """
+    check_slice_thresholds(counting.slice_thresholds, counting.slices, target.has_floor)
     if not counting.slices or counting.slice_thresholds == "one":
         return False
-    why_not = None
-    if len(counting.slices) > 1:
-        why_not = f"an image has {len(counting.slices)} values ({', '.join(counting.slices)}); join them in one column"
-    elif target.has_floor:
-        why_not = "floors on coverage are for all images together; leave them out"
     if counting.slice_thresholds == OWN:
-        if why_not:
-            raise ConfigError(f"slice_thresholds: own: {why_not}, or use slice_thresholds=one")
         return True
     # A level of distortion is known of a challenge that was made, and of no picture that a miner is sent.
-    return why_not is None and not (counting.slices[0] == LEVEL and population(calib))
+    possible = why_one_pair(counting.slices, target.has_floor) is None
+    return possible and not (counting.slices[0] == LEVEL and population(calib))
+
+
+def why_one_pair(slices: Sequence[str], has_floor: bool) -> str | None:
+    """Why slices cannot have thresholds of their own; None: they can.
+
+    >>> why_one_pair(["city", "night"], has_floor=False)
+    'an image has 2 values (city, night); join them in one column'
+    """
+    if not slices:
+        return "data.slices names no column"
+    if len(slices) > 1:
+        return f"an image has {len(slices)} values ({', '.join(slices)}); join them in one column"
+    return "floors on coverage are for all images together; leave them out" if has_floor else None
+
+
+def check_slice_thresholds(wanted: str, slices: Sequence[str], has_floor: bool) -> None:
+    """Raises ConfigError where own thresholds are wanted and cannot be, or `wanted` is none of auto, own and one."""
+    if wanted not in SLICE_THRESHOLDS:
+        raise ConfigError(f"slice_thresholds: {wanted!r} is unknown; use {', '.join(SLICE_THRESHOLDS)}")
+    if wanted == OWN and (why_not := why_one_pair(slices, has_floor)) is not None:
+        raise ConfigError(f"slice_thresholds: own: {why_not}, or use slice_thresholds=auto")
 
 
 @dataclass(frozen=True, slots=True)

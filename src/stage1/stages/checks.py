@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from stage1.config import RunConfig
 from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError
+from stage1.policy.in_slices import check_slice_thresholds
 from stage1.policy.registry import check_classes, policy_kind
 from stage1.runs.directory import RunDir
 from stage1.storage.documents import read_document
@@ -32,6 +33,8 @@ def check_all(config: RunConfig, classes: Sequence[str]) -> None:
     check_views(config, classes)
     check_classes(config.policy.name, len(classes))
     policy_kind(config.policy.name).check(config, classes)
+    has_floor = config.coverage is not None or bool(config.class_coverage)
+    check_slice_thresholds(config.policy.slice_thresholds, config.data.slices, has_floor)
     for key, given in (
         ("data.slices", bool(config.data.slices)),
         ("unit=group_mean", config.unit == "group_mean"),
