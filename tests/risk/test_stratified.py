@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from stage1.risk.stratified import (
     Strata,
     stated_error,
     stratified_chance,
+    stratified_minimum,
     stratified_passes,
     stratified_upper,
     weighted_share_passes,
@@ -108,6 +111,22 @@ def test_no_exit_shows_nothing_and_impossible_counts_are_refused():
     assert not stratified_passes(Strata.of(0, 0, 50, 0, 0, 50), 0.5, 0.9, DELTA).any()
     with pytest.raises(DataError, match="positives"):
         Strata.of(3, 2, 50, 0, 0, 50)
+
+
+def test_the_smallest_sample_without_errors_is_the_smallest():
+    """Against a plain count upwards, the classes in the shares of the sample."""
+    for n1, n0, prior in ((100, 100, 0.5), (300, 100, 0.5), (100, 300, 0.7)):
+        found = stratified_minimum(Strata.of(0, n1, n1, 0, n0, n0), prior, 0.05, DELTA)
+        unit = max(n1, n0)
+        counted = next(
+            (ceil(k * n1 / unit), ceil(k * n0 / unit))
+            for k in range(1, 2000)
+            if stratified_passes(
+                Strata.of(0, a := ceil(k * n1 / unit), a, 0, b := ceil(k * n0 / unit), b), prior, 0.05, DELTA
+            )[0]
+        )
+        assert found == sum(counted)
+    assert stratified_minimum(Strata.of(0, 100, 100, 0, 0, 0), 0.5, 0.05, DELTA) is None
 
 
 def drawn(rng, draws, n1, n0, exit1, exit0, rate1, rate0):

@@ -24,7 +24,8 @@ _LARGEST = sys.float_info.max
 class RiskBound:
     """One certified (or refused) risk.
 
-    target: claimed upper limit. errors wrong among n counted units; observed = errors / n, None where n = 0.
+    target: claimed upper limit. errors wrong among n counted units; observed = errors / n, None where n = 0; `error`
+    at a target_prior: with each class weighed to it.
     bound: where the target is certified, upper bounds of all risks of the certificate that hold together with its
     confidence, none above its target (policy/joint.py; of SCRC-T the target, on average); else of this risk alone at 1
     - delta, at the thresholds that were refused. alone: that bound of this risk alone also where it is certified; no

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.policy.target import Request
-from stage1.risk import binomial_lower, binomial_pvalue, binomial_upper
+from stage1.risk import binomial_lower, binomial_pvalue, binomial_upper, minimum_samples
 from stage1.risk.definition import cells
 from stage1.risk.risks import RISKS, risk_of
 from stage1.risk.stratified import (
     Strata,
     stated_error,
+    stratified_minimum,
     stratified_passes,
     stratified_upper,
     weighted_share_passes,
@@ -127,6 +128,17 @@ def observed_risk(exits: Exits, name: str, prior: float | None) -> list[float | 
         errors, trials = exits.counts(name)
         rates = np.divide(errors, trials, out=np.full(len(errors), np.nan), where=trials > 0)
     return [None if np.isnan(rate) else float(rate) for rate in rates]
+
+
+def needed_exits(exits: Exits, name: str, prior: float | None, target: float, delta: float) -> int:
+    """Smallest number of trials that certifies `target` with 0 errors; `error` at `prior`: in the classes' shares here.
+
+    exits: of one pair. Where no number in these shares does, the one of a sample with that balance.
+    """
+    found = None
+    if name == "error" and prior is not None:
+        found = stratified_minimum(exits.strata, prior, target, delta)
+    return minimum_samples(target, delta) if found is None else found
 
 
 def coverage_lower(exits: Exits, prior: float | None, delta: float) -> Floats:

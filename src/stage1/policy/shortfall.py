@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.closed_form import METHODS, Thresholds
-from stage1.policy.counts import count_exits, risk_upper
+from stage1.policy.counts import count_exits, observed_risk, risk_upper
 from stage1.policy.group_means import MEANS_METHOD, Frames, choose_by_means, risk_claims, upper_bound
 from stage1.policy.target import Request, passing_targets, rounded_up, settable
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, path_from, rule
@@ -186,8 +186,12 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str, ag
     failed = []
     for name, bound in above.items():
         errors, n = (int(column[0]) for column in exits.counts(name))
+        weighed = ""
+        if name == "error" and request.target_prior is not None:
+            seen_there = observed_risk(exits, name, request.target_prior)[0]
+            weighed = f" ({percent(round(seen_there or 0.0, 4))} at the stated share of {request.classes[1]})"
         failed.append(
-            f"{name} <= {request.targets[name]:g}: {errors} of {n} {counted}s wrong there, {kind} {bound:.4f}"
+            f"{name} <= {request.targets[name]:g}: {errors} of {n} {counted}s wrong there{weighed}, {kind} {bound:.4f}"
         )
     if not failed:
         asked = [f"coverage >= {request.coverage:g}"] if request.coverage is not None else []

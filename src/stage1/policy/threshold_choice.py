@@ -35,6 +35,7 @@ Labels = NDArray[np.int64]
 Rule = Callable[[Floats, Labels], "Choice"]
 
 PATH_METHOD = "fixed sequence along the calibrated path, exact binomial, union null"
+STATED_METHOD = "fixed sequence along the calibrated path, exact test of both classes at the stated share, union null"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from stage1.policy.certificate import Certificate, Coverage, RiskBound, certified_statement, percent, refused_statement
 from stage1.policy.certify import Shortfall, counted_units
 from stage1.policy.closed_form import Thresholds
-from stage1.policy.counts import certifies, class_coverage_lower, count_exits, coverage_lower, observed_risk, risk_upper
+from stage1.policy.counts import (
+    certifies,
+    class_coverage_lower,
+    count_exits,
+    coverage_lower,
+    needed_exits,
+    observed_risk,
+    risk_upper,
+)
 from stage1.policy.group_means import (
     MEANS_METHOD,
     Frames,
@@ -35,7 +43,7 @@ from stage1.policy.joint import joint_risks
 from stage1.policy.shortfall import shortfall
 from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_rows, slices_sentence
 from stage1.policy.target import Request
-from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
+from stage1.policy.threshold_choice import PATH_METHOD, STATED_METHOD, Choice, choose
 from stage1.policy.units import Counting, choose_unit
 from stage1.policy.unlimited import abstains_by_target
 from stage1.risk.risks import RISKS
@@ -123,7 +131,8 @@ class FoundThresholds:
 
     @property
     def method(self) -> str:
-        return self.choice.method
+        at_prior = self.target.target_prior is not None and "error" in self.target.targets
+        return STATED_METHOD if at_prior and self.choice.method == PATH_METHOD else self.choice.method
 
     @property
     def n_units(self) -> int:
@@ -205,6 +214,7 @@ def measured_risks(
             return record(
                 upper=lambda: float(risk_upper(exits, name, delta, request.target_prior, target)[0]),
                 share=lambda: observed_risk(exits, name, request.target_prior)[0],
+                needed=lambda level, spent: needed_exits(exits, name, request.target_prior, level, spent),
             )
         claim = claims[name]
         return record(

@@ -44,6 +44,7 @@ _COARSE, _FINE = 6, 48
 _BLOCKS = 64  # of errors of one class, each block counted as its smallest
 _SPREAD = 8.0  # standard deviations of a binomial beyond which counts are one block
 _AT_ONCE = 400_000  # probabilities held at a time
+_MOST = 10**8  # exits of a class beyond which no sample is asked for
 _CLOSE = 1e-4  # an upper bound is at most this share of itself above the exact one
 
 
@@ -111,6 +112,37 @@ def stratified_upper(counts: Strata, prior: float, delta: float, level: float | 
     [0.009]
     """
     return _upper(_split(counts, prior, delta), delta, level)
+
+
+def stratified_minimum(counts: Strata, prior: float, level: float, delta: float) -> int | None:
+    """Smallest number of exits, none of them wrong, that certifies `level` with the classes and exits in these shares.
+
+    counts: of one rule; where nothing exits, everything is taken to. None: no number does, as where a class is missing.
+
+    >>> stratified_minimum(Strata.of(0, 90, 100, 0, 90, 100), 0.5, 0.02, 0.05)
+    178
+    """
+    one, zero = float(counts.exits1[0]), float(counts.exits0[0])
+    if one + zero == 0:
+        one, zero = counts.positives, counts.negatives
+    unit = max(one, zero)
+
+    def passes(exits: float) -> bool:
+        x1, x0 = np.ceil(exits * one / unit), np.ceil(exits * zero / unit)
+        n1, n0 = (
+            max(np.round(exits * members / unit), x) for members, x in ((counts.positives, x1), (counts.negatives, x0))
+        )
+        return bool(stratified_passes(Strata.of(0, x1, int(n1), 0, x0, int(n0)), prior, level, delta)[0])
+
+    low, high = 0, 1
+    while unit > 0 and not passes(high):
+        low, high = high, 2 * high
+        if high > _MOST:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return int(np.ceil(high * one / unit) + np.ceil(high * zero / unit)) if unit > 0 else None
 
 
 def weighted_share_passes(counts: Strata, prior: float, level: float, delta: float) -> Bools:
