@@ -1,11 +1,13 @@
 """When to exit: policies with one interface, fit -> policy -> decide, and the certificate that each carries."""
 
+from stage1.policy.attempts import Attempts, Plan
 from stage1.policy.base import Decision, Policy
 from stage1.policy.calibrated import CalibratedPolicy, decided_on, reported
 from stage1.policy.certificate import Certificate, RiskBound, ViewsClaim
 from stage1.policy.gate import GatePolicy
 from stage1.policy.group_dealing import dealt
 from stage1.policy.kind import FitInputs, PolicyKind
+from stage1.policy.ledger import Ledger
 from stage1.policy.provenance import on_views
 from stage1.policy.registry import (
     POLICIES,
@@ -24,12 +26,15 @@ from stage1.policy.softmax_multiclass import MulticlassPolicy
 __all__ = [
     "POLICIES",
     "POLICY_FILES",
+    "Attempts",
     "CalibratedPolicy",
     "Certificate",
     "Decision",
     "FitInputs",
     "GatePolicy",
+    "Ledger",
     "MulticlassPolicy",
+    "Plan",
     "Policy",
     "PolicyKind",
     "RiskBound",
