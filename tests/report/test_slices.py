@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stage1.cli.printing import slice_lines
 from stage1.policy import fit_policy
 from stage1.report import write_report
 from stage1.report.explorer import collect
@@ -57,3 +58,12 @@ def test_one_pair_does_not_stand_for_all(sliced):
     words = FIGURE.words(Documents(certificate=sliced.certificate, evaluation=sliced.evaluation, policy=sliced.policy))
     assert "Each city has thresholds of its own" in words.caption
     assert "Threshold lo" not in words.alt
+
+
+def test_the_terminal_lists_every_slice(sliced):
+    bonn, kiel, ulm = slice_lines(sliced.certificate)
+    assert bonn.startswith("  city=Bonn  holds: ")
+    assert "exit (lo " in kiel
+    assert ulm.startswith("  city=Ulm   defers: ")
+    assert "cannot certify" in ulm
+    assert slice_lines(build().certificate) == []

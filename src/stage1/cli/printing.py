@@ -68,6 +68,21 @@ def abstaining_lines(certificate: dict[str, Any]) -> list[str]:
     return [f"To let images exit on that side too: {certificate['needed']}"]
 
 
+def slice_lines(certificate: dict[str, Any]) -> list[str]:
+    """A line for each slice with thresholds of its own: what exits there and where, or why its images defer."""
+    rows = [row for row in certificate.get("slices", ()) if row.get("own")]
+
+    def said(row: dict[str, Any]) -> str:
+        if not row["certified"]:
+            return f"defers: {row['reason']}"
+        lo, hi = ("never" if row[side] is None else f"{row[side]:.4g}" for side in ("lo", "hi"))
+        return f"holds: {row['exits']} of {row['n']} exit (lo {lo}, hi {hi})"
+
+    names = [f"{row['attribute']}={row['value']}" for row in rows]
+    width = max(map(len, names), default=0)
+    return [f"  {name.ljust(width)}  {said(row)}" for name, row in zip(names, rows, strict=True)]
+
+
 def check_lines(result: dict[str, Any]) -> list[str]:
     return [
         f"{'ok  ' if check['passed'] else 'FAIL'}  {check['policy']:<8} {check['check']:<44} {check['detail']}"

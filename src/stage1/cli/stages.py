@@ -30,7 +30,7 @@ from stage1.cli.options import (
     show,
     tell,
 )
-from stage1.cli.printing import abstaining_lines, argmax_lines, evaluation_lines, shift_lines, verdict_line
+from stage1.cli.printing import abstaining_lines, argmax_lines, evaluation_lines, shift_lines, slice_lines, verdict_line
 from stage1.errors import ConfigError
 
 
@@ -209,7 +209,7 @@ def calibrate(
             from stage1.storage.documents import read_document
 
             certificate = read_document(folder / "certificate.json", CERTIFICATE_KIND)
-            typer.echo("\n".join([certificate["statement"], *abstaining_lines(certificate)]))
+            typer.echo("\n".join([certificate["statement"], *slice_lines(certificate), *abstaining_lines(certificate)]))
         _say_verdict(folder, as_json)
         exit_by_certificate(folder)
         return
@@ -231,6 +231,7 @@ def calibrate(
         as_json,
         lambda document: [
             document["statement"],
+            *slice_lines(document),
             *abstaining_lines(document),
             f"{folder}: policy file, calibration.json, certificate.json, scores.parquet",
         ],
