@@ -222,3 +222,14 @@ def test_the_prior_of_the_arithmetic_is_the_pilots():
     document = make_plan(config(WALK), Ask(draws=20), pilot)
     assert document["prior"] == document["pilot"]["prior"] == share
     assert make_plan(config(WALK), Ask(draws=20, prior=0.5), pilot)["prior"] == 0.5
+
+
+def test_what_is_simulation_error_is_called_so():
+    """An exact interval of the draws says nothing of what the pilot leaves open, and is not called a 95 % interval."""
+    trial = {"n": 100, "n_select": 15, "n_calib": 85, "draws": 20, "success": 0.95, "low": 0.75, "high": 1.0}
+    pilot = {"unit": "image", "prior": 0.4, "wanted": 0.9, "n": 100, "below": None, "above": None}
+    document = {"needs": [], "success": None, "pilot": {**pilot, "trials": [{**trial, "coverage": 0.7}]}}
+    text = "\n".join(plan_lines(document))
+    assert "simulation error" in text
+    assert "no interval" in text
+    assert "95 %" not in text

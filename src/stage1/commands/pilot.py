@@ -1,7 +1,9 @@
 """How many labels it takes, from pilot scores: draw from them with replacement, certify by the real method, count.
 
-The pilot is taken as the population, as the scores are in `audit`; what it does not know of the population is in none
-of the intervals. Far beyond its own size its rows repeat, and tied scores exit or defer as a block.
+The pilot is taken as the population, as the scores are in `audit`; `low` and `high` of a size are the error of that
+simulation alone. They hold what is true of the population in few of many pilots (.56 to .78 where the level is .95), so
+they are not called an interval, and `plan` says that there is none. Far beyond its own size the pilot's rows repeat,
+and tied scores exit or defer as a block.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One size: of `draws` draws of n units, `certified` certified the whole target. low, high: exact 95 % interval.
+    """One size: of `draws` draws of n units, `certified` certified the whole target. low, high: simulation error.
+
+    They are the exact 95 % interval of P(certified) if the pilot were the population.
 
     n = n_select + n_calib units (images, or groups). coverage: mean over all draws of the share of the pilot that exits
     (0 where nothing is certified), and its standard error.
@@ -57,7 +61,7 @@ class PilotPlan:
     """n: smallest size tried from which on every size tried reached `wanted`, None where none did.
 
     below: largest size tried whose interval lies below `wanted` (None: none); above: smallest size tried from which on
-    every interval lies above it (None: none). Between them Monte Carlo error leaves it open.
+    all lie above it by more than simulation error (None: none). Between them simulation error leaves it open.
     """
 
     wanted: float

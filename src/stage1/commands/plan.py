@@ -165,13 +165,17 @@ def _pilot_lines(pilot: Mapping[str, Any]) -> list[str]:
             f"from the pilot, by the real method, {pilot['prior']:.3g} positive; labelled {unit} of val_select +"
             " val_calib:"
         ),
-        f"{'n':>9}{'select':>9}{'calib':>9}{'draws':>7}{'certified':>11}  {'95 % interval':<18}{'coverage':>9}",
+        f"{'n':>9}{'select':>9}{'calib':>9}{'draws':>7}{'certified':>11}  {'simulation error':<18}{'coverage':>9}",
     ]
     lines += [
         f"{trial['n']:>9}{trial['n_select']:>9}{trial['n_calib']:>9}{trial['draws']:>7}{trial['success']:>11.3f}  "
         f"{'[{:.3f}, {:.3f}]'.format(trial['low'], trial['high']):<18}{trial['coverage']:>9.4f}"
         for trial in pilot["trials"]
     ]
+    lines.append(
+        "(the pilot is itself a sample, taken here for the population: what it leaves open is in none of these numbers;"
+        " no interval)"
+    )
     if pilot["n"] is None:
         most = pilot["trials"][-1]["n"]
         lines.append(
@@ -180,9 +184,9 @@ def _pilot_lines(pilot: Mapping[str, Any]) -> list[str]:
         )
         return lines
     below = "" if pilot["below"] is None else f", too few at {pilot['below']}"
-    above = "" if pilot["above"] is None else f", surely enough at {pilot['above']}"
+    above = "" if pilot["above"] is None else f", enough at {pilot['above']}"
     lines.append(
-        f"label {pilot['n']} {unit} to be certified with probability {pilot['wanted']:g} (Monte Carlo"
+        f"label {pilot['n']} {unit} to be certified with probability {pilot['wanted']:g} (beyond simulation"
         f" error{below}{above})"
     )
     return lines

@@ -153,7 +153,7 @@ def _draw_chance(axis: Any, success: Mapping[str, Any] | None, pilot: Mapping[st
             capsize=3,
             elinewidth=1.2,
             linewidth=1.2,
-            label="pilot: certified, with 95 % interval",
+            label="pilot: certified, with simulation error",
         )
         if pilot["n"] is not None:
             marks.append((pilot["n"], CLASS_COLOURS[0]))
