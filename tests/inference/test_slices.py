@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stage1.bundle import verify_bundle
+from stage1.cascade.stages import open_cascade
 from stage1.cli import app
 from stage1.errors import ConfigError, DataError, MissingError
 from stage1.inference import load_bundle
@@ -135,3 +136,19 @@ def test_the_bundle_is_made_again_from_its_data(folder: Path) -> None:
 def test_a_detector_refuses_thresholds_that_no_picture_can_choose(folder: Path) -> None:
     with pytest.raises(ConfigError, match="thresholds differ by city, which no picture carries"):
         Classifier(str(folder), device="cpu", threads=1)
+
+
+def test_a_cascade_that_takes_the_bundles_exits_refuses_it_too(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cascade.yaml"
+    text = (
+        f"classes: [{', '.join(CLASSES)}]\n"
+        "risks: {miss_rate: 0.1, false_exit_rate: 0.1}\n"
+        "stages:\n"
+        f"  - {{name: first, bundle: '{folder}', exit: EXIT}}\n"
+        f"  - {{name: last, bundle: '{folder}'}}\n"
+    )
+    file.write_text(text.replace("EXIT", "own"))
+    with pytest.raises(ConfigError, match="stage 'first': thresholds of its bundle differ by city"):
+        open_cascade(file)
+    file.write_text(text.replace("EXIT", "auto"))
+    assert open_cascade(file).names == ["first", "last"]

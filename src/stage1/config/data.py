@@ -66,7 +66,10 @@ class DataConfig(Section):
     classes: list[str] | None = None
     """Class names in order; the second is the positive class. None: taken from the source once, sorted, and stored."""
     slices: list[str] = []
-    """Columns of the table (city, night) for whose values the risks are claimed too, each at its share of delta."""
+    """A column of the table (city) for whose values the risks are to hold each, at its share of delta: every value gets
+    thresholds of its own, and an image without a certified value defers. Of several columns, see
+    policy.slice_thresholds: one pair for all.
+    """
     bad_labels: Literal["error", "quarantine"] = "error"
     """What to do with a label outside `classes`."""
     max_quarantine: Share = 0.01
