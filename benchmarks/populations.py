@@ -22,11 +22,11 @@ CAT, DOG = [3], [5]
 VEHICLES, ANIMALS = [0, 1, 8, 9], [2, 3, 4, 5, 6, 7]
 
 
-def gaussian() -> Scores:
+def gaussian(separation: float = 2.5, prior: float = 0.3) -> Scores:
     """Separation 2.5, 30 % positives (ALGORITHMS 2.4)."""
     rng = np.random.default_rng(0)
-    labels = (rng.random(GAUSSIAN) < 0.3).astype(np.int64)
-    margin = rng.normal(size=GAUSSIAN) + 2.5 * labels
+    labels = (rng.random(GAUSSIAN) < prior).astype(np.int64)
+    margin = rng.normal(size=GAUSSIAN) + separation * labels
     return Scores(logits=np.stack([np.zeros(GAUSSIAN), margin], axis=1), labels=labels)
 
 
@@ -42,6 +42,14 @@ def cifar(negative: list[int], positive: list[int]) -> Scores:
     rows = np.isin(truth, negative + positive)
     sides = np.stack([special.logsumexp(logits[rows][:, side], axis=1) for side in (negative, positive)], axis=1)
     return Scores(logits=sides, labels=np.isin(truth[rows], positive).astype(np.int64))
+
+
+def clipped(make: Callable[[], Scores], least: float = 1e-7) -> Scores:
+    """The same scores as probabilities that were clipped to [least, 1 - least], as float32 pipelines do."""
+    scores = make()
+    most = np.log1p(-least) - np.log(least)
+    margin = np.clip(scores.margin, -most, most)
+    return Scores(logits=np.stack([np.zeros(len(scores)), margin], axis=1), labels=scores.labels)
 
 
 def cifar_classes() -> Scores:

@@ -1,12 +1,15 @@
 """Certified coverage at both ratios (fnr and fpr), 95 %: how much of the images a certificate lets exit, and what it
 costs.
 
-    python benchmarks/power.py [--draws 120] [--peer-draws 20] [--seed 8]
+    python benchmarks/power.py [--draws 120] [--peer-draws 20] [--seed 8] [--only both|prior]
 
 Gaussian scores (separation 2.5, 30 % positives, 10 % of the labels for selection), and, where ../shared/data is beside
 the checkout, real scores of published models as the population (15 % for selection), drawn with replacement: the true
 risk and coverage of every fitted policy are then known. "no confidence": the same path, thresholds whose observed risks
 meet the targets.
+
+`error` at a stated prior: Gaussian scores whose share of positives is not the one that is stated, certified coverage of
+the calibration balance; the labels are those of val_calib, beside 600 or a tenth for selection.
 
 MAPIE's controller on the first --peer-draws of the same draws: Bonferroni and Holm test on all labels, split fixed
 sequence learns its order on ours for selection; grids of 12, 22 and 32 quantiles a side (q) and of 10 and 19 on either
@@ -34,7 +37,7 @@ from stage1.config import load_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peer import FWER, certified_pair, grids
-from populations import ANIMALS, CAT, DOG, SHARED, VEHICLES, cifar, coco, gaussian
+from populations import ANIMALS, CAT, DOG, SHARED, VEHICLES, cifar, clipped, coco, gaussian
 from power_slices import section as slices_section
 
 CASES: list[tuple[str, Callable[[], Scores], int, float, float, float]] = [
@@ -45,6 +48,15 @@ CASES: list[tuple[str, Callable[[], Scores], int, float, float, float]] = [
     ("COCO person", coco, 3_200, 0.15, 0.05, 0.985),
     ("COCO person", coco, 3_200, 0.15, 0.02, 0.91),
     ("CIFAR-10 animal / vehicle", partial(cifar, VEHICLES, ANIMALS), 6_000, 0.15, 0.01, 0.955),
+    ("the same, clipped at 1e-7", partial(clipped, partial(cifar, VEHICLES, ANIMALS)), 6_000, 0.15, 0.01, 0.955),
+]
+
+PRIORS: list[tuple[float, float, float, float, Sizes, float]] = [
+    # separation, share of positives in calibration, stated share, target of error, images, coverage wanted
+    (2.5, 0.40, 0.60, 0.03, Sizes(150, 1_350), 0.53),
+    (3.0, 0.90, 0.50, 0.02, Sizes(600, 3_000), 0.45),
+    (3.0, 0.85, 0.50, 0.02, Sizes(600, 2_000), 0.45),
+    (2.5, 0.90, 0.50, 0.05, Sizes(600, 1_000), 0.15),
 ]
 
 
@@ -92,12 +104,40 @@ def beside(
     return best
 
 
+def at_priors(draws: int, seed: int) -> None:
+    """Print a row for each of PRIORS."""
+    print(f"\nerror at a stated share of positives, {draws} draws each, 95 %, seed {seed}")
+    print(
+        f"{'separation':>10}{'share':>7}{'stated':>8}{'target':>8}{'images':>12}{'coverage':>10}{'wanted':>8}", end=""
+    )
+    print(f"{'certified':>11}{'violation':>11}")
+    for separation, share, stated, target, sizes, wanted in PRIORS:
+        overrides = [f"risks={{error: {target}}}", f"target_prior={stated}"]
+        config, _ = load_config(overrides=overrides, environment={})
+        found = audit(gaussian(separation, share), config, draws=draws, sizes=sizes, seed=seed)
+        images = f"{sizes.select} + {sizes.calib}"
+        print(
+            f"{separation:>10g}{share:>7g}{stated:>8g}{target:>8g}{images:>12}{found['coverage']:>10.3f}{wanted:>8g}"
+            f"{found['certified']:>11.3f}{found['violation']:>11.3f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--draws", type=int, default=120)
     parser.add_argument("--peer-draws", type=int, default=20)
     parser.add_argument("--seed", type=int, default=8)
+    parser.add_argument("--only", choices=("both", "prior"))
     arguments = parser.parse_args()
+    if arguments.only != "both":
+        at_priors(arguments.draws, arguments.seed)
+    if arguments.only != "prior":
+        both_ratios(arguments)
+
+
+def both_ratios(arguments: argparse.Namespace) -> None:
+    """Print a row for each of CASES, and the same beside MAPIE's controller."""
     cases = [case for case in CASES if case[0] == "Gaussian" or SHARED.is_dir()]
     if len(cases) < len(CASES):
         print("real scores are skipped: ../shared/data is not beside this checkout")
