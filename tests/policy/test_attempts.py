@@ -118,7 +118,7 @@ def test_words_say_what_the_confidence_counts():
     assert counted_words(Attempts.of(WISH, 1), WISH) == ""
     said = counted_words(Attempts.of(WISH, 3), WISH)
     assert "look 3 at these calibration images" in said
-    assert "at most 15 %, so the confidence is 85 %, not 95 %" in said
+    assert "at most 15 % one of the 3 is false, so the confidence is 85 %, not 95 %" in said
     planned = replace(Attempts.of(WISH, 1), planned=5)
     assert "5 were planned, each tested at 1 %: all of them hold together" in counted_words(planned, 0.99)
     assert "however many follow" in counted_words(replace(planned, planned=None, schedule="sequential"), 0.97)

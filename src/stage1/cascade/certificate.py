@@ -262,7 +262,7 @@ VOID_IF = (
         " before"
     ),
     "the images come from another kind of source (camera, place, season, compression) than the calibration images",
-    "the calibration images are used again to try other configurations until one passes",
+    "the calibration images are used for other configurations, beyond the looks that the confidence counts",
 )
 
 

@@ -228,7 +228,7 @@ def counted_words(attempts: Attempts | None, confidence: float) -> str:
         said = f"{this}, tested at {each} (sequential schedule): all looks, however many follow, hold together."
     elif number > 1:
         return (
-            f"{this}: any of the {number} is false with probability at most {_percent(attempts.spent)}, so the"
+            f"{this}: with probability at most {_percent(attempts.spent)} one of the {number} is false, so the"
             f" confidence is {_percent(attempts.headline_confidence)}, not {_percent(attempts.asked_confidence)}."
         )
     if said and attempts.reduced:

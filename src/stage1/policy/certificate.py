@@ -410,5 +410,5 @@ def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...
 VOID_IF = (
     "model.onnx, the preprocessing or a threshold is changed, quantised or re-exported",
     "the images come from another kind of source (camera, place, season, compression) than the calibration images",
-    "the calibration images are used again to try other targets or models until one passes",
+    "the calibration images are used for other targets or models, beyond the looks that the confidence counts",
 )
