@@ -29,6 +29,7 @@ TOPICS = {
     "evaluation": "`evaluate`: metrics, risks and coverage",
     "compare": "`compare`: two models on the same images",
     "label_shift": "`evaluate --target`: the balance of unlabelled scores",
+    "reward": "`streetvision reward`: the reward, and the gain of a threshold",
     "cascade_plan": "`cascade plan`: the share of images that reaches a later stage",
 }
 RESULTS = Path(__file__).parent / "interval_bench" / "results"
@@ -71,12 +72,12 @@ def rate(row: Mapping[str, Any] | None, part: str, of: str) -> str:
     if row is None:
         return ""
     if not row[of]:
-        return "no interval" if of == "intervals" else ""
+        return "no interval" if not row["row"].startswith("p-value") and of == "intervals" else ""
     return f"{row[part] / row[of]:.3f}"
 
 
 def without(row: Mapping[str, Any] | None) -> str:
-    if row is None or row["intervals"] == row["draws"]:
+    if row is None or row["intervals"] == row["draws"] or row["row"].startswith("p-value"):
         return ""
     return f"{1 - row['intervals'] / row['draws']:.2f}"
 
@@ -110,7 +111,8 @@ def page() -> str:
         ' of draws with a "better", FITS or the like that is false (bar: .06). *Before*: the same script on the code'
         " before the change. Widths are medians.",
         "",
-        "`python benchmarks/intervals.py` makes it all; `--only TOPIC` one part.",
+        "`python benchmarks/intervals.py --draws 200` makes it all; `--only TOPIC` one part. Populations: benchmarks/"
+        "interval_bench/populations.py (correlation .3 within a group).",
         "",
     ]
     for topic in TOPICS:

@@ -7,9 +7,11 @@ class 1 in these rows.
 **Exits**: what a policy lets exit keeps its side whatever the threshold, as in the detector; the threshold decides the
 other rows. So a threshold beyond the band in which the policy defers moves nothing.
 
-**Intervals** are percentiles of a bootstrap over groups within labels. Where a level shows no error of one kind (or
-nothing but errors), resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k +
-1/2, n - k + 1/2) instead, n the number of groups with rows of that class.
+**Intervals** are percentiles of a bootstrap over groups within labels, at tails moved outwards as t and n / (n - 1)
+move a normal's (Hesterberg 2015: expanded percentiles); that of a gain, whose two sides are alike, is gain +- t x
+spread. With fewer than 6 groups there is none. Where a level shows no error of one kind (or nothing but errors),
+resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k + 1/2, n - k + 1/2)
+instead, n the number of groups with rows of that class.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.errors import DataError
 from stage1.evaluation import resampling
 from stage1.evaluation.ranking import FloatArray
+from stage1.evaluation.t_interval import Spread, margin, t_interval, too_few
 from stage1.streetvision.reward.expected import expected_reward, mcc_of_table
 
 DEFAULT, MIXTURE = 0.5, "mixture"
@@ -98,6 +101,7 @@ class LevelRates:
         )
         self._bases = [self._sums(masks) for masks in self._rows]
         self._seed = seed
+        self._spread = Spread(tuple(map(len, plan.strata)))
 
     def rates(self, threshold: float) -> Rates:
         """TPR and FPR at `threshold` (above it: class 1), float [levels] each."""
@@ -151,7 +155,11 @@ class LevelRates:
             )
         value = self._mixed(self.rates(threshold), prior) - other._mixed(other.rates(theirs), prior)
         drawn = self._mixed(self.replicates(threshold), prior) - other._mixed(other.replicates(theirs), prior)
-        low, high = _percentiles(drawn, level)
+        low = high = float("nan")
+        if self is other and threshold == theirs:
+            low = high = 0.0
+        elif too_few(self._spread.sizes) is None:
+            low, high, _ = t_interval(float(value[0]), drawn, level, self._spread, "difference")
         return Gain(float(value[0]), low, high, "better" if low > 0 else "worse" if high < 0 else "not shown")
 
     def _mixed(self, rates: Rates, prior: float) -> FloatArray:
@@ -171,12 +179,12 @@ class LevelRates:
     ) -> LevelReward:
         hit, alarm = float(tpr[places].mean()), float(fpr[places].mean())
         low, high = _percentiles(
-            _rewards(drawn_tpr[:, places].mean(axis=1), drawn_fpr[:, places].mean(axis=1), prior), level
+            _rewards(drawn_tpr[:, places].mean(axis=1), drawn_fpr[:, places].mean(axis=1), prior), level, self._spread
         )
         reward = float(expected_reward(hit, alarm, prior))
         # Rates of 0 or 1 are spread to one side only; there the interval ends at the estimate (Brown, Cai and DasGupta
-        # 2001, 4.1.1).
-        low, high = min(low, reward), max(high, reward)
+        # 2001, 4.1.1). NaN stays.
+        low, high = np.minimum(low, reward).item(), np.maximum(high, reward).item()
         return LevelReward(
             level=name,
             positives=int(sum(self._rows[0][place].sum() for place in places)),
@@ -203,12 +211,15 @@ def _rewards(tpr: FloatArray, fpr: FloatArray, prior: float) -> FloatArray:
     return found
 
 
-def _percentiles(drawn: FloatArray, level: float) -> tuple[float, float]:
-    """Outwards to actual replicates; NaN where fewer than half are defined."""
+def _percentiles(drawn: FloatArray, level: float, spread: Spread) -> tuple[float, float]:
+    """Outwards to actual replicates; NaN where fewer than half are defined, or with too few units."""
+    from scipy.special import ndtr
+
     defined = drawn[~np.isnan(drawn)]
-    if len(defined) * 2 < max(len(drawn), 1):
+    if len(defined) * 2 < max(len(drawn), 1) or too_few(spread.sizes) is not None:
         return float("nan"), float("nan")
-    low, high = (1 - level) / 2, (1 + level) / 2
+    low = float(ndtr(-margin(1.0, 1.0, level, spread, 2)))
+    high = 1.0 - low
     return float(np.quantile(defined, low, method="lower")), float(np.quantile(defined, high, method="higher"))
 
 
