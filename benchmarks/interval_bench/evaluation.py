@@ -61,6 +61,8 @@ def draw(population: Grouped, rng: np.random.Generator) -> Mapping[str, Answer]:
     return {name: interval_answer(low, high, known[name]) for name, (_, low, high) in printed(document).items()}
 
 
+# Draws of those asked for: more where a bar of 3 standard errors would leave the answer open, fewer where it costs.
+_SHARE = {"50 groups of 20": 2.0, "1000 independent images": 0.5}
 SETTINGS = (
     Grouped(6, 20),
     Grouped(10, 20),
@@ -71,7 +73,4 @@ SETTINGS = (
     Grouped(300, 1),
     Grouped(1000, 1),
 )
-CASES = tuple(
-    Case(setting.name, partial(draw, setting), share=1.0 if setting.groups * setting.size < 1000 else 0.5)
-    for setting in SETTINGS
-)
+CASES = tuple(Case(setting.name, partial(draw, setting), _SHARE.get(setting.name, 1.0)) for setting in SETTINGS)

@@ -34,7 +34,7 @@ class Answer:
 class Case:
     """name: the population, "10 groups of 20". draw: generator -> row of the table ("compare: AUGRC") -> answer.
 
-    share: how many draws this case gets of those asked for (a slow one less), in (0, 1].
+    share: how many draws this case gets of those asked for (a slow one less, a close one more), > 0.
     """
 
     name: str
