@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from stage1.errors import ConfigError, DataError
+from stage1.storage.documents import finite_or_none
 from stage1.streetvision.challenge import LEVELS, Challenge, challenge
 from stage1.streetvision.detector import Stage1Detector
 
@@ -154,7 +155,9 @@ def _reward(replies: list[_Reply], resamples: int, seed: int) -> list[dict[str, 
         resamples=resamples,
         seed=seed,
     )
-    return [asdict(row) for row in rates.table(0.5)]
+    return [
+        {**asdict(row), "low": finite_or_none(row.low), "high": finite_or_none(row.high)} for row in rates.table(0.5)
+    ]
 
 
 def check_lines(document: dict[str, Any]) -> list[str]:
@@ -175,6 +178,6 @@ def check_lines(document: dict[str, Any]) -> list[str]:
     for row in document["reward"]:
         lines.append(
             f"{row['level']:<8}{row['tpr']:>7.3f}{row['fpr']:>7.3f}{row['mcc']:>7.3f}  {row['reward']:.3f}"
-            f" [{row['low']:.3f}, {row['high']:.3f}]"
+            + (" (no interval)" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]")
         )
     return lines
