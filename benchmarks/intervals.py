@@ -102,6 +102,21 @@ def table(topic: str) -> Iterator[str]:
     yield ""
 
 
+def losses() -> Iterator[str]:
+    """The rows on the wrong side of a bar, however little: named first."""
+    for topic in TOPICS:
+        for (name, case), row in kept(topic, old=False).items():
+            covers = row["covered"] / row["intervals"] if row["intervals"] else 1.0
+            false = row["false_claims"] / row["claims"] if row["claims"] else 0.0
+            if name.startswith("p-value"):
+                continue
+            beyond = "" if broken(row) is None else ", beyond 3 standard errors"
+            if covers < COVERS:
+                yield f"{name}, {case} ({topic}): covers {covers:.3f} in {row['intervals']} draws{beyond}"
+            if false > FALSE:
+                yield f"{name}, {case} ({topic}): false in {false:.3f} of {row['claims']} draws{beyond}"
+
+
 def page() -> str:
     lines = [
         "# Do the intervals cover?",
@@ -115,6 +130,13 @@ def page() -> str:
         "interval_bench/populations.py (correlation .3 within a group).",
         "",
     ]
+    if short := list(losses()):
+        lines += [
+            "On the wrong side of a bar; all within 3 standard errors of the simulation unless it says otherwise:",
+            "",
+        ]
+        lines += [f"- {line}" for line in short]
+        lines += [""]
     for topic in TOPICS:
         lines += table(topic)
     return "\n".join(lines)
