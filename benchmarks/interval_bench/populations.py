@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stage1 import Scores
 
 FloatArray = NDArray[np.float64]
+LARGE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,6 @@ class Grouped:
 @lru_cache(maxsize=16)
 def _large(population: Grouped) -> Scores:
     rng = np.random.default_rng(20261130)
-    groups = 1_000_000 // population.size
+    groups = LARGE // population.size
     whole = Grouped(groups, population.size, population.rho, population.separation, population.pure, population.prior)
     return whole.draw(rng)[0]
