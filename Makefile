@@ -15,8 +15,9 @@ demo: $(STAMP)  ## the main job on the embedded default: a certificate, a report
 	$(BIN)/stage1 run --recipe demo --output runs/demo
 	$(BIN)/stage1 verify runs/demo/bundle --recompute
 
+# Hundreds of commands start: they need the compiled files of the package, also where the shell says to write none.
 test: $(STAMP)  ## all tests but the long simulations; one worker per core, so one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(STAMP)  ## the long simulations and the kill test
 	$(BIN)/python -m pytest -m slow -s

@@ -4,8 +4,9 @@
     python benchmarks/contest/run.py --write
 
 The first form measures (the rows whose population holds TEXT; every N-th of them from the K-th) and keeps one file for
-each row under results/; --write makes contest.md from all rows that are kept. Needs mapie and zugzwang; ../shared/data
-beside the checkout for the real scores. With another number of draws than the contract's nothing is kept.
+each row under results/; --write makes contest.md from all rows that are kept. Needs the extra `contest` (mapie,
+zugzwang); ../shared/data beside the checkout for the real scores. With another number of draws than the contract's
+nothing is kept.
 """
 
 from __future__ import annotations
