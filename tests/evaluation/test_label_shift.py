@@ -215,7 +215,8 @@ def test_disagreement_is_said_where_it_is_there_and_seldom_else():
         # What was asked before, whether the two intervals meet, seldom notices it.
         met[scale] = sum(one.low[1] <= b.high[1] and b.low[1] <= one.high[1] for one, b in pairs) / draws
     assert said[1.0] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
-    assert said[3.0] >= 0.8
+    assert said[3.0] >= 0.5
+    assert said[3.0] >= 1 - met[3.0]
     assert met[3.0] >= 0.5
 
 

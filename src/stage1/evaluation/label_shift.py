@@ -54,6 +54,9 @@ def prior_weights(labels: ArrayLike, prior: ArrayLike) -> FloatArray:
 Method = Literal["mlls", "bbse"]
 FEWEST_GROUPS = 20
 """Groups of source or target under which no interval of the balance is stated (benchmarks/intervals.md)."""
+_SKEWED = 1.25
+"""The difference of two shares near 0 or 1 is skewed, its spread alone too small: without this factor "disagree" is
+said in .11 of draws at 90 % positives and 300 rows where only the balance differs, with it in .05 (400 draws)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class PriorEstimate:
         gap = np.abs(np.array(self.prior) - np.array(other.prior))
         spread = np.std(self.replicates[mine] - other.replicates[yours], axis=0, ddof=1)
         tests = 1 if len(gap) == 2 else len(gap)
-        limit = float(stats.t.isf((1.0 - self.level) / (2 * tests), units - 1))
+        limit = _SKEWED * float(stats.t.isf((1.0 - self.level) / (2 * tests), units - 1))
         return bool((gap <= limit * spread).all())
 
 
