@@ -72,8 +72,41 @@ def limit(draws):
 def test_frames_break_the_promise_where_they_agree_and_group_methods_keep_it(draws):
     assert simulate("image", 0.9, draws)[0] > limit(draws)  # the control that must fail
     single, means = simulate("group", 0.9, draws), simulate("group_mean", 0.9, draws)
-    assert max(single[0], means[0]) <= limit(draws)
+    assert max(single[0], means[0], simulate("group_draws", 0.9, draws)[0]) <= limit(draws)
     assert single[1] > 0.6  # valid and useless is not enough
+
+
+def test_many_draws_certify_more_than_one_where_images_agree_in_part_and_refit_gives_the_same():
+    ratios = {"fnr": 0.05, "fpr": 0.05}
+    single, many = (simulate(unit, 0.05, 8, risks=ratios) for unit in ("group", "group_draws"))
+    assert many[0] <= limit(8)
+    assert many[1] > single[1] + 0.05
+    rng = np.random.default_rng(11)
+    calib, select = clustered(rng, 300, 0.3), clustered(rng, 80, 0.3, prefix="s")
+    policy = fit_policy("softmax", select=select, calib=calib, risks=RISKS, unit="group_draws", seed=3)
+    reported = policy.certificate
+    assert (reported.certified, reported.unit, reported.n_units, reported.n_images) == (True, "group_draws", 300, 3000)
+    assert "21 draws of one image of each group" in reported.statement
+    assert all(risk.bound <= risk.target for risk in reported.risks.values())
+    assert refit(policy, calib=calib, select=select) == policy
+    assert fit_policy("softmax", select=select, calib=calib, risks=RISKS, seed=3).certificate.unit == "group_draws"
+    shuffled = calib.take(rng.permutation(len(calib)))
+    assert fit_policy("softmax", select=select, calib=shuffled, risks=RISKS, unit="group_draws", seed=3) == policy
+
+
+def test_the_verdict_hangs_less_on_the_hash_with_many_draws():
+    rng = np.random.default_rng(2)
+    calib, select = clustered(rng, 200, 0.2), clustered(rng, 80, 0.2, prefix="s")
+
+    def exits(unit):
+        fitted = [
+            fit_policy("softmax", select=select, calib=calib, risks=RISKS, unit=unit, seed=seed) for seed in range(8)
+        ]
+        return [truth(policy)[1] for policy in fitted]
+
+    one, many = exits("group"), exits("group_draws")
+    assert np.std(many) < np.std(one)
+    assert np.mean(many) > np.mean(one)
 
 
 def test_group_means_certify_more_where_images_hardly_agree():

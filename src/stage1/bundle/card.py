@@ -153,6 +153,7 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
     units = {
         "image": "images",
         "group": "groups (one image of each, drawn by hash)",
+        "group_draws": "groups (21 draws of one image of each, by hash)",
         "group_mean": "groups (all their images, each group with the same weight)",
     }[certificate.unit]
     counted = "groups" if certificate.unit == "group" else "images"

@@ -16,6 +16,7 @@ import numpy as np
 from stage1.policy import Certificate, Policy
 from stage1.policy.certificate import RiskBound, claim, on_average
 from stage1.policy.certify import counted_units
+from stage1.policy.units import ALL_IMAGES
 from stage1.risk import binomial_upper
 from stage1.risk.risks import risk_of
 from stage1.scores import Scores
@@ -27,7 +28,7 @@ def recounted(policy: Policy, certificate: Certificate, calibration: Scores) -> 
     """A line for each number of the certificate that the decisions of the policy do not give; field first."""
     units = counted_units(calibration, certificate.unit, certificate.seed)
     decision, labels = policy.decide(units), units.known_labels
-    counts = units.groups if certificate.unit == "group_mean" else None
+    counts = units.groups if certificate.unit in ALL_IMAGES else None
     yield from _unequal("n_images", certificate.n_images, len(calibration))
     yield from _unequal("n_units", certificate.n_units, len(units) if counts is None else len(np.unique(counts)))
     yield from _unequal("delta", certificate.delta, 1.0 - certificate.confidence)
@@ -57,7 +58,7 @@ def _bound(where: str, name: str, risk: RiskBound, certificate: Certificate) -> 
     if risk.bound > risk.target:
         yield f"{where}.bound is {risk.bound!r}, above its target {risk.target!r}"
     exact = (
-        certificate.unit != "group_mean"
+        certificate.unit not in ALL_IMAGES
         and not risk.by_construction
         and not on_average(certificate.method)
         and (certificate.target_prior is None or risk_of(name, certificate.classes)[0].of_one_class)

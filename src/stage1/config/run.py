@@ -70,9 +70,9 @@ class RunConfig(Section):
     """Permit a target that constrains one side only ("always exit positive" satisfies fnr <= 0)."""
     assume_iid: bool = False
     """Certify on images although they come in groups; the certificate then says so in its sentence."""
-    unit: Literal["auto", "image", "group", "group_mean"] = "auto"
-    """What is counted where groups repeat: one image of each group, group means of all images, or (auto) the better
-    on val_select.
+    unit: Literal["auto", "image", "group", "group_draws", "group_mean"] = "auto"
+    """What is counted where groups repeat: one image of each group, many draws of one, group means of all images,
+    or (auto) the best on val_select.
     """
     evaluation: EvaluationConfig = EvaluationConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()

@@ -330,7 +330,7 @@ def certified_statement(
     """
     # Rounded down: "100 %" is said of all, not of almost all.
     shown = percent(floor(1000 * coverage) / 1000)
-    counted = "image" if unit == "group_mean" else unit
+    counted = "image" if unit in ("group_draws", "group_mean") else unit
     limits = f"{where}{claims(request)}"
     sentence = (
         f"With confidence {percent(headline(attempts, request.confidence))}, {limits}; {shown} of the calibration"
@@ -345,6 +345,11 @@ def certified_statement(
         sentence += (
             " An image here is a random image of a random group (all images were counted, each group with the same"
             " weight)."
+        )
+    if unit == "group_draws":
+        sentence += (
+            " An image here is a random image of a random group (21 draws of one image of each group were counted; at"
+            " least half of them, in their order, show it)."
         )
     if assume_iid:
         sentence += (
@@ -384,7 +389,10 @@ def assumptions(unit: str, assume_iid: bool, request: Request) -> tuple[str, ...
             "The calibration images are an independent random sample of the images that the bundle will see, class by"
             " class."
         ),
-        "group_mean": "The calibration groups are an independent random sample of the groups that the bundle will see.",
+        **dict.fromkeys(
+            ("group_draws", "group_mean"),
+            "The calibration groups are an independent random sample of the groups that the bundle will see.",
+        ),
         "group": (
             "The calibration groups are an independent random sample of the groups that the bundle will see, class by"
             " class."

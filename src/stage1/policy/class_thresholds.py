@@ -30,7 +30,7 @@ from stage1.policy.shortfall_multiclass import Sample, bounds_above, shortfall
 from stage1.policy.slices import SliceClaim
 from stage1.policy.softmax_multiclass import MulticlassPolicy
 from stage1.policy.target import Request
-from stage1.policy.units import Counting, choose_unit
+from stage1.policy.units import ALL_IMAGES, Counting, choose_unit
 from stage1.risk import binomial_lower, binomial_upper
 from stage1.risk.testing import fixed_sequence, minimum_samples
 from stage1.scores import Scores
@@ -87,8 +87,8 @@ class ClassThresholds:
         """
         if self.thresholds not in ("auto", *MODES):
             raise ConfigError(f"policy.thresholds: {self.thresholds!r} is unknown; use auto, {' or '.join(MODES)}")
-        if counting.unit == "group_mean":
-            raise ConfigError("unit: group_mean is for two classes; use group (one image of each group)")
+        if counting.unit in ALL_IMAGES:
+            raise ConfigError(f"unit: {counting.unit} is for two classes; use group (one image of each group)")
         unit = choose_unit(calib, counting.unit, counting.assume_iid)
         counted = counted_units(calib, unit, counting.seed)
         if select is None or select.labels is None or len(select) < MINIMUM_ROWS:

@@ -1,9 +1,10 @@
 """Thresholds certified from all images of every group: group means, tested by betting along the calibrated path.
 
-The other way to count groups is one image of each (policy/units.py). Both speak of a random image of a random group;
-this one uses every image, and wins where images of a group hardly agree (ALGORITHMS 2.6; risk/clusters.py). All claims
-of a pair of thresholds are tested together, p = max: groups with both classes make the tests of the classes dependent,
-so neither the walk nor 1 - sqrt(1 - delta) would be allowed here.
+The other way to count groups is one image of each (policy/units.py). All speak of a random image of a random group;
+these use every image. Betting on group means wins where images of a group hardly agree (ALGORITHMS 2.6;
+risk/clusters.py), many draws of one image of each in between (risk/group_draws.py). All claims of a pair of thresholds
+are tested together, p = max: groups with both classes make the tests of the classes dependent, so neither the walk nor
+1 - sqrt(1 - delta) would be allowed here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from stage1.risk.clusters import (
     shares_pvalue,
     shares_upper,
 )
+from stage1.risk.group_draws import DRAWS_LEVEL, draw_numbers, drawn_counts, merged_pvalue, merged_upper
 from stage1.risk.risks import RISKS
+from stage1.risk.testing import minimum_samples
 from stage1.scores import Scores
 
 Floats = NDArray[np.float64]
@@ -38,12 +41,19 @@ Labels = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 MEANS_METHOD = "fixed sequence along the calibrated path, all images by group means, betting, union null"
+DRAWS_METHOD = (
+    "fixed sequence along the calibrated path, 21 draws of one image of each group, exact binomial, half of the draws,"
+    " union null"
+)
+GROUP_METHODS = (MEANS_METHOD, DRAWS_METHOD)
 _CHUNK = 8  # candidates at a time: testing stops at the first failure
 # Betting does not use all the information that independent images would hold; fitted on nothing, it only places the
 # start.
 _EFFICIENCY = 0.6
 # Of the two mistakes the costly one is to bet where images of a group agree; val_select shows agreement in few groups.
 _MARGIN = 0.1
+# A draw more or less is a small mistake, but one draw has a closed form for some targets, and this has not.
+_DRAWS_MARGIN = 0.03
 _ERRORS_SEEN = 20  # wrong images of val_select from which agreement within groups is judged
 
 
@@ -93,22 +103,26 @@ def floor_claims(request: Request) -> list[Claim]:
 class Frames:
     """All images of val_calib with their groups in the order of testing. score: float [N]; labels: int [N].
 
-    A label of -1: a row outside the slice that is counted; it is neither wrong nor tried.
+    A label of -1: a row outside the slice that is counted; it is neither wrong nor tried. numbers: float [G, m] of the
+    draws (risk/group_draws.py); None: group means, tested by betting.
     """
 
     score: Floats
     labels: Labels
     layout: GroupLayout
+    numbers: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.layout)
 
     @classmethod
-    def of(cls, score: Floats, scores: Scores, seed: int) -> Frames:
+    def of(cls, score: Floats, scores: Scores, seed: int, unit: str = "group_mean") -> Frames:
         """Raises ConfigError where there are no groups."""
         if scores.groups is None:
-            raise ConfigError("unit: group_mean needs groups; these scores have none")
-        return cls(score, scores.known_labels, group_layout(scores.groups, group_order(scores.groups, seed)))
+            raise ConfigError(f"unit: {unit} needs groups; these scores have none")
+        order = group_order(scores.groups, seed)
+        numbers = draw_numbers(order.tolist(), seed) if unit == "group_draws" else None
+        return cls(score, scores.known_labels, group_layout(scores.groups, order), numbers)
 
     def exits(self, lo: Floats, hi: Floats) -> tuple[Bools, Bools]:
         """Exits as 0 and as 1, bool [N, C], of C pairs."""
@@ -123,6 +137,13 @@ class Frames:
             wrong = wrong & inside
         return group_shares(wrong, trial, self.layout)
 
+    def pvalue(self, claim: Claim, lo: Floats, hi: Floats) -> Floats:
+        """p-value of "the share is at least the claim's target" of each pair, [C]."""
+        wrong, idle = self.shares(claim, lo, hi)
+        if self.numbers is None:
+            return shares_pvalue(wrong, idle, claim.target)
+        return merged_pvalue(*drawn_counts(wrong, idle, self.numbers), claim.target)
+
     def within(self, inside: Bools) -> Frames:
         """The same groups, of whose images only those inside are counted; inside: bool [N]."""
         return replace(self, labels=np.where(inside, self.labels, -1))
@@ -132,8 +153,8 @@ def choose_by_means(frames: Frames, request: Request, path: CandidateSequence | 
     """Thresholds along the path; with floors also from its riskiest end, delta / 2 each (ALGORITHMS 2.5)."""
     if request.target_prior is not None and (request.coverage is not None or "error" in request.risks):
         raise ConfigError(
-            "unit: group_mean cannot restate error or coverage at target_prior; use unit=group (one image of each"
-            " group)"
+            "unit: all images of groups cannot restate error or coverage at target_prior; use unit=group (one image of"
+            " each group)"
         )
     if path is None:
         raise ConfigError(
@@ -141,6 +162,7 @@ def choose_by_means(frames: Frames, request: Request, path: CandidateSequence | 
         )
     delta = 1.0 - request.confidence
     spent = delta / 2 if request.has_floor else delta
+    method = MEANS_METHOD if frames.numbers is None else DRAWS_METHOD
     last = len(path.lo) - 1
     place = furthest(frames, list(risk_claims(request).values()), path, spent, range(path.start, last + 1))
     first_failure = pair_at(path, path.start)
@@ -149,8 +171,8 @@ def choose_by_means(frames: Frames, request: Request, path: CandidateSequence | 
         if lowest is None or place < lowest:
             first_failure, place = pair_at(path, place), None
     if place is None:
-        return Choice(Thresholds(None, None), MEANS_METHOD, spent, spent, first_failure)
-    return Choice(pair_at(path, place), MEANS_METHOD, spent, spent, path=path, place=place)
+        return Choice(Thresholds(None, None), method, spent, spent, first_failure)
+    return Choice(pair_at(path, place), method, spent, spent, path=path, place=place)
 
 
 def furthest(
@@ -162,7 +184,7 @@ def furthest(
         lo, hi = path.lo[chunk], path.hi[chunk]
         passed = np.ones(len(chunk), dtype=np.bool_)
         for claim in claims:
-            passed &= shares_pvalue(*frames.shares(claim, lo, hi), claim.target) <= delta
+            passed &= frames.pvalue(claim, lo, hi) <= delta
         failures = np.flatnonzero(~passed)
         if len(failures):
             return int(chunk[failures[0] - 1]) if failures[0] else held
@@ -178,7 +200,9 @@ def _chunks(places: range) -> Iterator[NDArray[np.int64]]:
 def upper_bound(frames: Frames, claim: Claim, thresholds: Thresholds, delta: float) -> float:
     """Upper bound at 1 - delta of a claim's share at these thresholds; <= its target exactly where its test passes."""
     wrong, idle = frames.shares(claim, *thresholds.columns)
-    return shares_upper(wrong[:, 0], idle[:, 0], delta, target=claim.target)
+    if frames.numbers is None:
+        return shares_upper(wrong[:, 0], idle[:, 0], delta, target=claim.target)
+    return float(merged_upper(*drawn_counts(wrong, idle, frames.numbers), delta)[0])
 
 
 def estimate(frames: Frames, claim: Claim, thresholds: Thresholds) -> float | None:
@@ -199,13 +223,28 @@ def minimum_groups(target: float, delta: float) -> int:
     return high
 
 
+def needed_groups(frames: Frames) -> Callable[[float, float], int]:
+    """(target, delta) -> the groups that these tests need with every image right."""
+    if frames.numbers is None:
+        return minimum_groups
+    return lambda target, delta: minimum_samples(target, delta * DRAWS_LEVEL)
+
+
 # ---- what val_select says ------------------------------------------------------------------------------------------
 
 
-def means_path(select: Scores, score: Floats, calib: Scores, request: Request) -> CandidateSequence | None:
-    """The path for group means: its start is placed for as many independent images as the groups are worth."""
+def means_path(
+    select: Scores, score: Floats, calib: Scores, request: Request, *, drawn: bool = False
+) -> CandidateSequence | None:
+    """The path for all images of groups: its start is placed for as many independent images as the groups are worth.
+
+    drawn: for many draws of one image of each, each of which is an exact test of as many images as there are groups.
+    """
     assert calib.groups is not None
     groups = len(np.unique(calib.groups))
+    if drawn:
+        each = replace(request, confidence=1.0 - DRAWS_LEVEL * (1.0 - request.confidence))
+        return path_from(each, max(groups, 1), score, select.known_labels)
     per_group = len(calib) / max(groups, 1)
     agreement = intraclass_correlation(select, score)
     worth = min(max(_EFFICIENCY * per_group / (1 + (per_group - 1) * agreement), 1.0), per_group)
@@ -233,7 +272,7 @@ def intraclass_correlation(select: Scores, score: Floats) -> float:
 def better_unit(
     select: Scores, score: Floats, request: Request, n_groups_calib: int, path: CandidateSequence | None, seed: int
 ) -> str:
-    """ "group" or "group_mean": the one with the larger chance to certify all risks, as seen from val_select alone.
+    """ "group", "group_draws" or "group_mean": the likeliest to certify all risks, as seen from val_select alone.
 
     select: val_select with groups; score: float [N] of it. Each risk is judged where the path first makes enough
     errors to show how far they agree within groups; group_power brings them to the level of the target. "group" where
@@ -242,7 +281,7 @@ def better_unit(
     restated = request.target_prior is not None and (request.coverage is not None or "error" in request.risks)
     if path is None or select.groups is None or restated:
         return "group"
-    single = means = 1.0
+    single = draws = means = 1.0
     for name, claim in risk_claims(request).items():
         wrong, trial = _with_errors(name, select.known_labels, score, path)
         power = group_power(
@@ -254,8 +293,11 @@ def better_unit(
             n_groups_calib=n_groups_calib,
             seed=seed,
         )
-        single, means = single * power.one_per_group, means * power.betting
-    return "group_mean" if means > single + _MARGIN else "group"
+        single, draws = single * power.one_per_group, draws * power.draws
+        means *= power.betting
+    if means > max(single, draws) + _MARGIN:
+        return "group_mean"
+    return "group_draws" if draws > single + _DRAWS_MARGIN else "group"
 
 
 def _with_errors(name: str, labels: Labels, score: Floats, path: CandidateSequence) -> tuple[Bools, Bools | None]:

@@ -124,7 +124,8 @@ def _part(whole: FoundThresholds, target: Request, inside: Bools) -> FoundThresh
     select, score = whole.select, whole.select_score
     if isinstance(sample, Frames):
         usable = select is not None and score is not None
-        path = means_path(select, score, whole.counted.take(inside), target) if usable else None  # type: ignore[arg-type]
+        drawn, own = sample.numbers is not None, whole.counted.take(inside)
+        path = means_path(select, score, own, target, drawn=drawn) if usable else None  # type: ignore[arg-type]
         choice = choose_by_means(sample, target, path)
     else:
         choice = choose(sample.score, sample.labels, target, score, None if select is None else select.labels)

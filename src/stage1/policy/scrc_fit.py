@@ -18,7 +18,7 @@ from stage1.policy.scrc_choice import Choice, Target, choose, claimed, meaning, 
 from stage1.policy.slices import SliceClaim
 from stage1.policy.softmax import plug_in
 from stage1.policy.target import Request
-from stage1.policy.units import Counting, check_samples, choose_unit
+from stage1.policy.units import ALL_IMAGES, Counting, check_samples, choose_unit
 from stage1.scores import Scores
 
 SCRC_COVERAGE = 0.7
@@ -223,8 +223,10 @@ class ScrcOptions:
 
 def fit(inputs: FitInputs, options: ScrcOptions) -> Policy:
     """`fit_scrc`; raises ConfigError for what only the other policies take."""
-    if inputs.counting.unit == "group_mean":
-        raise ConfigError("unit: group_mean is for softmax and gate; scrc counts images, or one image of each group")
+    if inputs.counting.unit in ALL_IMAGES:
+        raise ConfigError(
+            f"unit: {inputs.counting.unit} is for softmax and gate; scrc counts images, or one image of each group"
+        )
     if inputs.class_coverage or inputs.target_prior is not None:
         raise ConfigError(
             "policy scrc: takes coverage (of selection) only; class_coverage and target_prior are for softmax and gate"
@@ -255,7 +257,7 @@ def takes(config: Configured) -> None:
     for key, given in (
         ("class_coverage", bool(config.class_coverage)),
         ("target_prior", config.target_prior is not None),
-        ("unit=group_mean", config.unit == "group_mean"),
+        (f"unit={config.unit}", config.unit in ALL_IMAGES),
         ("data.slices", bool(config.data.slices)),
     ):
         if given:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.closed_form import METHODS, Thresholds
 from stage1.policy.counts import count_exits, observed_risk, risk_upper
-from stage1.policy.group_means import MEANS_METHOD, Frames, choose_by_means, risk_claims, upper_bound
+from stage1.policy.group_means import GROUP_METHODS, Frames, choose_by_means, risk_claims, upper_bound
 from stage1.policy.target import Request, passing_targets, rounded_up, settable
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, path_from, rule
+from stage1.policy.units import ALL_IMAGES
 from stage1.risk import binomial_upper
 from stage1.risk.clusters import GroupLayout
+from stage1.risk.group_draws import DRAWS
 from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
@@ -46,7 +48,7 @@ def shortfall(
     """
     reason: str | None
     need: str | None
-    if choice.method in (PATH_METHOD, MEANS_METHOD):
+    if choice.method in (PATH_METHOD, *GROUP_METHODS):
         if certified:
             return None, None
         again = _tested_again(sample, request, select, select_score)
@@ -62,8 +64,8 @@ def shortfall(
     if reason is None or need is None:
         return None, None
     enough = simulated_need(len(sample), request, select, select_score, seed, unit)
-    lead = realistic(enough, len(sample), "group" if unit == "group_mean" else unit)
-    least = "at the least " if lead and choice.method not in (PATH_METHOD, MEANS_METHOD) else ""
+    lead = realistic(enough, len(sample), "group" if unit in ALL_IMAGES else unit)
+    least = "at the least " if lead and choice.method not in (PATH_METHOD, *GROUP_METHODS) else ""
     return reason, f"{lead}{least}{need}."
 
 
@@ -181,8 +183,8 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str, ag
     score, labels = sample.score, sample.labels
     exits = count_exits(score[labels == 0], score[labels == 1], *first_failure.columns)
     above = _bounds_above(sample, request, choice, first_failure)
-    counted = "image" if unit == "group_mean" else unit
-    kind = "bound" if unit == "group_mean" else "exact bound"
+    counted = "image" if unit in ALL_IMAGES else unit
+    kind = "bound" if unit in ALL_IMAGES else "exact bound"
     failed = []
     for name, bound in above.items():
         errors, n = (int(column[0]) for column in exits.counts(name))
@@ -204,7 +206,7 @@ def _path_failed(sample: Sample, request: Request, choice: Choice, unit: str, ag
             ),
             "better scores, larger risks, or a lower floor",
         )
-    more = "groups" if unit == "group_mean" else f"{unit}s"
+    more = "groups" if unit in ALL_IMAGES else f"{unit}s"
     return (
         f"Already the first thresholds to be tested fail at {percent(request.confidence)}: {'; '.join(failed)}.",
         f"better scores, more calibration {more}, or {_nearest(request, above, again)}",
@@ -261,13 +263,18 @@ def simulated_need(
                 rows = np.concatenate(picked)
                 sizes = np.array([len(part) for part in picked])
                 starts = np.cumsum(sizes) - sizes
-                frames = Frames(select_score[rows], labels[rows], GroupLayout(np.arange(len(rows)), starts, sizes))
+                frames = Frames(
+                    select_score[rows],
+                    labels[rows],
+                    GroupLayout(np.arange(len(rows)), starts, sizes),
+                    rng.random((size, DRAWS)) if unit == "group_draws" else None,
+                )
                 return choose_by_means(frames, request, path).thresholds
 
-    rows_each = 1.0 if unit != "group_mean" else len(labels) / max(len(np.unique(select.groups)), 1)  # type: ignore[arg-type]
+    rows_each = 1.0 if unit not in ALL_IMAGES else len(labels) / max(len(np.unique(select.groups)), 1)  # type: ignore[arg-type]
     for _ in range(_DOUBLINGS):
         size *= 2
-        if size * rows_each > _MOST_ROWS and unit == "group_mean":
+        if size * rows_each > _MOST_ROWS and unit in ALL_IMAGES:
             return None
         done = 0
         for _ in range(_DRAWS):

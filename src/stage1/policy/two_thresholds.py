@@ -27,7 +27,7 @@ from stage1.policy.counts import (
     risk_upper,
 )
 from stage1.policy.group_means import (
-    MEANS_METHOD,
+    GROUP_METHODS,
     Frames,
     better_unit,
     choose_by_means,
@@ -35,7 +35,7 @@ from stage1.policy.group_means import (
     exit_claim,
     furthest,
     means_path,
-    minimum_groups,
+    needed_groups,
     risk_claims,
     upper_bound,
 )
@@ -44,7 +44,7 @@ from stage1.policy.shortfall import shortfall
 from stage1.policy.slices import SliceClaim, SliceCounts, slice_claims, slice_rows, slices_sentence
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import PATH_METHOD, STATED_METHOD, Choice, choose
-from stage1.policy.units import Counting, choose_unit
+from stage1.policy.units import ALL_IMAGES, Counting, choose_unit
 from stage1.policy.unlimited import abstains_by_target
 from stage1.risk.risks import RISKS
 from stage1.scores import Scores
@@ -100,8 +100,10 @@ class TwoThresholds:
         counted = counted_units(calib, unit, seed)
         score, labels = self.score_of(counted), counted.known_labels
         sample: Frames | Units
-        if unit == "group_mean":
-            sample = Frames.of(score, counted, seed)
+        if unit in ALL_IMAGES:
+            if unit == "group_draws" and select is not None and select_score is not None:
+                means = means_path(select, select_score, calib, target, drawn=True)
+            sample = Frames.of(score, counted, seed, unit)
             choice = choose_by_means(sample, target, means)
         else:
             sample = Units(score, labels)
@@ -220,7 +222,7 @@ def measured_risks(
         return record(
             upper=lambda: upper_bound(sample, claim, thresholds, delta),
             share=lambda: estimate(sample, claim, thresholds),
-            needed=minimum_groups,
+            needed=needed_groups(sample),
         )
 
     return {name: counted(name, target) for name, target in request.targets.items()}
@@ -286,7 +288,7 @@ def _slice_claims(
 
 def _closed_side(thresholds: Thresholds, request: Request, choice: Choice) -> str | None:
     """The class as which nothing exits although the target constrains both sides, else None."""
-    if (request.one_sided and choice.method not in (PATH_METHOD, MEANS_METHOD)) or (
+    if (request.one_sided and choice.method not in (PATH_METHOD, *GROUP_METHODS)) or (
         thresholds.lo is not None and thresholds.hi is not None
     ):
         return None

@@ -1,4 +1,4 @@
-"""The unit of independence: images, or groups (one image of each, or the means of all their images)."""
+"""The unit of independence: images, or groups (one image of each, many draws of one, or the means of all)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from stage1.errors import ConfigError, DataError
 from stage1.policy.attempts import Attempts
 from stage1.scores import Scores
 
-UNITS = ("auto", "image", "group", "group_mean")
+UNITS = ("auto", "image", "group", "group_draws", "group_mean")
+# All images of a group are counted, the group is the unit (policy/group_means.py).
+ALL_IMAGES = ("group_draws", "group_mean")
 OWN = "own"
 SLICE_THRESHOLDS = ("auto", OWN, "one")
 
@@ -60,10 +62,10 @@ def clustered(scores: Scores) -> bool:
 
 
 def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
-    """ "image", "group" (one image of each) or "group_mean" (all images, policy/group_means.py) for `unit`.
+    """ "image", "group" (one image of each), "group_draws" or "group_mean" (all images, policy/group_means.py).
 
-    unit: auto, or one of the three. auto is "group" where groups repeat; certify may then take "group_mean" instead, by
-    power on val_select. Raises ConfigError where an image-level certificate is asked for although groups repeat and
+    unit: auto, or one of these. auto is "group" where groups repeat; certify may then take one of the last two instead,
+    by power on val_select. Raises ConfigError where an image-level certificate is asked for although groups repeat and
     assume_iid is not set.
 
     >>> scores = Scores(np.zeros((3, 2)), groups=["street", "street", "bridge"])
@@ -79,7 +81,7 @@ def choose_unit(scores: Scores, unit: str, assume_iid: bool) -> str:
             "unit: image: several images share a group, so they are not independent; use unit=group, or assume_iid=true"
             " (the certificate will say so)"
         )
-    if unit == "group_mean":
+    if unit in ALL_IMAGES:
         return unit
     return "image" if assume_iid and unit != "group" else "group"
 

@@ -82,7 +82,7 @@ def collect(certificate: Document, policy: Document, calibration: Scores | None)
         return "It takes labelled calibration scores of two classes with one threshold for each."
     if policy.get("by_slice") is not None:
         return "Each slice has thresholds of its own (listed below); no single pair explains this certificate."
-    if certificate["unit"] == "group_mean":
+    if certificate["unit"] in ("group_draws", "group_mean"):
         return "This certificate weighs groups, by all their images; counts of images do not explain it."
     score, positive = calibration.margin, calibration.labels == 1
     certified = bool(certificate["certified"])

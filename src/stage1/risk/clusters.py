@@ -1,10 +1,11 @@
 """Claims about grouped data, where the frames of a group are not independent: all frames count, the group is the unit.
 
-Two valid methods for one risk, "a random frame of a random group" (ALGORITHMS 2.6):
+Three valid methods for one risk, "a random frame of a random group" (ALGORITHMS 2.6):
 
 | method | counts | strong where |
 |---|---|---|
 | one_per_group (policy/units.py) | one frame of each group, exact binomial, n = groups | frames of a group agree |
+| group_draws (risk/group_draws.py) | 21 such draws, half of which must show it | frames agree in part |
 | betting | X_g, a mean over the group's frames, betting_pvalue | frames of a group hardly agree |
 
 **Which risk.** The rows that are passed say which frames a random frame represents; both methods must be given the same
@@ -43,6 +44,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError
 from stage1.risk.bounds import betting_pvalue, betting_upper, binomial_pvalue
+from stage1.risk.group_draws import DRAWS, drawn_counts, merged_pvalue
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -141,10 +143,11 @@ class GroupPower:
 
     one_per_group: float
     betting: float
+    draws: float
 
     @property
     def better(self) -> GroupMethod:
-        """The more powerful method; one_per_group where they tie."""
+        """The more powerful of one_per_group and betting; one_per_group where they tie."""
         return "betting" if self.betting > self.one_per_group else "one_per_group"
 
 
@@ -189,9 +192,17 @@ def group_power(
         # between.
         frame = rng.random(drawn.shape)
         single = binomial_pvalue((frame < err).sum(axis=0), (frame < np.maximum(err, 1 - rest)).sum(axis=0), target)
-        passed.append(((single <= delta).mean(), (betting <= delta).mean()))
+        many = _merged_draws(err, rest, target, rng)
+        passed.append(((single <= delta).mean(), (betting <= delta).mean(), (many <= delta).mean()))
     chance = np.mean(passed, axis=0)
-    return GroupPower(one_per_group=float(chance[0]), betting=float(chance[1]))
+    return GroupPower(one_per_group=float(chance[0]), betting=float(chance[1]), draws=float(chance[2]))
+
+
+def _merged_draws(wrong: Floats, idle: Floats, target: float, rng: np.random.Generator) -> Floats:
+    """merged_pvalue of simulated sets of groups, [G, sets]: each set has numbers of its own."""
+    counts = [drawn_counts(wrong, idle, rng.random((len(wrong), 1))) for _ in range(DRAWS)]
+    errors, trials = (np.concatenate(column) for column in zip(*counts, strict=True))
+    return merged_pvalue(errors, trials, target)
 
 
 def choose_group_method(

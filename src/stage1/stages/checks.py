@@ -9,6 +9,7 @@ from stage1.data.splits import SPLITS_KIND
 from stage1.errors import ConfigError
 from stage1.policy.in_slices import check_slice_thresholds
 from stage1.policy.registry import check_classes, policy_kind
+from stage1.policy.units import ALL_IMAGES
 from stage1.runs.directory import RunDir
 from stage1.storage.documents import read_document
 from stage1.views.registry import check_classes as check_aggregate
@@ -37,7 +38,7 @@ def check_all(config: RunConfig, classes: Sequence[str]) -> None:
     check_slice_thresholds(config.policy.slice_thresholds, config.data.slices, has_floor)
     for key, given in (
         ("data.slices", bool(config.data.slices)),
-        ("unit=group_mean", config.unit == "group_mean"),
+        (f"unit={config.unit}", config.unit in ALL_IMAGES),
         ("train.objective=risk", config.train.objective == "risk"),
     ):
         if given and len(classes) > 2:

@@ -28,7 +28,7 @@ Pooling = Literal["cls", "mean", "cls+mean", "pool"]
 Nothing = Annotated[dict[str, Any], Field(max_length=0)]
 
 ScoreScale = Literal["raw", "mapped"]
-Unit = Literal["image", "group", "group_mean"]
+Unit = Literal["image", "group", "group_draws", "group_mean"]
 PolicyName = Text
 """A key of POLICIES (policy/registry.py), which is open: what reads the policy file refuses a name that is none."""
 
