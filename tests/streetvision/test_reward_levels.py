@@ -270,9 +270,15 @@ def test_probabilities_all_alike_have_no_threshold():
 
 
 def test_an_estimate_at_the_edge_is_in_its_interval():
-    """Three right answers of each class: the rates 1 and 0 are spread to one side, and the reward of 1 is still in
+    """Five right answers of each class: the rates 1 and 0 are spread to one side, and the reward of 1 is still in
     reach.
     """
-    (row,) = LevelRates([0.95, 0.9, 0.8, 0.2, 0.1, 0.05], [1, 1, 1, 0, 0, 0], resamples=200).table(0.5)
+    (row,) = LevelRates([0.9] * 5 + [0.1] * 5, [1] * 5 + [0] * 5, resamples=200).table(0.5)
     assert (row.tpr, row.fpr, row.high) == (1.0, 0.0, row.reward)
     assert row.low < 0.8
+
+
+def test_too_few_groups_have_no_interval():
+    (row,) = LevelRates([0.9] * 4 + [0.1] * 5, [1] * 4 + [0] * 5, resamples=50).table(0.5)
+    assert row.reward == pytest.approx(1.0)
+    assert np.isnan([row.low, row.high]).all()

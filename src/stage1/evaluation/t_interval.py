@@ -86,15 +86,15 @@ def _factor(units: int, strata: int) -> tuple[float, float]:
     return max(units, 2) / free, float(free)
 
 
-def too_few(sizes: tuple[int, ...], unit: str = "units") -> str | None:
+def too_few(sizes: tuple[int, ...], unit: str = "units", fewest: int = MIN_UNITS) -> str | None:
     """Why so few units (of each stratum) have no interval; None where they are enough.
 
     >>> too_few((3, 1), "groups")
     'too few groups (4; 6 are the fewest for an interval)'
     """
     n = sum(sizes)
-    if n < MIN_UNITS:
-        return f"too few {unit} ({n}; {MIN_UNITS} are the fewest for an interval)"
+    if n < fewest:
+        return f"too few {unit} ({n}; {fewest} are the fewest for an interval)"
     return None
 
 

@@ -9,9 +9,9 @@ other rows. So a threshold beyond the band in which the policy defers moves noth
 
 **Intervals** are percentiles of a bootstrap over groups within labels, at tails moved outwards as t and n / (n - 1)
 move a normal's (Hesterberg 2015: expanded percentiles); that of a gain, whose two sides are alike, is gain +- t x
-spread. With fewer than 6 groups there is none. Where a level shows no error of one kind (or nothing but errors),
-resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k + 1/2, n - k + 1/2)
-instead, n the number of groups with rows of that class.
+spread. With fewer than 10 groups (of a gain, 6) there is none. Where a level shows no error of one kind (or nothing but
+errors), resampling would call that rate certain; there its replicates are drawn from Jeffreys' Beta(k + 1/2, n - k +
+1/2) instead, n the number of groups with rows of that class.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from stage1.evaluation.t_interval import Spread, margin, t_interval, too_few
 from stage1.streetvision.reward.expected import expected_reward, mcc_of_table
 
 DEFAULT, MIXTURE = 0.5, "mixture"
+FEWEST = 10
+"""Groups for an interval of the reward: with 6 the widened percentiles cover .84 only (benchmarks/intervals.md)."""
 OPEN = -1  # of a row that does not exit: the threshold decides it
 Rates = tuple[FloatArray, FloatArray]
 
@@ -216,7 +218,7 @@ def _percentiles(drawn: FloatArray, level: float, spread: Spread) -> tuple[float
     from scipy.special import ndtr
 
     defined = drawn[~np.isnan(drawn)]
-    if len(defined) * 2 < max(len(drawn), 1) or too_few(spread.sizes) is not None:
+    if len(defined) * 2 < max(len(drawn), 1) or too_few(spread.sizes, fewest=FEWEST) is not None:
         return float("nan"), float("nan")
     low = float(ndtr(-margin(1.0, 1.0, level, spread, 2)))
     high = 1.0 - low
