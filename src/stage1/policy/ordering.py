@@ -3,7 +3,8 @@
 A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its scores it gives both class distributions, so
 that no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these
 risks.
-Three maps each give a path, and every pair is judged under all three: where to start, and which path to walk. Validity
+Several maps (policy/maps.py) each give a path, and every pair is judged under all of them: where to start, and which
+path to walk. Where few errors are allowed, simulation also says which pairs to leave out (policy/stepping.py). Validity
 depends on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
 """
 
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from stage1.policy.maps import believed_maps, smoothed
+from stage1.policy.stepping import errors_allowed, simulated_exits, simulated_passes, stepping_stones
 from stage1.risk.definition import Bools, cells
 from stage1.risk.risks import RISKS
 from stage1.risk.stratified import Strata, stratified_chance
-from stage1.risk.testing import max_errors_each
 
 Floats = NDArray[np.float64]
 Cuts = NDArray[np.intp]
@@ -28,16 +30,14 @@ Cuts = NDArray[np.intp]
 _LEAST, _MOST = 0.1, 40.0
 _PAIRS, _MOST_PAIRS = 160, 480
 _STEP = 0.2  # of the standard error of a rate at the target: wider steps end up to one short of what would pass
-_SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot tell from 0 or 1
 _HEAVY = 0.02  # share of the images with one score from which on they are a block that a step takes in whole
-_KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
-_EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
-_PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3}  # the mean counts as half-way: it has no freedom of its own
 # Where one map is sure that the first test passes and their average is not, all depends on which map is right: worth
 # insuring.
 # Where all are in doubt there are too few labels, and a share of delta helps nowhere.
 _SURE, _UNSURE = 0.95, 0.9
 DELTA_SPLIT = 0.1
+_MANY_ERRORS = 100.0  # then the jumps of an exact test are small against its standard error
+_STEPPED, _SAMPLES, _LEAST_SAMPLES = 3, 128, 8
 _MINIMUM = 10  # of each class in val_select, for a map with three parameters
 # Each of these sets a limit to one cut, given the other; every other risk is kept by how sure an answer has to be.
 _BY_CUT = frozenset({"fnr", "fpr", "miss_rate", "false_exit_rate"})
@@ -93,14 +93,14 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
     """
     if min((labels == 0).sum(), (labels == 1).sum()) < _MINIMUM:
         return None
-    grid, weight = np.unique(_smoothed(score), return_counts=True)
-    models = {name: _class_model(p, weight) for name, p in _maps(score, labels, grid).items()}
+    grid, weight = np.unique(smoothed(score), return_counts=True)
+    maps, trust = believed_maps(score, labels, grid)
+    models = {name: _class_model(p, weight) for name, p in maps.items()}
     cuts = np.concatenate([[-np.inf], (grid[1:] + grid[:-1]) / 2, [np.inf]])
     shares = _shares(labels, goal)
     ends = _ends(grid, goal.limits)
     pairs = {name: _sequence(model, goal, shares, ends) for name, model in models.items()}
-    trust = _trust(score, labels, grid, models)
-    paths, disputed = [], {}
+    found = []
     for name, (low, high) in pairs.items():
         chances = np.stack([_chance(model, goal, low, high) for model in models.values()])
         chance = np.einsum("m,mt->t", trust, chances)
@@ -112,102 +112,69 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
         if goal.limits is not None:
             # In its gap a limit takes the place of the middle.
             lo, hi = np.where(low >= ends[0], goal.limits[0], lo), np.where(high <= ends[1], goal.limits[1], hi)
-        paths.append(CandidateSequence(lo, hi, start, float(np.einsum("t,t->", reached, gain)), name))
-        disputed[name] = bool(chances[:, start].max() >= _SURE and chance[start] < _UNSURE)
-    best, second = sorted(paths, key=lambda path: path.expected, reverse=True)[:2]
-    return replace(best, second=second) if disputed[best.map_name] else best
+        path = CandidateSequence(lo, hi, start, float(np.einsum("t,t->", reached, gain)), name)
+        disputed = bool(chances[:, start].max() >= _SURE and chance[start] < _UNSURE)
+        found.append((path, disputed, low, high, cover))
+    found = sorted(found, key=lambda each: each[0].expected, reverse=True)
+    if _worth_stepping(labels, goal):
+        # Only the paths that promise most: simulating takes longer than all that came before.
+        stepped = [
+            (*_stepped(path, low, high, cover, models, trust, goal), low, high, cover)
+            for path, _, low, high, cover in found[:_STEPPED]
+        ]
+        found = sorted(stepped, key=lambda each: each[0].expected, reverse=True)
+    (best, disputed, *_), (second, *_) = found[:2]
+    return replace(best, second=second) if disputed else best
 
 
-def _trust(score: Floats, labels: NDArray[np.int64], grid: Floats, models: Mapping[str, ClassModel]) -> Floats:
-    """Weight of each map, float [M], sum 1: posterior model probabilities by BIC, and an even share for every map.
+def _worth_stepping(labels: NDArray[np.int64], goal: Goal) -> bool:
+    """Whether so few errors are expected that the jumps of the exact test matter.
 
-    The even share stays since the likelihood hardly sees the tails, and the tails are what is certified.
+    Not for `error` at a stated prior, whose test weighs the classes and jumps less.
     """
-    value = []
-    for name, model in models.items():
-        p = np.clip(np.interp(score, grid, model.posterior), 1e-12, 1 - 1e-12)
-        value.append(float(np.log(np.where(labels == 1, p, 1 - p)).sum()) - _PARAMETERS[name] / 2 * np.log(len(score)))
-    weights = np.exp(np.array(value) - max(value))
-    return np.asarray((1 - _EVEN) * weights / weights.sum() + _EVEN / len(weights))
+    return _expected_errors(labels, goal) <= _MANY_ERRORS and not (goal.prior is not None and "error" in goal.targets)
 
 
-# ---- maps --------------------------------------------------------------------------------------------------------
+def _stepped(
+    path: CandidateSequence,
+    low: Cuts,
+    high: Cuts,
+    cover: Floats,
+    models: Mapping[str, ClassModel],
+    trust: Floats,
+    goal: Goal,
+) -> tuple[CandidateSequence, bool]:
+    """(path with the places that simulation leaves in, whether the maps disagree about its first test)."""
+    rng = np.random.default_rng(0)
+    # Only nested pairs can be drawn together.
+    low, high = np.maximum.accumulate(low), np.minimum.accumulate(high)
+    draws = np.maximum(_LEAST_SAMPLES, np.round(_SAMPLES * trust)).astype(int)
+    passed = np.concatenate(
+        [
+            simulated_passes(
+                simulated_exits(
+                    (model.below1[low], model.below1[high]),
+                    (model.below0[low], model.below0[high]),
+                    model.prior,
+                    goal.n,
+                    int(count),
+                    rng,
+                ),
+                goal.targets,
+                goal.delta,
+            )
+            for model, count in zip(models.values(), draws, strict=True)
+        ]
+    )
+    places, expected, reached = stepping_stones(passed, cover, np.repeat(trust / draws, draws))
+    chances = np.array([part.mean() for part in np.split(reached > 0, np.cumsum(draws)[:-1])])
+    # What is safer than the start stays before it: a control that has no test begins there.
+    kept = np.concatenate([np.arange(places[0]), places])
+    stones = replace(path, lo=path.lo[kept], hi=path.hi[kept], start=int(places[0]), expected=expected)
+    return stones, bool(chances.max() >= _SURE and trust @ chances < _UNSURE)
 
 
-def _smoothed(score: Floats) -> Floats:
-    """Sorted grid of scores: each distinct one spread by a Gaussian kernel, tied ones kept. float [G]."""
-    values, counts = np.unique(score, return_counts=True)
-    single = values[counts == 1]
-    tied = np.repeat(values[counts > 1], counts[counts > 1] * len(_KERNEL))
-    if len(single) < 2:
-        return np.repeat(np.sort(score), len(_KERNEL))
-    # The core of the distribution sets the bandwidth: a saturated tail must not widen it.
-    low, high = np.quantile(single, [0.25, 0.75])
-    width = 0.9 * min(float(single.std()), float(high - low) / 1.349) * len(single) ** -0.2
-    return np.sort(np.concatenate([(single[:, None] + width * _KERNEL[None, :]).ravel(), tied]))
-
-
-def _maps(score: Floats, labels: NDArray[np.int64], grid: Floats) -> dict[str, Floats]:
-    """P(y = 1) on the grid under each map: Platt on score, logistic on normal scores of ranks, mean of logits."""
-
-    def platt(s: Floats) -> Floats:
-        return np.clip(s, -_SATURATED, _SATURATED)[:, None]
-
-    ordered = np.sort(score)
-
-    def ranks(s: Floats) -> Floats:
-        # Mid-ranks: a tied block gets the normal score of its middle.
-        place = (np.searchsorted(ordered, s, side="left") + np.searchsorted(ordered, s, side="right")) / 2
-        z = special.ndtri(np.clip(place / len(ordered), 0.5 / len(ordered), 1 - 0.5 / len(ordered)))
-        return np.stack([z, np.maximum(z, 0.0), z**3], axis=1)
-
-    logits = [fit_logistic(features(score), labels)(features(grid)) for features in (platt, ranks)]
-    return {
-        "Platt": special.expit(logits[0]),
-        "ranks": special.expit(logits[1]),
-        "mean": special.expit((logits[0] + logits[1]) / 2),
-    }
-
-
-class _Linear:
-    """x -> x w + b on standardised columns."""
-
-    def __init__(self, mean: Floats, scale: Floats, weights: Floats) -> None:
-        self._mean, self._scale, self._weights = mean, scale, weights
-
-    def __call__(self, x: Floats) -> Floats:
-        return np.asarray((x - self._mean) / self._scale @ self._weights[1:] + self._weights[0])
-
-
-def fit_logistic(x: Floats, labels: NDArray[np.int64], ridge: float = 1e-3) -> _Linear:
-    """Logistic regression by Newton's method, x float [N, D] standardised, ridge on slopes (finite if separable).
-
-    Returns a function from [M, D] to logits [M].
-    """
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    design = np.column_stack([np.ones(len(x)), (x - mean) / scale])
-    penalty = np.concatenate([[0.0], np.full(x.shape[1], ridge * len(x))])
-    weights = np.zeros(design.shape[1])
-
-    def loss(w: Floats) -> float:
-        z = design @ w
-        return float(np.logaddexp(0.0, z).sum() - z @ labels + 0.5 * (penalty * w) @ w)
-
-    value = loss(weights)
-    for _ in range(100):
-        p = special.expit(design @ weights)
-        gradient = design.T @ (p - labels) + penalty * weights
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty + 1e-9)
-        step = np.linalg.solve(hessian, gradient)
-        size = 1.0
-        while size > 1e-6 and loss(weights - size * step) > value:
-            size /= 2
-        weights = weights - size * step
-        before, value = value, loss(weights)
-        if before - value <= 1e-10 * max(abs(before), 1.0):
-            break
-    return _Linear(mean, scale, weights)
+# ---- models --------------------------------------------------------------------------------------------------------
 
 
 def _class_model(p: Floats, weight: Floats | NDArray[np.int64]) -> ClassModel:
@@ -222,13 +189,22 @@ def _class_model(p: Floats, weight: Floats | NDArray[np.int64]) -> ClassModel:
 
 def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
     """Shares of the targets, float [T], rising: closer together where many errors make rates sharper."""
-    errors = min((labels == 0).mean(), (labels == 1).mean()) * goal.n * min(goal.targets.values())
-    wanted = np.log(_MOST / _LEAST) / np.log1p(_STEP / np.sqrt(errors))
+    wanted = np.log(_MOST / _LEAST) / np.log1p(_STEP / np.sqrt(_expected_errors(labels, goal)))
     return np.geomspace(_LEAST, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
 
 
+<<<<<<< HEAD
 def _ends(grid: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
     """The largest cut allowed for low and the smallest allowed for high: of the gaps in which the limits lie."""
+=======
+def _expected_errors(labels: NDArray[np.int64], goal: Goal) -> float:
+    """How many errors the target allows in the smaller class, about."""
+    return float(min((labels == 0).mean(), (labels == 1).mean()) * goal.n * min(goal.targets.values()))
+
+
+def _ends(cuts: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
+    """The largest cut allowed for low and the smallest allowed for high; the whole range without limits."""
+>>>>>>> ca8bdeb (Small samples: maps that assume more while labels do not refute them, and stepping stones through a path)
     if limits is None:
         return len(grid), 0
     return int(np.searchsorted(grid, limits[0], side="left")), int(np.searchsorted(grid, limits[1], side="right"))
@@ -408,7 +384,7 @@ def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
             continue
         n = np.round(expected)
         rate = np.divide(errors, expected, out=np.ones_like(expected), where=expected > 0)
-        allowed = max_errors_each(n, target, goal.delta)
+        allowed = errors_allowed(n, target, goal.delta)
         chance *= np.where(
             allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), np.clip(rate, 0.0, 1.0)), 0.0
         )
