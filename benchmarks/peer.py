@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.policy.maps import fit_logistic
+from stage1.policy.score_maps import fit_logistic
 
 Floats = NDArray[np.float64]
 FWER = ("bonferroni", "bonferroni_holm", "split_fixed_sequence")

@@ -12,8 +12,8 @@ from scipy import stats
 from stage1 import Scores, fit_policy
 from stage1.errors import ConfigError
 from stage1.policy.counts import certifies, count_exits, coverage_holds, coverage_lower, risk_upper
-from stage1.policy.maps import fit_logistic
 from stage1.policy.ordering import Goal, calibrated_path
+from stage1.policy.score_maps import fit_logistic
 from stage1.risk import binomial_pvalue
 from stage1.risk.testing import fixed_sequence
 

@@ -3,7 +3,7 @@
 A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its scores it gives both class distributions, so
 that no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these
 risks.
-Several maps (policy/maps.py) each give a path, and every pair is judged under all of them: where to start, and which
+Several maps (policy/score_maps.py) each give a path, and every pair is judged under all of them: where to start, and which
 path to walk. Where few errors are allowed, simulation also says which pairs to leave out (policy/stepping.py). Validity
 depends on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from stage1.policy.maps import believed_maps, smoothed
+from stage1.policy.score_maps import believed_maps, smoothed
 from stage1.policy.stepping import errors_allowed, simulated_exits, simulated_passes, stepping_stones
 from stage1.risk.definition import Bools, cells
 from stage1.risk.risks import RISKS

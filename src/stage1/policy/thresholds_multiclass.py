@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from stage1.policy.counts import ClassExits
-from stage1.policy.maps import fit_logistic
+from stage1.policy.score_maps import fit_logistic
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
