@@ -3,9 +3,9 @@
 A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its scores it gives both class distributions, so
 that no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these
 risks.
-Several maps (policy/score_maps.py) each give a path, and every pair is judged under all of them: where to start, and which
-path to walk. Where few errors are allowed, simulation also says which pairs to leave out (policy/stepping.py). Validity
-depends on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
+Several maps (policy/score_maps.py) each give a path, and every pair is judged under all of them: where to start, and
+which path to walk. Where few errors are allowed, simulation also says which pairs to leave out (policy/stepping.py).
+Validity depends on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
 """
 
 from __future__ import annotations
@@ -193,18 +193,13 @@ def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
     return np.geomspace(_LEAST, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
 
 
-<<<<<<< HEAD
-def _ends(grid: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
-    """The largest cut allowed for low and the smallest allowed for high: of the gaps in which the limits lie."""
-=======
 def _expected_errors(labels: NDArray[np.int64], goal: Goal) -> float:
     """How many errors the target allows in the smaller class, about."""
     return float(min((labels == 0).mean(), (labels == 1).mean()) * goal.n * min(goal.targets.values()))
 
 
-def _ends(cuts: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
-    """The largest cut allowed for low and the smallest allowed for high; the whole range without limits."""
->>>>>>> ca8bdeb (Small samples: maps that assume more while labels do not refute them, and stepping stones through a path)
+def _ends(grid: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
+    """The largest cut allowed for low and the smallest allowed for high: of the gaps in which the limits lie."""
     if limits is None:
         return len(grid), 0
     return int(np.searchsorted(grid, limits[0], side="left")), int(np.searchsorted(grid, limits[1], side="right"))
