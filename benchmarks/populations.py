@@ -30,6 +30,15 @@ def gaussian(separation: float = 2.5, prior: float = 0.3) -> Scores:
     return Scores(logits=np.stack([np.zeros(GAUSSIAN), margin], axis=1), labels=labels)
 
 
+def log_odds(separation: float, share: float) -> Scores:
+    """Two normal classes with spread 1, as the log odds of a model that knows them; `share` positives."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(GAUSSIAN) < share).astype(np.int64)
+    score = rng.normal(size=GAUSSIAN) + separation * labels
+    margin = separation * (score - separation / 2) + special.logit(share)
+    return Scores(logits=np.stack([np.zeros(GAUSSIAN), margin], axis=1), labels=labels)
+
+
 def coco() -> Scores:
     """4,952 images, person or not, 54 % positives, a third of them at probability 1."""
     with np.load(SHARED / "coco_person_tresnetxl.npz") as archive:
