@@ -37,7 +37,7 @@ from stage1.config import load_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peer import FWER, certified_pair, grids
-from populations import ANIMALS, CAT, DOG, SHARED, VEHICLES, cifar, clipped, coco, gaussian
+from populations import ANIMALS, CAT, DOG, SHARED, VEHICLES, cifar, clipped, coco, gaussian, log_odds
 from power_slices import section as slices_section
 
 CASES: list[tuple[str, Callable[[], Scores], int, float, float, float]] = [
