@@ -3,7 +3,7 @@
 Population: margin N(a (2y - 1), 1), so the true miss rate and false exit rate of thresholds are normal tails; the order
 statistics spend almost all of delta, so one certificate alone is false in nearly .05 of the draws. Three ways to look
 often: ten models on one set, twenty draws of one image of each group, twenty times as labels arrive. Shipped is the
-look under which most images exit.
+look under which most images exit; of growing data any look at all.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def test_twenty_looks_at_growing_data_over_many_draws():
     uncounted = looked(1000, 31, growing(20), None)
     sequential = looked(1000, 32, growing(20), Plan(schedule="sequential"))
     sequential.kept()
-    before, after = uncounted.best, sequential.best
-    print(f"20 looks at growing data: uncounted {before:.3f}, sequential {after:.3f}")
-    assert before > 0.08
+    before, after = (looks.false.any(axis=1).mean() for looks in (uncounted, sequential))
+    print(f"any of 20 looks at growing data: uncounted {before:.3f}, sequential {after:.3f}")
+    assert before > 0.09
     assert after <= limit(1000)
     assert sequential.exits[:, -1].mean() > 0.8 * uncounted.exits[:, -1].mean()
