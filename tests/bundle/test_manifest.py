@@ -323,7 +323,8 @@ def test_a_certificate_that_may_rest_on_groups_dealt_by_size_gets_a_note(make_pa
         certificate.save(parts.run / "certificate.json")
         report = verify_bundle(parts.write(tmp_path / name))
         assert report.ok
-        return report.notes
+        # These certificates name no ledger, as those of earlier versions, and that is a note of its own.
+        return tuple(note for note in report.notes if "ledger" not in note)
 
     # 2,000 images in groups of three leave a last group of two
     (note,) = notes("old", None, per_group=3)

@@ -148,7 +148,9 @@ def test_group_means_and_slices_keep_it_too():
         )
         assert policy.certified
         b, _ = policy.certificate.boundary
-        assert policy.lo <= b <= policy.hi
+        pairs = [policy] if policy.by_slice is None else list(policy.by_slice.pairs.values())
+        assert len(pairs) == max(1, len(slices) * 2)
+        assert all(pair.lo <= b <= pair.hi for pair in pairs)
 
 
 @pytest.mark.parametrize("shift", [-4.0, 4.0])

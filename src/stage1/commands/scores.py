@@ -21,7 +21,7 @@ from stage1.stages.evaluate import write_evaluation
 from stage1.stages.fitting import fit_configured
 from stage1.stages.label_shift import shift_of_files
 from stage1.stages.reporting import OPTIONS_FILE, SCORES_FILE
-from stage1.storage.files import locked, write_text
+from stage1.storage.files import leaving_no_trace, locked, write_text
 
 _SPLIT_ROLES = ROLES[1:]
 
@@ -51,7 +51,7 @@ def calibrate_scores(
     if not (roles == "val_calib").any():
         raise DataError(f"{path}: no row has the role val_calib; the certificate is made of these")
     select, calib = (scores.take(roles == role) for role in ("val_select", "val_calib"))
-    with locked(folder):
+    with leaving_no_trace(folder), locked(folder):
         policy = fit_configured(
             config,
             select=select,

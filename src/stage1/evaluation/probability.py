@@ -155,8 +155,8 @@ class Calibration:
     def gaps(self, base: FloatArray, n_bins: int) -> Callable[[Weights], FloatArray]:
         """Weights [B, N] -> share of each bin times its (mean probability - observed rate), float [B, bins].
 
-        The bins (equal mass, without empty ones) are those at weights `base` and stay; at `base` the absolute values
-        sum to `error`.
+        The bins (equal mass) are those at weights `base` and stay; at `base` the absolute values sum to `error`. Bins
+        that ties leave empty come last and are 0: two maps of the same rows have the same number of bins.
         """
         cuts = self._cuts(self._running(base[self._order]), n_bins, "equal_mass")[:-1]
         starts = np.unique(cuts if self._ends is None else np.append(0, self._ends + 1)[cuts])
@@ -164,9 +164,9 @@ class Calibration:
 
         def at(weights: Weights) -> FloatArray:
             ordered = weights.take(self._order, axis=-1) * self._gap
-            return np.asarray(
-                np.add.reduceat(ordered, starts, axis=-1) / weights.sum(axis=-1, dtype=np.float64)[:, None]
-            )
+            found = np.zeros((len(weights), n_bins))
+            found[:, : len(starts)] = np.add.reduceat(ordered, starts, axis=-1)
+            return found / weights.sum(axis=-1, dtype=np.float64)[:, None]
 
         return at
 

@@ -27,7 +27,7 @@ class SliceThresholds:
     >>> rule = SliceThresholds("city", {"a": Thresholds(-1.0, 1.0), "b": Thresholds(None, None)})
     >>> scores = Scores(np.array([[0, -3.0], [0, 3.0], [0, 3.0], [0, 3.0]]), slices={"city": ["a", "a", "b", "z"]})
     >>> as_negative, as_positive = rule.exits(scores.margin, rule.column(scores))
-    >>> (as_negative | as_positive).tolist(), rule.reasons(scores)[3]
+    >>> (as_negative | as_positive).tolist(), str(rule.reasons(scores)[3])
     ([True, True, False, False], "city 'z' is none of the calibrated ones")
     """
 

@@ -15,13 +15,12 @@ from stage1.errors import ConfigError, DataError, IntegrityError, MissingError
 from stage1.runs.anchoring import anchored
 from stage1.runs.schema import STAGES_KIND
 from stage1.storage.documents import read_document, write_document
-from stage1.storage.files import digest_bytes, digest_file, locked, write_text
+from stage1.storage.files import digest_bytes, digest_file, leaving_no_trace, locked, write_text
 from stage1.storage.texts import read_text, read_yaml
 from stage1.version import __version__
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "stages.json"
-LOCK_FILE = ".lock"
 
 
 @dataclass
@@ -145,7 +144,7 @@ def opened(path: str | os.PathLike[str], config: RunConfig | None, *, allow_chan
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; a run directory is needed")
-    with _leaving_no_trace(folder), locked(folder):
+    with leaving_no_trace(folder), locked(folder):
         _sweep(folder)
         stored = stored_config(folder) if config is None else kept_config(folder)
         if config is None:
@@ -174,24 +173,6 @@ def has_finished(folder: Path) -> bool:
     """Whether stages.json names a finished stage, of whatever version."""
     path = folder / STATE_FILE
     return path.is_file() and bool(read_document(path, STAGES_KIND)["stages"])
-
-
-@contextmanager
-def _leaving_no_trace(folder: Path) -> Iterator[None]:
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    lock = folder / LOCK_FILE
-    had_lock = lock.exists()
-    try:
-        yield
-    except BaseException:
-        if not had_lock and folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK_FILE}:
-            lock.unlink()
-        for place in made:  # innermost first
-            try:
-                place.rmdir()
-            except OSError:  # it is not empty: it stays, and so do those above
-                break
-        raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from stage1.stages.resuming import is_fresh, remember
 from stage1.stages.views import (
     learning_state,
 )
-from stage1.storage.documents import read_document, write_document
+from stage1.storage.documents import finite_or_none, read_document, write_document
 from stage1.storage.files import digest_file
 
 if TYPE_CHECKING:
@@ -178,9 +179,15 @@ def _sweep(
     context.progress.say(
         f"  best of {len(found)} heads: learning_rate {best.train.learning_rate:g}, weight_decay"
         f" {best.train.weight_decay:g}, label_smoothing {best.train.label_smoothing:g}{width}, seed {best.seed}: AUGRC"
-        f" {found[0].metrics.augrc:.5f} ({found[0].augrc_low:.5f} to {found[0].augrc_high:.5f}) on val_select"
+        f" {found[0].metrics.augrc:.5f} ({_interval(found[0])}) on val_select"
     )
     return found[0]
+
+
+def _interval(swept: Swept) -> str:
+    if math.isnan(swept.augrc_low):
+        return "no interval"
+    return f"{swept.augrc_low:.5f} to {swept.augrc_high:.5f}"
 
 
 def _winner(swept: Swept, head: Any, select: NDArray[np.float32], context: Context) -> dict[str, Any]:
@@ -202,8 +209,8 @@ def _winner(swept: Swept, head: Any, select: NDArray[np.float32], context: Conte
         "hidden": best.head.hidden,
         "seed": best.seed,
         "augrc": swept.metrics.augrc,
-        "augrc_low": swept.augrc_low,
-        "augrc_high": swept.augrc_high,
+        "augrc_low": finite_or_none(swept.augrc_low),
+        "augrc_high": finite_or_none(swept.augrc_high),
         "largest_difference": difference,
         "agrees": agrees,
     }

@@ -20,6 +20,7 @@ from stage1.errors import ConfigError, Stage1Error
 from stage1.storage.temporaries import temporary_file
 
 _CHUNK = 1 << 20
+LOCK_FILE = ".lock"
 _READER_S = 60.0  # that a FIFO is waited for to be opened by somebody
 _OPEN_ALREADY = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/[^/]+/fd/\d+")
 
@@ -168,7 +169,7 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
 
     The lock is the kernel's (flock), so it is released with the process, however that ends.
     """
-    path = Path(folder) / ".lock"
+    path = Path(folder) / LOCK_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -189,3 +190,22 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def leaving_no_trace(folder: Path) -> Iterator[None]:
+    """What is refused inside leaves no folder that was not there, unless something was written into it."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = folder / LOCK_FILE
+    had_lock = lock.exists()
+    try:
+        yield
+    except BaseException:
+        if not had_lock and folder.is_dir() and {path.name for path in folder.iterdir()} == {LOCK_FILE}:
+            lock.unlink()
+        for place in made:  # innermost first
+            try:
+                place.rmdir()
+            except OSError:  # it is not empty: it stays, and so do those above
+                break
+        raise

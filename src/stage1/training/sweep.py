@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ COLUMNS = (
 class Swept:
     """A trained candidate: its logits on val_select (float32 [M, K], of the best weights) and how it came about.
 
-    augrc_low, augrc_high: bootstrap interval of AUGRC on val_select, whole groups drawn within labels.
+    augrc_low, augrc_high: bootstrap interval of AUGRC on val_select, whole groups drawn within labels; NaN where there
+    is none (an empty cell in the table).
     """
 
     candidate: Candidate
@@ -140,8 +142,7 @@ def write_sweep(path: str | os.PathLike[str], found: Sequence[Swept]) -> None:
                 head.hidden if head.kind == "mlp" else "",
                 item.candidate.seed,
                 metrics.augrc,
-                item.augrc_low,
-                item.augrc_high,
+                *("" if math.isnan(end) else end for end in (item.augrc_low, item.augrc_high)),
                 metrics.nll,
                 metrics.accuracy,
                 item.best_epoch,
