@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stage1.commands.reward import kept_sides
 from stage1.errors import ConfigError, DataError
-from stage1.evaluation.intervals import Metric
+from stage1.evaluation.intervals import Statistic
 from stage1.evaluation.probability import confusion, mcc_of_counts
 from stage1.evaluation.ranking import FloatArray, weighted_mean
 from stage1.evaluation.restate import restated_metrics
@@ -103,14 +103,14 @@ def _metrics(part: Scores, policy: Policy, prior: float, resamples: int, level: 
     }
 
 
-def _answered(part: Scores, policy: Policy) -> dict[str, Metric | str]:
+def _answered(part: Scores, policy: Policy) -> dict[str, Statistic]:
     """Accuracy and MCC of the detector's answers, where others are of the larger logit."""
     truth, sides = part.known_labels, kept_sides(policy, part)
     answers = np.where(sides == OPEN, reported(policy, part).probabilities[:, 1] > DEFAULT, sides == 1).astype(np.int64)
     right = (answers == truth).astype(np.float64)
     return {
-        "accuracy": lambda c, r, w: weighted_mean(right, w),
-        "mcc": lambda c, r, w: mcc_of_counts(confusion(answers, truth, w, 2)),
+        "accuracy": Statistic(lambda c, r, w: weighted_mean(right, w), "share"),
+        "mcc": Statistic(lambda c, r, w: mcc_of_counts(confusion(answers, truth, w, 2)), "correlation"),
     }
 
 

@@ -166,7 +166,7 @@ class Calibration:
             ordered = weights.take(self._order, axis=-1) * self._gap
             found = np.zeros((len(weights), n_bins))
             found[:, : len(starts)] = np.add.reduceat(ordered, starts, axis=-1)
-            return found / weights.sum(axis=-1, dtype=np.float64)[:, None]
+            return np.asarray(found / weights.sum(axis=-1, dtype=np.float64)[:, None])
 
         return at
 
