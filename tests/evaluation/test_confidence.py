@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -44,6 +44,7 @@ def test_scores_equal_their_formulas(logits):
 
 
 @relaxed
+@example(np.full((1, 5), 0.75), 1)  # 1e200 times it has a mean that is off by a rounding
 @given(logits_of(5), st.sampled_from([1, 2, 3, 7.5]))
 def test_pnorm_equals_its_formula(logits, p):
     centred = logits - logits.mean(axis=1, keepdims=True)

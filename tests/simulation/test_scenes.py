@@ -274,7 +274,9 @@ def test_a_dead_drawing_process_is_named(tmp_path: Path) -> None:
         [sys.executable, script, tmp_path / "out"], check=False, capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1].endswith("use workers=1")
+    # Python's own tracker may add two lines of its own, of semaphores that the dead process left.
+    ours = [line for line in ended.stderr.strip().splitlines() if not ("resource_tracker" in line or "warn(" in line)]
+    assert ours[-1].endswith("use workers=1")
     assert not (tmp_path / "out" / "labels.csv").exists()
 
 

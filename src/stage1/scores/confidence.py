@@ -65,7 +65,9 @@ def maxlogit_pnorm(logits: ArrayLike, p: float) -> FloatArray:
     largest = np.abs(centred).max(axis=1)
     scaled = centred / np.where(largest > 0, largest, 1.0)[:, None]  # so that no power overflows
     norm = (np.abs(scaled) ** p).sum(axis=1) ** (1.0 / p)
-    return np.asarray(scaled.max(axis=1) / np.where(norm > 0, norm, 1.0))
+    found = scaled.max(axis=1) / np.where(norm > 0, norm, 1.0)
+    # The mean of equal numbers may be off by a rounding, which the norm would blow up.
+    return np.where(values.max(axis=1) > values.min(axis=1), found, 0.0)
 
 
 CONFIDENCES: dict[str, Callable[[ArrayLike], FloatArray]] = {
