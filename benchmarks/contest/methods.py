@@ -59,7 +59,10 @@ def between(lo: float, hi: float, scores: Scores) -> Answers:
 def mapie_pair(fwer: str, grid: str, select: Scores, calib: Scores, target: float, confidence: float) -> Rule | None:
     assert confidence == 0.95, "the controller of benchmarks/peer.py is at 95 %"
     parts = (select.margin, select.known_labels), (calib.margin, calib.known_labels)
-    pair = certified_pair(*parts, grids(*parts[0])[grid], target, fwer)
+    pairs = grids(*parts[0])[grid]
+    if not len(pairs):  # saturated scores have no quantile strictly inside on one side
+        return None
+    pair = certified_pair(*parts, pairs, target, fwer)
     return None if pair is None else partial(between, *pair)
 
 

@@ -89,12 +89,14 @@ def measure(options: argparse.Namespace) -> None:
         if case["population"] not in makers:
             print(f"{case['population']}: left out, its data are not beside this checkout")
             continue
+        path = RESULTS / f"{slug(case, labels)}.json"
+        if kept and path.is_file():
+            continue  # delete the file to measure the row again
         if case["population"] not in populations:
             populations = {case["population"]: makers[case["population"]]()}
         result = row(case, labels, populations[case["population"]], options.draws, options.peer_draws)
         if kept:
             RESULTS.mkdir(exist_ok=True)
-            path = RESULTS / f"{slug(case, labels)}.json"
             path.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
         line = ", ".join(f"{name} {np.mean([one[0] for one in rows]):.3f}" for name, rows in result["methods"].items())
         print(f"{case['population']}, {case['asks']} <= {case['target']:g}, {labels}: {line}", flush=True)
