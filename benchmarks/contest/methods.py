@@ -59,7 +59,10 @@ def between(lo: float, hi: float, scores: Scores) -> Answers:
 def mapie_pair(fwer: str, grid: str, select: Scores, calib: Scores, target: float, confidence: float) -> Rule | None:
     assert confidence == 0.95, "the controller of benchmarks/peer.py is at 95 %"
     parts = (select.margin, select.known_labels), (calib.margin, calib.known_labels)
-    pairs = grids(*parts[0])[grid]
+    try:
+        pairs = grids(*parts[0])[grid]
+    except IndexError:  # no score of the share for selection lies on one side of even odds: there is no such grid
+        return None
     if not len(pairs):  # saturated scores have no quantile strictly inside on one side
         return None
     pair = certified_pair(*parts, pairs, target, fwer)
