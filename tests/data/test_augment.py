@@ -65,14 +65,36 @@ def test_aggressive_moves_pixels_further_than_moderate():
     st.integers(1, 90),
     st.sampled_from(NAMES),
     st.integers(0, 2**31),
-    st.sampled_from(["squash", "center_crop"]),
+    st.sampled_from([("squash", 1.0), ("center_crop", 1.0), ("center_crop", 0.875), ("letterbox", 1.0)]),
 )
 def test_every_size_of_image_gives_a_finite_tensor(height, width, name, seed, fit):
     rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    tensor = training_tensor(rgb, name, Preprocessing(size=32, fit=fit), seed=seed, epoch=0, index=0)
+    tensor = training_tensor(
+        rgb, name, Preprocessing(size=32, fit=fit[0], crop_pct=fit[1]), seed=seed, epoch=0, index=0
+    )
     assert tensor.shape == (3, 32, 32)
     assert np.isfinite(tensor).all()
     assert np.abs(tensor).max() <= 1.0 + 1e-6
+
+
+def test_what_is_learned_from_has_the_shape_of_what_is_judged():
+    rgb = np.full((40, 100, 3), 255, np.uint8)
+    letterbox = Preprocessing(size=50, fit="letterbox", mean=(0, 0, 0), std=(1, 1, 1))
+    for index in range(20):
+        made = augment(rgb, "moderate", letterbox, np.random.default_rng(index))
+        lit = made.max(axis=2) > 100
+        assert lit.sum() == 20 * 50, "the frame keeps its shape"
+        assert lit[15:35].all()
+    ramp = np.repeat(np.linspace(0, 250, 100).astype(np.uint8)[None, :, None], 100, axis=0).repeat(3, axis=2)
+    crop = Preprocessing(size=64, fit="center_crop", crop_pct=0.5)
+    for index in range(20):
+        made = augment(ramp, "moderate", crop, np.random.default_rng(index))
+        again = training_tensor(ramp, "moderate", crop, seed=index, epoch=0, index=0)
+        once = augment(ramp, "moderate", crop, np.random.default_rng([index, 0, 0, 0]))
+        # What is cropped already is not cropped again, and it is as much as evaluation sees.
+        np.testing.assert_allclose(again, once.transpose(2, 0, 1) / 127.5 - 1, atol=1e-5)
+        shown = abs(int(made[32, -1, 0]) - int(made[32, 0, 0])) / 250
+        assert shown < 0.5 * np.sqrt(1.18) * 1.44 + 0.02, "half of the side, jittered, brighter by at most 1.44"
 
 
 def test_flips_come_half_the_time_and_crops_keep_the_share_they_say():

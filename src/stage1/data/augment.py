@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from stage1.data.corruptions import CLIENT, GENERATOR, LEVELS, Pixels, distort, jpeg
 from stage1.errors import ConfigError
-from stage1.runtime.preprocessing import Preprocessing, to_tensor
+from stage1.runtime.preprocessing import Preprocessing, letterbox_size, padded, to_tensor
 
 Name = Literal["none", "moderate", "aggressive", "client"]
 _KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -84,7 +84,9 @@ def training_tensor(
     """
     if name == "none":
         return to_tensor(rgb, spec)
-    return to_tensor(augment(rgb, name, spec, np.random.default_rng([seed, epoch, index, view])), spec)
+    made = augment(rgb, name, spec, np.random.default_rng([seed, epoch, index, view]))
+    # The client sends what evaluation then fits; all else has been fitted already.
+    return to_tensor(made, spec if name == "client" else spec.squashed)
 
 
 def augment(rgb: Pixels, name: str, spec: Preprocessing, rng: np.random.Generator) -> Pixels:
@@ -144,15 +146,19 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def _crop(rgb: Pixels, recipe: Recipe, spec: Preprocessing, rng: np.random.Generator) -> Image.Image:
     """A random box resized to the model's size. Its shape is jittered around the one that evaluation sees."""
     height, width = rgb.shape[:2]
-    # Evaluation squashes the whole frame or cuts a square: a crop of the same shape is distorted in the same way.
-    base_w, base_h = (width, height) if spec.fit == "squash" else (min(width, height),) * 2
+    # Evaluation sees the whole frame or a square of it: a crop of the same shape is distorted in the same way.
+    square = min(width, height) * spec.size / spec.resized_side
+    base_w, base_h = (square, square) if spec.fit == "center_crop" else (width, height)
     area = rng.uniform(*recipe.area)
     ratio = float(np.exp(rng.uniform(*np.log(recipe.aspect))))
     box_w = min(base_w * np.sqrt(area * ratio), width)
     box_h = min(base_h * np.sqrt(area / ratio), height)
     left, top = rng.random() * (width - box_w), rng.random() * (height - box_h)
     box = (left, top, left + box_w, top + box_h)
-    return Image.fromarray(rgb).resize((spec.size, spec.size), _KERNELS[spec.interpolation], box=box)
+    letterbox = spec.fit == "letterbox"
+    size = letterbox_size((width, height), spec.size) if letterbox else (spec.size, spec.size)
+    image = Image.fromarray(rgb).resize(size, _KERNELS[spec.interpolation], box=box)
+    return padded(image, spec) if letterbox else image
 
 
 def _erased(pixels: Pixels, rng: np.random.Generator) -> Pixels:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -184,7 +184,7 @@ def cut(
     boxes = (
         policy.boxes(*rgb.shape[:2]) if rgb.ndim == 3 and 0 not in rgb.shape else np.zeros((policy.count, 4), np.int64)
     )
-    tile_spec = spec if spec.fit == "squash" else replace(spec, fit="squash")
+    tile_spec = spec.squashed
     views = range(policy.count) if which is None else which
     made = np.empty((len(views), 3, spec.size, spec.size), dtype=np.float32)
     for place, view in enumerate(views):
@@ -203,7 +203,7 @@ def adds_nothing(height: int, width: int, spec: Preprocessing, policy: ViewPolic
     False where the policy has no whole view, or nothing beside it but its mirror image.
     """
     enlarges = policy.whole and (policy.grid is not None or bool(policy.scales))
-    return enlarges and max(height, width) <= spec.size and (spec.fit == "squash" or height == width)
+    return enlarges and max(height, width) <= spec.size and spec.sees_all(height, width)
 
 
 def small_line(small: int, of: int, size: int) -> str:
