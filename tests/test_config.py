@@ -55,6 +55,12 @@ def test_later_sources_win_and_say_where_they_came_from(tmp_path):
         ("split.fractions.train=0.9", "sum to 1.5"),
         ("policy.name=sofmax", "policy.name"),
         ("backbone.dtype=float16", "backbone.dtype"),
+        ("backbone.fit=stretch", "backbone.fit: input should be 'auto', 'squash', 'center_crop' or 'letterbox'"),
+        ("backbone.input_size=7", r"backbone.input_size: a whole number 32 to 1024, auto or null is needed \(given: 7"),
+        ("backbone.input_size=big", "backbone.input_size: a whole number 32 to 1024"),
+        ("backbone.input_size=224.5", "backbone.input_size: a whole number 32 to 1024"),
+        ("backbone={fit: center_crop, crop_pct: 0}", "backbone.crop_pct: input should be greater than or equal to 0.1"),
+        ("backbone={fit: letterbox, crop_pct: 0.9}", "backbone: crop_pct with fit=letterbox; it is for center_crop"),
         ("train.epochs", "look like a.b=value"),
         ("seed.x=3", "unknown key"),
         ("data.table={", "not a valid value"),
@@ -108,6 +114,20 @@ def test_phases_without_a_recipe_say_so():
                 phase_recipe(phase)
     with pytest.raises(ConfigError, match="0 to 6"):
         phase_recipe(7)
+
+
+def test_preprocessing_is_chosen_where_it_is_left_open_and_images_are_seen_whole():
+    def chooses(*overrides: str) -> bool:
+        return load_config(overrides=overrides, environment={})[0].chooses_preprocessing
+
+    assert chooses("backbone.fit=auto")
+    assert chooses("backbone.input_size=auto")
+    assert not chooses("backbone.fit=letterbox")
+    assert not chooses("backbone.fit=auto", "views.grid=2x2"), "tiles are squashed"
+    assert not chooses("backbone.fit=auto", "backbone.random_weights=true")
+    assert load_config(overrides=["backbone.input_size=64"], environment={})[0].backbone.first_size == 64
+    for recipe in ("smoke", "streetview"):
+        assert not load_config(recipe=recipe, environment={})[0].chooses_preprocessing
 
 
 def test_known_keys_reach_into_sections():

@@ -170,6 +170,18 @@ def test_cls_without_a_class_token_says_what_is_possible(name):
             load_backbone(tiny(name, pooling=pooling))
 
 
+def test_the_fit_is_that_of_the_config_and_the_crop_that_of_the_model():
+    spec = load_backbone(tiny(fit="center_crop")).preprocessing
+    assert (spec.fit, spec.size, spec.crop_pct) == ("center_crop", 64, 0.95), "as timm evaluates test_efficientnet"
+    assert load_backbone(tiny(fit="center_crop", crop_pct=0.5)).preprocessing.crop_pct == 0.5
+    assert load_backbone(tiny(fit="letterbox")).preprocessing.fit == "letterbox"
+    # Before a choice, and where there is none: the whole image, at the model's own side.
+    undecided = load_backbone(tiny(fit="auto", input_size="auto", crop_pct=0.5))
+    assert undecided.preprocessing == load_backbone(tiny(input_size=None)).preprocessing
+    same = load_backbone(tiny(fit="letterbox")), load_backbone(tiny())
+    assert same[0].fingerprint == same[1].fingerprint, "the weights are the same; the spec tells features apart"
+
+
 def test_input_size_reaches_the_model():
     assert load_backbone(tiny(input_size=96)).preprocessing.size == 96
     assert load_backbone(tiny(input_size=None)).preprocessing.size == 160

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from stage1.config.base import PositiveInt, Section, Share
+
+_SIDES = (32, 1024)  # of the model's square input, pixels
 
 
 class BackboneConfig(Section):
@@ -22,10 +24,50 @@ class BackboneConfig(Section):
     """Name of the weights on the Hugging Face hub; None: of named weights timm's, of a file none."""
     random_weights: bool = False
     """Untrained weights from the seed: for tests of the machinery only, never for a product."""
-    input_size: Annotated[int, Field(ge=32, le=1024)] | None = None
-    """Input side in pixels; None: what the model was made for."""
+    fit: Literal["auto", "squash", "center_crop", "letterbox"] = "squash"
+    """How an image becomes the model's square. squash: stretched whole. center_crop: the shorter side to input_size /
+    crop_pct, then the centre square. letterbox: the longer side to input_size, the rest in the mean colour. auto:
+    chosen on images of train and val_select before anything is trained (stage `preprocess`); with views squash, as
+    tiles are.
+    """
+    input_size: Annotated[int, Field(ge=_SIDES[0], le=_SIDES[1])] | Literal["auto"] | None = None
+    """Input side in pixels; None: what the model was made for. auto: that or a third more, chosen along with `fit`."""
+    crop_pct: Annotated[float, Field(ge=0.1, le=1.0)] | None = None
+    """center_crop: share of the shorter side that is kept; None: what the model was evaluated with."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of extraction in torch; float16 is not offered, it breaks DINOv3."""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether fit or input_size is to be chosen on data."""
+        return self.fit == "auto" or self.input_size == "auto"
+
+    @property
+    def first_fit(self) -> Literal["squash", "center_crop", "letterbox"]:
+        """The fit before, or without, a choice on data."""
+        return "squash" if self.fit == "auto" else self.fit
+
+    @property
+    def first_size(self) -> int | None:
+        """The input side before, or without, a choice on data; None: what the model was made for."""
+        return None if self.input_size == "auto" else self.input_size
+
+    @field_validator("input_size", mode="before")
+    @classmethod
+    def _side_or_auto(cls, side: Any) -> Any:
+        if side is None or side == "auto":
+            return side
+        # Said here for both kinds at once: pydantic would name the one that it tried last.
+        whole = isinstance(side, int) or (isinstance(side, str) and side.isdecimal())
+        if not whole or not _SIDES[0] <= int(side) <= _SIDES[1]:
+            raise ValueError(f"a whole number {_SIDES[0]} to {_SIDES[1]}, auto or null is needed")
+        return int(side)
+
+    @model_validator(mode="after")
+    def _crop_pct_of_a_crop(self) -> BackboneConfig:
+        if self.crop_pct is not None and self.fit not in ("auto", "center_crop"):
+            raise ValueError(f"crop_pct with fit={self.fit}; it is for center_crop, leave it out")
+        return self
 
 
 class FeaturesConfig(Section):

@@ -86,6 +86,14 @@ class RunConfig(Section):
         return self.model_copy(update={"risks": self.risks_for(n_classes)})
 
     @property
+    def chooses_preprocessing(self) -> bool:
+        """Whether the run has the stage `preprocess`: not with views, whose tiles are squashed, and not of random
+        weights, whose features say nothing.
+        """
+        backbone = self.backbone
+        return backbone.undecided and not backbone.random_weights and self.views.policy is None
+
+    @property
     def pretrains(self) -> bool:
         """Whether the run has the stage `pretrain`."""
         return self.pretrain.folder is not None or self.pretrain.train_images

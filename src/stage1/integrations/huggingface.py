@@ -194,11 +194,13 @@ def linear_head(head: nn.Module) -> tuple[Tensor, Tensor]:
 def stock_preprocessor(spec: Preprocessing) -> dict[str, Any]:
     """preprocessor_config.json for ViTImageProcessor, which the client can load (it asks for its fast form).
 
-    Raises ConfigError for a crop: stock classes resize the whole image here.
+    Raises ConfigError for other fits: ViTImageProcessor neither crops nor pads, and the stock classes that do round the
+    place of the crop otherwise where a side is odd, which are other pixels.
     """
     if spec.fit != "squash":
         raise ConfigError(
-            f"preprocessing: fit {spec.fit!r} is not what the stock processor does; use squash, or {WAY_OUT}"
+            f"preprocessing: fit {spec.fit!r} is not what the stock processor does; train with backbone.fit=squash, or"
+            f" {WAY_OUT}"
         )
     return {
         "image_processor_type": "ViTImageProcessor",

@@ -199,7 +199,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0, drop_path: float | None
     else:
         name = _EMBEDDED_TIMM_NAME if config.name == EMBEDDED else config.name
         path = None if config.random_weights else _weights(config, name)  # before time is spent on building
-        model = _timm_model(name, config.input_size, seed, drop_path)
+        model = _timm_model(name, config.first_size, seed, drop_path)
         if path is not None:
             load_weights(model, read_weights(path), str(path))
         source = f"untrained, seed {seed}" if path is None else str(path)
@@ -238,10 +238,11 @@ class _Pooled(nn.Module):
 
 
 def _preprocessing(model: nn.Module, config: BackboneConfig) -> Preprocessing:
-    data = timm.data.resolve_model_data_config(model)
-    size = config.input_size or data["input_size"][-1]
+    data, fit = timm.data.resolve_model_data_config(model), config.first_fit
+    size = config.first_size or data["input_size"][-1]
     kernel: Literal["bilinear", "bicubic"] = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
-    return Preprocessing(size=size, fit="squash", interpolation=kernel, mean=data["mean"], std=data["std"])
+    share = (config.crop_pct or min(float(data["crop_pct"]), 1.0)) if fit == "center_crop" else 1.0
+    return Preprocessing(size, fit, kernel, data["mean"], data["std"], crop_pct=share)
 
 
 # ---- models and weights ------------------------------------------------------------------------------------------
