@@ -70,7 +70,7 @@ class SelectMetrics:
         return asdict(self)
 
 
-def select_metrics(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> SelectMetrics:
+def select_metrics(logits: NDArray[Any], labels: NDArray[np.int64]) -> SelectMetrics:
     """logits: [N, K] finite, labels: int [N]. Computed in float64."""
     from stage1.evaluation import augrc  # lazily: it brings scipy, and only training needs it here
 
