@@ -48,7 +48,7 @@ def desk(tmp_path_factory):
     write_scores(folder / "mine.parquet", draw(6000, 0.3, 0))
     target = draw(2500, 0.8, 1)
     write_scores(folder / "target.parquet", Scores(logits=target.logits))
-    policy = calibrate_scores(
+    policy, _ = calibrate_scores(
         folder / "mine.parquet",
         folder / "runs" / "mine",
         config=CONFIG,

@@ -484,7 +484,7 @@ def test_scores_of_any_model_end_to_end(kind, tmp_path):
     write_scores(tmp_path / "mine.parquet", replace(sample(6000, 8), ids=None))
     said: list[str] = []
     config = configured(kind, data={"classes": list(CLASSES)})
-    policy = calibrate_scores(
+    policy, _ = calibrate_scores(
         tmp_path / "mine.parquet",
         tmp_path / "out",
         config=config,

@@ -65,6 +65,31 @@ def test_names_are_text_and_the_same_in_every_format(kind, tmp_path):
     assert found[0] == expected
 
 
+@pytest.mark.parametrize("kind", NAMES)
+def test_cells_that_repeat_are_read_once_and_mean_the_same(kind, tmp_path):
+    cells = [cell for cell in NAMES[kind][0] for _ in range(2)] + NAMES[kind][0][::-1]
+    rows = {name: (values * 3)[: len(cells)] for name, values in LOGITS.items()}
+    for path in in_every_format(tmp_path, {"slice_x": cells, **rows}):
+        values, codes = open_columns(path).repeated_texts("slice_x")
+        assert [values[code] for code in codes] == open_columns(path).texts("slice_x")
+        assert len(values) < len(cells)
+        distinct, where, first = open_columns(path).cells("slice_x")
+        assert sorted(first) == sorted(int(np.argmax(where == code)) for code in range(len(distinct)))
+
+
+def test_the_row_that_is_named_is_the_first_of_its_kind(tmp_path):
+    logits = {"logit_0": [0.0] * 6, "logit_1": [1.0] * 6}
+    for path in in_every_format(tmp_path, {**logits, "label": [0, 1, 0, 1, None, 2.5]}):
+        with pytest.raises(DataError, match="row 4"):
+            read_scores(path)
+    for path in in_every_format(tmp_path, {**logits, "group": ["a", "a", "a", "b", "b", "b\0c"]}):
+        with pytest.raises(DataError, match="row 5"):
+            read_scores(path)
+    for path in in_every_format(tmp_path, {**logits, "role": ["val_test"] * 3 + ["", "val_test", ""]}):
+        with pytest.raises(DataError, match=r"column 'role' has empty cells \(the first in row 3\)"):
+            read_scores(path)
+
+
 @pytest.mark.parametrize("given", [["1.0", "1", "2.0"], ["1.0", "1.00", "1.5"], ["true", "yes", "False"]])
 def test_text_that_is_no_column_of_floats_or_booleans_stays_as_it_is(given, tmp_path):
     path = text_file(tmp_path / "a.csv", "slice_x", *given)
@@ -269,7 +294,7 @@ def test_a_nul_never_makes_one_name_of_two(tmp_path):
     for ending in ("npz", "csv", "parquet"):
         with pytest.raises(DataError, match=r"column 'group': row 0 is 'a\\x00b': a NUL has no place"):
             open_columns(tmp_path / f"a.{ending}").texts("group")
-    assert open_columns(tmp_path / "a.npz").cells("label") == [b"a\0b", b"a\0c", b"d"]
+    assert open_columns(tmp_path / "a.npz").cells("label")[0] == [b"a\0b", b"a\0c", b"d"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])

@@ -190,6 +190,17 @@ def test_files_round_trip(tmp_path, ending, k):
     assert back.tolist() == roles
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_rows_written_in_pieces_are_the_same_rows(tmp_path, ending, monkeypatch):
+    monkeypatch.setattr("stage1.scores.score_files._ROWS_AT_ONCE", 3)
+    scores, roles = example(), ["val_select"] * 2 + ["val_calib"] * 5
+    write_scores(tmp_path / f"a{ending}", scores, roles)
+    again, found = read_scores(tmp_path / f"a{ending}")
+    assert same(scores, again)
+    assert found is not None
+    assert found.tolist() == roles
+
+
 def test_probability_columns_are_read_only_where_said(tmp_path):
     (tmp_path / "p.csv").write_text("label,prob_0,prob_1\n0,0.9,0.1\n1,0.2,0.8\n")
     scores, roles = read_scores(tmp_path / "p.csv", values="probabilities")

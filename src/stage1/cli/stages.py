@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -32,6 +32,9 @@ from stage1.cli.options import (
 )
 from stage1.cli.printing import abstaining_lines, argmax_lines, evaluation_lines, shift_lines, slice_lines, verdict_line
 from stage1.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stage1.scores import Scores
 
 
 class StageCommand(TyperCommand):
@@ -100,12 +103,12 @@ def _without_options(name: str) -> None:
         _stage(name, run, overrides, force, quiet, as_json)
 
 
-def _say_verdict(folder: Path, as_json: bool) -> None:
-    """After calibrate: the last line on stdout."""
+def _say_verdict(folder: Path, as_json: bool, calib: Scores | None = None) -> None:
+    """After calibrate: the last line on stdout. calib: as verdict_of_calibration takes it."""
     if not as_json:
         from stage1.stages.verdicts import verdict_of_calibration
 
-        typer.echo(verdict_line(verdict_of_calibration(folder)))
+        typer.echo(verdict_line(verdict_of_calibration(folder, calib)))
 
 
 @app.command(cls=StageCommand, rich_help_panel=STAGES)
@@ -216,7 +219,7 @@ def calibrate(
     from stage1.commands.scores import calibrate_scores
 
     folder = output or Path("runs") / scores.stem
-    policy = calibrate_scores(
+    policy, calib = calibrate_scores(
         scores,
         folder,
         config=given_config(None, None, None, given),
@@ -236,7 +239,7 @@ def calibrate(
             f"{folder}: policy file, calibration.json, certificate.json, scores.parquet",
         ],
     )
-    _say_verdict(folder, as_json)
+    _say_verdict(folder, as_json, calib)
     exit_by_certificate(folder)
 
 

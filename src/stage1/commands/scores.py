@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,13 @@ from stage1.storage.files import leaving_no_trace, locked, write_text
 _SPLIT_ROLES = ROLES[1:]
 
 
+class Calibrated(NamedTuple):
+    """calib: the rows of val_calib, which need not be read again to be looked at."""
+
+    policy: Policy
+    calib: Scores
+
+
 def calibrate_scores(
     path: Path,
     folder: Path,
@@ -35,7 +42,7 @@ def calibrate_scores(
     columns: Mapping[str, str],
     shares: str,
     say: Callable[[str], None] = lambda text: None,
-) -> Policy:
+) -> Calibrated:
     """Certify on rows of val_calib; writes policy, calibration.json, certificate.json, scores.parquet, options.yaml and
     attempts.json.
 
@@ -65,7 +72,7 @@ def calibrate_scores(
         # What was asked for: with the scores and their roles, all that it takes to make the certificate again.
         write_text(folder / OPTIONS_FILE, to_yaml(config))
         save_policy(folder, policy)
-    return policy
+    return Calibrated(policy, calib)
 
 
 def _ledger(path: Path, folder: Path, say: Callable[[str], None]) -> Ledger:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -238,7 +239,9 @@ def popcount(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
     if hasattr(np, "bitwise_count"):  # numpy 2
         return np.asarray(np.bitwise_count(values), dtype=np.uint8)
     pieces = np.ascontiguousarray(values).view(np.uint16).reshape(*values.shape, 4)
-    return np.asarray(_ONES_16[pieces].sum(axis=-1), dtype=np.uint8)
+    return np.asarray(_ones_16()[pieces].sum(axis=-1), dtype=np.uint8)
 
 
-_ONES_16 = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
+@cache
+def _ones_16() -> NDArray[np.uint8]:
+    return np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)

@@ -12,7 +12,7 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from stage1.storage.texts import require_text
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Codes = NDArray[np.int32]
 ENDINGS = (".npz", ".parquet", ".csv", ".tsv")
 _SEPARATORS = (",", ";", "\t", "|")
 _NPY_MAGIC = b"\x93NUMPY"
@@ -107,31 +108,50 @@ class ColumnFile:
         Raises DataError naming column and row.
         """
         with self._reading(name):
-            column = self.load(name)
-            if isinstance(column, np.ndarray):
-                raise DataError(f"{self.path}: column {name!r} has shape {column.shape}; one value per row expected")
-            found = [text.strip() for text in self._texts(column, name)]
-            if "\0" in "".join(found):  # numpy and Arrow end a text there, and names would become one
-                row = next(row for row, text in enumerate(found) if "\0" in text)
-                raise self._bad_cell(name, row, f"{_shown(found[row])}: a NUL has no place in a name; take it out")
-            longest = max(map(len, found), default=0)
-            if longest * 4 * len(found) > _TEXT_ROOM:
-                row = next(row for row, text in enumerate(found) if len(text) == longest)
-                raise self._bad_cell(
-                    name, row, f"{longest} characters long, too long for a name among {len(found)} rows"
-                )
-            return _plain(found)
+            column = self._one_per_row(name)
+            return self._checked_texts(column, name, range(len(column)))
 
-    def cells(self, name: str) -> list[Any]:
-        """Each cell as a Python value: text where the file holds text (a CSV always), None where missing."""
+    def repeated_texts(self, name: str) -> tuple[list[str], Codes]:
+        """(texts, which of them each row has, int [N]): `texts` for a column whose cells repeat, each form read once.
+
+        Two forms of a cell may be one text.
+        """
         with self._reading(name):
-            column = self.load(name)
-            if isinstance(column, np.ndarray):
-                raise DataError(f"{self.path}: column {name!r} has shape {column.shape}; one value per row expected")
+            values, codes = _distinct(self._one_per_row(name))
+            return self._checked_texts(values, name, _first_rows(codes, len(values)), rows=len(codes)), codes
+
+    def cells(self, name: str) -> tuple[list[Any], Codes, list[int]]:
+        """(distinct cells, which of them each row has, int [N], the first row of each).
+
+        A cell is text where the file holds text (a CSV always), None where missing.
+        """
+        with self._reading(name):
+            column = self._one_per_row(name)
             self._refuse_nested(column, name)
-            return list(column.to_pylist())
+            values, codes = _distinct(column)
+            return list(values.to_pylist()), codes, _first_rows(codes, len(values))
 
     # ---- parts -------------------------------------------------------------------------------------------------------
+
+    def _one_per_row(self, name: str) -> pa.ChunkedArray:
+        column = self.load(name)
+        if isinstance(column, np.ndarray):
+            raise DataError(f"{self.path}: column {name!r} has shape {column.shape}; one value per row expected")
+        return column
+
+    def _checked_texts(
+        self, column: pa.ChunkedArray, name: str, row_of: Sequence[int], rows: int | None = None
+    ) -> list[str]:
+        """row_of: the row that a cell is named by; rows: of the file, where the cells are its distinct ones."""
+        found = [text.strip() for text in self._texts(column, name, row_of)]
+        if "\0" in "".join(found):  # numpy and Arrow end a text there, and names would become one
+            at = next(index for index, text in enumerate(found) if "\0" in text)
+            raise self._bad_cell(name, row_of[at], f"{_shown(found[at])}: a NUL has no place in a name; take it out")
+        longest, rows = max(map(len, found), default=0), len(found) if rows is None else rows
+        if longest * 4 * rows > _TEXT_ROOM:
+            at = next(index for index, text in enumerate(found) if len(text) == longest)
+            raise self._bad_cell(name, row_of[at], f"{longest} characters long, too long for a name among {rows} rows")
+        return _plain(found)
 
     def _numbers(self, column: pa.ChunkedArray, name: str) -> NDArray[Any]:
         import pyarrow as pa
@@ -181,30 +201,30 @@ class ColumnFile:
             raise self._bad_cell(name, at // int(sizes[0]), "a list with an empty place; fill it or drop the row")
         return np.asarray(self._numbers(flat, name), dtype=np.float64).reshape(len(sizes), -1)
 
-    def _texts(self, column: pa.ChunkedArray, name: str) -> list[str]:
+    def _texts(self, column: pa.ChunkedArray, name: str, row_of: Sequence[int]) -> list[str]:
         import pyarrow as pa
 
         kind = column.type
         self._refuse_nested(column, name)
         if pa.types.is_floating(kind):
-            return self._texts_of_floats(np.asarray(column.to_numpy()), name)
+            return self._texts_of_floats(np.asarray(column.to_numpy()), name, row_of)
         found = column.to_pylist()
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
             found = [None if cell is None else cell.rstrip(b"\0").decode("utf-8") for cell in found]
         return ["" if cell is None else str(cell) for cell in found]
 
-    def _texts_of_floats(self, column: NDArray[Any], name: str) -> list[str]:
+    def _texts_of_floats(self, column: NDArray[Any], name: str, row_of: Sequence[int]) -> list[str]:
         filled = ~np.isnan(column)
         whole = column[filled]
         if not np.isfinite(whole).all() or (whole != np.floor(whole)).any():
             return ["" if missing else str(value) for missing, value in zip(~filled, column, strict=True)]
         limit = _EXACT[column.dtype.itemsize]
         if (np.abs(whole) > limit).any():
-            row = int(np.argmax(filled & (np.abs(column) > limit)))
+            at = int(np.argmax(filled & (np.abs(column) > limit)))
             raise self._bad_cell(
                 name,
-                row,
-                f"{column[row]:.0f} as a float, where whole numbers are no longer exact; write this column as text",
+                row_of[at],
+                f"{column[at]:.0f} as a float, where whole numbers are no longer exact; write this column as text",
             )
         return [str(int(value)) if known else "" for known, value in zip(filled, column.tolist(), strict=True)]
 
@@ -288,6 +308,27 @@ def words_of(error: Exception) -> str:
 def _shown(text: str, *, quoted: bool = True) -> str:
     short = text if len(text) <= 160 else f"{text[:160]}.."
     return repr(short) if quoted else "".join(char if char.isprintable() else "?" for char in short)
+
+
+def _distinct(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Codes]:
+    """(distinct cells, the missing one last, which of them each row has)."""
+    import pyarrow as pa
+
+    encoded = column.dictionary_encode().combine_chunks()  # Arrow 26 cannot join dictionaries that hold a null
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.chunk(0)
+    values = [encoded.dictionary]
+    if encoded.null_count:
+        values.append(pa.nulls(1, encoded.dictionary.type))
+    codes = encoded.indices.fill_null(len(encoded.dictionary))
+    return pa.chunked_array(values), np.asarray(codes, dtype=np.int32)
+
+
+def _first_rows(codes: Codes, n_codes: int) -> list[int]:
+    """The first row of each code."""
+    first = np.zeros(n_codes, dtype=np.intp)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return list(first.tolist())
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stage1.errors import DataError, MissingError
-from stage1.scores.columns import ColumnFile, is_blank, open_columns
+from stage1.scores.columns import Codes, ColumnFile, is_blank, open_columns
 from stage1.scores.labels import (
     are_plain_numbers,
     column_numbers,
@@ -36,9 +37,14 @@ from stage1.scores.scores import (
 )
 from stage1.storage.files import atomic_writer, write_through
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _FIELDS = ("scores", "label", "group", "id", "gate", "role")
 _SLICE, _EXTRA = "slice_", "extra_"
 _INDEX = "label_index"
+_ROWS_AT_ONCE = 1 << 17
+"""Written at once: a million rows are not held twice."""
 # In the metadata of our own Parquet files: the values of `label` are column numbers, whatever the classes are called.
 _OURS = {b"stage1.label": b"column number"}
 
@@ -75,20 +81,40 @@ def write_scores(path: str | os.PathLike[str], scores: Scores, roles: ArrayLike 
     columns |= {f"logit_{index}": scores.logits[:, index] for index in range(scores.n_classes)}
     import pyarrow as pa
 
-    table = pa.table(
-        {name: pa.array(values.tolist() if values.dtype.kind == "U" else values) for name, values in columns.items()}
-    )
+    def rows(start: int) -> pa.Table:
+        piece = slice(start, start + _ROWS_AT_ONCE)
+        return pa.table({name: _arrow(values[piece]) for name, values in columns.items()})
+
+    first = rows(0)
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        table = table.replace_schema_metadata(_OURS)
-        write_through(path, lambda temporary: pq.write_table(table, temporary))
+        writer, first = pq.ParquetWriter, first.replace_schema_metadata(_OURS)
     elif path.suffix == ".csv":
         import pyarrow.csv
 
-        write_through(path, lambda temporary: pyarrow.csv.write_csv(table, temporary))
+        writer = pyarrow.csv.CSVWriter
     else:
         raise DataError(f"{path}: unknown ending for scores; use .npz, .parquet or .csv")
+
+    def write(temporary: str) -> None:
+        with writer(temporary, first.schema) as file:
+            file.write_table(first)
+            for start in range(_ROWS_AT_ONCE, len(scores), _ROWS_AT_ONCE):
+                file.write_table(rows(start).cast(first.schema))
+
+    write_through(path, write)
+
+
+def _arrow(values: NDArray[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    if values.dtype.kind != "U" or not values.dtype.itemsize:
+        return pa.array(values if values.dtype.kind != "U" else values.tolist())
+    letters = np.ascontiguousarray(values).view(np.uint32).reshape(len(values), -1)
+    # Arrow ends a text of numpy at its first NUL; a list of texts takes three times as long.
+    cut = (letters[:, :-1] == 0) & (letters[:, 1:] != 0)
+    return pa.array(values.tolist() if cut.any() else values)
 
 
 def read_scores(
@@ -150,23 +176,18 @@ def read_scores(
         column("id", "ids"),
         column("role", "roles", "split"),
     )
-    groups = None if group is None else raw.texts(group)
+    groups = None if group is None else _Texts(*raw.repeated_texts(group))
     fields: dict[str, Any] = {
         "labels": None if label is None else _label_numbers(raw, label, classes, given="label" in names),
         "gate": None if gate is None else raw.numbers(gate),
-        "groups": groups,
+        "groups": None if groups is None else groups.rows,
         "ids": None if name is None else _filled(raw, name),
-        "slices": {key: raw.texts(where) for key, where in named(_SLICE).items()},
+        "slices": {key: _Texts(*raw.repeated_texts(where)).rows for key, where in named(_SLICE).items()},
         "extra": {key: raw.numbers(where) for key, where in named(_EXTRA).items()},
     }
-    roles = None if role is None else np.array(_filled(raw, role), dtype=np.str_)
-    if roles is not None and (bad := sorted(set(roles.tolist()) - set(ROLES))):
-        raise DataError(
-            f"{path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}: write these, or rename the column to"
-            " have the roles dealt by hash (calibrate --shares)"
-        )
-    if groups is not None and (blank := sum(map(is_blank, groups))):
-        say(f"{path}: {blank} of {len(groups)} rows have a blank group; each is a group of its own")
+    roles = None if role is None else _roles(raw, role)
+    if groups is not None and (blank := groups.count(is_blank)):
+        say(f"{path}: {blank} of {len(groups.codes)} rows have a blank group; each is a group of its own")
     try:
         if kind == "probabilities":
             scores = from_probabilities(matrix, say=lambda text: say(f"{path}: {text}"), **fields)
@@ -183,11 +204,47 @@ def read_scores(
     return scores, roles
 
 
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """A column of texts that repeat. values: str [M]; codes: int [N], which of them each row has."""
+
+    values: list[str]
+    codes: Codes
+
+    @property
+    def rows(self) -> NDArray[np.str_]:
+        return np.array(self.values, dtype=np.str_)[self.codes]
+
+    def count(self, holds: Callable[[str], bool]) -> int:
+        """Rows whose text has a property."""
+        return int(np.array([holds(text) for text in self.values], dtype=np.bool_)[self.codes].sum())
+
+
+def _roles(raw: ColumnFile, name: str) -> NDArray[np.str_]:
+    found = _Texts(*raw.repeated_texts(name))
+    if "" in found.values:
+        raise _empty_cells(raw, name, int(np.isin(found.codes, _places_of("", found.values)).argmax()))
+    if bad := sorted(set(found.values) - set(ROLES)):
+        raise DataError(
+            f"{raw.path}: role {bad[0]!r} is unknown; roles are {', '.join(ROLES)}: write these, or rename the column"
+            " to have the roles dealt by hash (calibrate --shares)"
+        )
+    return found.rows
+
+
+def _places_of(text: str, texts: Sequence[str]) -> list[int]:
+    return [place for place, other in enumerate(texts) if other == text]
+
+
 def _filled(raw: ColumnFile, name: str) -> list[str]:
     texts = raw.texts(name)
     if "" in texts:
-        raise DataError(f"{raw.path}: column {name!r} has empty cells (the first in row {texts.index('')}); fill them")
+        raise _empty_cells(raw, name, texts.index(""))
     return texts
+
+
+def _empty_cells(raw: ColumnFile, name: str, row: int) -> DataError:
+    return DataError(f"{raw.path}: column {name!r} has empty cells (the first in row {row}); fill them")
 
 
 def _listed(raw: ColumnFile) -> str:
@@ -200,12 +257,12 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
     path, metadata, index = raw.path, raw.metadata, raw.find(_INDEX)
     if not given and index not in (None, name):
         raise DataError(f"{path}: columns {name!r} and {index!r}; say which one with --columns label=NAME")
-    cells = raw.cells(name)
+    cells, codes, first = raw.cells(name)
     numbered = name == index or (name == "label" and metadata.items() >= _OURS.items())
     stored = stored_names(metadata, name)
     if stored is not None and classes is not None:
-        cells = decoded(cells, stored, f"{path}: column {name!r}", [f"row {row}" for row in range(len(cells))])
-    texts = _label_texts(cells)
+        cells = decoded(cells, stored, f"{path}: column {name!r}", [f"row {row}" for row in first])
+    texts = [label_text(cell) for cell in cells]
     try:
         if numbered or classes is None:
             found = column_numbers(texts)
@@ -214,17 +271,16 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
     except DataError as error:
         raise DataError(f"{path}: column {name!r}: {error}") from error
     if set(texts) - found.keys():
-        first = next(row for row, text in enumerate(texts) if text not in found)
-        text = texts[first]
+        row, text = min((row, text) for row, text in zip(first, texts, strict=True) if text not in found)
         if classes is not None:
-            raise DataError(f"{path}: column {name!r}: row {first}: {outside(text, classes)}")
+            raise DataError(f"{path}: column {name!r}: row {row}: {outside(text, classes)}")
         words = list(found_classes(texts))
         shown = ", ".join(words[:4]) + (", .." if len(words) > 4 else "")
         raise DataError(
-            f"{path}: row {first}: no label in column {name!r}"
+            f"{path}: row {row}: no label in column {name!r}"
             if not text
             else (
-                f"{path}: row {first}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
+                f"{path}: row {row}: labels must be whole numbers 0, 1, .. or names; this one is {text!r}"
                 if all(named_by_digits(word) for word in words)
                 else (
                     f"{path}: labels are names ({shown}); say their order with data.classes=[{shown}] (the last of two"
@@ -232,20 +288,7 @@ def _label_numbers(raw: ColumnFile, name: str, classes: Sequence[str] | None, *,
                 )
             )
         )
-    return np.array([found[text] for text in texts], dtype=np.int64)
-
-
-def _label_texts(cells: Sequence[Any]) -> list[str]:
-    """`label_text` of each cell; labels repeat, so each spelling is read once."""
-    forms: dict[tuple[type, Any], str] = {}
-    texts = []
-    for cell in cells:
-        spelling = (type(cell), cell)  # True == 1 == 1.0 are three
-        text = forms.get(spelling)
-        if text is None:
-            text = forms[spelling] = label_text(cell)
-        texts.append(text)
-    return texts
+    return np.array([found[text] for text in texts], dtype=np.int64)[codes]
 
 
 _STEMS: dict[Values, str] = {"logits": "logit", "probabilities": "prob"}

@@ -71,8 +71,8 @@ class Scores:
             put(self, "groups", _texts(self.groups, n, "groups"))
         if self.ids is not None:
             ids = _texts(self.ids, n, "ids")
-            values, counts = np.unique(ids, return_counts=True)
-            if (counts > 1).any():
+            if len(set(ids.tolist())) < n:  # sorting a million of them takes ten times as long
+                values, counts = np.unique(ids, return_counts=True)
                 raise DataError(f"ids: {str(values[counts > 1][0])!r} occurs {counts.max()} times; ids must be unique")
             put(self, "ids", ids)
         if self.groups is not None:
@@ -220,16 +220,16 @@ def _texts(values: ArrayLike, n: int, name: str) -> NDArray[np.str_]:
     if array.dtype.kind == "O":  # text beside None or NaN, as pandas has it
         array = np.array(["" if cell is None or cell != cell else str(cell) for cell in array.tolist()], dtype=np.str_)
     same_length(array, n, name)
-    return array.astype(np.str_)
+    return array.astype(np.str_, copy=False)
 
 
 def _own_groups(groups: NDArray[np.str_], ids: NDArray[np.str_] | None) -> NDArray[np.str_]:
     """The groups, with each blank one replaced by a name that no other row has: the row's id, else its number."""
     names = groups.tolist()
-    if not (blank := [row for row, name in enumerate(names) if is_blank(name)]):
-        return groups
     taken = set(names)
-    for row in blank:
+    if not (blanks := {name for name in taken if is_blank(name)}):
+        return groups
+    for row in [row for row, name in enumerate(names) if name in blanks]:
         own = f"row {row}" if ids is None else str(ids[row])
         while own in taken or is_blank(own):
             own = f"{own} (no group)"

@@ -16,15 +16,16 @@ from stage1.stages.reporting import SCORES_FILE
 from stage1.storage.documents import read_document
 
 
-def verdict_of_calibration(folder: Path) -> Verdict:
+def verdict_of_calibration(folder: Path, calib: Scores | None = None) -> Verdict:
     """Before val_test is opened: the certificate, and how model and answers did on the calibration rows themselves.
 
-    Their labels are read after the certificate is written; nothing is chosen by them. Raises MissingError.
+    calib: these rows, where they are at hand; None: as the folder keeps them. Their labels are read after the
+    certificate is written; nothing is chosen by them. Raises MissingError.
     """
     policy = load_policy(folder)
     if policy.certificate is None:
         raise MissingError(f"{folder / 'certificate.json'}: no such file; run `stage1 calibrate` again")
-    calib = _calibration_rows(folder)
+    calib = _calibration_rows(folder) if calib is None else calib
     decision, ranked = policy.decide(calib), decided_on(policy, calib)
     seen = Seen.of_scores(ranked, decision.exit, decision.label, policy.classes, "val_calib")
     return judge(policy.certificate.to_document(), None, seen)
