@@ -74,25 +74,28 @@ def fitting(name: str, most: int = 28) -> str:
 
 def finished(figure: Any) -> Drawing:
     """The figure as PNG (170 dots per inch) and SVG, without date, version or path in either."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     with warnings.catch_warnings():
         # A name in letters that the font lacks is drawn as boxes; the page has it in letters.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        FigureCanvasAgg(figure)
         return _saved(figure)
 
 
 def _saved(figure: Any) -> Drawing:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     # The solver of the layout is exact only up to float noise, which the names inside an SVG would show: once, then
     # rounded.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axis in figure.axes:
         axis.set_position([round(value, 6) for value in axis.get_position(original=True).bounds])
+    # The two backends themselves: `savefig` draws everything once more before each, for a layout that is fixed by now.
     png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=170, metadata={"Software": None})
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    dpi, figure.dpi = figure.dpi, 170
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    figure.dpi = dpi
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return Drawing(png.getvalue(), svg.getvalue())
 
 
