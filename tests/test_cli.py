@@ -20,6 +20,7 @@ COMMANDS = [
     "demo",
     "smoke",
     "split",
+    "preprocess",
     "pretrain",
     "tune",
     "extract",

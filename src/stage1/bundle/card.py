@@ -453,7 +453,11 @@ def _flat(value: Any) -> Iterator[str]:
 
 
 def _input(preprocessing: Mapping[str, Any]) -> str:
-    return "{size} x {size} px, {fit}, {interpolation}; at most {max_pixels} pixels a file".format(**preprocessing)
+    share = preprocessing.get("crop_pct")
+    crop = "" if share is None else f" of {share:.4g} of the shorter side"
+    return f"{{size}} x {{size}} px, {{fit}}{crop}, {{interpolation}}; at most {{max_pixels}} pixels a file".format(
+        **preprocessing
+    )
 
 
 def _bound(value: float | None) -> str:

@@ -141,6 +141,7 @@ def split(
         typer.echo("\n".join(split_report(run)))
 
 
+_without_options("preprocess")
 _without_options("pretrain")
 _without_options("tune")
 _without_options("extract")

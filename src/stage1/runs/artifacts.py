@@ -8,10 +8,17 @@ from stage1.config import RunConfig
 from stage1.policy import POLICY_FILES
 from stage1.views import VIEWS_FILE
 
+PREPROCESSING_FILE = "preprocessing.json"
+PREPROCESS_FOLDER = "preprocess"
 PRETRAINED_WEIGHTS = "backbone_explora.safetensors"
 TUNE_FOLDER = "tune"
 TUNED_WEIGHTS = f"{TUNE_FOLDER}/backbone_tuned.safetensors"
 JOINT_HEAD = f"{TUNE_FOLDER}/model_best.pth"
+
+
+def preprocessing_file(config: RunConfig) -> str:
+    """What `preprocess` has chosen, or "" where the config leaves nothing open."""
+    return PREPROCESSING_FILE if config.chooses_preprocessing else ""
 
 
 def pretrained_file(config: RunConfig) -> str:

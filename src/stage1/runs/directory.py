@@ -190,7 +190,7 @@ def followed(path: str | os.PathLike[str], config: RunConfig | None) -> Iterator
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process left half-written; under the lock no other process can be writing here."""
-    written = ("", "figures/", "checkpoints/", "tune/", "tune/adapter/", "tune/checkpoints/")
+    written = ("", "figures/", "checkpoints/", "preprocess/", "tune/", "tune/adapter/", "tune/checkpoints/")
     for leftover in [file for place in written for file in folder.glob(f"{place}.*.tmp*")]:
         if leftover.is_file():
             leftover.unlink()

@@ -45,6 +45,47 @@ STAGES_KIND = DocumentKind("stages", StagesDocument)
 # ---- the backbone and its features -------------------------------------------------------------------------------
 
 
+class FitOfImages(TypedDict):
+    """How an image becomes the model's square. size: its side, pixels; crop_pct: 1 but for center_crop."""
+
+    fit: Literal["squash", "center_crop", "letterbox"]
+    size: PositiveInt
+    crop_pct: PositiveShare
+
+
+class FitCandidate(FitOfImages):
+    """One line of the comparison: a logistic regression on its features, out of fold.
+
+    augrc_excess: above the least AUGRC of the table; standard_error: of that difference, paired, over groups.
+    """
+
+    augrc: NotNegative
+    nll: NotNegative
+    accuracy: NotNegative
+    auroc: float | None
+    """For two classes, else null."""
+    augrc_excess: NotNegative
+    standard_error: NotNegative
+
+
+class PreprocessingDocument(Document):
+    """What was chosen of what the config left open, on images of train and val_select alone."""
+
+    chosen: FitOfImages
+    reason: Text
+    images: Count
+    """Images that were judged, by every candidate the same."""
+    groups: Count
+    seed: int
+    table: list[FitCandidate]
+    """In order of preference; empty where nothing was compared."""
+    left_out: list[Text]
+    """Candidates that were not compared, and why."""
+
+
+PREPROCESSING_KIND = DocumentKind("preprocessing", PreprocessingDocument)
+
+
 class PretrainDocument(Document):
     """How the backbone was pretrained on unlabelled images."""
 

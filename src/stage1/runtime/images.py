@@ -111,6 +111,12 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     return np.ascontiguousarray(_oriented(pixels, _orientation(image)))
 
 
+def is_square(data: bytes, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether the picture in `data` is as wide as it is high, by its header alone. Raises ImageError."""
+    width, height = _open(data, max_pixels).size
+    return bool(width == height)
+
+
 def read_image_file(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> bytes:
     """The bytes of an image file, after its kind and size: a pipe would block, a device or a hole never end.
 

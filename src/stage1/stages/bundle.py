@@ -12,13 +12,14 @@ from stage1.errors import MissingError, NotCertifiable
 from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import Certificate, policy_file
 from stage1.policy.ledger import LEDGER_FILE, folders_beside, looks_since
-from stage1.runs.artifacts import chosen_policy_file, present, role_files, views_file
+from stage1.runs.artifacts import chosen_policy_file, preprocessing_file, present, role_files, views_file
 from stage1.runs.directory import RunDir
 from stage1.runs.schema import FEATURES_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import read_role
 from stage1.stages.acceptance import acceptance_state, accepted_in_words, require_accepted
+from stage1.stages.own_backbone import fit_in_words
 from stage1.stages.views import shipped_views
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_file
@@ -81,6 +82,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
             "data": {
                 "source": _source_name(config.data),
                 **({} if accepted is None else {"acceptance": accepted}),
+                **fit_in_words(run),
                 "roles": roles,
             },
             "versions": {
@@ -130,6 +132,7 @@ STAGE = Stage(
         "evaluation.json",
         "features.json",
         "samples.parquet",
+        preprocessing_file(config),
         views_file(config),
         *role_files("val_calib"),
     ),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stage1.evaluation.calibration_report import Reported
 from stage1.evaluation.schema import EVALUATION_KIND
 from stage1.policy import Policy, decided_on, load_policy, reported
-from stage1.runs.artifacts import chosen_policy_file, role_files
+from stage1.runs.artifacts import chosen_policy_file, preprocessing_file, present, role_files
 from stage1.runs.directory import RunDir
 from stage1.runs.stage import Context, Stage
 from stage1.scores import Scores, read_role
@@ -159,6 +159,7 @@ STAGE = Stage(
         "samples.parquet",
         "splits.json",
         "features.json",
+        *present(preprocessing_file(config)),
     ),
     work=evaluate,
     external=evaluation_state,

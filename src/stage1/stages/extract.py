@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stage1.config import RunConfig
 from stage1.errors import SourceChanged
-from stage1.runs.artifacts import backbone_file, present
+from stage1.runs.artifacts import backbone_file, preprocessing_file, present
 from stage1.runs.directory import RunDir
 from stage1.runs.schema import FEATURES_KIND
 from stage1.runs.stage import Context, Stage
-from stage1.stages.own_backbone import MODULES, backbone_config, embedded_weights
+from stage1.stages.own_backbone import MODULES, backbone_config, embedded_weights, exported
 from stage1.stages.views import cached_state
 from stage1.storage.documents import read_document, write_document
 from stage1.storage.files import digest_file
+
+if TYPE_CHECKING:
+    from stage1.data.table import SampleTable
+    from stage1.features.extract import EngineName, Extraction, Progress
+    from stage1.model.backbone import Backbone
+    from stage1.runtime.crops import ViewPolicy
 
 TRAINING_ROLES = ("train", "val_select")
 
@@ -32,7 +39,6 @@ def _preflight(config: RunConfig) -> None:
 def extract(run: RunDir, context: Context) -> list[Path]:
     """Features of train and val_select by the backbone, the run's own where made; backbone.onnx, once."""
     from stage1.data.table import SampleTable
-    from stage1.features import FeatureStore, extract_features
     from stage1.model.backbone import load_backbone
     from stage1.model.export import export_backbone
     from stage1.model.origin import origin
@@ -43,35 +49,12 @@ def extract(run: RunDir, context: Context) -> list[Path]:
     backbone = load_backbone(backbone_config(run, backbone_file(config)), config.seed)
     onnx = run / "backbone.onnx"
     if not (onnx.is_file() and _made_of(run, backbone.fingerprint, onnx)):
-        export_backbone(backbone, onnx)
-    store = FeatureStore(config.features.store or run / "features")
-    with context.progress.bar("images", len(rows)) as advance:
-        seen = 0
-
-        def report(state: Any) -> None:
-            nonlocal seen
-            advance(
-                state.done - seen, f"{state.images_per_second:.0f} img/s, {state.waiting_share:.0%} waiting for decode"
-            )
-            seen = state.done
-
-        done = extract_features(
-            table.ids[rows].tolist(),
-            table.items(rows),
-            backbone,
-            onnx,
-            store,
-            config.features,
-            engine=config.features.engine,
-            progress=report,
-            views=config.views.cached,
-        )
-    if done.failed:
-        name, error = done.failed[0]
-        raise SourceChanged(
-            f"{name}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
-        )
+        if config.chooses_preprocessing:  # which may have made it already
+            exported(run, backbone).replace(onnx)
+        else:
+            export_backbone(backbone, onnx)
     views = config.views.cached
+    done = extracted(run, context, table, rows, backbone, onnx, views=views)
     of_views = "" if views is None else f", {views.description} of each"
     context.progress.say(f"  {len(rows)} images{of_views}, engine {done.engine}")
     write_document(
@@ -98,6 +81,54 @@ def extract(run: RunDir, context: Context) -> list[Path]:
     return [onnx, run / "features.json"]
 
 
+def extracted(
+    run: RunDir,
+    context: Context,
+    table: SampleTable,
+    rows: NDArray[np.int64],
+    backbone: Backbone,
+    onnx: Path,
+    *,
+    engine: EngineName | Literal["auto"] | None = None,
+    views: ViewPolicy | None = None,
+    what: str = "images",
+) -> Extraction:
+    """Features of these rows, of the run's store where they are there. engine None: the one of the config.
+
+    Raises SourceChanged where an image cannot be read any more.
+    """
+    from stage1.features import FeatureStore, extract_features
+
+    features = run.config.features
+    with context.progress.bar(what, len(rows)) as advance:
+        seen = 0
+
+        def report(state: Progress) -> None:
+            nonlocal seen
+            advance(
+                state.done - seen, f"{state.images_per_second:.0f} img/s, {state.waiting_share:.0%} waiting for decode"
+            )
+            seen = state.done
+
+        done = extract_features(
+            table.ids[rows].tolist(),
+            table.items(rows),
+            backbone,
+            onnx,
+            FeatureStore(features.store or run / "features"),
+            features,
+            engine=engine or features.engine,
+            progress=report,
+            views=views,
+        )
+    if done.failed:
+        name, error = done.failed[0]
+        raise SourceChanged(
+            f"{name}: could be read at the split and cannot now ({error}); restore it, or run `stage1 split` again"
+        )
+    return done
+
+
 def _made_of(run: RunDir, fingerprint: str, onnx: Path) -> bool:
     path = run / "features.json"
     if not path.is_file():
@@ -114,7 +145,7 @@ STAGE = Stage(
     ),
     example="stage1 extract runs/photos features.engine=onnx",
     sections=("backbone", "features", "seed"),
-    reads=lambda config: present("samples.parquet", backbone_file(config)),
+    reads=lambda config: present("samples.parquet", preprocessing_file(config), backbone_file(config)),
     work=extract,
     external=cached_state,
     modules=(*MODULES, "onnx", "onnxscript"),

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stage1.config import RunConfig
-from stage1.runs.artifacts import PRETRAINED_WEIGHTS, always
+from stage1.runs.artifacts import PRETRAINED_WEIGHTS, preprocessing_file, present
 from stage1.runs.directory import RunDir
 from stage1.runs.schema import PRETRAIN_KIND
 from stage1.runs.stage import Context, Stage
-from stage1.stages.own_backbone import MODULES, embedded_weights, share_line
+from stage1.stages.own_backbone import MODULES, backbone_config, embedded_weights, share_line
 from stage1.stages.resuming import is_fresh, remember
 from stage1.storage.documents import write_document
 from stage1.storage.files import digest_bytes
@@ -58,7 +58,7 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
     from stage1.training.pretrain.run import pretrain as pretrained
 
     config, settings = run.config, run.config.pretrain
-    backbone = load_backbone(config.backbone, config.seed)  # before the images: what lacks is said at once
+    backbone = load_backbone(backbone_config(run, ""), config.seed)  # before the images: what lacks is said at once
     require_exportable(backbone)
     images = _unlabelled(run)
     context.progress.say(f"  {len(images)} images, objective {settings.objective}")
@@ -69,7 +69,8 @@ def pretrain(run: RunDir, context: Context) -> list[Path]:
         "threads": 0,
         "device": chosen_device(settings.device).type,
     }
-    facts = (settings.model_copy(update=free), backbone.fingerprint, config.seed, images.ids)
+    made_of = (backbone.fingerprint, backbone.preprocessing.digest)
+    facts = (settings.model_copy(update=free), *made_of, config.seed, images.ids)
     inputs, path = digest_bytes(repr(facts).encode()), run / "checkpoints" / "pretrain_inputs"
     fresh = is_fresh(path, inputs)
     if fresh:
@@ -151,7 +152,7 @@ STAGE = Stage(
     help="ExPLoRA: adapt a ViT to unlabelled images of a folder or of train; resumes where it stopped.",
     example="stage1 pretrain runs/photos pretrain.folder=unlabelled",
     sections=("pretrain", "backbone", "seed"),
-    reads=always("samples.parquet"),
+    reads=lambda config: present("samples.parquet", preprocessing_file(config)),
     work=pretrain,
     external=folder_state,
     wanted=lambda config: config.pretrains,

@@ -20,6 +20,7 @@ from stage1.runs.directory import CONFIG_FILE, RunDir, opened
 from stage1.runs.schema import FEATURES_KIND
 from stage1.runtime.images import decode, thumbnail
 from stage1.scores import ROLES, Scores, read_role, read_scores
+from stage1.stages.own_backbone import fit_in_words
 from stage1.stages.split import can_certify
 from stage1.stages.view_trace import RoleTrace, read_trace
 from stage1.stages.views import views_shown
@@ -183,6 +184,7 @@ def report_of_run(
         ),
         "n_images": len(table),
         "source": Path(config.data.table or "").name or config.data.source,  # no path of this machine
+        **fit_in_words(run),
         **({"views": views["description"]} if views is not None and views["ships"] else {}),
         # Of the stages before this page: what comes after it must not change it.
         "seconds": {name: entry["seconds"] for name, entry in run.state.items() if name not in ("evaluate", "bundle")},

@@ -16,6 +16,7 @@ from stage1.runs.artifacts import (
     JOINT_HEAD,
     TUNE_FOLDER,
     TUNED_WEIGHTS,
+    preprocessing_file,
     present,
     pretrained_file,
 )
@@ -89,7 +90,8 @@ def tune(run: RunDir, context: Context) -> list[Path]:
     device = chosen_device(config.images.device)
     with processes(device) as group:
         free = {"workers": 0, "threads": 0, "device": device.type}
-        facts = (settings, config.images.model_copy(update=free), config.adapter, config.seed, backbone.fingerprint)
+        made_of = (backbone.fingerprint, backbone.preprocessing.digest)
+        facts = (settings, config.images.model_copy(update=free), config.adapter, config.seed, *made_of)
         inputs = digest_bytes(repr((facts, digest_file(run / "samples.parquet"))).encode())
         # Asked of all before the first one writes it down, so that all start in the same way.
         fresh = group.any(is_fresh(folder / "inputs", inputs))
@@ -176,7 +178,7 @@ STAGE = Stage(
     " torchrun.",
     example="stage1 tune runs/photos images.unfreeze=last",
     sections=("images", "adapter", "train", "backbone", "seed"),
-    reads=lambda config: present("samples.parquet", pretrained_file(config)),
+    reads=lambda config: present("samples.parquet", preprocessing_file(config), pretrained_file(config)),
     work=tune,
     wanted=lambda config: config.tunes,
     asked_by="adapter.kind=lora (or another) or images.unfreeze=last",

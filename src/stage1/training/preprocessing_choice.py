@@ -1,0 +1,70 @@
+"""How images are fitted to the model's square, chosen by what a head makes of the features, out of fold.
+
+Of each candidate the features of the same images are judged by the best logistic regression, each image by a fit that
+has seen neither it nor its group. What is chosen is the first candidate of the list whose AUGRC is within one standard
+error of the difference (paired, over groups) of the least: a gain within the noise of the sample does not leave
+the first of the list, which sees the whole image.
+
+Only images of train and val_select are judged here. The certificate is made of val_calib under the model that follows,
+and any choice that is made without val_calib leaves its proof as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1.runtime.preprocessing import Preprocessing
+from stage1.training.cross_validation import AugrcDifference, augrc_difference, quick_judgement
+from stage1.training.selection import SelectMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One candidate. logits: float64 [N, K], out of fold; auroc: for two classes, else None."""
+
+    spec: Preprocessing
+    logits: NDArray[np.float64]
+    metrics: SelectMetrics
+    auroc: float | None
+
+
+def judge(
+    spec: Preprocessing,
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.str_],
+    n_classes: int,
+    *,
+    seed: int,
+) -> Judged:
+    """What features [N, D] under `spec` are worth. Raises DataError (NaN; a class in fewer than two groups)."""
+    found = quick_judgement(features, labels, groups, n_classes, seed=seed)
+    auroc = area_under_roc(found.logits[:, 1] - found.logits[:, 0], labels) if n_classes == 2 else None
+    return Judged(spec, found.logits, found.metrics, auroc)
+
+
+def area_under_roc(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """The chance that an image of class 1 has the higher score than one of class 0; a tie counts half.
+
+    >>> area_under_roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([0, 0, 1, 1]))
+    0.875
+    """
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    positive = labels == 1
+    n = int(positive.sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(labels) - n)))
+
+
+def chosen_of(
+    judged: Sequence[Judged], labels: NDArray[np.int64], groups: NDArray[np.str_]
+) -> tuple[int, list[AugrcDifference]]:
+    """Which of `judged`, and of each the difference to the least AUGRC (NLL decides between equal ones)."""
+    best = min(judged, key=lambda one: (one.metrics.augrc, one.metrics.nll))
+    apart = [augrc_difference(one.logits, best.logits, labels, groups) for one in judged]
+    return next(index for index, gap in enumerate(apart) if gap.difference <= gap.error), apart
