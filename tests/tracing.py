@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -51,21 +52,40 @@ def traced_once(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def library_read_once() -> Iterator[None]:
-    """While open, the exporter translates its own library (some 500 functions of onnxscript, from their source) once a
-    process instead of once a graph: more than half of the time of a head's export.
+    """While open, what the exporter makes anew for every graph, though it hangs on torch alone, is made once a process:
+    its library (some 500 functions of onnxscript, from their source), the register of them, the table of
+    decompositions. Of a head's export that is nine tenths of the time.
     """
+    # torch's own names: another version has others, and then takes its time.
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, AttributeError):  # torch's own names: another version has others
-            from torch.onnx._internal.exporter import _registration
-
-            interface = _registration.onnxscript_apis
-            stack.enter_context(mock.patch.object(interface, "get_torchlib_ops", _once(interface.get_torchlib_ops)))
+        for module, path, kept in (
+            ("torch.onnx._internal.exporter._registration", "onnxscript_apis.get_torchlib_ops", _once),
+            ("torch.onnx._internal.exporter._registration", "ONNXRegistry.from_torchlib", _once),
+            ("torch.onnx._internal.exporter._decomp", "create_onnx_friendly_decomposition_table", _copied),
+            ("torch.export.exported_program", "_collect_all_valid_cia_ops", _copied),
+            ("torch.export.decomp_utils", "_collect_all_valid_cia_ops", _copied),
+        ):
+            with contextlib.suppress(ImportError, AttributeError):
+                *outer, name = path.split(".")
+                owner = functools.reduce(getattr, outer, importlib.import_module(module))
+                stack.enter_context(mock.patch.object(owner, name, staticmethod(kept(getattr(owner, name)))))
         yield
 
 
 @functools.cache
 def _once(function: Any) -> Any:
     return functools.cache(function)
+
+
+@functools.cache
+def _copied(function: Any) -> Any:
+    """The set or dict that `function` made of the same arguments before, as a copy: its callers take things out."""
+    made = functools.cache(lambda *sets: function(*sets))
+
+    def copied(*sets: Any) -> Any:
+        return made(*map(frozenset, sets)).copy()
+
+    return copied
 
 
 @pytest.fixture(scope="module", autouse=True)

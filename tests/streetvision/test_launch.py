@@ -13,6 +13,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -27,7 +28,9 @@ from stage1.streetvision.launch import NEEDED, miner_command
 from stage1.views import Pooled, ViewsDocument
 
 from ..cascade.server import misbehave, serving
-from ..runs.conftest import one_line_error, stage1  # a process of its own: `streetvision run` becomes the miner (exec)
+from ..command_line import stage1 as in_this_process
+from ..runs.conftest import one_line_error
+from ..runs.conftest import stage1 as in_a_process
 from .bundles import make_bundle
 from .test_cascade import detector_of, http
 
@@ -169,6 +172,19 @@ def environment(client: Path, asked: Path | None = None, **more: str) -> dict[st
     return {**os.environ, "PYTHONPATH": path, **sent, **more}
 
 
+def stage1(*arguments: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line in the process of the tests; the miner that `streetvision run` becomes (exec) has its own."""
+
+    def become(_: str, words: list[str]) -> None:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        raise SystemExit(done.returncode)
+
+    with mock.patch("os.execvp", become):
+        return in_this_process(*arguments, environment=environment)
+
+
 def words_for(config: Path | str, name: str = "Stage1") -> list[str]:
     return ["--neuron.image_detector", name, "--neuron.image_detector_config", str(config)]
 
@@ -257,7 +273,8 @@ def test_the_miner_runs_with_our_detector_registered(client, bundle, tmp_path, f
     config.write_text(f"bundle: {json.dumps(str(bundle))}\n")
     target = [str(client / "neurons" / "miner.py")] if form == "script" else ["-m", "base_miner.miner"]
     asked = ["--netuid", "72", *words_for(config, "Ours"), "--neuron.image_detector_device", "auto"]
-    run = stage1(
+    start = in_a_process if form == "script" else stage1  # once as a user has it: our process becomes the miner
+    run = start(
         "streetvision",
         "run",
         "--registry",
@@ -447,7 +464,7 @@ def test_a_miner_that_builds_no_detector_is_told_so_at_its_end(client, tmp_path)
 def test_a_miner_that_cannot_be_started_is_one_line(tmp_path):
     refused = stage1("streetvision", "run", "--registry", "x", "--", "bash", "start.sh")
     one_line_error(refused, 2, "runs no Python script")
-    missing = stage1("streetvision", "run", "--registry", "x", "--", tmp_path / "bin" / "python", "miner.py")
+    missing = in_a_process("streetvision", "run", "--registry", "x", "--", tmp_path / "bin" / "python", "miner.py")
     one_line_error(missing, 3, "No such file")
 
 
