@@ -19,6 +19,10 @@ log = logging.getLogger("stage1")
 
 Outputs: TypeAlias = tuple[NDArray[Any], ...]
 
+# Images of one run on the CPU, where each image is a sum of its own: the bits are those of any larger batch, and the
+# tensors between the layers stay small (lite0 at 224 px, one core: 180 MB in all against 466 MB at 32, 15 % less time).
+_CPU_IMAGES = 4
+
 # How ONNX Runtime, torch and CUDA word a failed allocation; most have no exception class of their own for it.
 _OUT_OF_MEMORY = (
     "failed to allocate",
@@ -96,7 +100,7 @@ class Engine:
             )
         self._input = inputs[0]
         self.output_names: tuple[str, ...] = tuple(item.name for item in self._session.get_outputs())
-        self._limit = BatchLimit()
+        self._limit = BatchLimit(_CPU_IMAGES if self.provider == "CPU" else None)
 
     @property
     def input_size(self) -> int | None:
@@ -160,21 +164,25 @@ def cores() -> int:
 
 
 class BatchLimit:
-    """The largest batch that memory has been seen to hold; starts without a limit."""
+    """The largest batch to run at once, or that memory has been seen to hold. size: to start with, None: no limit."""
 
-    def __init__(self) -> None:
-        self.size: int | None = None
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
 
     def run(self, call: Callable[[NDArray[np.float32]], Outputs], batch: NDArray[np.float32]) -> Outputs:
         """`call` on the batch, in pieces of at most `size` images; the outputs joined.
 
+        One image alone is summed in another order by some matrix products: no piece is as small as that unless the
+        batch is, or `size` is less than 3.
         Where `call` runs out of memory, `size` is halved (down to 1) and this is logged.
         Raises MemoryError where even one image does not fit; other errors of `call` go through.
         """
         pieces: list[Outputs] = []
         start = 0
         while start < len(batch):
-            step = min(len(batch) - start, self.size or len(batch))
+            left = len(batch) - start
+            step = min(left, self.size or left)
+            step -= left - step == 1 and step > 2
             try:
                 pieces.append(call(batch[start : start + step]))
             except Exception as error:
