@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from stage1.cascade.config import CascadeConfig
 from stage1.cascade.rules import Recorded, Rule, final_answers
 from stage1.cascade.stages import rule_of
+from stage1.late import library
 from stage1.risk.testing import max_errors_each
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

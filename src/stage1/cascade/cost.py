@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from stage1.cascade.calls import ANSWERED
 from stage1.cascade.candidates import Candidate
@@ -22,8 +21,11 @@ from stage1.cascade.certify import Sample, measure
 from stage1.cascade.config import CascadeConfig, StageConfig
 from stage1.cascade.rules import Recorded, final_answers
 from stage1.errors import ConfigError, DataError
+from stage1.late import library
 from stage1.risk import binomial_upper
 from stage1.risk.cluster_share import FEWEST_GROUPS, ClusterShare
+
+stats = library("scipy.stats")
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from stage1.calibration import CalibrationMap, Identity, automatic, choose_map
+from stage1.late import library
 from stage1.scores import Scores
+
+special = library("scipy.special")
 
 _FARTHEST = 1e12  # a score beyond this is none that a model gives
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from stage1.errors import DataError
+from stage1.late import library
 from stage1.scores import Scores
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Extra = Mapping[str, ArrayLike]

@@ -26,14 +26,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from stage1.calibration import CalibrationMap, Choice, choose_map, fit_map, map_from_document
 from stage1.calibration.folds import fold_of_rows
 from stage1.calibration.isotonic import ISOTONIC_ROWS
 from stage1.errors import ConfigError, DataError
+from stage1.late import library
 from stage1.policy.gate_features import Extra, checked_extra, feature, gate_logit
 from stage1.scores import Scores
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

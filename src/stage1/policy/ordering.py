@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
+from stage1.late import library
 from stage1.policy.score_maps import believed_maps, smoothed
 from stage1.policy.stepping import errors_allowed, simulated_exits, simulated_passes, stepping_stones
 from stage1.risk.definition import Bools, cells
 from stage1.risk.risks import RISKS
 from stage1.risk.stratified import Strata, stratified_chance
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Cuts = NDArray[np.intp]

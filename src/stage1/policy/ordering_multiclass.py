@@ -14,13 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
+from stage1.late import library
 from stage1.policy.counts import ClassExits
 from stage1.policy.thresholds_multiclass import Grid, Model, answer_maps, model_of
 from stage1.risk import minimum_samples
 from stage1.risk.risks import risk_of, risk_parts
 from stage1.risk.testing import max_errors_each
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -22,7 +22,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+
+from stage1.late import library
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
+from stage1.late import library
 from stage1.policy.counts import ClassExits
 from stage1.policy.score_maps import fit_logistic
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from stage1.errors import DataError
+from stage1.late import library
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 

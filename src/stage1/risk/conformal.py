@@ -22,10 +22,12 @@ from math import ceil, floor, inf
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from stage1.errors import DataError
+from stage1.late import library
 from stage1.risk.testing import order_statistic_rank
+
+special = library("scipy.special")
 
 _SLACK = 1e-9
 

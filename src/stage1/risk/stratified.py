@@ -29,10 +29,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from stage1.errors import DataError
+from stage1.late import library
 from stage1.risk.bounds import binomial_lower, binomial_upper
+
+special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from stage1.errors import DataError
+from stage1.late import library
 from stage1.risk.bounds import binomial_pvalue
+
+special = library("scipy.special")
 
 
 def minimum_samples(level: float, delta: float, errors: int = 0) -> int:

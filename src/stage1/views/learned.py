@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from stage1.calibration.solver import minimise
 from stage1.errors import DataError
+from stage1.late import library
 from stage1.views.base import Floats, as_logits, checked, margins
+
+special = library("scipy.special")
 
 # A unit Gaussian prior on the slope of each standardised column: sorted margins of one image are nearly collinear, and
 # without it a few hundred images would choose among them by noise.

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from stage1.errors import ConfigError
+from stage1.late import library
 from stage1.views.base import Floats, as_logits, checked, margins
+
+special = library("scipy.special")
 
 MULTICLASS = ("whole", "mean")
 """The pools that more than two classes have."""

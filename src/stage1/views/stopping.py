@@ -26,16 +26,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from stage1.calibration.binary import Beta
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.probability import nll_rows
+from stage1.late import library
 from stage1.risk.risks import RISKS
 from stage1.risk.sample_size import delta_of_each
 from stage1.risk.testing import max_errors
 from stage1.scores import Scores
 from stage1.views.pooling import Floats, as_logits
+
+special = library("scipy.special")
 
 # of what the views lower the NLL by, before an image may be answered 0; .9 lost .01 of coverage on the benchmark's
 # train images
