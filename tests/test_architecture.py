@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,19 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # From the ground up: a file imports files of its own room and of rooms above it in this list, and nothing else. Late
 # imports and those under TYPE_CHECKING count. The face of the package (`stage1/__init__.py`) is the last one.
 ROOMS = (
-    *("version", "errors", "extras", "storage", "scores", "runtime", "sources", "risk", "calibration", "evaluation"),
+    *(
+        "version",
+        "late",
+        "errors",
+        "extras",
+        "storage",
+        "scores",
+        "runtime",
+        "sources",
+        "risk",
+        "calibration",
+        "evaluation",
+    ),
     *("policy", "views", "config", "data", "model", "features", "training", "bundle", "inference", "report", "cascade"),
     *("integrations", "simulation", "streetvision", "runs", "stages", "commands", "cli", PACKAGE),
 )
@@ -236,6 +249,48 @@ def test_light_imports(what):
         " sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def late_names_beside_their_imports(tree: Modules) -> list[str]:
+    """A line for each room whose names wait (stage1.late.names) and are not those that its type checker reads."""
+    wrong = []
+    for name, source in tree.items():
+        body = ast.parse(source).body
+        [branch] = [node for node in body if isinstance(node, ast.If) and "names(" in ast.unparse(node)] or [None]
+        if branch is None:
+            continue
+        read = {
+            (node.module.rpartition(".")[2], alias.name)
+            for node in branch.body
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+        }
+        call = next(node for node in ast.walk(branch) if isinstance(node, ast.Call))
+        late = {(item.arg, each) for item in call.keywords for each in ast.literal_eval(item.value).split()}
+        public = next(ast.literal_eval(node.value) for node in body if ast.unparse(node).startswith("__all__"))
+        if read != late or {each for _, each in late} != set(public):
+            wrong.append(f"{name}: {sorted(read ^ late) or sorted({each for _, each in late} ^ set(public))}")
+    return wrong
+
+
+def test_late_names_are_those_of_the_imports_beside_them():
+    assert late_names_beside_their_imports(tree()) == []
+    source = tree()["risk"]
+    for broken in (
+        source.replace('crc_threshold",', 'crc_thresholds",', 1),
+        source.replace("import Risk\n", "import Risk, Side\n", 1),
+        source.replace('    "plan",\n', "", 1),
+    ):
+        assert broken != source
+        assert len(late_names_beside_their_imports({"risk": broken})) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, source in tree().items() if "__getattr__ = names(" in source])
+def test_late_names_are_there(name):
+    found = import_module(f"{PACKAGE}.{name}")
+    assert all(getattr(found, each).__name__ == each for each in found.__all__ if each[0].islower())
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        found.nothing  # noqa: B018
 
 
 def test_no_rooms_for_leftovers():

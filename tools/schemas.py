@@ -31,8 +31,23 @@ def document_kinds() -> list[Any]:
 
 def schema_text(kind: Any) -> str:
     """The schema file of a kind."""
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_plain(kind.adapter.json_schema())}
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_plain(_described(kind))}
     return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+
+
+def _described(kind: Any) -> dict[str, Any]:
+    """The JSON schema with the text below each key, which checkers of documents do without."""
+    from pydantic import TypeAdapter
+
+    from stage1.storage.documents import Document
+
+    settings: Any = Document.__pydantic_config__
+    settings["use_attribute_docstrings"] = True
+    try:
+        made: dict[str, Any] = TypeAdapter(kind.type).json_schema()
+        return made
+    finally:
+        del settings["use_attribute_docstrings"]
 
 
 def _plain(schema: Any) -> Any:

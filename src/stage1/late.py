@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 
-class _Late(ModuleType):
+class _LazyModule(ModuleType):
     """A module that is imported when something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
@@ -24,7 +24,7 @@ def library(name: str) -> Any:
     >>> library("math").sqrt(4.0)
     2.0
     """
-    return _Late(name)
+    return _LazyModule(name)
 
 
 def names(room: str, **homes: str) -> Callable[[str], Any]:

@@ -258,6 +258,19 @@ def test_a_damaged_bundle_is_not_opened(bundle_folder, tmp_path, picture):
             load_bundle(folder, verify=verify)
 
 
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "calibration.parquet", "certificate.json", "thresholds.json", "README.md"]
+)
+def test_a_changed_byte_of_any_file_is_refused(bundle_folder, tmp_path, name):
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"{path.name}: changed"):
+        load_bundle(folder)
+
+
 def test_another_model_is_noticed_even_unverified(bundle_folder, tmp_path, tiny_model):
     folder = Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
     (folder / "model.onnx").write_bytes(tiny_model(scale=60.0))

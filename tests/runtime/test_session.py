@@ -155,6 +155,23 @@ def test_batch_is_halved_where_memory_runs_out_and_stays_small(caplog):
     assert max(seen) == 3
 
 
+@pytest.mark.parametrize(
+    "count, size, pieces",
+    [(9, None, [9]), (9, 4, [4, 3, 2]), (8, 4, [4, 4]), (5, 4, [3, 2]), (1, 4, [1]), (3, 2, [2, 1]), (32, 4, [4] * 8)],
+)
+def test_pieces_of_a_batch_leave_no_image_alone(count, size, pieces):
+    seen = []
+
+    def call(batch):
+        seen.append(len(batch))
+        return (batch.sum(axis=(1, 2, 3)),)
+
+    batch = np.arange(count * 3 * 4, dtype=np.float32).reshape(count, 3, 2, 2)
+    (found,) = BatchLimit(size).run(call, batch)
+    np.testing.assert_array_equal(found, batch.sum(axis=(1, 2, 3)))
+    assert seen == pieces
+
+
 def test_not_even_one_image_fits_is_an_error():
     def call(batch):
         raise MemoryError

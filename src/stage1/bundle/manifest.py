@@ -9,15 +9,18 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stage1.bundle.schema import BUNDLE_KIND
 from stage1.errors import IntegrityError, MissingError
 from stage1.policy import Certificate
-from stage1.scores import Scores, read_scores
+from stage1.scores import Scores
 from stage1.storage.documents import read_document
 from stage1.storage.files import digest_bytes
-from stage1.views import VIEWS_FILE, ViewsDocument
+from stage1.views import VIEWS_FILE
+
+if TYPE_CHECKING:
+    from stage1.views import ViewsDocument
 
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
@@ -69,6 +72,8 @@ def read_selection(folder: str | os.PathLike[str]) -> Scores | None:
 
 
 def _labelled(path: Path) -> Scores:
+    from stage1.scores import read_scores
+
     scores, _ = read_scores(path)
     if scores.ids is None or scores.labels is None:
         raise IntegrityError(f"{path}: no column {'id' if scores.ids is None else 'label'!r}; bundle it anew")
@@ -89,6 +94,8 @@ def read_views(folder: Path, certificate: Certificate) -> ViewsDocument | None:
         raise IntegrityError(
             f"{path}: missing; the certificate is of {certificate.views.description}: restore the bundle"
         )
+    from stage1.views import ViewsDocument
+
     views = ViewsDocument.load(path)
     if views.digest != certificate.views.digest:
         raise IntegrityError(

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from stage1.bundle.looks import ledger_notes, ledger_problems
 from stage1.bundle.manifest import (
     CALIBRATION,
     CERTIFICATE,
@@ -21,13 +20,11 @@ from stage1.bundle.manifest import (
     read_selection,
     read_views,
 )
-from stage1.bundle.recomputation import recompute as recomputed
-from stage1.bundle.shown import evaluation_problems
 from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import IntegrityError, MissingError, Stage1Error
 from stage1.policy import POLICY_FILES, Certificate, Policy, load_policy
-from stage1.policy.certify import calibration_digest
 from stage1.runtime.preprocessing import Preprocessing
+from stage1.scores import Scores
 from stage1.storage.files import digest_file
 from stage1.views import VIEWS_FILE
 
@@ -62,7 +59,11 @@ class VerifyReport:
 
 
 def verify_bundle(
-    folder: str | os.PathLike[str], *, recompute: bool = False, accept_other_version: bool = False
+    folder: str | os.PathLike[str],
+    *,
+    recompute: bool = False,
+    accept_other_version: bool = False,
+    scores: bool = True,
 ) -> VerifyReport:
     """Check that a bundle is byte for byte what was written, and that its documents agree with each other.
 
@@ -71,6 +72,9 @@ def verify_bundle(
     data in the bundle and compared (bundle/recomputation.py). The texts of another version of stage1 cannot be made
     again, which is a problem unless `accept_other_version`: then it is a note. It writes nothing. Raises MissingError
     where there is no such folder; all else is in the report.
+    scores: also that ids, counts and looks in the documents are those of the scores in the bundle. Without, it is every
+    byte, and that model, policy, certificate, map and views belong together: all that an answer is made of. (Where
+    nothing is certified the scores are read all the same: no image among them may exit.)
 
     A digest proves that nothing changed by accident or in ignorance. Who rewrites every file *and* bundle.json makes
     another bundle, with another `digest`: compare that one with the digest you were given.
@@ -100,17 +104,23 @@ def verify_bundle(
             problems.append(f"{name}: {problem}")
     # Documents are compared with each other only when each is known to be what was written: one cause, one line.
     if not problems:
-        problems += _disagreements(folder, manifest)
+        problems += _disagreements(folder, manifest, scores=scores)
     noted: list[str] = []
     if recompute and not problems:
+        from stage1.bundle.recomputation import recompute as recomputed
+
         found_again = recomputed(folder, accept_other_version=accept_other_version)
         problems += found_again.problems
         noted += found_again.notes
-    notes = () if problems else (*noted, *_earlier_notes(folder, manifest), *_looks_noted(folder, manifest))
+    notes = (
+        () if problems or not scores else (*noted, *_earlier_notes(folder, manifest), *_looks_noted(folder, manifest))
+    )
     return VerifyReport(folder, manifest["digest"], len(listed), tuple(problems), recompute, notes)
 
 
 def _looks_noted(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    from stage1.bundle.looks import ledger_notes
+
     certificate = load_policy(folder / manifest["policy_file"]).certificate
     return iter(()) if certificate is None else ledger_notes(folder, certificate)
 
@@ -182,15 +192,16 @@ def _policy_problems(manifest: Mapping[str, Any], files: list[str]) -> list[str]
     return problems
 
 
-def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def _disagreements(folder: Path, manifest: Mapping[str, Any], *, scores: bool) -> list[str]:
     """Whether policy, certificate, calibration and manifest speak of the same thing."""
     try:
         Preprocessing.from_json(manifest["preprocessing"])
         policy = load_policy(folder / manifest["policy_file"])
-        calibration = read_calibration(folder)
+        certificate = policy.certificate
+        needs_scores = scores or (certificate is not None and not certificate.certified)
+        calibration = read_calibration(folder) if needs_scores else None
     except Stage1Error as error:
         return [_inside(folder, error)]
-    certificate = policy.certificate
     if certificate is None:
         return [f"{CERTIFICATE}: missing; bundle it anew"]
     problems = []
@@ -210,7 +221,20 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         problems.append(f"{MANIFEST}: says another thing of the probability than whether {CALIBRATION_FILE} is listed")
     if certificate.certified != manifest["certified"]:
         problems.append(f"{MANIFEST}: certified is {manifest['certified']}, {CERTIFICATE} says {certificate.certified}")
-    problems += _unfounded(folder, manifest, policy, certificate)
+    problems += _unfounded(manifest, policy, certificate)
+    if calibration is not None:
+        problems += _beside_scores(folder, manifest, policy, certificate, calibration)
+    return [f"{problem}; bundle it anew" for problem in problems]
+
+
+def _beside_scores(
+    folder: Path, manifest: Mapping[str, Any], policy: Policy, certificate: Certificate, calibration: Scores
+) -> list[str]:
+    """What the documents say of the scores in the bundle, and the scores do not."""
+    from stage1.bundle.looks import ledger_problems
+    from stage1.policy.certify import calibration_digest
+
+    problems = list(_miscounted(folder, manifest, certificate))
     problems += ledger_problems(folder, certificate, calibration)
     if calibration.n_classes != len(manifest["classes"]):
         problems.append(f"{CALIBRATION}: {calibration.n_classes} logits a row for {len(manifest['classes'])} classes")
@@ -220,10 +244,10 @@ def _disagreements(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"{CALIBRATION}: its {len(calibration)} ids are not the {certificate.n_images} of {CERTIFICATE}"
         )
-    return [f"{problem}; bundle it anew" for problem in problems]
+    return problems
 
 
-def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certificate: Certificate) -> Iterator[str]:
+def _unfounded(manifest: Mapping[str, Any], policy: Policy, certificate: Certificate) -> Iterator[str]:
     """Fields of bundle.json that follow from other files, and do not."""
     classes = manifest["classes"]
     positive = classes[1] if len(classes) == 2 else None
@@ -246,6 +270,13 @@ def _unfounded(folder: Path, manifest: Mapping[str, Any], policy: Policy, certif
     said = None if frozen is None else {"map": frozen.map.name, "score": frozen.score, "reason": frozen.reason}
     if said is not None and manifest.get("probability") != said:
         yield f"{MANIFEST}: probability is not what {CALIBRATION_FILE} says"
+
+
+def _miscounted(folder: Path, manifest: Mapping[str, Any], certificate: Certificate) -> Iterator[str]:
+    """Counts in bundle.json that are not those of the scores, or of the evaluation that it shows."""
+    from stage1.bundle.shown import evaluation_problems
+
+    classes = manifest["classes"]
     evaluation = manifest.get("evaluation")
     if evaluation is not None:
         yield from (f"{MANIFEST}: {problem}" for problem in evaluation_problems(evaluation, certificate))

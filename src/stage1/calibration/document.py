@@ -6,15 +6,17 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stage1.calibration.maps import CalibrationMap, Identity
 from stage1.calibration.registry import map_from_document, non_monotone
 from stage1.calibration.schema import CALIBRATION_KIND
-from stage1.calibration.selection import Choice, choose_map
 from stage1.scores import Scores
 from stage1.storage.documents import SCHEMA_VERSION, read_document, write_document
 from stage1.storage.files import digest_bytes
+
+if TYPE_CHECKING:
+    from stage1.calibration.selection import Choice
 
 CALIBRATION_FILE = "calibration.json"
 Score = Literal["raw", "mapped"]
@@ -90,6 +92,8 @@ def fitted_identity(select: Scores, reason: str) -> FittedMap:
     >>> fitted_identity(scores, "two rows are too few").map.name
     'identity'
     """
+    from stage1.calibration.selection import Choice
+
     choice = Choice(None, (), f"identity: {reason}", len(select), 0)
     return FittedMap(Identity.fit(select), choice.to_document())
 
@@ -108,6 +112,8 @@ def made_again(reported: FittedMap, select: Scores, seed: int) -> FittedMap:
     >>> made_again(reported, scores, seed=7) == reported
     True
     """
+    from stage1.calibration.selection import choose_map
+
     if reported.comparison is None:
         return FittedMap(reported.map.refit(select))
     candidates = [row["name"] for row in reported.comparison["table"] if row["name"] != "identity"]

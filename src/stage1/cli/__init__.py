@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -12,13 +13,15 @@ from stage1.cli import streetvision  # isort: skip
 from stage1.cli import reward  # isort: skip
 from stage1.cli import cascade  # isort: skip
 from stage1.cli.edge import guarded
-from stage1.cli.options import app
+from stage1.cli.options import app, asked_for
 
 __all__ = ["app", "bundle", "cascade", "challenge", "main", "plan", "reward", "run", "stages", "streetvision"]
 
 
 def main() -> None:
     """Entry point: every error becomes one line on stderr and the exit code of DESIGN.md."""
+    # Looking for plugins, pydantic reads the list of every package that is installed: longer than all our checks take.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # Pillow warns of what `images.decode` refuses or knows; each file gets one line, ours.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    sys.exit(guarded(app))
+    sys.exit(guarded(asked_for(app, sys.argv[1:])))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command_name
 
 from stage1.cli.edge import Group
 from stage1.errors import ConfigError
@@ -109,6 +111,24 @@ def exit_by_certificate(folder: Path) -> None:
     certificate = Certificate.load(folder / "certificate.json")
     if not certificate.certified:
         raise NotCertifiable(f"{certificate.reason} Needed: {certificate.needed or 'see the reason.'}")
+
+
+def asked_for(whole: typer.Typer, arguments: list[str]) -> typer.Typer:
+    """The app with the one command that these arguments name; the whole app where they name none (help, a group).
+
+    Typer reads the signatures of all commands before it runs one: a quarter of the time of a `stage1 predict`.
+    """
+    named = [
+        command
+        for command in whole.registered_commands
+        if command.callback is not None
+        and arguments[:1] == [command.name or get_command_name(command.callback.__name__)]
+    ]
+    if not named:
+        return whole
+    one = copy(whole)
+    one.registered_commands, one.registered_groups = named, []
+    return one
 
 
 def _version(wanted: bool) -> None:

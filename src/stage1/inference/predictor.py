@@ -369,9 +369,11 @@ def load_bundle(
 ) -> Bundle:
     """Open a bundle; nothing is written, and torch is not needed.
 
-    verify: digest every file first (17 MB: about 20 ms). Without it bundle.json, the documents and the model are still
-    checked against each other as they are read. deadline_s: seconds that a batch may take for each of its images before
-    it is given up (Stage1Error); None: no limit. device, intra_op_threads: see `Engine`.
+    verify: digest every file first (17 MB: about 20 ms), and see that model, policy, certificate, map and views belong
+    together; whether the certificate is that of the scores beside it is asked by `stage1 verify`. Without it
+    bundle.json, the documents and the model are still checked against each other as they are read.
+    deadline_s: seconds that a batch may take for each of its images before it is given up (Stage1Error); None: no
+    limit. device, intra_op_threads: see `Engine`.
     Raises MissingError (no such folder, no bundle), IntegrityError (changed, incomplete, two policies, newer version).
 
     Example: load_bundle("runs/demo/bundle").predict(["photo.jpg"])[0].decision
@@ -379,7 +381,7 @@ def load_bundle(
     folder = Path(folder)
     manifest = read_manifest(folder)
     if verify:
-        verify_bundle(folder).require()
+        verify_bundle(folder, scores=False).require()
     policy = load_policy(policy_file(folder))
     if policy.certificate is None:
         raise IntegrityError(f"{folder}: certificate.json is missing; restore the bundle")

@@ -8,12 +8,15 @@ that is moved outwards to b is wrong less often, and the other one is walked giv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stage1.calibration import CalibrationMap, Identity, automatic, choose_map
 from stage1.late import library
 from stage1.scores import Scores
+
+if TYPE_CHECKING:
+    from stage1.calibration import CalibrationMap
 
 special = library("scipy.special")
 
@@ -50,6 +53,8 @@ def boundary_of_map(calibration: CalibrationMap, select: Scores | None, target_p
     calibration: fitted on `select`, or the identity. target_prior: P(y = 1) where the policy will work; None: the
     balance that the map was fitted at. Where the balance of `select` is not known the map's odds are taken.
     """
+    from stage1.calibration import Identity
+
     score = even_odds(calibration, prior_shift(select, target_prior))
     origin = (
         "the softmax of the logits"
@@ -65,6 +70,8 @@ def boundary_of_scores(select: Scores | None, target_prior: float | None, seed: 
     Without labelled rows of val_select, with fewer than 10 of a class, or where no map is better: the softmax's own
     even odds.
     """
+    from stage1.calibration import Identity, automatic, choose_map
+
     found: CalibrationMap | None = None
     if select is not None and select.labels is not None and len(select):
         found = choose_map(select, candidates=automatic(2), keep_order=True, seed=seed).map
@@ -102,6 +109,8 @@ def even_odds(calibration: CalibrationMap, shift: float) -> float:
 
     calibration: strictly rising in the score (`keeps_order`, two classes).
     """
+    from stage1.calibration import Identity
+
     if isinstance(calibration, Identity):
         return 0.0 - shift
 

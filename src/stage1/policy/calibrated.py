@@ -19,7 +19,6 @@ from stage1.calibration import CALIBRATION_FILE, CalibrationMap, FittedMap, Iden
 from stage1.errors import IntegrityError
 from stage1.policy.base import Decision, Policy, SelectedShare
 from stage1.policy.certificate import Certificate
-from stage1.policy.certify import calibration_digest
 from stage1.scores import Scores
 from stage1.storage.documents import DocumentKind, write_document
 
@@ -165,6 +164,8 @@ def fit_calibrated(
     have been used for the map: then a mapped score is a fixed function of one image's logits, which is all that the
     certificate asks of a score. Raises as fit does.
     """
+    from stage1.policy.certify import calibration_digest
+
     if frozen.score == "raw":
         return CalibratedPolicy(fit(select, calib, frozen.map), frozen)
     mapped = fit(

@@ -7,15 +7,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import copysign, floor, inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stage1.policy.attempts import Attempts, counted_words, headline
 from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.policy.slices import SliceClaim, SliceCounts
-from stage1.policy.target import Request
-from stage1.risk import minimum_samples
 from stage1.risk.risks import risk_of
 from stage1.storage.documents import read_document, write_document
+
+if TYPE_CHECKING:
+    from stage1.policy.target import Request
 
 _LARGEST = sys.float_info.max
 
@@ -64,17 +65,20 @@ class RiskBound:
         *,
         never: bool,
         share: Callable[[], float | None] | None = None,
-        needed: Callable[[float, float], int] = minimum_samples,
+        needed: Callable[[float, float], int] | None = None,
     ) -> RiskBound:
         """A risk by itself, from (errors, trials) and its upper bound at 1 - delta.
 
         never: the wrong answer is never given; upper is then not asked for. share: the risk as observed, None: errors
-        / trials. needed: smallest n for (target, delta).
+        / trials. needed: smallest n for (target, delta), None: `minimum_samples`.
         """
+        from stage1.risk import minimum_samples
+
         errors, n = counts
         observed = (errors / n if n else None) if share is None else share()
         bound = 0.0 if never else float(upper())
-        return cls(name, target, observed, bound, n, errors, delta, needed(target, delta), never, bound)
+        least = (minimum_samples if needed is None else needed)(target, delta)
+        return cls(name, target, observed, bound, n, errors, delta, least, never, bound)
 
 
 @dataclass(frozen=True, slots=True)

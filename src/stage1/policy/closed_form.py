@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.policy.boundary import Boundary
-from stage1.risk import order_statistic_rank, walk_length
+if TYPE_CHECKING:
+    from stage1.policy.boundary import Boundary
 
 METHODS: dict[frozenset[str], str] = {
     frozenset({"fnr", "false_exit_rate"}): "two-sided walk, exact binomial",
@@ -66,6 +67,8 @@ def two_sided_walk(
     negatives, positives: scores of each class in val_calib, any order. Ties at a threshold defer as a block. boundary:
     fixed before these scores were seen; lo stays at or below it, hi at or above.
     """
+    from stage1.risk import order_statistic_rank
+
     rank = order_statistic_rank(len(negatives), false_exit_rate, delta)
     if rank == 0:
         return Thresholds(None, None)
@@ -88,6 +91,8 @@ def _walked(
 ) -> float | None:
     """Given hi: the largest lo that keeps fnr, at most hi and the boundary; None: no place."""
     right = int((positives > hi).sum())
+    from stage1.risk import walk_length
+
     length = walk_length(right, len(positives) - right, fnr, delta)
     if length == 0:
         return None
@@ -116,6 +121,8 @@ def order_statistics(
     boundary: as in `two_sided_walk`; each rate only falls where its threshold is moved outwards.
     """
     lo = hi = None
+    from stage1.risk import order_statistic_rank
+
     if miss_rate is not None and (rank := order_statistic_rank(len(positives), miss_rate, delta)):
         lo = _at_most(float(np.sort(positives)[rank - 1]), boundary)
     if false_exit_rate is not None and (rank := order_statistic_rank(len(negatives), false_exit_rate, delta)):

@@ -11,37 +11,28 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stage1.calibration import CalibrationMap
 from stage1.errors import ConfigError, DataError
 from stage1.policy.base import Decision, PlainPolicy, Policy
-from stage1.policy.boundary import Boundary, boundary_of_gate, boundary_of_map, boundary_of_scores
 from stage1.policy.certificate import Certificate
-from stage1.policy.certify import calibration_digest
 from stage1.policy.closed_form import Thresholds
-from stage1.policy.gate_features import Extra
-from stage1.policy.gate_model import (
-    GateModel,
-    Source,
-    cross_fitted_gate,
-    fit_gate_model,
-    no_gate_because,
-    predicted_class,
-)
-from stage1.policy.in_slices import certify_thresholds
 from stage1.policy.kind import FitInputs, Judged, PolicyKind, Say
 from stage1.policy.schema import GATEPARAMS_KIND
 from stage1.policy.slice_thresholds import SliceThresholds, decided
 from stage1.policy.softmax import plug_in
-from stage1.policy.target import Request
-from stage1.policy.two_thresholds import TwoThresholds
 from stage1.policy.units import Counting, check_samples
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
+
+if TYPE_CHECKING:
+    from stage1.calibration import CalibrationMap
+    from stage1.policy.boundary import Boundary
+    from stage1.policy.gate_features import Extra
+    from stage1.policy.gate_model import GateModel, Source
 
 Floats = NDArray[np.float64]
 DecidedBy = Literal["gate", "softmax"]
@@ -53,6 +44,8 @@ def signed_gate(scores: Scores, g: ArrayLike) -> Floats:
 
     g: float [N] in (0, 1). Raises DataError for another shape or value, or where scores have more than two classes.
     """
+    from stage1.policy.gate_model import predicted_class
+
     values = np.asarray(g, dtype=np.float64)
     if scores.n_classes != 2:
         raise DataError(f"logits: {scores.n_classes} classes; the gate policy is for two classes")
@@ -114,6 +107,8 @@ class GatePolicy(PlainPolicy):
         P(class 1) is g where class 1 is predicted and 1 - g where class 0 is (the softmax's where softmax was kept).
         Raises DataError where scores have more than two classes or a column is missing.
         """
+        from stage1.policy.gate_model import predicted_class
+
         predicted = predicted_class(scores)
         if self.decided_by == "softmax":
             score, probability = scores.margin, scores.probabilities[:, 1]
@@ -148,6 +143,8 @@ class GatePolicy(PlainPolicy):
     @classmethod
     def from_document(cls, document: Mapping[str, Any], certificate: Certificate | None = None) -> GatePolicy:
         """The inverse of to_document."""
+        from stage1.policy.gate_model import GateModel
+
         return cls(
             model=GateModel.from_document(document["model"]),
             lo=document["lo"],
@@ -196,6 +193,14 @@ def fit_gate(
     Where the gate has collapsed nothing is certified, every image defers, and the certificate says why. Raises as
     fit_policy and fit_gate_model do.
     """
+    # Late here and below: who reads a policy to answer images needs nothing of how one is fitted.
+    from stage1.policy.boundary import boundary_of_gate
+    from stage1.policy.certify import calibration_digest
+    from stage1.policy.gate_model import cross_fitted_gate, fit_gate_model
+    from stage1.policy.in_slices import certify_thresholds
+    from stage1.policy.target import Request
+    from stage1.policy.two_thresholds import TwoThresholds
+
     if kept not in ("gate", "softmax"):
         raise ConfigError(f"kept: {kept!r} is unknown; use gate or softmax")
     names = tuple(classes) if classes is not None else ("0", "1")
@@ -248,6 +253,8 @@ def _boundary(
     kept: DecidedBy, select: Scores, target_prior: float | None, calibration: CalibrationMap | None, seed: int
 ) -> Boundary:
     """Limits on the scale on which the thresholds are chosen."""
+    from stage1.policy.boundary import boundary_of_gate, boundary_of_map, boundary_of_scores
+
     if kept == "gate":
         found = boundary_of_gate(select, target_prior)
         lo, hi = _spread(np.array([found.lo, found.hi])).tolist()
@@ -333,6 +340,7 @@ def fit(inputs: FitInputs, options: GateOptions) -> Policy:
 def judge(select: Scores, seed: int, say: Say) -> Judged:
     """Whether the gate is used: it must show a gain on val_select, else softmax is kept. Raises DataError for none."""
     from stage1.evaluation.score_selection import accept_gate
+    from stage1.policy.gate_model import cross_fitted_gate, no_gate_because
 
     if len(select) == 0:
         raise DataError("val_select: no rows; the gate is fitted and judged on it")

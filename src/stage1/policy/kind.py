@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from stage1.calibration import CalibrationMap
 from stage1.errors import ConfigError, DataError
 from stage1.policy.attempts import Attempts
 from stage1.policy.base import Policy
-from stage1.policy.boundary import Boundary, boundary_of_map, boundary_of_scores
 from stage1.policy.certificate import Certificate
-from stage1.policy.ledger import scores_digest
-from stage1.policy.target import Request
 from stage1.policy.units import Counting
 from stage1.scores import Scores
 from stage1.storage.documents import DocumentKind
+
+if TYPE_CHECKING:
+    from stage1.calibration import CalibrationMap
+    from stage1.policy.boundary import Boundary
+    from stage1.policy.target import Request
 
 Say = Callable[[str], None]
 
@@ -89,6 +90,8 @@ class FitInputs:
 
     def request(self) -> Request:
         """The target, with no boundary yet. Raises DataError (classes) and ConfigError (target)."""
+        from stage1.policy.target import Request
+
         return Request(
             self.risks,
             self.confidence,
@@ -104,6 +107,8 @@ class FitInputs:
         """Even odds on the score (two classes) by `calibration`, else the best map of val_select. None: no limit."""
         if self.against_argmax or self.calib.n_classes != 2:
             return None
+        from stage1.policy.boundary import boundary_of_map, boundary_of_scores
+
         if self.calibration is None:
             return boundary_of_scores(self.select, self.target_prior, self.counting.seed)
         return boundary_of_map(self.calibration, self.select, self.target_prior)
@@ -116,6 +121,8 @@ class FitInputs:
 
     def asked(self, policy: str, options: Any) -> dict[str, Any]:
         """What makes it another look (policy/ledger.py): all that the certificate depends on, as plain values."""
+        from stage1.policy.ledger import scores_digest
+
         counting = self.counting
         return {
             "policy": policy,
@@ -159,6 +166,8 @@ def as_configured(config: Configured, select: Scores | None, n_classes: int, say
 
 def checked_request(config: Configured, classes: Sequence[str]) -> None:
     """Raises ConfigError where the target of the config cannot be asked for with these classes."""
+    from stage1.policy.target import Request
+
     Request(
         config.risks_for(len(classes)),
         config.confidence,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stage1.calibration import CalibrationMap
 from stage1.errors import ConfigError, IntegrityError, MissingError
@@ -18,15 +18,13 @@ from stage1.policy.base import Policy
 from stage1.policy.calibrated import fit_calibrated, with_map
 from stage1.policy.certificate import Certificate
 from stage1.policy.gate import DecidedBy
-from stage1.policy.group_dealing import dealt
-from stage1.policy.image_keys import image_set
 from stage1.policy.kind import FitInputs, PolicyKind
-from stage1.policy.ledger import Ledger, look_of
-from stage1.policy.provenance import on_views, said_of
 from stage1.policy.units import Counting, check_samples
-from stage1.risk.targets import default_risks
 from stage1.scores import Scores
 from stage1.storage.documents import read_document
+
+if TYPE_CHECKING:
+    from stage1.policy.ledger import Ledger
 
 POLICIES: dict[str, PolicyKind] = {kind.name: kind for kind in (softmax.KIND, gate.KIND, scrc_fit.KIND)}
 
@@ -130,6 +128,12 @@ def fit_policy(
     >>> few.certified, few.decide(calib).coverage
     (False, 0.0)
     """
+    # Late, here and in `refit`: who reads a policy to answer images needs nothing of how one is fitted.
+    from stage1.policy.image_keys import image_set
+    from stage1.policy.ledger import Ledger, look_of
+    from stage1.policy.provenance import said_of
+    from stage1.risk.targets import default_risks
+
     kind = policy_kind(name)
     kind.check_options(options)
     check_samples(calib, select)
@@ -188,6 +192,9 @@ def refit(policy: Policy, *, calib: Scores, select: Scores | None, calibration: 
     >>> refit(policy, calib=calib, select=None) == policy
     True
     """
+    from stage1.policy.group_dealing import dealt
+    from stage1.policy.provenance import on_views
+
     if policy.frozen is not None:
         base = policy.base
         return fit_calibrated(

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stage1.errors import ConfigError, DataError
 from stage1.policy.base import Policy
-from stage1.policy.boundary import Boundary
 from stage1.policy.certificate import Certificate, Coverage, RiskBound
-from stage1.policy.certify import Shortfall, certify, counted_units
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
 from stage1.policy.scrc import Bools, ScrcPolicy, single_class
-from stage1.policy.scrc_choice import Choice, Target, choose, claimed, meaning, measured, shortfall, statement
 from stage1.policy.slices import SliceClaim
 from stage1.policy.softmax import plug_in
-from stage1.policy.target import Request
 from stage1.policy.units import ALL_IMAGES, Counting, check_samples, choose_unit
 from stage1.scores import Scores
+
+if TYPE_CHECKING:
+    from stage1.policy.boundary import Boundary
+    from stage1.policy.certify import Shortfall
+    from stage1.policy.scrc_choice import Choice, Target
+    from stage1.policy.target import Request
 
 SCRC_COVERAGE = 0.7
 """Share of images to be selected, where none is asked for."""
@@ -60,6 +62,10 @@ def fit_scrc(
     certified = False, the reason and what is needed. Raises ConfigError (target, coverage, variant), DataError
     (scores).
     """
+    # Late here and below: who reads a policy to answer images needs nothing of how one is fitted.
+    from stage1.policy.certify import certify
+    from stage1.policy.target import Request
+
     check_samples(calib, select)
     names = tuple(classes) if classes is not None else tuple(str(k) for k in range(calib.n_classes))
     if len(names) != calib.n_classes:
@@ -86,6 +92,9 @@ class SelectedSets:
 
     def find(self, target: Request, calib: Scores, select: Scores | None, counting: Counting) -> FoundSets:
         """tau and floors from the counted units alone."""
+        from stage1.policy.certify import counted_units
+        from stage1.policy.scrc_choice import choose
+
         unit = choose_unit(calib, counting.unit, counting.assume_iid)
         counted = counted_units(calib, unit, counting.seed)
         kind = "softmax" if calib.gate is None else "gate"
@@ -138,6 +147,8 @@ class FoundSets:
 
     @property
     def meaning(self) -> tuple[str, ...]:
+        from stage1.policy.scrc_choice import meaning
+
         return meaning(self.family.variant)
 
     def _exits(self, rule: ScrcPolicy) -> Bools:
@@ -147,6 +158,8 @@ class FoundSets:
         return bool(self._exits(rule).any())
 
     def risks(self, rule: ScrcPolicy, certified: bool) -> dict[str, RiskBound]:
+        from stage1.policy.scrc_choice import measured
+
         _, in_set = rule.sets(self.counted)
         return measured(rule, self.chosen, in_set, self.counted.known_labels, self.family.targets)
 
@@ -158,12 +171,16 @@ class FoundSets:
         raise ConfigError("slices: claims for slices are not for scrc; leave them out")
 
     def shortfall(self, rule: ScrcPolicy, risks: dict[str, RiskBound], certified: bool) -> Shortfall:
+        from stage1.policy.scrc_choice import shortfall
+
         return shortfall(risks, self.chosen, rule, self.counted, self.family.targets, self.confidence, self.unit)
 
     def never_answered(self, rule: ScrcPolicy) -> tuple[str, ...]:
         return rule.never_answered
 
     def statement(self, rule: ScrcPolicy, certificate: Certificate) -> str:
+        from stage1.policy.scrc_choice import claimed, statement
+
         confidence = certificate.headline_confidence if certificate.certified else self.confidence
         claims = claimed(rule, self.family.targets, confidence)
         if not certificate.certified:
@@ -189,6 +206,8 @@ def checked_targets(
     risks: Mapping[str, float], names: Sequence[str], coverage: float, confidence: float, variant: str
 ) -> list[Target]:
     """One target for each class. Raises ConfigError where these are none for scrc with these classes."""
+    from stage1.policy.scrc_choice import Target
+
     for what, value in (("coverage", coverage), ("confidence", confidence)):
         if not (isinstance(value, (int, float)) and 0 < value < 1):
             raise ConfigError(f"{what}: must lie strictly between 0 and 1, got {value!r}")

@@ -14,15 +14,10 @@ import numpy as np
 
 from stage1.policy.base import Decision, PlainPolicy, Policy
 from stage1.policy.certificate import Certificate
-from stage1.policy.class_thresholds import configured_confidence, fit_multiclass, plug_in_classes
 from stage1.policy.closed_form import Thresholds
-from stage1.policy.in_slices import certify_thresholds
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
-from stage1.policy.plug_in import plug_in_thresholds
 from stage1.policy.schema import THRESHOLDS_KIND
 from stage1.policy.slice_thresholds import SliceThresholds, decided
-from stage1.policy.softmax_multiclass import MulticlassPolicy
-from stage1.policy.two_thresholds import TwoThresholds
 from stage1.scores import Scores
 
 
@@ -92,8 +87,14 @@ class SoftmaxOptions:
 
 def fit(inputs: FitInputs, options: SoftmaxOptions) -> Policy:
     """Thresholds on the margin (two classes) or a confidence (more), with certificate. Raises as fit_policy."""
+    # Late here and below: who reads a policy to answer images needs nothing of how one is fitted.
+    from stage1.policy.in_slices import certify_thresholds
+    from stage1.policy.two_thresholds import TwoThresholds
+
     request = inputs.request()
     if len(request.classes) > 2:
+        from stage1.policy.class_thresholds import fit_multiclass
+
         return fit_multiclass(
             request,
             calib=inputs.calib,
@@ -111,6 +112,8 @@ def fit(inputs: FitInputs, options: SoftmaxOptions) -> Policy:
 def load(document: dict[str, Any], certificate: Certificate | None) -> Policy:
     """The policy of thresholds.json."""
     if len(document["classes"]) > 2:
+        from stage1.policy.softmax_multiclass import MulticlassPolicy
+
         return MulticlassPolicy.from_document(document, certificate)
     return SoftmaxPolicy(
         document["lo"],
@@ -124,6 +127,8 @@ def load(document: dict[str, Any], certificate: Certificate | None) -> Policy:
 
 def configure(config: Configured, select: Scores | None, n_classes: int, say: Say) -> Mapping[str, Any]:
     """The options by the config; the confidence of more than two classes is chosen on val_select where it says auto."""
+    from stage1.policy.class_thresholds import configured_confidence
+
     return {
         "confidence_score": configured_confidence(config, select, n_classes, say),
         "thresholds": config.policy.thresholds,
@@ -135,7 +140,11 @@ def plug_in(policy: Policy, select: Scores, calib: Scores, targets: Mapping[str,
     confidence and with the kind of thresholds that it uses. None where val_select gives no path.
     """
     if calib.n_classes > 2:
+        from stage1.policy.class_thresholds import plug_in_classes
+
         return plug_in_classes(policy, select, calib, targets)
+    from stage1.policy.plug_in import plug_in_thresholds
+
     cuts = plug_in_thresholds(select, calib, targets)
     return None if cuts is None else SoftmaxPolicy(cuts.lo, cuts.hi, policy.classes, False)
 

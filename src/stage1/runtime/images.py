@@ -9,7 +9,9 @@ import io
 import logging
 import os
 import stat
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ MAX_SIDE = 65_535
 MAX_SCANS = 100
 # Readers that only parse pixels. Left out on purpose: EPS (runs an interpreter), PSD and ICNS (documents, not photos).
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_READERS = ("Jpeg", "Mpo", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")  # Pillow's modules of these
 _ORIENTATION_TAG = 0x0112
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
 # What decode() does beyond size and normalisation. It is part of the spec: a bundle made by another decoder is refused.
@@ -184,9 +187,8 @@ def _parts(data: bytes) -> Parts | None:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    Image.init()
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        image = Image.open(io.BytesIO(data), formats=_readable())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = _png_size(data)
         what = f"{size[0]} x {size[1]} px" if size else str(error).split(",")[0]
@@ -207,6 +209,15 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise _read_error(error) from error
     _require_size(image, max_pixels)
     return image
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """Those of _FORMATS that this Pillow reads; their readers alone are loaded, of its forty-odd."""
+    for name in _READERS:
+        with suppress(ImportError):  # AVIF, of an older Pillow or one built without it
+            import_module(f"PIL.{name}ImagePlugin")
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:

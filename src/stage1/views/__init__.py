@@ -6,8 +6,8 @@ from stage1.late import names
 
 if TYPE_CHECKING:
     from stage1.views.adaptive import Sequence, Step, fit_sequence
-    from stage1.views.base import Aggregator, as_logits, margins
-    from stage1.views.document import VIEWS_FILE, ViewsDocument
+    from stage1.views.base import VIEWS_FILE, Aggregator, as_logits, margins
+    from stage1.views.document import ViewsDocument
     from stage1.views.learned import Learned, Pooled, deciding_view, weight_of_views
     from stage1.views.pooling import Pool
     from stage1.views.registry import AGGREGATORS, AggregatorKind, aggregator
@@ -17,8 +17,8 @@ else:
     __getattr__ = names(
         __name__,
         adaptive="Sequence Step fit_sequence",
-        base="Aggregator as_logits margins",
-        document="VIEWS_FILE ViewsDocument",
+        base="VIEWS_FILE Aggregator as_logits margins",
+        document="ViewsDocument",
         learned="Learned Pooled deciding_view weight_of_views",
         pooling="Pool",
         registry="AGGREGATORS AggregatorKind aggregator",

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.errors import DataError
 
 Floats = NDArray[np.float64]
+VIEWS_FILE = "views.json"
 
 
 class Aggregator(Protocol):

@@ -21,7 +21,6 @@ from stage1.views.learned import Pooled
 from stage1.views.registry import from_document
 from stage1.views.schema import VIEWS_KIND
 
-VIEWS_FILE = "views.json"
 Ints = NDArray[np.int64]
 
 
