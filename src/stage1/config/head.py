@@ -10,20 +10,32 @@ from stage1.config.base import PositiveInt, Rate, Section, Share
 
 
 class HeadConfig(Section):
-    kind: Literal["linear", "mlp", "selectivenet", "deepgamblers", "sat"] = "linear"
-    """The last three learn when not to answer: SelectiveNet, Deep Gamblers, self-adaptive training; on a trunk as
+    kind: Literal["auto", "logistic", "linear", "mlp", "selectivenet", "deepgamblers", "sat"] = "linear"
+    """logistic: exact logistic regression, strength and scale chosen out of fold on train + val_select. linear, mlp: by
+    Adam. auto: the best of these three out of fold, linear where the run is no plain one (docs/HEADS.md).
+    The last three learn when not to answer: SelectiveNet, Deep Gamblers, self-adaptive training; on a trunk as
     in mlp.
     """
     hidden: PositiveInt = 256
-    """Width of the hidden layer; not for kind linear."""
+    """Width of the hidden layer; not for kinds linear and logistic."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """After the hidden layer; not for kind linear."""
+    """After the hidden layer; not for kinds linear and logistic."""
     members: Annotated[int, Field(ge=1, le=5)] = 1
     """2 to 5: an ensemble of such heads from different first weights, in one graph; their logits are averaged."""
     gate: Literal["auto", "none", "linear", "mlp"] = "auto"
     """Second output, higher = more likely right. auto: what selectivenet, deepgamblers and sat learn, none for the
     others.
     linear, mlp: a gate of its own, fitted after the classifier on its correctness on images that it did not fit."""
+
+    @property
+    def one_layer(self) -> bool:
+        """True for the kinds that are one linear layer: a head that is built without a choice takes auto as linear."""
+        return self.kind in ("auto", "logistic", "linear")
+
+    @property
+    def fitted_once(self) -> bool:
+        """True for the kinds that may end as an exact logistic regression."""
+        return self.kind in ("auto", "logistic")
 
     @property
     def selective(self) -> bool:
@@ -94,6 +106,9 @@ class TrainConfig(Section):
     """Epochs between checkpoints."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra: track)."""
+    refit: Literal["auto"] | bool = "auto"
+    """Fit the chosen head again on train + val_select, whose scores then come out of fold. auto: where it is a logistic
+    regression and the run has no views. Heads by Adam need val_select to choose the epoch, and have no refit."""
     objective: Literal["ce", "risk"] = "ce"
     """risk: conformal risk training (linear and mlp, two classes). Use a batch_size that holds all images."""
     entropy: Annotated[float, Field(ge=0.0)] = 0.0

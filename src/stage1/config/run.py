@@ -127,6 +127,29 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _logistic_goes_with_the_run(self) -> RunConfig:
+        """An exact fit is of one linear layer on one vector an image, by cross-entropy."""
+        head, train = self.head, self.train
+        if train.refit is True and (not head.fitted_once or self.views.policy is not None):
+            what = f"head.kind={head.kind}" if not head.fitted_once else "views"
+            raise ValueError(f"train.refit=true with {what}; it is for a logistic regression of whole images, leave it")
+        if head.kind != "logistic":
+            return self
+        for what, applies in (
+            (f"head.members={head.members}", head.members > 1),
+            (f"head.gate={head.gate}", head.gate in ("linear", "mlp")),
+            (f"train.objective={train.objective}", train.objective != "ce"),
+            (f"train.entropy={train.entropy:g}", train.entropy > 0),
+            (f"train.label_smoothing={train.label_smoothing:g}", train.label_smoothing > 0),
+            (f"views.train={self.views.train}", self.views.train != "whole"),
+            ("sweep.enabled", self.sweep.enabled),
+            ("a tuned backbone (adapter.kind, images.unfreeze)", self.tunes),
+        ):
+            if applies:
+                raise ValueError(f"head.kind=logistic with {what}; set head.kind=linear")
+        return self
+
+    @model_validator(mode="after")
     def _target_of_policy(self) -> RunConfig:
         """What the policy certifies, as far as it does not depend on how many classes there are."""
         if self.policy.name != DEFAULT_POLICY:  # which takes every target; the others are imported to say

@@ -38,7 +38,7 @@ class Head(nn.Module):
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(dim, dtype=torch.float32))
         # skip_init: nn.Linear would draw from the global generator; `build_head` fills the weights from its own.
-        if config.kind == "linear":
+        if config.one_layer:
             self.layers = nn.Sequential(_linear(dim, n_classes))
         else:
             self.layers = nn.Sequential(

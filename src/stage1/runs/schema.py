@@ -208,8 +208,53 @@ class SweepChoice(TypedDict):
     agrees: bool
 
 
+class LogisticRow(TypedDict):
+    """A logistic regression, judged out of fold."""
+
+    strength: float
+    scale: Literal["common", "column"]
+    augrc: float
+    nll: float
+
+
+class AdamRow(TypedDict):
+    """A head by Adam, judged out of fold on `images` images. difference: of its AUGRC minus that of the best logistic
+    regression on the same images; error: its standard error over groups, null for one group.
+    """
+
+    kind: Literal["linear", "mlp"]
+    augrc: float
+    nll: float
+    images: PositiveInt
+    difference: float
+    error: float | None
+
+
+class HeadSelection(TypedDict):
+    """The head that was chosen out of fold on train + val_select, groups whole; skipped: why none was (then the linear
+    head by Adam).
+
+    refit: it was fitted again on train + val_select, and the scores of val_select are those of fits on the other of
+    `scoring_folds` folds, in the file whose digest is out_of_fold.
+    """
+
+    kind: Literal["logistic", "linear", "mlp"]
+    refit: bool
+    skipped: NotRequired[str]
+    folds: NotRequired[PositiveInt]
+    images: NotRequired[PositiveInt]
+    strength: NotRequired[float]
+    scale: NotRequired[Literal["common", "column"]]
+    logistic: NotRequired[list[LogisticRow]]
+    adam: NotRequired[list[AdamRow]]
+    scoring_folds: NotRequired[PositiveInt]
+    out_of_fold: NotRequired[Digest]
+
+
 class TrainDocument(Chosen):
-    """How the shipped head came about."""
+    """How the shipped head came about; without epochs (0) for a logistic regression."""
+
+    choice: NotRequired[HeadSelection]
 
     gate: NotRequired[GateFacts]
     along: NotRequired[Annotated[HeadComparison, AfterValidator(_compared_or_skipped)]]

@@ -19,6 +19,7 @@ from stage1.runs.stage import Context, Stage
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import read_role
 from stage1.stages.acceptance import acceptance_state, accepted_in_words, require_accepted
+from stage1.stages.chosen_head import choice_file, head_in_words
 from stage1.stages.own_backbone import fit_in_words
 from stage1.stages.views import shipped_views
 from stage1.storage.documents import read_document
@@ -83,6 +84,7 @@ def bundle(run: RunDir, context: Context) -> list[Path]:
                 "source": _source_name(config.data),
                 **({} if accepted is None else {"acceptance": accepted}),
                 **fit_in_words(run),
+                **({"head": head_in_words(run)} if config.head.fitted_once else {}),
                 "roles": roles,
             },
             "versions": {
@@ -134,6 +136,7 @@ STAGE = Stage(
         "samples.parquet",
         preprocessing_file(config),
         views_file(config),
+        choice_file(config),
         *role_files("val_calib"),
     ),
     work=bundle,

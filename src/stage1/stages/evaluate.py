@@ -19,6 +19,7 @@ from stage1.runs.directory import RunDir
 from stage1.runs.stage import Context, Stage
 from stage1.scores import Scores, read_role
 from stage1.stages.acceptance import accept, acceptance_lines, read_acceptance, reference_state
+from stage1.stages.chosen_head import choice_file
 from stage1.stages.label_shift import Shift, label_shift, shift_of_run, target_state
 from stage1.stages.reporting import report_of_run
 from stage1.stages.view_trace import RoleTrace, read_trace, trace_state
@@ -160,6 +161,7 @@ STAGE = Stage(
         "splits.json",
         "features.json",
         *present(preprocessing_file(config)),
+        *present(choice_file(config)),
     ),
     work=evaluate,
     external=evaluation_state,

@@ -20,6 +20,7 @@ from stage1.runs.directory import CONFIG_FILE, RunDir, opened
 from stage1.runs.schema import FEATURES_KIND
 from stage1.runtime.images import decode, thumbnail
 from stage1.scores import ROLES, Scores, read_role, read_scores
+from stage1.stages.chosen_head import head_in_words
 from stage1.stages.own_backbone import fit_in_words
 from stage1.stages.split import can_certify
 from stage1.stages.view_trace import RoleTrace, read_trace
@@ -179,8 +180,7 @@ def report_of_run(
     facts = {
         "name": config.name,
         "model": (
-            f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {config.head.kind}"
-            " head"
+            f"{features['backbone']} ({features['pooling']} pooling, {features['dim']} features), {head_in_words(run)}"
         ),
         "n_images": len(table),
         "source": Path(config.data.table or "").name or config.data.source,  # no path of this machine

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import IntegrityError
-from stage1.runs.artifacts import always
+from stage1.runs.artifacts import present
 from stage1.runs.directory import RunDir
 from stage1.runs.schema import FEATURES_KIND, PARITY_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.scores import write_role
+from stage1.stages.chosen_head import choice_file, out_of_fold_scores
 from stage1.stages.view_trace import TRACE_ROLE, write_trace
 from stage1.stages.views import (
     choose_views,
@@ -41,10 +42,12 @@ def score(run: RunDir, context: Context) -> list[Path]:
     """Scores of the evaluation roles, from image bytes, by the exported model and the predictor that users run.
 
     Views, where the run has them, are fixed first, on val_select; every other role is then scored with what ships, and
-    val_select too, unless what ships was fitted on it: then each of its images by a fit on the other folds.
+    val_select too, unless what ships was fitted on it (views, or a head that was fitted again on train and val_select):
+    then each of its images by a fit on the other folds.
     """
     from stage1.data.table import SampleTable
     from stage1.inference import Predictor
+    from stage1.inference.outputs import ModelOutputs
 
     document = read_document(run / "features.json", FEATURES_KIND)
     parity = read_document(run / "parity.json", PARITY_KIND)
@@ -73,6 +76,9 @@ def score(run: RunDir, context: Context) -> list[Path]:
             predictor = Predictor(run / "model.onnx", spec, table.classes, views=views)
     else:
         predictor = Predictor(run / "model.onnx", spec, table.classes)
+        if (logits := out_of_fold_scores(run, table.ids[table.rows("val_select")])) is not None:
+            known["val_select"] = ModelOutputs(logits, None)
+            context.progress.say("  val_select: scored by fits on the other folds, as the head was fitted on it")
     for role in SCORED_ROLES:
         rows = table.rows(role)
         answered = known[role] if role in known else _scored(predictor, table, rows)
@@ -103,7 +109,13 @@ STAGE = Stage(
     help="Score val_select, val_calib and val_test with the exported model, from image bytes.",
     example="stage1 score runs/photos",
     sections=(),
-    reads=always("model.onnx", "parity.json", "samples.parquet", "features.json"),
+    reads=lambda config: present(
+        "model.onnx",
+        "parity.json",
+        "samples.parquet",
+        "features.json",
+        choice_file(config),
+    ),
     work=score,
     external=choosing_state,
     modules=("torch",),

@@ -19,6 +19,7 @@ from stage1.runs.directory import RunDir
 from stage1.runs.schema import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runtime.crops import ViewPolicy
+from stage1.stages.chosen_head import OUT_OF_FOLD, choose_head, fit_head
 from stage1.stages.extract import TRAINING_ROLES
 from stage1.stages.resuming import is_fresh, remember
 from stage1.stages.views import (
@@ -40,6 +41,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
     """The head on cached features of train; epoch, EMA, and this head or that of `tune`: by val_select."""
     from stage1.data.table import SampleTable
     from stage1.training import train_head
+    from stage1.training.head_selection import Pool, why_not_chosen
     from stage1.training.view_pooling import ViewTraining
 
     config, document = run.config, read_document(run / "features.json", FEATURES_KIND)
@@ -59,6 +61,20 @@ def train(run: RunDir, context: Context) -> list[Path]:
         remember(inputs, digest)
     groups = [table.groups[table.rows(role)] for role in TRAINING_ROLES]
     swept, settings, head, seed = None, config.train, config.head, config.seed
+    chosen: dict[str, Any] = {}
+    (run / OUT_OF_FOLD).unlink(missing_ok=True)
+    if head.fitted_once:
+        (run / "metrics.csv").unlink(missing_ok=True)
+        reason = why_not_chosen(config) if head.kind == "auto" else None
+        if reason is None:
+            pool = Pool.of(features, labels, groups, len(table.classes))
+            chosen, found = choose_head(run, context, pool)
+            if found is not None and found.kind == "logistic":
+                return fit_head(run, context, pool, table, chosen, found)
+        else:
+            context.progress.say(f"  head: linear, not chosen: {reason}")
+            chosen = {"kind": "linear", "skipped": reason, "refit": False}
+        head = head.model_copy(update={"kind": chosen["kind"]})
     if config.sweep.enabled:
         swept = _sweep(run, context, features, labels, groups[1], len(table.classes))
         settings, head, seed = swept.candidate.train, swept.candidate.head, swept.candidate.seed
@@ -95,6 +111,7 @@ def train(run: RunDir, context: Context) -> list[Path]:
         "epochs_run": result.epochs_run,
         "metrics": dict(result.metrics),
         **choice,
+        **({"choice": chosen} if chosen else {}),
     }
     if result.gate is not None:
         facts["gate"] = result.gate.to_json()
@@ -217,12 +234,14 @@ def _winner(swept: Swept, head: Any, select: NDArray[np.float32], context: Conte
 
 
 def trained_head(run: RunDir) -> HeadConfig:
-    """The config of the head in model_best.pth: a sweep may have chosen its width."""
+    """The config of the head in model_best.pth: its kind may have been chosen, and a sweep its width."""
     config = run.config
-    if not config.sweep.enabled:
+    if not (config.sweep.enabled or config.head.fitted_once):
         return config.head
-    chosen = read_document(run / "train.json", TRAIN_KIND)["sweep"]
-    return config.head.model_copy(update={"hidden": chosen["hidden"]})
+    facts = read_document(run / "train.json", TRAIN_KIND)
+    kind = {"kind": facts["choice"]["kind"]} if "choice" in facts else {}
+    width = {"hidden": facts["sweep"]["hidden"]} if "sweep" in facts else {}
+    return config.head.model_copy(update={**kind, **width})
 
 
 def _features(

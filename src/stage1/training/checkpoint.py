@@ -70,7 +70,7 @@ def run_facts(config: TrainConfig, head: HeadConfig, *, dim: int, n_classes: int
         del train["risk"], train["objective"]
     if config.entropy == 0.0:
         del train["entropy"]
-    shape = head.model_dump(mode="json") if head.kind != "linear" else {"kind": "linear", "members": head.members}
+    shape = {"kind": "linear", "members": head.members} if head.one_layer else head.model_dump(mode="json")
     if head.members == 1:
         del shape["members"]
     shape.pop("gate", None)  # fitted after the classifier, or only left out of the export

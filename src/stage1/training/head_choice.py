@@ -90,7 +90,7 @@ def why_not_compared(config: RunConfig) -> str | None:
     head, train = config.head, config.train
     if config.sweep.enabled:
         return "sweep.enabled=true chooses among its own heads"
-    if head.kind != "linear" or head.members > 1 or head.gate in ("linear", "mlp"):
+    if not head.one_layer or head.members > 1 or head.gate in ("linear", "mlp"):
         return (
             f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}; it is one linear head without"
             " a gate"

@@ -213,18 +213,18 @@ class SweepBatch:
     # ---- choosing the epoch ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _select_logits(self, parameters: Sequence[Tensor]) -> NDArray[np.float32]:
-        """[S C, M, K] on val_select."""
+    def _logits_of(self, parameters: Sequence[Tensor], features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[S C, M, K] on features [M, D]."""
         pieces = []
-        for start in range(0, len(self.select.labels), _ROWS):
-            batch = torch.tensor(np.asarray(self.select.features[start : start + _ROWS]))
+        for start in range(0, len(features), _ROWS):
+            batch = torch.tensor(np.asarray(features[start : start + _ROWS]))
             pieces.append(self._logits(parameters, ((batch - self.mean) / self.scale)[None], None).flatten(0, 1))
         return np.ascontiguousarray(torch.cat(pieces, dim=2).transpose(1, 2).numpy())
 
     def validate(self, epoch: int) -> None:
         """Best weights so far of each candidate not stopped: raw first, the average if strictly better."""
         for averaged, parameters in enumerate([self.parameters, *([self.average] if self.average is not None else [])]):
-            keys = _keys(self._select_logits(parameters), self.select.labels, self.config.select_by)
+            keys = _keys(self._logits_of(parameters, self.select.features), self.select.labels, self.config.select_by)
             for index in np.flatnonzero(~self.done).tolist():
                 before = self.keys[index]
                 if before is None or keys[index] < before:
@@ -236,8 +236,9 @@ class SweepBatch:
         self.epochs_run[~self.done] = epoch + 1
         self.done |= epoch + 1 - self.best_epoch >= self.config.patience
 
-    def best_logits(self) -> NDArray[np.float32]:
-        return self._select_logits(self.best)
+    def best_logits(self, features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """[S C, M, K] of the best weights on features [M, D]; None: those of val_select."""
+        return self._logits_of(self.best, self.select.features if features is None else features)
 
     def _diverged(self, losses: Tensor, norms: Tensor, step: int) -> None:
         bad = torch.nonzero(~(torch.isfinite(norms) & torch.isfinite(losses)).flatten())[:, 0].tolist()
