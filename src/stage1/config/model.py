@@ -13,7 +13,8 @@ _SIDES = (32, 1024)  # of the model's square input, pixels
 
 class BackboneConfig(Section):
     name: str = "embedded"
-    """`embedded` (efficientnet-lite0, ImageNet), or any timm model name."""
+    """`embedded` (efficientnet-lite0, ImageNet), embedded-lite1, embedded-lite2 (240, 260 px; extra: backbones), or any
+    timm model name."""
     pooling: Literal["cls", "mean", "cls+mean", "pool"] = "pool"
     """How a feature vector is made of the last feature map or tokens; pool = the model's own."""
     weights: str | None = None

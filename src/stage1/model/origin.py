@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stage1.config import BackboneConfig
+from stage1.model.embedded import EMBEDDED, LICENCE
 from stage1.model.weights import weights_file
 from stage1.storage.files import digest_file
 
@@ -34,8 +35,8 @@ def origin(config: BackboneConfig) -> Origin:
         return Origin(config.licence or UNKNOWN, config.base_model, digest)
     if config.random_weights:
         return Origin(config.licence or UNKNOWN, config.base_model)
-    if config.name == "embedded":
-        return Origin(config.licence or "Apache-2.0", config.base_model)
+    if config.name in EMBEDDED:
+        return Origin(config.licence or LICENCE, config.base_model)
     import timm
 
     known = timm.get_pretrained_cfg(config.name)

