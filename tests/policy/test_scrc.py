@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from math import ceil, inf, log, sqrt
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,10 +219,12 @@ def test_the_certificate_names_its_denominator_and_its_kind_of_promise(tmp_path,
     policy = fit(binary(np.random.default_rng(7), 3000), variant=variant, classes=CLASSES)
     certificate = policy.certificate
     assert certificate.certified
-    assert "among selected roadwork images at most 5 % exit as 'none'" in certificate.statement
-    assert "The denominator is the selected images, not those that exit" in certificate.statement
+    assert "at most 5 % of all roadwork images exit as 'none'" in certificate.statement
+    assert "shares of all images of a class, not of those that exit" in certificate.statement
+    assert "The same limits hold among the selected images of a class" in certificate.statement
+    assert "and at least 70 % of all images." in certificate.statement
     assert "not among images that exit: they do not bound fnr or fpr" in " ".join(certificate.assumptions)
-    pac = "With confidence 95 % over calibration sets: at least 70 % of images are selected"
+    pac = "With confidence 95 % over calibration sets, at most 5 % of all roadwork images exit as 'none'"
     assert certificate.statement.startswith(
         pac if variant == "I" else "On average over calibration sets and images (in expectation"
     )
@@ -254,9 +258,11 @@ def test_more_than_two_classes_have_a_floor_and_a_risk_each():
     policy = fit(calib, risks={"miss_rate": 0.05}, classes=("a", "b", "c", "d"))
     assert list(policy.certificate.risks) == ["miss_rate.a", "miss_rate.b", "miss_rate.c", "miss_rate.d"]
     assert all(risk.holds for risk in policy.certificate.risks.values())
-    assert "among selected a images at most 5 % exit as another class" in policy.certificate.statement
+    said = "at most 5 % of all images of class 'a', 'b', 'c' and 'd' exit with a wrong answer, each class by itself"
+    assert said in policy.certificate.statement
     each = fit(calib, risks={f"miss_rate.{k}": 0.05 + 0.01 * k for k in range(4)})
     assert each.alpha["miss_rate.3"] == 0.08
+    assert "at most 8 % of all '3' images exit with a wrong answer" in each.certificate.statement
 
 
 # ---- not certifiable, bad input ----------------------------------------------------------------------------------
@@ -285,18 +291,14 @@ def test_too_few_images_say_how_many_it_takes(variant):
     delta = 1 - sqrt(0.95 / 0.99)  # a fifth of the 5 % goes to coverage, the rest to two risks
     needed = {"I": ceil(log(delta) / log(1 - 0.02)), "T": 49}[variant]
     assert f"({needed} selected needed with 0 errors)" in text
-    assert "risks.miss_rate >= " in text
+    assert "risks={miss_rate: " in text
 
 
 def test_the_nearest_target_named_can_be_certified():
     scores = binary(np.random.default_rng(11), 200)
     short = fit(scores, classes=CLASSES, risks={"miss_rate": 0.01, "false_exit_rate": 0.01})
     assert "selected" in refused(short, scores)
-    nearest = {
-        name: float(part.split(">= ")[1].rstrip("."))
-        for name in RISKS
-        for part in [next(p for p in short.certificate.needed.split("; ") if f"risks.{name} >=" in p)]
-    }
+    nearest = yaml.safe_load(re.search(r"risks=(\{.*?\})", short.certificate.needed)[1])
     assert fit(scores, risks=nearest).certificate.reason is None
     tighter = fit(scores, risks={name: value - 0.001 for name, value in nearest.items()})
     assert not tighter.certified
@@ -327,7 +329,8 @@ def test_all_tied_and_a_block_of_ties(variant):
     text = refused(fit(block, variant=variant, coverage=0.5), block)
     if variant == "I":
         assert "calibration images tie at the confidence that coverage 0.5 cuts" in text
-        assert "a coverage well above 0.7" in text
+        assert "coverage=0.7, which the present ones certify" in text
+        assert fit(block, variant=variant, coverage=0.7).certified
 
 
 def test_ties_that_the_spare_ranks_absorb_are_no_obstacle():

@@ -71,15 +71,12 @@ def _bound(where: str, name: str, risk: RiskBound, certificate: Certificate) -> 
 
 
 def claims_in_words(certificate: Certificate) -> str:
-    """The targets as this version says them; of SCRC among selected images, which `method` names."""
+    """The targets as this version says them; of SCRC what its claim about selected images says of all (scrc_words)."""
     if not certificate.certified:
         return "nothing is certified"
     prior = certificate.target_prior
     return ", and ".join(
-        f"{name} <= {risk.target:g} of selected images"
-        if certificate.method.startswith("SCRC")
-        else claim(name, risk.target, certificate.classes, prior)
-        for name, risk in certificate.risks.items()
+        claim(name, risk.target, certificate.classes, prior) for name, risk in certificate.risks.items()
     )
 
 

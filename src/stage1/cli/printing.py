@@ -62,10 +62,10 @@ def run_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def abstaining_lines(certificate: dict[str, Any]) -> list[str]:
-    """What it takes to open the side of a certificate that is shut; nothing where both sides exit or nothing does."""
+    """What it takes to open the side, or classes, that stay shut; nothing where all exit or nothing does."""
     if not certificate["certified"] or not certificate["needed"]:
         return []
-    return [f"To let images exit on that side too: {certificate['needed']}"]
+    return [f"To open what stays shut: {certificate['needed']}"]
 
 
 def slice_lines(certificate: dict[str, Any]) -> list[str]:

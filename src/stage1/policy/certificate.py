@@ -125,6 +125,24 @@ class ViewsClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class UnclaimedClass:
+    """A class that is shut: no image exits as it, and nothing is claimed of its images.
+
+    name: the class. risk, target: the claim that was asked for and is not made. n: selected calibration images of the
+    class, of `members`; errors: those of them that exit, as another class. needed: n with which the whole target could
+    be certified with no error.
+    """
+
+    name: str
+    risk: str
+    target: float
+    n: int
+    errors: int
+    members: int
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """The guarantee of one policy, or the reason why there is none.
 
@@ -140,6 +158,8 @@ class Certificate:
     needed: why nothing, or one side, can exit and what that takes; None where both sides exit. never_answered: classes
     as which no image exits. unlimited: one sentence for each kind of wrong answer that is given and that no risk limits
     (policy/unlimited.py). dealing: how groups came to val_calib (policy/group_dealing.py), None where not recorded.
+    unclaimed: classes of more than two as which no image exits and of whose images nothing is claimed;
+    the risks that were asked for them are then none of `risks`.
     bounds: "joint"; None in certificates of earlier versions, whose bounds are each of one risk alone.
 
     >>> from stage1.policy import fit_policy
@@ -187,6 +207,7 @@ class Certificate:
     against_argmax: bool = True
     boundary: tuple[float, float] | None = None
     attempts: Attempts | None = None
+    unclaimed: tuple[UnclaimedClass, ...] = ()
 
     @property
     def headline_confidence(self) -> float:
@@ -206,7 +227,8 @@ class Certificate:
             document["views"] = asdict(self.views)
         if self.attempts is not None:
             document["attempts"] = asdict(self.attempts)
-        for name in ("dealing", "bounds", "attempts", "slice_thresholds"):
+        document["unclaimed"] = [asdict(found) for found in self.unclaimed] or None
+        for name in ("dealing", "bounds", "unclaimed", "attempts", "slice_thresholds"):
             if document[name] is None:
                 del document[name]
         for name in _LISTS:
@@ -232,6 +254,7 @@ class Certificate:
         )
         if "attempts" in document:
             values["attempts"] = Attempts(**document["attempts"])
+        values["unclaimed"] = tuple(UnclaimedClass(**found) for found in values.get("unclaimed", ()))
         for name in _LISTS:
             values[name] = tuple(values.get(name, ()))
         if values.get("boundary") is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from stage1.policy.certificate import VOID_IF, Certificate, Coverage, RiskBound, assumptions
+from stage1.policy.certificate import VOID_IF, Certificate, Coverage, RiskBound, UnclaimedClass, assumptions
 from stage1.policy.joint import JOINT, joint_coverage, joint_risks
 from stage1.policy.slices import SliceClaim
 from stage1.policy.target import Request
@@ -85,6 +85,10 @@ class Found(Protocol[Rule]):
 
     def slices(self) -> tuple[SliceClaim, ...]:
         """The same risks in each slice that was asked for."""
+        ...
+
+    def unclaimed(self, rule: Rule) -> tuple[UnclaimedClass, ...]:
+        """Classes as which no image exits and of whose images nothing is claimed: their risks are none of `risks`."""
         ...
 
     def shortfall(self, rule: Rule, risks: dict[str, RiskBound], certified: bool) -> Shortfall: ...
@@ -157,11 +161,12 @@ def certify(
         slices=found.slices() if counting.slices and certified else (),
         slices_asked=tuple(counting.slices),
         never_answered=never,
-        unlimited=unlimited(target.targets, target.classes, never) if certified else (),
+        unlimited=unlimited(risks, target.classes, never) if certified else (),
         against_argmax=target.against_argmax,
         boundary=None if target.boundary is None else (target.boundary.lo, target.boundary.hi),
         bounds=JOINT,
         attempts=counting.attempts,
+        unclaimed=found.unclaimed(rule),
     )
     return rule, replace(certificate, statement=found.statement(rule, certificate))
 

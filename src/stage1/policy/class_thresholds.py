@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from stage1.errors import ConfigError
 from stage1.policy.base import Policy
 from stage1.policy.calibrated import decided_on
-from stage1.policy.certificate import Certificate, Coverage, RiskBound, certified_statement, refused_statement
+from stage1.policy.certificate import (
+    Certificate,
+    Coverage,
+    RiskBound,
+    UnclaimedClass,
+    certified_statement,
+    refused_statement,
+)
 from stage1.policy.certify import Shortfall, certify, counted_units
 from stage1.policy.counts import ClassExits, class_floors_hold, never_wrong, risks_hold
 from stage1.policy.kind import Configured, Say
@@ -182,6 +189,9 @@ class FoundClassThresholds:
                 _path(self.select, score, other, len(self.sample), delta, thresholds), self.sample, other, delta
             ),
         )
+
+    def unclaimed(self, rule: MulticlassPolicy) -> tuple[UnclaimedClass, ...]:
+        return ()
 
     def never_answered(self, rule: MulticlassPolicy) -> tuple[str, ...]:
         return tuple(name for name, cut in zip(rule.classes, rule.thresholds, strict=True) if cut is None)

@@ -25,7 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
-from stage1.policy.certificate import Certificate, Coverage, RiskBound, certified_statement, percent, refused_statement
+from stage1.policy.certificate import (
+    Certificate,
+    Coverage,
+    RiskBound,
+    UnclaimedClass,
+    certified_statement,
+    percent,
+    refused_statement,
+)
 from stage1.policy.certify import Shortfall, bounded, certify
 from stage1.policy.closed_form import Thresholds
 from stage1.policy.counts import Exits, observed_risk
@@ -281,6 +289,9 @@ class FoundInSlices:
             f" {percent(part.target.confidence)} each. In the largest, {self.attribute}={value} ({n} images): {reason}",
             needed,
         )
+
+    def unclaimed(self, rule: SliceThresholds) -> tuple[UnclaimedClass, ...]:
+        return ()
 
     def never_answered(self, rule: SliceThresholds) -> tuple[str, ...]:
         answered = rule.answers()

@@ -174,10 +174,14 @@ class ScrcDocument(_Policy):
     classes: Classes
     likeliest_in_set: NotRequired[bool]
     """The set holds the likeliest class whatever its floor, so that no image exits as another one. Absent: false."""
+    unclaimed: NotRequired[list[str]]
+    """Classes of more than two that are in a set only as its likeliest class, and as which no image exits; with variant
+    T an image at tau defers then. Absent: none (two classes, earlier versions).
+    """
     xi: Rate
     """Claimed share of selected images."""
     alpha: Annotated[dict[str, Rate], Field(min_length=1)]
-    """Risk -> target, counted among selected images of the class."""
+    """Risk -> target that was asked for, counted among selected images of the class."""
 
 
 SCRCPARAMS_KIND = DocumentKind("scrcparams", ScrcDocument)
@@ -346,6 +350,21 @@ class CountedAttempts(TypedDict):
     """Which look of the ledger this is."""
 
 
+class UnclaimedDocument(TypedDict):
+    """A class as which no image exits and of whose images nothing is claimed: `UnclaimedClass`."""
+
+    name: Text
+    risk: RiskName
+    target: Rate
+    n: Count
+    """Selected calibration images of the class, of `members`."""
+    errors: Count
+    """Those of them that exit, as another class."""
+    members: Count
+    needed: Count
+    """n that could certify the whole target with no error."""
+
+
 class CertificateDocument(Document):
     """What is guaranteed of one policy, on what evidence, under which assumptions; or why nothing is."""
 
@@ -380,6 +399,8 @@ class CertificateDocument(Document):
     """Classes as which no image exits."""
     unlimited: NotRequired[list[str]]
     """One sentence for each kind of wrong answer that is given and that no risk limits."""
+    unclaimed: NotRequired[Annotated[list[UnclaimedDocument], Field(min_length=1)]]
+    """Classes without a claim, as SCRC has them; their risks are none of `risks`. Absent: none."""
     bounds: NotRequired[Literal["joint"]]
     """joint: the bounds of a certified target hold together with its confidence, none above its target (SCRC-T: the
     target, on average). Absent (earlier versions): each is of one risk alone at its delta.

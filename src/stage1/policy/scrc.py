@@ -10,10 +10,14 @@ sigmoid(-floor_k). Log odds are stored, since 1 - lambda loses the tail of satur
 set holds one class; it is deferred where the set holds several or none.
 The risk of class k is P(k not in the set | selected, y = k): miss_rate for class 1 and false_exit_rate for class 0
 where there are two classes, miss_rate.<class> for more. It is counted among SELECTED images, so it bounds neither fnr
-nor fpr (among exits); as P(selected | y) <= 1, it bounds the share of all images of the class as well.
+nor fpr (among exits).
+
+An image that exits wrongly is a selected one, so at most the same share of ALL images of the class exits wrongly: that
+is what the certificate says first, since it is about images that exit (`miss_rate` as every other policy has it).
 
 The rule is fixed by the calibration images and each risk depends on one class, so it survives a change of class
 balance; the share of selected images does not.
+With more than two classes, one with too few labels for its risk is shut (policy/scrc_unclaimed.py).
 """
 
 from __future__ import annotations
@@ -45,8 +49,9 @@ class ScrcPolicy(PlainPolicy):
 
     tau: log odds of confidence, -inf: everything is selected. floors: log odds per class, -inf: always in the set.
     confidence: "softmax" (g is the largest probability) or "gate" (g is sigmoid(Scores.gate)). xi: coverage claimed.
-    alpha: risk -> target. likeliest_in_set: the set holds the likeliest class whatever its floor (K > 2; a larger set
-    loses no less), so that no image exits as another one.
+    alpha: risk -> target that was asked for. likeliest_in_set: the set holds the likeliest class whatever its floor
+    (K > 2; a larger set loses no less), so that no image exits as another one. unclaimed: classes (K > 2) that are in a
+    set only as its likeliest class, and as which no image exits; None: of a version in which none could be.
 
     >>> policy = ScrcPolicy(
     ...     variant="I",
@@ -72,6 +77,7 @@ class ScrcPolicy(PlainPolicy):
     alpha: dict[str, float]
     certificate: Certificate | None = None
     likeliest_in_set: bool = False
+    unclaimed: tuple[str, ...] | None = None
 
     name = "scrc"
     document_kind = SCRCPARAMS_KIND
@@ -104,11 +110,18 @@ class ScrcPolicy(PlainPolicy):
 
     @property
     def never_answered(self) -> tuple[str, ...]:
-        """Classes as which no image can exit: a class that is always in the set leaves no single other one."""
+        """Classes as which no image can exit: shut ones; a class that is always in the set leaves no single other."""
         if not self.certified:
             return self.classes
-        always = {k for k, value in enumerate(self.floors) if value == -inf}
-        return tuple(name for k, name in enumerate(self.classes) if always - {k})
+        closed = self.unclaimed or ()
+        always = {k for k, value in enumerate(self.floors) if value == -inf and self.classes[k] not in closed}
+        return tuple(name for k, name in enumerate(self.classes) if always - {k} or name in closed)
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """alpha of the risks that are claimed: of no class that is shut."""
+        closed = {f"miss_rate.{name}" for name in self.unclaimed or ()}
+        return {name: target for name, target in self.alpha.items() if name not in closed}
 
     def sets(self, scores: Scores) -> tuple[Bools, Bools]:
         """(selected bool [N], in_set bool [N, K]). Raises DataError for another number of classes or a missing gate."""
@@ -120,14 +133,37 @@ class ScrcPolicy(PlainPolicy):
         g = confidence_of(scores, odds, self.confidence)
         # Variant T ranks the new image too: g = tau is then inside, whatever it ties with.
         in_set = odds >= np.asarray(self.floors)
+        rows, likeliest = np.arange(len(in_set)), odds.argmax(axis=1)
         if self.likeliest_in_set:
-            in_set[np.arange(len(in_set)), odds.argmax(axis=1)] = True
+            in_set[rows, likeliest] = True
+        if self.unclaimed:
+            closed = self.is_unclaimed
+            in_set[:, closed] = False
+            in_set[rows, likeliest] |= closed[likeliest]
         return (g > self.tau if self.variant == "I" else g >= self.tau), in_set
+
+    @property
+    def is_unclaimed(self) -> Bools:
+        """Which classes are shut, bool [K]."""
+        return np.array([name in (self.unclaimed or ()) for name in self.classes])
+
+    def exits(self, scores: Scores) -> Bools:
+        """Images whose set holds a single class which is not shut, bool [N]. Raises as sets() does."""
+        return self._leaving(scores, *self.sets(scores))
+
+    def _leaving(self, scores: Scores, selected: Bools, in_set: Bools) -> Bools:
+        leaves = single_class(selected, in_set) & self.certified
+        if self.unclaimed:
+            leaves &= ~in_set[:, self.is_unclaimed].any(axis=1)
+        if self.unclaimed is not None and self.variant == "T":
+            # The mean over the sets in which a class is kept needs it (policy/scrc_unclaimed.py).
+            leaves &= confidence_of(scores, class_log_odds(scores.logits), self.confidence) > self.tau
+        return leaves
 
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and probability of every row, each by itself. Raises as sets() does."""
         selected, in_set = self.sets(scores)
-        leaves = single_class(selected, in_set) & self.certified
+        leaves = self._leaving(scores, selected, in_set)
         label = np.where(leaves, in_set.argmax(axis=1), scores.logits.argmax(axis=1)).astype(np.int64)
         probability = scores.probabilities
         of_label = probability[:, 1] if len(self.classes) == 2 else probability[np.arange(len(label)), label]
@@ -146,15 +182,22 @@ class ScrcPolicy(PlainPolicy):
             "xi": self.xi,
             "alpha": dict(self.alpha),
             **({"likeliest_in_set": True} if self.likeliest_in_set else {}),
+            **({"unclaimed": list(self.unclaimed)} if self.unclaimed is not None else {}),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], certificate: Certificate | None = None) -> ScrcPolicy:
-        """The inverse of to_document. Raises IntegrityError where classes and floors do not agree."""
+        """The inverse of to_document. Raises IntegrityError where classes, floors and shut classes do not agree."""
         classes, floors = tuple(document["classes"]), document["floors"]
         if len(classes) != len(floors):
             raise IntegrityError(
                 f"scrcparams: {len(floors)} floors for {len(classes)} classes; run `stage1 calibrate` again"
+            )
+        unclaimed = tuple(document["unclaimed"]) if "unclaimed" in document else None
+        if unknown := [name for name in unclaimed or () if name not in classes]:
+            raise IntegrityError(
+                f"scrcparams: unclaimed {unknown[0]!r} is none of the classes {', '.join(classes)}; run `stage1"
+                " calibrate` again"
             )
         return cls(
             variant=document["variant"],
@@ -168,22 +211,27 @@ class ScrcPolicy(PlainPolicy):
             certificate=certificate,
             # Sets that were made before there was a choice held no class that their floors left out.
             likeliest_in_set=document.get("likeliest_in_set", False),
+            unclaimed=unclaimed,
         )
 
     def refit_options(self) -> dict[str, Any]:
-        """coverage, which is of selection, and variant."""
-        return {"coverage": self.xi, "variant": self.variant}
+        """coverage, which is of selection, variant, and the whole target, also of classes that are shut."""
+        return {"coverage": self.xi, "variant": self.variant, "risks": dict(self.alpha)}
 
     def selected_shares(self, scores: Scores) -> tuple[SelectedShare, ...]:
         """Risks and coverage of the selected images: among those of a class the wrong exits, among all the selected."""
         labels = scores.known_labels
         selected, in_set = self.sets(scores)
+        counted = selected
+        if self.variant == "T":
+            # An image at tau is selected; beside a new one it is none of those that its floors are counted on.
+            counted = confidence_of(scores, class_log_odds(scores.logits), self.confidence) > self.tau
         # The limited risks are monotone: those of all members of a class.
         of_class = {risk.name: int(risk.side == "positive") for risk in risks_for(2) if risk.monotone}
         of_class |= {f"miss_rate.{name}": index for index, name in enumerate(self.classes)}
         shares = []
-        for name, target in self.alpha.items():
-            members = selected & (labels == of_class[name])
+        for name, target in self.kept.items():
+            members = counted & (labels == of_class[name])
             shares.append(SelectedShare(name, ~in_set[:, of_class[name]] & members, members, most=target))
         return (*shares, SelectedShare("coverage", selected, np.ones_like(selected), least=self.xi))
 

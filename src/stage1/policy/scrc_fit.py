@@ -1,38 +1,25 @@
-"""The family of rules of SCRC: tau and class floors chosen, their counts certified, the certificate in words."""
+"""SCRC as a kind of policy: what it takes, how it is fitted, and what the stages ask of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from stage1.errors import ConfigError, DataError
 from stage1.policy.base import Policy
-from stage1.policy.certificate import Certificate, Coverage, RiskBound
 from stage1.policy.kind import Configured, FitInputs, PolicyKind, Say
-from stage1.policy.scrc import Bools, ScrcPolicy, single_class
-from stage1.policy.slices import SliceClaim
+from stage1.policy.scrc import ScrcPolicy
 from stage1.policy.softmax import plug_in
-from stage1.policy.units import ALL_IMAGES, Counting, check_samples, choose_unit
+from stage1.policy.units import ALL_IMAGES, Counting, check_samples
 from stage1.scores import Scores
 
 if TYPE_CHECKING:
     from stage1.policy.boundary import Boundary
-    from stage1.policy.certify import Shortfall
-    from stage1.policy.scrc_choice import Choice, Target
-    from stage1.policy.target import Request
+    from stage1.policy.scrc_choice import Target
 
 SCRC_COVERAGE = 0.7
 """Share of images to be selected, where none is asked for."""
-
-METHODS = {
-    "I": "SCRC-I, PAC: order statistics of the confidence and of each class among the selected images, exact binomial",
-    "T": (
-        "SCRC-T, in expectation: conformal risk control of each class among the selected images, floor((m + 1) alpha) -"
-        " 1 losses allowed"
-    ),
-}
 
 
 def fit_scrc(
@@ -64,6 +51,7 @@ def fit_scrc(
     """
     # Late here and below: who reads a policy to answer images needs nothing of how one is fitted.
     from stage1.policy.certify import certify
+    from stage1.policy.scrc_family import SelectedSets
     from stage1.policy.target import Request
 
     check_samples(calib, select)
@@ -77,136 +65,12 @@ def fit_scrc(
     return replace(policy, certificate=certificate)
 
 
-@dataclass(frozen=True, slots=True)
-class SelectedSets:
-    """The family of selection and class floors (RuleFamily of policy/certify.py); its rules are uncertified policies.
-
-    coverage: the least share of images to be selected. targets: one of each class.
-    """
-
-    variant: str
-    coverage: float
-    targets: tuple[Target, ...]
-
-    policy = ScrcPolicy.name
-
-    def find(self, target: Request, calib: Scores, select: Scores | None, counting: Counting) -> FoundSets:
-        """tau and floors from the counted units alone."""
-        from stage1.policy.certify import counted_units
-        from stage1.policy.scrc_choice import choose
-
-        unit = choose_unit(calib, counting.unit, counting.assume_iid)
-        counted = counted_units(calib, unit, counting.seed)
-        kind = "softmax" if calib.gate is None else "gate"
-        delta = 1.0 - target.confidence
-        chosen = choose(counted, kind, self.targets, self.coverage, delta, self.variant, target.boundary)
-        policy = ScrcPolicy(
-            self.variant,
-            kind,
-            chosen.tau,
-            chosen.floors,
-            tuple(target.classes),
-            True,
-            self.coverage,
-            {item.risk: item.value for item in self.targets},
-            likeliest_in_set=not target.against_argmax and len(target.classes) > 2,
-        )
-        return FoundSets(self, chosen, policy, counted, unit, target.confidence)
-
-
-@dataclass(frozen=True, slots=True)
-class FoundSets:
-    """Selection and floors on the counted units (policy/certify.py, Found). best: the policy at `chosen`."""
-
-    family: SelectedSets
-    chosen: Choice
-    best: ScrcPolicy
-    counted: Scores
-    unit: str
-    confidence: float
-
-    # Each risk has its share of delta, and the coverage of the images that exit is no claim.
-    union_null = False
-    at_end = False
-
-    @property
-    def nothing(self) -> ScrcPolicy:
-        return replace(self.best, tau=-inf, floors=(-inf,) * len(self.best.classes), certified=False)
-
-    @property
-    def rule(self) -> ScrcPolicy:
-        return self.best if self.chosen.covers else self.nothing
-
-    @property
-    def method(self) -> str:
-        return METHODS[self.family.variant]
-
-    @property
-    def n_units(self) -> int:
-        return len(self.counted)
-
-    @property
-    def meaning(self) -> tuple[str, ...]:
-        from stage1.policy.scrc_choice import meaning
-
-        return meaning(self.family.variant)
-
-    def _exits(self, rule: ScrcPolicy) -> Bools:
-        return single_class(*rule.sets(self.counted)) & rule.certified
-
-    def exits(self, rule: ScrcPolicy) -> bool:
-        return bool(self._exits(rule).any())
-
-    def risks(self, rule: ScrcPolicy, certified: bool) -> dict[str, RiskBound]:
-        from stage1.policy.scrc_choice import measured
-
-        _, in_set = rule.sets(self.counted)
-        return measured(rule, self.chosen, in_set, self.counted.known_labels, self.family.targets)
-
-    def coverage(self, rule: ScrcPolicy, certified: bool) -> tuple[Coverage, dict[str, Coverage]]:
-        exits, labels = self._exits(rule), self.counted.known_labels
-        return _share(exits), {name: _share(exits[labels == k]) for k, name in enumerate(rule.classes)}
-
-    def slices(self) -> tuple[SliceClaim, ...]:
-        raise ConfigError("slices: claims for slices are not for scrc; leave them out")
-
-    def shortfall(self, rule: ScrcPolicy, risks: dict[str, RiskBound], certified: bool) -> Shortfall:
-        from stage1.policy.scrc_choice import shortfall
-
-        return shortfall(risks, self.chosen, rule, self.counted, self.family.targets, self.confidence, self.unit)
-
-    def never_answered(self, rule: ScrcPolicy) -> tuple[str, ...]:
-        return rule.never_answered
-
-    def statement(self, rule: ScrcPolicy, certificate: Certificate) -> str:
-        from stage1.policy.scrc_choice import claimed, statement
-
-        confidence = certificate.headline_confidence if certificate.certified else self.confidence
-        claims = claimed(rule, self.family.targets, confidence)
-        if not certificate.certified:
-            return f"Not certifiable {claims}. {certificate.reason} Every image defers."
-        selected, _ = rule.sets(self.counted)
-        return statement(
-            claims,
-            rule,
-            selected,
-            self._exits(rule),
-            self.unit,
-            iid_assumed=certificate.assume_iid,
-            attempts=certificate.attempts,
-            confidence=certificate.confidence,
-        )
-
-
-def _share(exits: Bools) -> Coverage:
-    return Coverage(value=float(exits.mean()) if len(exits) else 0.0, n=len(exits), exits=int(exits.sum()))
-
-
 def checked_targets(
     risks: Mapping[str, float], names: Sequence[str], coverage: float, confidence: float, variant: str
 ) -> list[Target]:
     """One target for each class. Raises ConfigError where these are none for scrc with these classes."""
     from stage1.policy.scrc_choice import Target
+    from stage1.policy.scrc_family import METHODS
 
     for what, value in (("coverage", coverage), ("confidence", confidence)):
         if not (isinstance(value, (int, float)) and 0 < value < 1):

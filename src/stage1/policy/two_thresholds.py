@@ -14,7 +14,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1.policy.certificate import Certificate, Coverage, RiskBound, certified_statement, percent, refused_statement
+from stage1.policy.certificate import (
+    Certificate,
+    Coverage,
+    RiskBound,
+    UnclaimedClass,
+    certified_statement,
+    percent,
+    refused_statement,
+)
 from stage1.policy.certify import Shortfall, counted_units
 from stage1.policy.closed_form import Thresholds
 from stage1.policy.counts import (
@@ -172,6 +180,9 @@ class FoundThresholds:
             self.select_score,
             self.counting.seed,
         )
+
+    def unclaimed(self, rule: Thresholds) -> tuple[UnclaimedClass, ...]:
+        return ()
 
     def never_answered(self, rule: Thresholds) -> tuple[str, ...]:
         return tuple(name for name, cut in zip(self.target.classes, (rule.lo, rule.hi), strict=True) if cut is None)
