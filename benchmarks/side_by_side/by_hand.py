@@ -1,7 +1,8 @@
 """The same job by hand: what an engineer writes in a day with timm, scikit-learn, onnxruntime and a certifying peer.
 
 `python by_hand.py TABLE OUT TARGET [FEATURES.npy]`: TABLE is a CSV of image, label (0 or 1), group and role; OUT gets
-model.onnx, scores.npz and threshold.json; FEATURES.npy is read where it is there, else written. No line of stage1 is used, and nothing here is made weaker than it would be by hand.
+model.onnx, scores.npz and threshold.json; FEATURES.npy is read where it is there, else written. No line of stage1 is
+used, and nothing here is made weaker than it would be by hand.
 """
 
 from __future__ import annotations

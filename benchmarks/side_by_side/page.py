@@ -86,7 +86,7 @@ ABOUT = (
     " {lines} lines: EfficientNet-Lite0 by its own evaluation transform, logistic regression with C by grouped"
     " cross-validation on train + val_select, ONNX export with parity, and a certifying method on one random image of"
     " each calibration group. Ours: `stage1 run --recipe baseline data.table=... risks='{{error: ...}}'`, one command,"
-    " which also writes the report and the bundle. Same images, same roles; the scores judged are of the held out images"
-    " (val_calib and val_test); a mean and its standard error are over the splits by group. Certified coverage: 100"
-    " draws with replacement of as many groups as val_calib has, from the held out groups, whose own risk is the truth."
+    " which also writes the report and the bundle. Same images, same roles; the scores judged are of the held out"
+    " images (val_calib and val_test); a mean and its standard error are over the splits by group. Certified coverage:"
+    " 100 draws with replacement of as many groups as val_calib has, from the held-out groups, whose own risk is the truth."
 )
