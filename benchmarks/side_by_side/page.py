@@ -88,5 +88,6 @@ ABOUT = (
     " each calibration group. Ours: `stage1 run --recipe baseline data.table=... risks='{{error: ...}}'`, one command,"
     " which also writes the report and the bundle. Same images, same roles; the scores judged are of the held out"
     " images (val_calib and val_test); a mean and its standard error are over the splits by group. Certified coverage:"
-    " 100 draws with replacement of as many groups as val_calib has, from the held-out groups, whose own risk is the truth."
+    " 100 draws with replacement of as many groups as val_calib has, from the held-out groups, whose own risk is the"
+    " truth."
 )
