@@ -548,3 +548,18 @@ def test_evaluation_of_other_scores_than_the_thresholds_are_for(tmp_path):
         IntegrityError.exit_code,
         "thresholds.json",
     )
+
+
+def test_slices_are_columns_by_their_own_name_and_a_missing_one_is_named(tmp_path):
+    rng = np.random.default_rng(5)
+    labels = rng.integers(2, size=1500)
+    margin = 6 * (labels - 0.5) + rng.normal(size=1500)
+    city = rng.choice(["bern", "zug"], size=1500)
+    path = csv(tmp_path / "scores.csv", label=labels, logit_0=np.zeros(1500), logit_1=margin, city=city)
+    asked = ("risks={fnr: 0.1, fpr: 0.1}", "--output", str(tmp_path / "out"))
+    found = stage1("calibrate", "--scores", path, *asked, "data.slices=[city]")
+    assert found.returncode == 0, found.stderr
+    certificate = json.loads((tmp_path / "out" / "certificate.json").read_text())
+    assert {row["value"] for row in certificate["slices"]} == {"bern", "zug"}
+    missing = stage1("calibrate", "--scores", path, *asked, "data.slices=[town]")
+    one_line_error(missing, DataError.exit_code, "scores.csv", "no column is called slice_town or town")

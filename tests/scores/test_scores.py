@@ -253,3 +253,14 @@ def test_tensors_of_a_run_round_trip(tmp_path):
     (tmp_path / "val_calib_logits.pt").write_bytes(b"broken")
     with pytest.raises(IntegrityError, match="val_calib_logits.pt"):
         read_role(tmp_path, "val_calib")
+
+
+def test_an_attribute_that_is_asked_for_is_found_under_its_own_name(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("logit_0,logit_1,city\n0,1,bern\n1,0,zug\n")
+    assert read_scores(path)[0].slices == {}
+    assert read_scores(path, slices=["city", "night"])[0].slices["city"].tolist() == ["bern", "zug"]
+    path.write_text("logit_0,logit_1,city,slice_city\n0,1,x,bern\n1,0,y,zug\n")
+    assert read_scores(path, slices=["city"])[0].slices["city"].tolist() == ["bern", "zug"]
+    given = read_scores(path, slices=["city"], columns={"slice_city": "city"})[0]
+    assert given.slices["city"].tolist() == ["x", "y"]

@@ -285,14 +285,9 @@ def _read_file(
     path: Path, values: str | None, columns: Mapping[str, str], level_column: str | None, say: Callable[[str], None]
 ) -> Judged:
     kind, wanted = checked_values(values), level_column or LEVEL
-    scores, roles = read_scores(path, values=kind, columns=columns, say=say)
-    if wanted not in scores.slices and f"slice_{wanted}" not in columns:
-        try:
-            scores, roles = read_scores(path, values=kind, columns={**columns, f"slice_{wanted}": wanted})
-        except DataError:
-            # No such column: one level, unless it was asked for by name.
-            if level_column is not None:
-                raise
+    scores, roles = read_scores(path, values=kind, columns=columns, slices=(wanted,), say=say)
+    if level_column is not None and wanted not in scores.slices:
+        raise DataError(f"{path}: no column {wanted!r} (given for level); name a column that it has")
     return _by_role(scores, roles, path, "probabilities of the scores")
 
 

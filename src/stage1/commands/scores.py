@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +50,14 @@ def calibrate_scores(
     same roles. Raises ConfigError, DataError, MissingError; an uncertifiable target is a policy that defers everything.
     """
     scores, roles = read_scores(
-        path, values=checked_values(values), columns=columns, classes=config.data.classes, say=say
+        path,
+        values=checked_values(values),
+        columns=columns,
+        classes=config.data.classes,
+        slices=config.data.slices,
+        say=say,
     )
+    _refuse_missing_slices(path, scores, config.data.slices)
     config = config.for_classes(scores.n_classes)  # the options that are written name the target
     if roles is None:
         roles = hashed_roles(scores, _SPLIT_ROLES, _shares(shares), config.split.seed)
@@ -73,6 +79,15 @@ def calibrate_scores(
         write_text(folder / OPTIONS_FILE, to_yaml(config))
         save_policy(folder, policy)
     return Calibrated(policy, calib)
+
+
+def _refuse_missing_slices(path: Path, scores: Scores, wanted: Sequence[str]) -> None:
+    if missing := [name for name in wanted if name not in scores.slices]:
+        there = ", ".join(scores.slices) or "none"
+        raise DataError(
+            f"{path}: data.slices names {missing[0]!r}, and no column is called slice_{missing[0]} or {missing[0]}"
+            f" (attributes that it has: {there}); name the column with --columns slice_{missing[0]}=COLUMN"
+        )
 
 
 def _ledger(path: Path, folder: Path, say: Callable[[str], None]) -> Ledger:
@@ -107,7 +122,10 @@ def evaluate_scores(
     where not given. Raises DataError where no row is left, labels are missing, or rows were used to make the policy.
     """
     policy = load_policy(policy_folder)
-    scores, roles = read_scores(path, values=checked_values(values), columns=columns, classes=policy.classes, say=say)
+    asked = policy.certificate.slices_asked if policy.certificate else ()
+    scores, roles = read_scores(
+        path, values=checked_values(values), columns=columns, classes=policy.classes, slices=asked, say=say
+    )
     rows = {} if roles is None else {role: scores.take(roles == role) for role in ("val_select", "val_calib")}
     if roles is not None:
         scores = scores.take(roles == "val_test")

@@ -123,6 +123,7 @@ def read_scores(
     values: Values | None = None,
     columns: Mapping[str, str] | None = None,
     classes: Sequence[str] | None = None,
+    slices: Sequence[str] = (),
     say: Callable[[str], None] = silent,
 ) -> tuple[Scores, NDArray[np.str_] | None]:
     """Read scores and, where there is one, the role of each row.
@@ -135,6 +136,8 @@ def read_scores(
     that are called otherwise in the file.
     classes: names in the order of the score columns. A label is then matched as `labels.place_labels` says, without
     them it is a column number (true 1, false 0); a column label_index holds column numbers in any case.
+    slices: attributes that are asked for: NAME is then taken from a column of that name where none is called
+    slice_NAME.
     Table files hold `logit_0..` (or `prob_0..` for probabilities; one column `prob_1` or the one named "scores" is
     P(class 1)).
     say: hears, a line each, of blank groups, of probabilities off by rounding, and of logits that look like
@@ -153,6 +156,7 @@ def read_scores(
             f"columns: unknown field {sorted(unknown)[0]!r}; use {', '.join(_FIELDS)}, slice_NAME or extra_NAME"
         )
     raw = open_columns(path)
+    names = {**_asked_slices(raw, slices), **names}
     kind, matrix = _score_matrix(raw, names, values)
     if matrix.shape[:1] == (0,):
         raise DataError(f"{path}: no rows; a score file has one for each image")
@@ -234,6 +238,11 @@ def _roles(raw: ColumnFile, name: str) -> NDArray[np.str_]:
 
 def _places_of(text: str, texts: Sequence[str]) -> list[int]:
     return [place for place, other in enumerate(texts) if other == text]
+
+
+def _asked_slices(raw: ColumnFile, slices: Sequence[str]) -> dict[str, str]:
+    """{slice_NAME: NAME} for attributes that the file has under their own name only."""
+    return {f"{_SLICE}{name}": name for name in slices if f"{_SLICE}{name}" not in raw.names and name in raw.names}
 
 
 def _filled(raw: ColumnFile, name: str) -> list[str]:
