@@ -7,6 +7,7 @@ import re
 
 import yaml
 
+from stage1.bundle.card import _evaluation
 from stage1.policy import Certificate
 
 
@@ -69,6 +70,14 @@ def test_evaluation_numbers_have_their_intervals(with_evaluation, tmp_path):
     for name, counts in zip(evaluation["exit_confusion"]["rows"], evaluation["exit_confusion"]["counts"], strict=True):
         assert f"| {name} | {counts[0]} | {counts[1]} | {counts[2]} |" in text
     assert json.loads((folder / "bundle.json").read_text())["created_from"]["evaluation"] is not None
+
+
+def test_the_card_says_that_so_many_images_were_not_drawn(with_evaluation):
+    few = dict(with_evaluation.evaluation)
+    many = {**few, "n_groups": 20_000}
+    assert f"bootstrap ({few['resamples']} resamples)" in _evaluation(few)
+    assert "t from what each image moves a metric by" in _evaluation(many)
+    assert "resamples)" not in _evaluation(many)
 
 
 def test_refusal_says_why_and_what_it_takes(make_parts, tmp_path):

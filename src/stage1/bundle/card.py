@@ -9,6 +9,7 @@ import yaml
 
 from stage1.bundle.licences import licence_header
 from stage1.evaluation.argmax import argmax_lines
+from stage1.evaluation.linear import MANY_UNITS
 from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
 from stage1.policy.certificate import on_average, shown_bound
@@ -299,7 +300,14 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
         + (f" in {evaluation['n_groups']} groups" if grouped else "")
         + ", not used for training, selection or the certificate. "
     )
-    if grouped:
+    unit = "group" if grouped else "image"
+    if evaluation["n_groups"] >= MANY_UNITS:
+        text += (
+            f"Intervals: t from what each {unit} moves a metric by, which is what a bootstrap of so many comes to "
+            "(drawn where a metric hangs on few of them); of risks, coverage and accuracy "
+            + ("Clopper and Pearson with as many images as the groups are worth." if grouped else "exact.")
+        )
+    elif grouped:
         text += (
             f"Intervals: t from a bootstrap over groups ({evaluation['resamples']} resamples); of risks, coverage and "
             "accuracy Clopper and Pearson with as many images as the groups are worth."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 
 from stage1.calibration import CalibrationMap
 from stage1.errors import DataError
-from stage1.evaluation.intervals import Interval, Metric, Statistic, bootstrap, measured
+from stage1.evaluation.intervals import Interval, Statistic, bootstrap, measured
+from stage1.evaluation.linear import Binned
+from stage1.evaluation.measures import difference_of, mean_of
 from stage1.evaluation.probability import Calibration, brier_rows, nll_rows, reliability
-from stage1.evaluation.ranking import FloatArray, weighted_mean
+from stage1.evaluation.ranking import FloatArray
 from stage1.scores import Scores
 
 BINS = 15
@@ -44,10 +46,11 @@ class Reported:
         if not self.changes:
             return {}
         first, second = _losses(self.before), _losses(self.after)
+        changes = _changes(self.before, self.after, (first["ece"], second["ece"]))
         found: dict[str, Statistic] = {}
         for name in LOSSES:
             found[f"calibration/{name}/before"] = first[name]
-            found[f"calibration/{name}/change"] = _change(first[name], second[name])
+            found[f"calibration/{name}/change"] = changes[name]
         return found
 
     def document(self, intervals: Mapping[str, Interval]) -> dict[str, Any]:
@@ -80,10 +83,8 @@ def before_after(
         raise DataError("scores: no rows; give the labelled rows of val_test")
     after = scores if calibration is None else calibration.calibrate(scores)
     found = {"before": _losses(scores), "after": _losses(after)}
-    metrics: dict[str, Statistic] = {}
-    for name in ("nll", "brier", "ece"):
-        first, second = found["before"][name], found["after"][name]
-        metrics |= {f"{name}/before": first, f"{name}/after": second, f"{name}/change": _change(first, second)}
+    found["change"] = _changes(scores, after, (found["before"]["ece"], found["after"]["ece"]))
+    metrics = {f"{name}/{part}": losses[name] for name in LOSSES for part, losses in found.items()}
     intervals = bootstrap(
         metrics,
         confidence=np.zeros(len(scores)),
@@ -110,29 +111,44 @@ def before_after(
 
 
 def _losses(scores: Scores) -> dict[str, Statistic]:
-    labels, probabilities = scores.known_labels, scores.probabilities
-    return {
-        "nll": Statistic(_mean_of(nll_rows(scores.logits, labels)), "loss"),
-        "brier": Statistic(_mean_of(brier_rows(probabilities, labels)), "loss"),
-        "ece": calibration_error(Calibration(probabilities, labels), len(scores)),
+    rows = _loss_rows(scores)
+    return {name: mean_of(values, "loss") for name, values in rows.items()} | {
+        "ece": calibration_error(Calibration(scores.probabilities, scores.known_labels), len(scores))
     }
+
+
+def _loss_rows(scores: Scores) -> dict[str, FloatArray]:
+    labels = scores.known_labels
+    return {"nll": nll_rows(scores.logits, labels), "brier": brier_rows(scores.probabilities, labels)}
+
+
+def _changes(before: Scores, after: Scores, errors: tuple[Statistic, Statistic]) -> dict[str, Statistic]:
+    """What a map changes of each loss; errors: the calibration errors before and after."""
+    first, second = _loss_rows(before), _loss_rows(after)
+    return {name: difference_of(first[name], second[name]) for name in first} | {"ece": _change(*errors)}
 
 
 def calibration_error(calibration: Calibration, n: int, n_bins: int = BINS) -> Statistic:
     """The calibration error of n rows as `bootstrap` takes it, in bins of equal mass that stay in every replicate."""
     gaps = calibration.gaps(np.ones(n), n_bins)
-    return Statistic(lambda c, r, w: gaps(w[None, :])[0], calibration="error")
-
-
-def _mean_of(values: FloatArray) -> Metric:
-    return lambda c, r, w: weighted_mean(values, w)
+    return Statistic(
+        lambda c, r, w: gaps(w[None, :])[0],
+        calibration="error",
+        influence=lambda: [Binned(*calibration.binned(n_bins), n_bins)],
+    )
 
 
 def _change(first: Statistic, second: Statistic) -> Statistic:
     before, after = first.measure, second.measure
-    if first.calibration is not None:
-        return Statistic(lambda c, r, w: np.append(before(c, r, w), after(c, r, w)), calibration="change")
-    return Statistic(lambda c, r, w: after(c, r, w) - before(c, r, w), "difference")
+    return Statistic(
+        lambda c, r, w: np.append(before(c, r, w), after(c, r, w)),
+        calibration="change",
+        influence=lambda: [part for one in (first, second) if one.influence for part in _binned(one.influence())],
+    )
+
+
+def _binned(found: FloatArray | Sequence[Binned] | None) -> list[Binned]:
+    return [part for part in found or () if isinstance(part, Binned)]
 
 
 def _bins(scores: Scores) -> list[dict[str, float]]:

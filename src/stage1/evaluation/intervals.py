@@ -16,20 +16,25 @@ Three kinds of interval:
   samples (Davison and Hinkley 1997, 5.3). It says "undefined" where all replicates are on one side of the value. Too
   short with few units as well.
 For counts use the exact intervals of `exit_rates`.
+
+From 20,000 units on, method "t" draws nothing for a statistic whose influence is known and carried by many units: it
+reads the normal distribution that replicates have there (stage1.evaluation.linear). What has to be drawn is drawn 200
+times or more, as many as 2 x 10^8 weights allow, and the degrees of freedom account for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from stage1.errors import ConfigError
-from stage1.evaluation import probability, resampling, selective
+from stage1.evaluation import influence, probability, resampling, selective
 from stage1.evaluation.ece_interval import ece_change_interval, ece_interval
+from stage1.evaluation.linear import MANY_UNITS, Influence, Linear, linear
 from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, Weights, checked_rows, checked_weights
 from stage1.evaluation.t_interval import SMALL_STRATUM, UNDEFINED, Scale, Spread, t_interval, too_few
 from stage1.storage.documents import finite_or_none
@@ -50,6 +55,7 @@ SCALES: dict[str, Scale] = {
 """Of the built-in statistics."""
 _JACKKNIFE_UNITS = 1000
 _JACKKNIFE_BLOCKS = 500
+_MOST_WEIGHTS, _FEWEST_RESAMPLES = 200_000_000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,8 @@ class Interval:
     """A statistic and its interval. NaN where undefined.
 
     resamples: replicates in which the statistic was defined; the interval is theirs. low and high are NaN where fewer
-    than half were, or where there is only one unit to draw.
+    than half were, or where there is only one unit to draw. 0: none was drawn, the spread is that of the influence of
+    each unit.
 
     >>> metrics = {"accuracy": "accuracy"}
     >>> found = bootstrap(metrics, confidence=[3.0, 2.0, 1.0], residuals=[0, 1, 0], n_resamples=100)["accuracy"]
@@ -90,6 +97,8 @@ class Statistic:
     measure: Callable[[FloatArray, FloatArray, FloatArray], float | FloatArray]
     scale: Scale = "number"
     calibration: Literal["error", "change"] | None = None
+    influence: Influence | None = None
+    """What each row moves it by, at weight 1 (stage1.evaluation.influence); of a calibration error its bins."""
 
     def value(self, measured: FloatArray) -> FloatArray:
         """What `measure` gave, [...] or [..., bins], as numbers [...]."""
@@ -140,36 +149,59 @@ def bootstrap(
         raise ConfigError(f"method: {method!r}; use t, percentile or bca")
     fast, custom = _sort_out(metrics)
     ranking = Ranking(conf, res)
+    to_draw = set(metrics)
 
     def measure(batch: Weights) -> dict[str, FloatArray]:
-        """What each statistic measures for each row of weights: [B], or [B, bins]."""
+        """What each statistic that is to be drawn measures for each row of weights: [B], or [B, bins]."""
         found: dict[str, FloatArray] = {}
+        drawn = {name: statistic for name, statistic in custom.items() if name in to_draw}
         with np.errstate(invalid="ignore"):  # a replicate may leave a statistic undefined: NaN, counted below
-            if fast:
+            if to_draw & fast.keys():
                 accepted = ranking.accept(batch)
-                found |= {name: np.asarray(STATISTICS[statistic](accepted)) for name, statistic in fast.items()}
-            if custom:
+                found |= {
+                    name: np.asarray(STATISTICS[statistic](accepted))
+                    for name, statistic in fast.items()
+                    if name in to_draw
+                }
+            if drawn:
                 rows = batch.astype(np.float64)
                 found |= {
                     name: np.array([statistic.measure(conf, res, row) for row in rows], dtype=np.float64)
-                    for name, statistic in custom.items()
+                    for name, statistic in drawn.items()
                 }
         return found
 
     observed = measure(base[None, :])
     plan = resampling.units(len(conf), labels, groups)
     several = len(plan) > 1
-    batches = resampling.draws(plan, len(conf), n_resamples, seed) if several else ()
+    known: dict[str, Linear] = {}
+    if method == "t" and len(plan) >= MANY_UNITS and (base == 1.0).all():
+        for name in metrics:
+            of_rows = custom[name].influence if name in custom else _of_ranking(fast[name], ranking)
+            value = observed[name][0]
+            if of_rows is not None and not np.isnan(value).any():
+                with np.errstate(divide="ignore", invalid="ignore"):  # no influence, said below
+                    replicates = linear(of_rows(), value, plan, seed)
+                if replicates is not None:
+                    known[name] = replicates
+    to_draw -= known.keys()
+    wanted = min(n_resamples, max(_FEWEST_RESAMPLES, _MOST_WEIGHTS // len(conf)))
+    batches = resampling.draws(plan, len(conf), wanted, seed) if several and to_draw else ()
     found = [measure(batch) for counts in batches if len(batch := weigh(plan.rows(counts), base))]
-    left_out = _left_out(plan, base, measure, method, seed) if several else {}
+    left_out = _left_out(plan, base, measure, method, seed) if several and to_draw else {}
     short = too_few(tuple(map(len, plan.strata)), "images" if len(plan) == len(conf) else "groups")
 
     def interval(name: str) -> Interval:
         statistic = custom.get(name) or Statistic(_never, SCALES[fast[name]])
         first = observed[name][0]
+        if name in known:
+            all_of = known[name].replicates
+            without = known[name].left_out
+            return replace(read_interval(statistic, first, all_of, level, len(all_of), plan, without), resamples=0)
         measured = np.concatenate([batch[name] for batch in found]) if found else np.empty((0, *first.shape))
         without = {index: values[name] for index, values in left_out.items()}
-        return read_interval(statistic, first, measured, level, n_resamples, plan, without, method, short)
+        few = wanted if wanted < n_resamples else None
+        return read_interval(statistic, first, measured, level, wanted, plan, without, method, short, few)
 
     return {name: interval(name) for name in metrics}
 
@@ -184,12 +216,14 @@ def read_interval(
     left_out: Mapping[int, FloatArray],
     method: Method = "t",
     short: str | None = None,
+    few: int | None = None,
 ) -> Interval:
     """The interval of one statistic.
 
     observed, measured: what its `measure` gave for the data, [] or [bins], and for each replicate, [B] or [B, bins], of
     `wanted` ones. left_out: stratum -> the same without parts of it (method "t": without each unit of a small stratum,
-    "bca": the jackknife). short: why there are too few units for method "t".
+    "bca": the jackknife). short: why there are too few units for method "t". few: how many replicates there are, where
+    so few that the error of their own spread is counted.
     """
     value, drawn = float(statistic.value(observed)), statistic.value(measured)
     defined = np.sort(drawn[~np.isnan(drawn)])
@@ -200,7 +234,7 @@ def read_interval(
             note = None if np.isnan(value) else short or UNDEFINED
             return Interval(value, *nothing, level, len(defined), method, note)
         without = {index: statistic.value(values) for index, values in left_out.items()}
-        spread = Spread.of(plan, without)
+        spread = Spread.of(plan, without, few)
         variance = float(defined.var(ddof=1))
         note = None
         if statistic.calibration is not None:
@@ -258,6 +292,10 @@ def _left_out(
         index: {name: np.concatenate([part[name] for part in found]) for name in found[0]}
         for index, found in parts.items()
     }
+
+
+def _of_ranking(statistic: str, ranking: Ranking) -> Influence:
+    return lambda: influence.of_ranking(statistic, ranking)
 
 
 def _never(confidence: FloatArray, residuals: FloatArray, weights: FloatArray) -> float:

@@ -158,9 +158,7 @@ class Calibration:
         The bins (equal mass) are those at weights `base` and stay; at `base` the absolute values sum to `error`. Bins
         that ties leave empty come last and are 0: two maps of the same rows have the same number of bins.
         """
-        cuts = self._cuts(self._running(base[self._order]), n_bins, "equal_mass")[:-1]
-        starts = np.unique(cuts if self._ends is None else np.append(0, self._ends + 1)[cuts])
-        starts = starts[starts < len(base)]
+        starts = self._starts(base, n_bins)
 
         def at(weights: Weights) -> FloatArray:
             ordered = weights.take(self._order, axis=-1) * self._gap
@@ -169,6 +167,20 @@ class Calibration:
             return np.asarray(found / weights.sum(axis=-1, dtype=np.float64)[:, None])
 
         return at
+
+    def binned(self, n_bins: int) -> tuple[NDArray[np.intp], FloatArray]:
+        """(bin of `gaps` at weight 1, event probability - whether it happened), of each row in the input's order."""
+        starts = self._starts(np.ones(len(self._order)), n_bins)
+        bins, gap = np.empty(len(self._order), dtype=np.intp), np.empty(len(self._order))
+        bins[self._order] = np.searchsorted(starts, np.arange(len(bins)), side="right") - 1
+        gap[self._order] = self._gap
+        return bins, gap
+
+    def _starts(self, base: FloatArray, n_bins: int) -> NDArray[np.intp]:
+        """The first row, in rising order, of each bin of equal mass that holds any."""
+        cuts = self._cuts(self._running(base[self._order]), n_bins, "equal_mass")[:-1]
+        starts = np.unique(cuts if self._ends is None else np.append(0, self._ends + 1)[cuts])
+        return np.asarray(starts[starts < len(base)])
 
     def bins(self, weights: FloatArray, n_bins: int, binning: Binning = "equal_mass") -> list[ReliabilityBin]:
         """The bins that hold any weight, lowest first."""

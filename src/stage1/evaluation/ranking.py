@@ -39,19 +39,37 @@ class Ranking:
         # 0/1 as bytes: with counts as weights everything up to the division is then small whole numbers
         self._residuals = residuals[self._order].astype(np.uint8 if self.binary else np.float64)
 
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def block_of_row(self) -> NDArray[np.intp]:
+        """In which block each row is, int [N] in the order of the input."""
+        places = np.arange(len(self))
+        sorted_blocks = places if self._starts is None else np.searchsorted(self._starts, places, side="right") - 1
+        block = np.empty(len(self), dtype=np.intp)
+        block[self._order] = sorted_blocks
+        return block
+
+    @property
+    def residual_of_row(self) -> FloatArray:
+        """The residuals as they were given, float [N]."""
+        residuals = np.empty(len(self))
+        residuals[self._order] = self._residuals
+        return residuals
+
     def accept(self, weights: Weights) -> Accepted:
         """Sums over the rows accepted down to each block.
 
         weights: [..., N] in the order of the input rows, float, or uint8 where they are counts (exact and fast).
         """
         sums = self._sums(weights)
-        return Accepted(*sums, None if self.binary else Accepted(*self._ideal._sums(weights)))
+        return Accepted(*sums, None if self.binary else Accepted(*self.ideal._sums(weights)))
 
     @cached_property
-    def _ideal(self) -> Ranking:
-        # The best order of general losses: the smallest first.
-        residuals = np.empty(len(self._order))
-        residuals[self._order] = self._residuals
+    def ideal(self) -> Ranking:
+        """The best order of general losses: the smallest first."""
+        residuals = self.residual_of_row
         return Ranking(-residuals, residuals)
 
     def _sums(self, weights: Weights) -> tuple[Sums, Sums]:

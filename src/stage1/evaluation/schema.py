@@ -290,6 +290,7 @@ class EvaluationDocument(Document):
     """Stratified bootstrap intervals at `level`; null where undefined."""
     level: Rate
     resamples: PositiveInt
+    """Asked for. From 20,000 units on only metrics that hang on few of them are drawn, of very many rows 200 times."""
     risks: Annotated[dict[str, MeasuredRisk], Holds("error")]
     """fnr, fpr, miss_rate, false_exit_rate (two classes) or fnr.<class>, wrong.<class>, miss_rate.<class>, and
     error.

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from stage1.errors import ConfigError, DataError
 from stage1.evaluation.argmax import beside_argmax
 from stage1.evaluation.calibration_report import Reported, calibration_error
-from stage1.evaluation.intervals import Interval, Metric, Statistic, bootstrap, measured
-from stage1.evaluation.probability import Calibration, brier_rows, confusion, mcc_of_counts, nll_rows, reliability
-from stage1.evaluation.ranking import STATISTICS, FloatArray, Ranking, weighted_mean
+from stage1.evaluation.intervals import Interval, Statistic, bootstrap, measured
+from stage1.evaluation.measures import auroc_of, matthews, mean_of, ratio_of
+from stage1.evaluation.probability import Calibration, brier_rows, nll_rows, reliability
+from stage1.evaluation.ranking import FloatArray
 from stage1.evaluation.rates import Share, clopper_pearson, clustered_interval, exit_rates, exit_shares
 from stage1.evaluation.score_selection import msp
 from stage1.evaluation.selective import risk_coverage
@@ -223,7 +224,7 @@ def pooled_metrics(
     stated: scores whose softmax is the stated probability of these rows, where that is not the softmax of `scores`.
     """
     risks, overall, _ = exit_shares(exit, label, scores.known_labels, classes)
-    return _metrics(scores, overall, reported) | {"error": Statistic(_ratio_of(risks["error"]), "share")}
+    return _metrics(scores, overall, reported) | {"error": ratio_of(risks["error"])}
 
 
 def _metrics(scores: Scores, covered: Share, reported: Scores | None = None) -> dict[str, Statistic | str]:
@@ -231,24 +232,19 @@ def _metrics(scores: Scores, covered: Share, reported: Scores | None = None) -> 
     truth, probabilities = scores.known_labels, reported.probabilities
     guess = scores.logits.argmax(axis=1)
     k = scores.n_classes
-    separation: dict[str, Statistic | str] = {}
-    if k == 2:
-        # Positives above negatives on the raw score is right above wrong with "negative" in the place of "wrong".
-        by_score = Ranking(scores.margin, (truth == 0).astype(np.float64))
-        separation["auroc"] = Statistic(lambda c, r, w: float(STATISTICS["auroc_failure"](by_score.accept(w))), "share")
     return {
-        **separation,
+        **({"auroc": auroc_of(scores.margin, truth)} if k == 2 else {}),
         "aurc": "aurc",
         "e_aurc": "e_aurc",
         "augrc": "augrc",
         "e_augrc": "e_augrc",
         "auroc_f": "auroc_failure",
         "accuracy": "accuracy",
-        "mcc": Statistic(lambda c, r, w: mcc_of_counts(confusion(guess, truth, w, k)), "correlation"),
-        "nll": Statistic(_mean_of(nll_rows(reported.logits, truth)), "loss"),
-        "brier": Statistic(_mean_of(brier_rows(probabilities, truth)), "loss"),
+        "mcc": matthews(guess, truth, k),
+        "nll": mean_of(nll_rows(reported.logits, truth), "loss"),
+        "brier": mean_of(brier_rows(probabilities, truth), "loss"),
         "ece": calibration_error(Calibration(probabilities, truth), len(scores), _ECE_BINS),
-        "coverage": Statistic(_ratio_of(covered), "share"),
+        "coverage": ratio_of(covered),
     }
 
 
@@ -256,7 +252,7 @@ def _share_metrics(
     risks: Mapping[str, Share], overall: Share, per_class: Mapping[str, Share]
 ) -> dict[str, Statistic | str]:
     # The slash keeps these names apart from the metrics' own.
-    return {name: Statistic(_ratio_of(share), "share") for name, share in _named(risks, overall, per_class).items()}
+    return {name: ratio_of(share) for name, share in _named(risks, overall, per_class).items()}
 
 
 def _named(risks: Mapping[str, Share], overall: Share, per_class: Mapping[str, Share]) -> dict[str, Share]:
@@ -300,20 +296,6 @@ def _counted(
     if 0 < count < n and np.isnan(interval.deviation):
         return None, None
     return clustered_interval(count, n, n_groups, interval.deviation, interval.freedom, level)
-
-
-def _mean_of(values: FloatArray) -> Metric:
-    return lambda c, r, w: weighted_mean(values, w)
-
-
-def _ratio_of(share: Share) -> Metric:
-    hits, base = share.hits.astype(np.float64), share.base.astype(np.float64)
-
-    def ratio(confidence: FloatArray, residuals: FloatArray, weights: FloatArray) -> float:
-        there = weights * base
-        return weighted_mean(hits, there) if there.any() else float("nan")
-
-    return ratio
 
 
 # ---- what the figures draw ---------------------------------------------------------------------------------------

@@ -41,21 +41,23 @@ class Spread:
     """How replicates of a plan are read: sizes of the strata, and the small ones' own part of the variance.
 
     parts: stratum -> plug-in variance that it adds, by leaving out one unit at a time; only of strata up to
-    SMALL_STRATUM units, NaN where that leaves the statistic undefined.
+    SMALL_STRATUM units, NaN where that leaves the statistic undefined. few: how many replicates there are, where so few
+    that their own error counts: their variance has few - 1 degrees of freedom (None: enough of them).
     """
 
     sizes: tuple[int, ...]
     parts: Mapping[int, float] = field(default_factory=dict)
+    few: int | None = None
 
     @classmethod
-    def of(cls, plan: Units, left_out: Mapping[int, FloatArray] | None = None) -> Spread:
+    def of(cls, plan: Units, left_out: Mapping[int, FloatArray] | None = None, few: int | None = None) -> Spread:
         """left_out: stratum -> the statistic without each of its units in turn."""
         parts = {
             # sum of squared influences / n^2, as the replicates have it: without n / (n - 1)
             index: float(((values - values.mean()) ** 2).sum() * ((len(values) - 1) / len(values)) ** 2)
             for index, values in (left_out or {}).items()
         }
-        return cls(tuple(map(len, plan.strata)), parts)
+        return cls(tuple(map(len, plan.strata)), parts, few)
 
     @property
     def units(self) -> int:
@@ -67,7 +69,8 @@ class Spread:
 
     def freedom(self, variance: float) -> float:
         """Degrees of freedom of Welch and Satterthwaite, at least 1."""
-        return max(1.0, 1.0 / sum(share**2 / free for share, _, free in self._shares(variance)))
+        drawn = 0.0 if self.few is None else 1.0 / max(self.few - 1, 1)
+        return max(1.0, 1.0 / (drawn + sum(share**2 / free for share, _, free in self._shares(variance))))
 
     def _shares(self, variance: float) -> list[tuple[float, float, float]]:
         """(share of the variance, n / (n - 1), n - 1) of each small stratum, and of all large ones together."""
