@@ -228,8 +228,10 @@ def test_what_is_simulation_error_is_called_so():
     """An exact interval of the draws says nothing of what the pilot leaves open, and is not called a 95 % interval."""
     trial = {"n": 100, "n_select": 15, "n_calib": 85, "draws": 20, "success": 0.95, "low": 0.75, "high": 1.0}
     pilot = {"unit": "image", "prior": 0.4, "wanted": 0.9, "n": 100, "below": None, "above": None}
+    pilot["interval"] = pilot_module.NO_INTERVAL
     document = {"needs": [], "success": None, "pilot": {**pilot, "trials": [{**trial, "coverage": 0.7}]}}
     text = "\n".join(plan_lines(document))
     assert "simulation error" in text
     assert "no interval" in text
     assert "95 %" not in text
+    assert make_plan(config(WALK), Ask(draws=20), scores(400))["pilot"]["interval"].startswith("no interval: ")

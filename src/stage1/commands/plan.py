@@ -172,10 +172,7 @@ def _pilot_lines(pilot: Mapping[str, Any]) -> list[str]:
         f"{'[{:.3f}, {:.3f}]'.format(trial['low'], trial['high']):<18}{trial['coverage']:>9.4f}"
         for trial in pilot["trials"]
     ]
-    lines.append(
-        "(the pilot is itself a sample, taken here for the population: what it leaves open is in none of these numbers;"
-        " no interval)"
-    )
+    lines.append(f"({pilot['interval']})")
     if pilot["n"] is None:
         most = pilot["trials"][-1]["n"]
         lines.append(
