@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shutil
 from pathlib import Path
@@ -14,12 +15,16 @@ timm = pytest.importorskip("timm")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from stage1.config import BackboneConfig  # noqa: E402
+from stage1.config import BackboneConfig, load_config  # noqa: E402
 from stage1.errors import ConfigError, IntegrityError, MissingError  # noqa: E402
 from stage1.model.backbone import Backbone, drop_path_rates, load_backbone  # noqa: E402
 from stage1.model.embedded import EMBEDDED  # noqa: E402
+from stage1.model.export import export_backbone  # noqa: E402
+from stage1.model.origin import Origin  # noqa: E402
+from stage1.model.side_by_side import joint_origin  # noqa: E402
 from stage1.model.weights import copy_by_order, read_weights, state_digest  # noqa: E402
-from stage1.runtime.preprocessing import load_tensor  # noqa: E402
+from stage1.runtime.preprocessing import load_tensor, to_tensor  # noqa: E402
+from stage1.runtime.session import Engine  # noqa: E402
 
 GOLDEN_TOP = [2.1732, 2.3559, 2.7375, 3.3876, 4.3888]
 GOLDEN_MEAN = 0.05947
@@ -436,3 +441,56 @@ def test_stochastic_depth_is_set_for_training_and_changes_nothing_else():
     np.testing.assert_array_equal(dropping.features(batch), plain.features(batch))
     with pytest.raises(ConfigError, match=r"images\.drop_path=0\.3: vgg11 has no stochastic depth"):
         load_backbone(tiny("vgg11"), drop_path=0.3)
+
+
+# ---- several backbones -------------------------------------------------------------------------------------------
+
+
+def test_features_of_several_backbones_are_each_ones_own_side_by_side():
+    """Two with other means and sizes of their own: each gives what it gives alone for the image as it takes it."""
+    joined = load_backbone(tiny("tf_efficientnet_lite0+resnet18"), seed=3)
+    alone = [load_backbone(tiny(name), seed=3) for name in ("tf_efficientnet_lite0", "resnet18")]
+    specs = [one.preprocessing for one in alone]
+    assert specs[0].mean != specs[1].mean
+    assert joined.dim == sum(one.dim for one in alone)
+    assert joined.preprocessing == specs[0]
+    rgb = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    made = joined.features(to_tensor(rgb, specs[0])[None])[0]
+    same_pixels = dataclasses.replace(specs[1], interpolation=specs[0].interpolation)
+    own = [
+        alone[0].features(to_tensor(rgb, specs[0])[None])[0],
+        alone[1].features(to_tensor(rgb, same_pixels)[None])[0],
+    ]
+    np.testing.assert_array_equal(made[: alone[0].dim], own[0])
+    np.testing.assert_allclose(made[alone[0].dim :], own[1], rtol=1e-4, atol=1e-4)
+    wrong = alone[1].features(to_tensor(rgb, specs[0])[None])[0]  # the control: the first one's mean kept
+    assert np.abs(wrong - own[1]).max() > 1e-2
+    assert len({joined.fingerprint, *(one.fingerprint for one in alone)}) == 3
+
+
+def test_several_backbones_export_as_one_graph(tmp_path):
+    joined = load_backbone(tiny("tf_efficientnet_lite0+resnet18"), seed=3)
+    export_backbone(joined, tmp_path / "backbone.onnx")
+    batch = images(3, 64)
+    (made,) = Engine(tmp_path / "backbone.onnx").run(batch)
+    np.testing.assert_allclose(made, joined.features(batch), rtol=1e-3, atol=1e-4)
+
+
+def test_licences_of_several_backbones_are_all_named(tmp_path):
+    assert load_backbone(tiny("embedded+embedded-lite1")).origin.licence == "unknown"  # untrained
+    one, other, nothing = Origin("Apache-2.0", None), Origin("MIT", "timm/x", "0" * 64), Origin("unknown", None)
+    assert joint_origin([one, one]) == one
+    assert joint_origin([one, other]) == Origin("Apache-2.0 AND MIT", "timm/x", None)
+    assert joint_origin([other, one]).weights_sha256 == "0" * 64
+    assert joint_origin([one, nothing]).licence == "unknown"
+
+
+@pytest.mark.parametrize("name", ["embedded+", "embedded+embedded", "+"])
+def test_names_of_several_backbones_are_checked(name):
+    with pytest.raises(ValueError, match="joined by"):
+        BackboneConfig(name=name)
+
+
+def test_one_backbone_is_trained_not_several():
+    with pytest.raises(ConfigError, match=r"backbone.name=embedded\+resnet18 with images or adapter"):
+        load_config(overrides=["backbone.name=embedded+resnet18", "images.unfreeze=last"])

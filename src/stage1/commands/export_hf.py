@@ -129,6 +129,8 @@ def _check_run(run: RunDir) -> None:
     parity = read_document(run / "parity.json", PARITY_KIND)
     if not parity["passed"] or parity["model"] != digest_file(run / "model.onnx"):
         raise IntegrityError(f"{run / 'parity.json'}: is not of this model.onnx; run `stage1 export` again")
+    if len(run.config.backbone.names) > 1:
+        raise ConfigError(f"export --to hf: the stock model is one backbone, this run has {run.config.backbone.name}")
     _check_views(run)
 
 

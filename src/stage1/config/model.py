@@ -14,7 +14,8 @@ _SIDES = (32, 1024)  # of the model's square input, pixels
 class BackboneConfig(Section):
     name: str = "embedded"
     """`embedded` (efficientnet-lite0, ImageNet), embedded-lite1, embedded-lite2 (240, 260 px; extra: backbones), or any
-    timm model name."""
+    timm model name. Several joined by +: their features side by side, all at the first one's size (every other one
+    pooled in its own way); weights, licence and base_model are then the first one's, and none of them is trained."""
     pooling: Literal["cls", "mean", "cls+mean", "pool"] = "pool"
     """How a feature vector is made of the last feature map or tokens; pool = the model's own."""
     weights: str | None = None
@@ -37,6 +38,11 @@ class BackboneConfig(Section):
     """center_crop: share of the shorter side that is kept; None: what the model was evaluated with."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of extraction in torch; float16 is not offered, it breaks DINOv3."""
+
+    @property
+    def names(self) -> list[str]:
+        """The backbones, in the order of their features."""
+        return [name.strip() for name in self.name.split("+")]
 
     @property
     def undecided(self) -> bool:
@@ -63,6 +69,14 @@ class BackboneConfig(Section):
         if not whole or not _SIDES[0] <= int(side) <= _SIDES[1]:
             raise ValueError(f"a whole number {_SIDES[0]} to {_SIDES[1]}, auto or null is needed")
         return int(side)
+
+    @field_validator("name")
+    @classmethod
+    def _names_that_differ(cls, name: str) -> str:
+        parts = [part.strip() for part in name.split("+")]
+        if not all(parts) or len(set(parts)) < len(parts):
+            raise ValueError("names joined by + are needed, each once, e.g. embedded+embedded-lite2")
+        return "+".join(parts)
 
     @model_validator(mode="after")
     def _crop_pct_of_a_crop(self) -> BackboneConfig:

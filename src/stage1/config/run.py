@@ -104,6 +104,13 @@ class RunConfig(Section):
         return self.adapter.kind != "none" or self.images.unfreeze != "none"
 
     @model_validator(mode="after")
+    def _one_backbone_is_trained(self) -> RunConfig:
+        if len(self.backbone.names) > 1 and (self.tunes or self.pretrains):
+            what = "images or adapter" if self.tunes else "pretrain"
+            raise ValueError(f"backbone.name={self.backbone.name} with {what}: one backbone is trained; name one")
+        return self
+
+    @model_validator(mode="after")
     def _views_go_with_the_head(self) -> RunConfig:
         """Heads whose loss or gate is of one image's one vector learn from the whole image alone."""
         learn, head = self.views.train, self.head

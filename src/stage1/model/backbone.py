@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import load
 from stage1.model.embedded import EMBEDDED, VERSION, EmbeddedWeights
 from stage1.model.origin import Origin, origin
+from stage1.model.side_by_side import SideBySide, joint_origin
 from stage1.model.weights import (
     cached_weights,
     copy_by_order,
@@ -190,6 +191,33 @@ def load_backbone(config: BackboneConfig, seed: int = 0, drop_path: float | None
     Raises ConfigError (unknown name, a pooling or size the model has not), MissingError (no weights: names the model,
     where it looked, how to put them there; nothing is ever downloaded here), IntegrityError (weights that do not fit).
     """
+    first, *others = (_one(part, seed, drop_path) for part in _each(config))
+    if not others:
+        return first
+    every = [first, *others]
+    module = SideBySide([one.module for one in every], [one.preprocessing for one in every])
+    source = " + ".join(one.weights for one in every)
+    return Backbone(module, config, first.preprocessing, joint_origin([one.origin for one in every]), source)
+
+
+def _each(config: BackboneConfig) -> Iterator[BackboneConfig]:
+    """The config of each backbone that `name` joins by +; weights and their licence are of the first."""
+    name, *others = config.names
+    first = config.model_copy(update={"name": name})
+    yield first
+    for other in others:
+        size = _own_size(first) if config.first_size is None else config.first_size
+        free = {"weights": None, "licence": None, "base_model": None, "pooling": "pool", "input_size": size}
+        yield first.model_copy(update={"name": other, **free})
+
+
+def _own_size(config: BackboneConfig) -> int:
+    packed = EMBEDDED.get(config.name)
+    known = timm.get_pretrained_cfg(config.name if packed is None else packed.architecture)
+    return int(known.input_size[-1])
+
+
+def _one(config: BackboneConfig, seed: int, drop_path: float | None) -> Backbone:
     packed = EMBEDDED.get(config.name)
     if packed is not None and config.weights is None and not config.random_weights:
         model = _embedded_model(packed, drop_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LICENCE = "Apache-2.0"
+LICENCES_JOIN = " AND "
+"""Between the licences of several backbones of one run, where they differ (an SPDX expression)."""
 VERSION = "0.1.0"
 """Of all these packages."""
 

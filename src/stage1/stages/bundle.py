@@ -10,7 +10,7 @@ from stage1.bundle.licences import licence_text
 from stage1.calibration import CALIBRATION_FILE
 from stage1.errors import MissingError, NotCertifiable
 from stage1.evaluation.schema import EVALUATION_KIND
-from stage1.model.embedded import EMBEDDED
+from stage1.model.embedded import EMBEDDED, LICENCES_JOIN
 from stage1.policy import Certificate, policy_file
 from stage1.policy.ledger import LEDGER_FILE, folders_beside, looks_since
 from stage1.runs.artifacts import chosen_policy_file, preprocessing_file, present, role_files, views_file
@@ -109,15 +109,26 @@ def _source_name(data: Any) -> str:
 
 
 def _licences(features: dict[str, Any]) -> dict[str, str]:
-    """Licence texts that go with the weights: the package's own, else the name of the licence and where to read it."""
-    packed = EMBEDDED.get(features["backbone"])
-    if packed is not None and features.get("weights_sha256") is None:
+    """A text for each backbone; "backbone" the first one's."""
+    names = features["backbone"].split("+")
+    licences = features["licence"].split(LICENCES_JOIN)
+    licences = licences if len(licences) == len(names) else [features["licence"]] * len(names)
+    texts = {}
+    for index, (name, licence) in enumerate(zip(names, licences, strict=True)):
+        key = "backbone" if index == 0 else f"backbone-{index + 1}"
+        texts[key] = _licence(name, licence, features.get("weights_sha256") if index == 0 else None)
+    return texts
+
+
+def _licence(name: str, licence: str, weights_sha256: str | None) -> str:
+    """Licence text that goes with the weights: the package's own, else the name of the licence and where to read it."""
+    packed = EMBEDDED.get(name)
+    if packed is not None and weights_sha256 is None:
         for file in metadata.files(packed.distribution) or []:
             if file.name.upper().startswith("LICENSE"):
-                return {"backbone": Path(str(file.locate())).read_text(encoding="utf-8")}
+                return Path(str(file.locate())).read_text(encoding="utf-8")
         raise MissingError(f"{packed.distribution}: its LICENSE file is not installed; install the package again")
-    text = licence_text(features["backbone"], features["licence"], features.get("weights_sha256"))
-    return {"backbone": text}
+    return licence_text(name, licence, weights_sha256)
 
 
 STAGE = Stage(

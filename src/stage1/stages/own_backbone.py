@@ -23,8 +23,9 @@ def embedded_weights(config: RunConfig) -> tuple[str, ...]:
     from stage1.model.embedded import EMBEDDED
 
     own = config.backbone.weights is not None or config.backbone.random_weights
-    packed = EMBEDDED.get(config.backbone.name)
-    return () if packed is None or own else (packed.package,)
+    first, *others = config.backbone.names
+    kept = [*([] if own else [first]), *([] if config.backbone.random_weights else others)]
+    return tuple(EMBEDDED[name].package for name in kept if name in EMBEDDED)
 
 
 def backbone_config(run: RunDir, file: str) -> BackboneConfig:
