@@ -20,7 +20,8 @@ from stage1.policy.scrc_choice import Selected, Target
 from stage1.policy.scrc_unclaimed import FEWEST
 
 _ENOUGH = 0.9
-"""Chance with which the number of labels that is named has enough selected ones, at the present share."""
+"""Chance with which the number of labels that is named has enough selected ones, given the present ones."""
+_MOST = 10**7
 
 
 def meaning(variant: str) -> tuple[str, ...]:
@@ -183,8 +184,22 @@ def _labels(found: UnclaimedClass, units: str) -> str:
     if not found.n:
         return f"{found.needed} selected {units} in val_calib (none is selected now)"
     share = found.n / found.members
-    enough = found.needed + int(stats.nbinom.ppf(_ENOUGH, found.needed, share)) if share < 1 else found.needed
     return (
-        f"about {enough} {units} in val_calib instead of {found.members}, of which {percent(round(share, 3))} are"
-        " selected"
+        f"about {_enough(found)} {units} in val_calib instead of {found.members}, of which"
+        f" {percent(round(share, 3))} are selected"
     )
+
+
+def _enough(found: UnclaimedClass) -> int:
+    """Images of the class of which enough are selected with chance _ENOUGH; the share is known from a few of them."""
+    known = (found.n + 0.5, found.members - found.n + 0.5)
+    low, high = found.needed - 1, found.needed
+    while stats.betabinom.sf(found.needed - 1, high, *known) < _ENOUGH and high < _MOST:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if stats.betabinom.sf(found.needed - 1, middle, *known) >= _ENOUGH:
+            high = middle
+        else:
+            low = middle
+    return high

@@ -74,8 +74,8 @@ def realistic(enough: int | None, present: int, unit: str) -> str:
     if enough is None:
         return ""
     return (
-        f"about {enough} calibration {unit}s of the same kind instead of {present}, which certify it with probability "
-        f"{_SUCCESS:g} by simulation from val_select; else "
+        f"about {enough} calibration {unit}s of the same kind instead of {present} (by simulation from val_select,"
+        f" itself a sample, so many certify it in {percent(_SUCCESS)} of the draws); else "
     )
 
 
@@ -107,20 +107,22 @@ def _too_few(
         goal = f"{name} <= {bound.target:g} at {percent(request.confidence)}"
         if bound.n >= bound.needed:
             continue
-        exits = bound.n
-        if only_exits and request.one_sided and not certified and members >= bound.needed and request.boundary:
-            # Enough images, but those that their probability favours are too few; with no threshold none counts as an
-            # exit.
+        exits, counted = bound.n, members
+        walked = only_exits and request.one_sided and not certified and request.boundary is not None
+        if walked and request.boundary is not None:
+            # Only images that their probability favours can exit; with no threshold none counts as an exit.
             favoured = sample.score > request.boundary.hi if index else sample.score < request.boundary.lo
-            exits = int((favoured & (labels == index)).sum())
+            counted = int((favoured & (labels == index)).sum())
+        if walked and members >= bound.needed:
+            exits = counted
         elif not only_exits or (request.one_sided and not certified):
             reasons.append(f"{members} {units} cannot certify {goal} ({bound.needed} needed with 0 errors).")
-            nearest = float(binomial_upper(0, members, bound.delta)) if members else 1.0
+            nearest = float(binomial_upper(0, counted, bound.delta)) if counted else 1.0
             more = f"{bound.needed - members} more labelled {units} in val_calib"
             least = rounded_up(nearest)
             # A target of 1 is none: with no image of the class there is nothing to lower it to.
             needs.append(
-                more if least >= 1 else f"{more}, or risks.{name}={least:g}, the least that {members} can certify"
+                more if least >= 1 else f"{more}, or risks.{name}={least:g}, the least that {counted} can certify"
             )
             continue
         if not first_short:
@@ -229,7 +231,8 @@ def simulated_need(
     """Smallest n, doubling from the present one, at which val_select as the population certifies in 80 % of the draws.
 
     n counts units (unit: image, group or group_mean; groups are drawn whole). None where val_select is missing, lacks a
-    class, or no n up to 64 times the present one is enough. A hint, not a promise: val_select is itself a sample.
+    class, or no n up to 64 times the present one is enough. A hint, not a promise: val_select is itself a sample,
+    so each draw is of another population, drawn from it.
     """
     if select is None or select.labels is None or select_score is None:
         return None
@@ -242,7 +245,7 @@ def simulated_need(
         fit = rule(request, 8 * size, select_score, labels)
 
         def draw(size: int) -> Thresholds:
-            rows = rng.integers(0, len(labels), size)
+            rows = _resampled(rng, len(labels))[rng.integers(0, len(labels), size)]
             return fit(select_score[rows], labels[rows]).thresholds
 
     else:
@@ -252,14 +255,16 @@ def simulated_need(
             fit = rule(request, 8 * size, select_score, labels)
 
             def draw(size: int) -> Thresholds:
-                rows = np.array([rng.choice(members[pick]) for pick in rng.integers(0, len(names), size)])
+                picks = _resampled(rng, len(names))[rng.integers(0, len(names), size)]
+                rows = np.array([rng.choice(members[pick]) for pick in picks])
                 return fit(select_score[rows], labels[rows]).thresholds
 
         else:
             path = path_from(request, 8 * size, select_score, labels)
 
             def draw(size: int) -> Thresholds:
-                picked = [members[pick] for pick in rng.integers(0, len(names), size)]
+                picks = _resampled(rng, len(names))[rng.integers(0, len(names), size)]
+                picked = [members[pick] for pick in picks]
                 rows = np.concatenate(picked)
                 sizes = np.array([len(part) for part in picked])
                 starts = np.cumsum(sizes) - sizes
@@ -284,3 +289,8 @@ def simulated_need(
         if done >= _SUCCESS * _DRAWS:
             return size
     return None
+
+
+def _resampled(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+    """n of n with replacement: another population as likely as val_select itself, which is not known better."""
+    return rng.integers(0, n, n)

@@ -137,7 +137,9 @@ def simulated_need(n: int, select: Sample, seed: int, passes: Callable[[int], Ca
         size *= 2
         failed = 0
         for _ in range(_DRAWS):
-            failed += not certifies(select.take(rng.integers(0, len(select), size)))
+            # Another population as likely as val_select itself, which is but a sample.
+            population = rng.integers(0, len(select), len(select))
+            failed += not certifies(select.take(population[rng.integers(0, len(select), size)]))
             if failed > (1 - _SUCCESS) * _DRAWS:
                 break
         else:
