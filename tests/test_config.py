@@ -120,11 +120,11 @@ def test_preprocessing_is_chosen_where_it_is_left_open_and_images_are_seen_whole
     def chooses(*overrides: str) -> bool:
         return load_config(overrides=overrides, environment={})[0].chooses_preprocessing
 
-    assert chooses("backbone.fit=auto")
-    assert chooses("backbone.input_size=auto")
+    assert chooses(), "by default"
+    assert chooses("backbone.fit=squash", "backbone.input_size=auto")
     assert not chooses("backbone.fit=letterbox")
-    assert not chooses("backbone.fit=auto", "views.grid=2x2"), "tiles are squashed"
-    assert not chooses("backbone.fit=auto", "backbone.random_weights=true")
+    assert not chooses("views.grid=2x2"), "tiles are squashed"
+    assert not chooses("backbone.random_weights=true")
     assert load_config(overrides=["backbone.input_size=64"], environment={})[0].backbone.first_size == 64
     for recipe in ("smoke", "streetview"):
         assert not load_config(recipe=recipe, environment={})[0].chooses_preprocessing

@@ -17,6 +17,7 @@ from ..tracing import backbones_traced_once, traced_once  # noqa: F401 (fixture)
 
 SETTINGS = (
     "backbone.input_size=64",
+    "backbone.fit=squash",
     "train.epochs=4",
     "train.batch_size=16",
     "export.parity_images=8",

@@ -22,6 +22,7 @@ from .conftest import one_line_error
 CLASSES = ("cross", "disc", "square")
 SETTINGS = (
     "backbone.input_size=64",
+    "backbone.fit=squash",
     "train.epochs=25",
     "train.learning_rate=0.01",
     "train.batch_size=16",
@@ -230,6 +231,7 @@ def test_a_default_run_on_four_classes_certifies_the_error(four, tmp_path):
         "baseline",
         f"data.table={four}",
         "backbone.input_size=64",
+        "backbone.fit=squash",
         "train.epochs=25",
         "evaluation.resamples=20",
         "--output",

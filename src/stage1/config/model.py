@@ -26,7 +26,7 @@ class BackboneConfig(Section):
     """Name of the weights on the Hugging Face hub; None: of named weights timm's, of a file none."""
     random_weights: bool = False
     """Untrained weights from the seed: for tests of the machinery only, never for a product."""
-    fit: Literal["auto", "squash", "center_crop", "letterbox"] = "squash"
+    fit: Literal["auto", "squash", "center_crop", "letterbox"] = "auto"
     """How an image becomes the model's square. squash: stretched whole. center_crop: the shorter side to input_size /
     crop_pct, then the centre square. letterbox: the longer side to input_size, the rest in the mean colour. auto:
     chosen on images of train and val_select before anything is trained (stage `preprocess`); with views squash, as
