@@ -20,8 +20,8 @@ from stage1.training.logistic import Floats, Scale, out_of_fold_path
 from stage1.training.selection import SelectMetrics, select_metrics
 
 FOLDS = 5
-# 1 / sqrt(strength) is the prior's standard deviation of a logit: from a third to about 60.
-STRENGTHS = tuple(10.0 ** (1 - half / 2) for half in range(10))
+# 1 / sqrt(strength) is the prior's standard deviation of a logit: from a third to 180.
+STRENGTHS = tuple(10.0 ** (1 - half / 2) for half in range(12))
 SCALES: tuple[Scale, ...] = ("common", "column")
 
 
