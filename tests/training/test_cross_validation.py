@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage1.errors import DataError
-from stage1.training.cross_validation import _influence, augrc_difference, cross_validated, quick_judgement
+from stage1.training.cross_validation import (
+    LogisticCandidate,
+    _influence,
+    augrc_difference,
+    best_of,
+    cross_validated,
+    quick_judgement,
+)
 from stage1.training.grouped_folds import grouped_folds
 from stage1.training.selection import select_metrics
 
@@ -80,6 +87,22 @@ def test_a_path_ends_where_it_only_gets_worse_and_its_best_is_the_whole_path_s()
     assert min(found, key=lambda c: c.key).strength == min(alone, key=lambda c: c.key).strength
     for ours, single in zip(found, alone, strict=True):  # a warm start changes nothing but time
         assert np.abs(ours.logits - single.logits).max() < 0.02
+
+
+def test_of_candidates_that_are_level_in_augrc_the_least_sure_of_its_errors_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    margin = np.where(labels == 1, 1.0, -1.0) + rng.normal(size=200)
+    logits = np.stack([-margin, margin], axis=1)
+
+    def made(slope: float, noise: float = 0.0) -> LogisticCandidate:
+        own = slope * (logits + noise * rng.normal(size=logits.shape))
+        return LogisticCandidate(slope, "common", own, select_metrics(own, labels), 0.0)
+
+    level, sure, worse = made(1.0), made(6.0), made(0.9, noise=2.0)
+    assert level.metrics.augrc == pytest.approx(sure.metrics.augrc)
+    assert best_of([sure, level, worse], labels, None) is level
+    assert best_of([worse, sure], labels, None) is sure  # less sure, but not level in AUGRC
 
 
 def test_quick_judgement_prefers_the_features_that_carry_the_label() -> None:

@@ -1,10 +1,11 @@
 """Which head: exact logistic regression, or a linear or mlp head by Adam; chosen out of fold on train + val_select.
 
-Groups stay whole in the folds. Every logistic regression of the grid is judged by AUGRC, then NLL, on images that it
-has not seen; a head by Adam, which needs images to choose its epoch on, is trained on the folds that are neither its
-own nor the next one, its epoch chosen on the next one. One by Adam ships only where its AUGRC is lower than that of the
-best logistic regression on the same images by more than the paired standard error over groups: the logistic regression
-has one minimum, no epoch to choose, and can be refitted on both roles.
+Groups stay whole in the folds. Every logistic regression of the grid is judged on images that it has not seen: of those
+that are level in AUGRC with the best, by the paired standard error, the one of least NLL (`best_of`). A head by Adam,
+which needs images to choose its epoch on, is trained on the folds that are neither its own nor the next one, its epoch
+chosen on the next one. One by Adam ships only where its AUGRC is lower than that of the logistic regression on the same
+images by more than the paired standard error over groups: the logistic regression has one minimum, no epoch to choose,
+and can be refitted on both roles.
 
 val_calib and val_test have no part in any of this, so what is chosen and fitted here is fixed before a calibration
 label is read, and the certificate on val_calib holds for it as for any fixed model. What is lost is val_select as a
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from stage1.config import HeadConfig, RunConfig, TrainConfig
 from stage1.errors import Checkpointed, DataError
 from stage1.model.head import Classifier, Head, build_head
-from stage1.training.cross_validation import FOLDS, LogisticCandidate, augrc_difference, cross_validated
+from stage1.training.cross_validation import FOLDS, LogisticCandidate, augrc_difference, best_of, cross_validated
 from stage1.training.grouped_folds import fewest_groups, grouped_folds
 from stage1.training.logistic import Floats, Logistic, fit_logistic, out_of_fold_path
 from stage1.training.optim import own_torch_state, sub_seed
@@ -183,7 +184,7 @@ def select_head(
         found = cross_validated(
             pool.features, pool.labels, fold, pool.n_classes, sample_weight=pool.weights(config.class_weights)
         )
-    best = min(found, key=lambda candidate: candidate.key)
+    best = best_of(found, pool.labels, pool.groups)
     adam = []
     if compare_adam and fold.max() + 1 >= _ADAM_FOLDS:
         for kind in ("linear", "mlp"):

@@ -144,7 +144,7 @@ def train_on_images(
 
 
 def _check(config: TrainConfig, head: HeadConfig, n: int, section: str) -> None:
-    if head.kind not in ("linear", "mlp") or head.members > 1 or head.gate not in ("auto", "none"):
+    if head.selective or head.members > 1 or head.gate not in ("auto", "none"):
         raise ConfigError(
             f"head.kind={head.kind}, head.members={head.members}, head.gate={head.gate}: on images one linear or mlp"
             " head is trained; train this one on the features of the tuned backbone afterwards"
