@@ -25,6 +25,7 @@ from .drawing import no_figures_drawn  # noqa: F401 (fixture)
 from .runs.conftest import finished, photos  # noqa: F401 (fixtures)
 from .test_cli import COMMANDS
 from .tracing import backbones_traced_once  # noqa: F401 (fixture)
+from .workers import no_processes_started  # noqa: F401 (fixture)
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "TUTORIAL.md"

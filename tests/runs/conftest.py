@@ -14,6 +14,7 @@ from PIL import Image
 from ..drawing import figures_drawn, no_figures_drawn  # noqa: F401 (fixture)
 from ..once import common_folder, made_once
 from ..tracing import backbones_traced_once, traced_once  # noqa: F401 (fixture)
+from ..workers import no_processes_started  # noqa: F401 (fixture)
 
 SETTINGS = (
     "backbone.input_size=64",
