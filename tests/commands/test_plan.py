@@ -17,9 +17,7 @@ from stage1.scores import Scores, write_scores
 from stage1.stages.fitting import fit_configured, frozen_map
 
 from ..command_line import stage1
-from .conftest import one_line_error
-
-FIGURES = True  # drawn, and looked at
+from ..runs.conftest import one_line_error
 
 
 def scores(n, seed=0, prior=0.5, apart=3.0, groups=None):

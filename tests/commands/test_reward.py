@@ -16,7 +16,7 @@ from stage1.scores import Scores, read_scores, write_scores
 from stage1.storage.documents import read_document
 
 from ..command_line import stage1
-from .conftest import one_line_error
+from ..runs.conftest import one_line_error
 
 LEVELS = np.array(["L0", "L1", "L2", "L3"])
 
