@@ -39,6 +39,7 @@ COMMANDS = [
     "audit-labels",
     "plan",
     "doctor",
+    "backbones",
     "challenge",
     "streetvision",
     "cascade",

@@ -130,6 +130,25 @@ def doctor(as_json: AsJson = False) -> None:
     )
 
 
+@app.command(rich_help_panel=SUPPORT)
+def backbones(
+    of: Annotated[
+        list[str] | None,
+        typer.Option("--of", help="A timm model, or a file or folder with weights, to look at too; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which backbones are here (packages, hub cache, given files), and what a download of others would take.
+
+    Nothing is fetched; a run fetches weights only with backbone.download=true.
+
+    Example: stage1 backbones --of resnet18.a1_in1k
+    """
+    from stage1.commands.backbones import backbone_lines, known_backbones
+
+    show(known_backbones(of or ()), as_json, backbone_lines)
+
+
 @config_app.command("show")
 def config_show(
     arguments: Annotated[

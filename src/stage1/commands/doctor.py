@@ -9,6 +9,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from stage1.commands.backbones import hub_cache
 from stage1.extras import EXTRAS, is_there
 from stage1.model.embedded import EMBEDDED
 from stage1.version import __version__
@@ -89,10 +90,7 @@ def _codecs() -> dict[str, Any]:
 
 
 def _weights() -> dict[str, Any]:
-    home = Path(
-        os.environ.get("HF_HUB_CACHE")
-        or Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    )
+    home = hub_cache()
     cached = (
         sorted(path.name.removeprefix("models--").replace("--", "/") for path in home.glob("models--*"))
         if home.is_dir()

@@ -20,6 +20,9 @@ class BackboneConfig(Section):
     """How a feature vector is made of the last feature map or tokens; pool = the model's own."""
     weights: str | None = None
     """File or directory with weights; None: the package (embedded) or the hub's cache."""
+    download: bool = False
+    """Fetch the weights of a timm model from the Hugging Face hub where its cache has none. The only way in which a run
+    fetches anything; `stage1 backbones --of NAME` says how much it is."""
     licence: str | None = None
     """Licence of the weights, as its owner names it; None: of named weights timm's, of a file unknown."""
     base_model: str | None = None

@@ -189,7 +189,8 @@ def load_backbone(config: BackboneConfig, seed: int = 0, drop_path: float | None
     drop_path: rate of stochastic depth where it is trained; None: timm's for this model. Nothing but training sees it.
 
     Raises ConfigError (unknown name, a pooling or size the model has not), MissingError (no weights: names the model,
-    where it looked, how to put them there; nothing is ever downloaded here), IntegrityError (weights that do not fit).
+    where it looked, how to put them there; nothing is downloaded unless config.download), IntegrityError (weights that
+    do not fit).
     """
     first, *others = (_one(part, seed, drop_path) for part in _each(config))
     if not others:
@@ -308,7 +309,7 @@ def _weights(config: BackboneConfig, name: str) -> Path:
     if config.weights is not None:
         return weights_file(Path(config.weights))
     _require_known(name)
-    return cached_weights(name, timm.get_pretrained_cfg(name).to_dict())
+    return cached_weights(name, timm.get_pretrained_cfg(name).to_dict(), download=config.download)
 
 
 def _require_known(name: str) -> None:

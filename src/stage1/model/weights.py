@@ -1,11 +1,12 @@
-"""Weights from files and caches into a model: read as plain tensors, checked to fit, never downloaded."""
+"""Weights from files and caches into a model: read as plain tensors, checked to fit, downloaded only where asked."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def weights_file(path: Path) -> Path:
     return found[0]
 
 
-def cached_weights(name: str, cfg: Mapping[str, Any]) -> Path:
-    """The weights of a timm model in the caches that timm itself fills; asks no network.
+def cached_weights(name: str, cfg: Mapping[str, Any], *, download: bool = False) -> Path:
+    """The weights of a timm model in the caches that timm itself fills; asks no network unless `download`.
 
     Raises MissingError: the model, where it looked, how to put weights there.
     """
@@ -69,11 +70,37 @@ def cached_weights(name: str, cfg: Mapping[str, Any]) -> Path:
         if path.is_file():
             return path
         searched.append(str(path))
+    if download and repository:
+        return _downloaded(name, repository, [*file_names, *_FILE_NAMES], revision or None)
     fetch = f"run `hf download {repository}` where there is a network, or " if repository else ""
     places = f"looked for {' and '.join(searched)}" if searched else "timm knows of none"
     raise MissingError(
         f"backbone {name!r}: no weights ({places}); {fetch}set backbone.weights=FILE or DIRECTORY, "
         "or use backbone.name=embedded"
+    )
+
+
+def _downloaded(name: str, repository: str, file_names: Sequence[str], revision: str | None) -> Path:
+    """The first of these files that the hub has, into its cache. Raises MissingError: which, and why not."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import EntryNotFoundError
+
+    why = f"it has none of {', '.join(file_names)}"
+    for file_name in file_names:
+        try:
+            found = hf_hub_download(
+                repository, file_name, revision=revision, cache_dir=HF_HUB_CACHE, endpoint=os.environ.get("HF_ENDPOINT")
+            )
+            return Path(found)
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # of a network, a proxy, the hub or a disk: a dozen kinds
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            break
+    raise MissingError(
+        f"backbone {name!r}: {repository} cannot be downloaded ({why}); set backbone.weights=FILE or DIRECTORY, or"
+        " use backbone.name=embedded"
     )
 
 
