@@ -20,6 +20,7 @@ from stage1.policy.group_means import minimum_groups, risk_rows
 from stage1.policy.units import choose_unit, clustered, one_per_group
 from stage1.risk import binomial_pvalue, binomial_upper, minimum_samples
 from stage1.risk.clusters import group_layout, group_order, group_power, group_shares, shares_pvalue, shares_upper
+from stage1.risk.stratified import Strata, weighted_share_passes, weighted_share_upper
 from stage1.risk.testing import fixed_sequence
 from stage1.scores import Scores
 
@@ -141,7 +142,18 @@ def _rows(name: str, labels: Ints, positive: Bools) -> tuple[Bools, Bools | None
     return np.asarray(wrong), None if trial is None else np.broadcast_to(trial, positive.shape)
 
 
+def _strata(labels: Ints, answers: Bools) -> Strata:
+    """Wrong answers among all images of each class, under C configurations; answers: bool [N, C]."""
+    positives = int((labels == 1).sum())
+    wrong1, wrong0 = (~answers[labels == 1]).sum(axis=0), answers[labels == 0].sum(axis=0)
+    one, zero = np.full(len(wrong1), positives), np.full(len(wrong0), len(labels) - positives)
+    return Strata.of(wrong1, one, positives, wrong0, zero, len(labels) - positives)
+
+
 def _passes(sample: Sample, name: str, answers: Bools, target: float, delta: float, prior: float | None) -> Bools:
+    if name == "error" and sample.groups is None:
+        assert prior is not None, "error is stated at a prior (config)"
+        return weighted_share_passes(_strata(sample.labels, answers), prior, target, delta)
     if name == "error":
         bounds = [
             _measured(sample, name, answers[:, column], target, delta, prior).bound
@@ -162,9 +174,15 @@ def _measured(
     errors, n = int(wrong.sum()), len(positive) if trial is None else int(trial.sum())
     if name == "error":
         assert prior is not None, "error is stated at a prior (config)"
-        # Every image is answered, so the error is a fixed mixture of the two rates: one bound for each, half of delta.
+        # Every image is answered, so the error is a fixed mixture of the two rates. By group means each has half of
+        # delta; else it is tested as one (risk/stratified.py).
         miss, false = (_measured(sample, part, positive, None, delta / 2, None) for part in _PARTS)
         bound = prior * miss.bound + (1 - prior) * false.bound
+        if sample.groups is None:
+            strata = _strata(sample.labels, positive[:, None])
+            bound = float(weighted_share_upper(strata, prior, delta)[0])
+            if target is not None and weighted_share_passes(strata, prior, target, delta)[0]:
+                bound = min(bound, target)  # found by bisection, from above
         seen = None
         if miss.observed is not None and false.observed is not None:
             seen = prior * miss.observed + (1 - prior) * false.observed
