@@ -263,5 +263,5 @@ def test_scores_of_four_classes_take_the_default_and_write_it_down(tmp_path):
         "audit", "--scores", tmp_path / "four.npz", "--values", "logits", "--draws", "3", "--json", "--quiet"
     )
     assert json.loads(audited.stdout)["risks"] == {"error": 0.05}
-    planned = stage1("plan", "--scores", tmp_path / "four.npz", "--values", "logits", "--draws", "20", "--json")
+    planned = stage1("plan", "--scores", tmp_path / "four.npz", "--values", "logits", "--draws", "5", "--json")
     assert json.loads(planned.stdout)["risks"] == {"error": 0.05}
