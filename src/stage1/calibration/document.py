@@ -77,6 +77,7 @@ def fitted_map(choice: Choice, select: Scores) -> FittedMap:
     >>> rng = np.random.default_rng(0)
     >>> labels = rng.integers(0, 2, 400)
     >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> from stage1.calibration import choose_map
     >>> found = fitted_map(choose_map(scores, candidates=["temperature"]), scores)
     >>> found.map.name, found.score
     ('temperature', 'raw')
@@ -108,6 +109,7 @@ def made_again(reported: FittedMap, select: Scores, seed: int) -> FittedMap:
     >>> rng = np.random.default_rng(0)
     >>> labels = rng.integers(0, 2, 400)
     >>> scores = Scores(np.stack([0 * labels, 3 * rng.normal(2 * labels - 1, 1)], axis=1), labels=labels)
+    >>> from stage1.calibration import choose_map
     >>> reported = fitted_map(choose_map(scores, candidates=["platt"], seed=7), scores)
     >>> made_again(reported, scores, seed=7) == reported
     True
