@@ -144,6 +144,7 @@ def test_allowed_leakage_leaves_the_run_uncertified(tmp_path):
     small = [
         "backbone.input_size=64",
         "backbone.fit=squash",
+        "head.kind=linear",
         "train.epochs=1",
         "evaluation.resamples=10",
         "risks={miss_rate: 0.9, false_exit_rate: 0.9}",

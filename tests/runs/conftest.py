@@ -19,6 +19,7 @@ from ..workers import no_processes_started  # noqa: F401 (fixture)
 SETTINGS = (
     "backbone.input_size=64",
     "backbone.fit=squash",
+    "head.kind=linear",
     "train.epochs=4",
     "train.batch_size=16",
     "export.parity_images=8",

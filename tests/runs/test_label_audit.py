@@ -27,7 +27,13 @@ from .conftest import one_line_error, write_photos
 FIGURES = True  # drawn, and looked at
 
 KEY = FeatureKey("p" * 64, "b" * 64, "pool", "float32", "onnx:test")
-SETTINGS = ("backbone.name=embedded", "backbone.fit=squash", "split.method=balanced", "data.near_duplicates=false")
+SETTINGS = (
+    "backbone.name=embedded",
+    "backbone.fit=squash",
+    "head.kind=linear",
+    "split.method=balanced",
+    "data.near_duplicates=false",
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ CLASSES = ("cross", "disc", "square")
 SETTINGS = (
     "backbone.input_size=64",
     "backbone.fit=squash",
+    "head.kind=linear",
     "train.epochs=25",
     "train.learning_rate=0.01",
     "train.batch_size=16",
@@ -232,6 +233,7 @@ def test_a_default_run_on_four_classes_certifies_the_error(four, tmp_path):
         f"data.table={four}",
         "backbone.input_size=64",
         "backbone.fit=squash",
+        "head.kind=linear",
         "train.epochs=25",
         "evaluation.resamples=20",
         "--output",

@@ -10,7 +10,7 @@ from stage1.config.base import PositiveInt, Rate, Section, Share
 
 
 class HeadConfig(Section):
-    kind: Literal["auto", "logistic", "linear", "mlp", "selectivenet", "deepgamblers", "sat"] = "linear"
+    kind: Literal["auto", "logistic", "linear", "mlp", "selectivenet", "deepgamblers", "sat"] = "auto"
     """logistic: exact logistic regression, strength and scale chosen out of fold on train + val_select. linear, mlp: by
     Adam. auto: the best of these three out of fold, linear where the run is no plain one (docs/HEADS.md).
     The last three learn when not to answer: SelectiveNet, Deep Gamblers, self-adaptive training; on a trunk as
