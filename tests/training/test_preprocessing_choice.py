@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch", reason="the extra train is not installed")
 
 from stage1.runtime.preprocessing import Preprocessing
-from stage1.training.preprocessing_choice import Judged, area_under_roc, chosen_of, judge
+from stage1.training.preprocessing_choice import Judged, area_under_roc, chosen_of, judge, tell_nothing
 from stage1.training.selection import select_metrics
 
 FITS = ("squash", "center_crop", "letterbox")
@@ -55,6 +55,27 @@ def test_noise_seldom_leaves_the_first_and_equal_ones_never() -> None:
     assert kept > least + 0.1 * draws
     judged, labels, groups = candidates((1.5,), seed=0)
     assert chosen_of(judged * 3, labels, groups)[0] == 0
+
+
+def test_candidates_that_tell_nothing_are_not_told_apart() -> None:
+    """A road at .15 error by always saying 0; the second candidate is surely better than the first, and still worse."""
+    n = 400
+    labels = (np.arange(n) % 20 < 3).astype(np.int64)
+    groups = np.arange(n).astype(str)
+    sure = np.random.default_rng(0).random(n)
+
+    def wrong_on(share: float) -> Judged:
+        says = np.where(np.arange(n) % 100 < 100 * share, 1 - labels, labels)
+        logits = np.stack([-(2 * says - 1) * (1 + sure), (2 * says - 1) * (1 + sure)], axis=1)
+        return Judged(Preprocessing(64), logits, select_metrics(logits, labels), None)
+
+    judged = [wrong_on(0.4), wrong_on(0.2)]
+    index, apart = chosen_of(judged, labels, groups)
+    assert apart[0].difference > 3 * apart[0].error > 0
+    assert index == 0
+    assert tell_nothing(judged, labels)
+    # The control: the same step between candidates of which one is better than that.
+    assert chosen_of([wrong_on(0.2), wrong_on(0.02)], labels, groups)[0] == 1
 
 
 def test_where_nothing_is_wrong_the_first_stays() -> None:

@@ -59,9 +59,10 @@ def fitted(given: BackboneConfig, fit: str, size: int | None, crop_pct: float | 
 
 def fit_in_words(run: RunDir) -> dict[str, str]:
     """{"preprocessing": how images are fitted and what it was chosen over}, for pages; {} where nothing was open."""
-    if not run.config.chooses_preprocessing:
+    path = run / PREPROCESSING_FILE
+    if not (run.config.chooses_preprocessing and path.is_file()):  # which runs of before the stage have not
         return {}
-    return {"preprocessing": read_document(run / PREPROCESSING_FILE, PREPROCESSING_KIND)["reason"]}
+    return {"preprocessing": read_document(path, PREPROCESSING_KIND)["reason"]}
 
 
 def exported(run: RunDir, backbone: Backbone) -> Path:

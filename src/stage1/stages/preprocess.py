@@ -45,6 +45,7 @@ def preprocess(run: RunDir, context: Context) -> list[Path]:
     from stage1.data.table import SampleTable
     from stage1.model.backbone import load_backbone
     from stage1.training.grouped_folds import fewest_groups
+    from stage1.training.preprocessing_choice import tell_nothing
 
     config = run.config
     table = SampleTable.read(run / "samples.parquet")
@@ -71,7 +72,7 @@ def preprocess(run: RunDir, context: Context) -> list[Path]:
             index, apart = search.best(judged)
     if config.pretrains or config.tunes:  # `extract` will export another backbone
         shutil.rmtree(run / PREPROCESS_FOLDER, ignore_errors=True)
-    reason = _reason(judged, index, apart, len(sample))
+    reason = _reason(judged, index, apart, len(sample), tell_nothing(judged, table.labels[known[sample]]))
     return [_written(run, context, judged[index].spec, reason, known[sample], table, judged, apart, left_out)]
 
 
@@ -146,7 +147,7 @@ def _squares(table: SampleTable, rows: NDArray[np.int64], max_pixels: int) -> It
             ) from error
 
 
-def _reason(judged: Sequence[Judged], index: int, apart: Sequence[AugrcDifference], images: int) -> str:
+def _reason(judged: Sequence[Judged], index: int, apart: Sequence[AugrcDifference], images: int, blind: bool) -> str:
     """One sentence: what was chosen over what."""
     best = min(range(len(judged)), key=lambda one: apart[one].difference)
     chosen = judged[index]
@@ -155,7 +156,9 @@ def _reason(judged: Sequence[Judged], index: int, apart: Sequence[AugrcDifferenc
     text = f"{chosen.spec.in_words}: AUGRC {chosen.metrics.augrc:.4f} out of fold on {sample}"
     if not others:
         return text
-    if best != index:
+    if blind:
+        text += ", no better than always the commonest class, so the others are not told apart"
+    elif best != index:
         text += f", within a standard error ({apart[index].error:.4f}) of the least"
     return f"{text}; {others}"
 

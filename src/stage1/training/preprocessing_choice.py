@@ -3,7 +3,8 @@
 Of each candidate the features of the same images are judged by the best logistic regression, each image by a fit that
 has seen neither it nor its group. What is chosen is the first candidate of the list whose AUGRC is within one standard
 error of the difference (paired, over groups) of the least: a gain within the noise of the sample does not leave
-the first of the list, which sees the whole image.
+the first of the list, which sees the whole image. Nor does a gain of one that is worse than no features at all: groups
+that are unlike each other (segments of road) can order such candidates by chance, and surely so.
 
 Only images of train and val_select are judged here. The certificate is made of val_calib under the model that follows,
 and any choice that is made without val_calib leaves its proof as it is.
@@ -67,4 +68,11 @@ def chosen_of(
     """Which of `judged`, and of each the difference to the least AUGRC (NLL decides between equal ones)."""
     best = min(judged, key=lambda one: (one.metrics.augrc, one.metrics.nll))
     apart = [augrc_difference(one.logits, best.logits, labels, groups) for one in judged]
+    if tell_nothing(judged, labels):
+        return 0, apart
     return next(index for index, gap in enumerate(apart) if gap.difference <= gap.error), apart
+
+
+def tell_nothing(judged: Sequence[Judged], labels: NDArray[np.int64]) -> bool:
+    """Whether none of them has a lower AUGRC than always the commonest class, always as sure: half of its error."""
+    return min(one.metrics.augrc for one in judged) >= 0.5 * (1.0 - np.bincount(labels).max() / len(labels))
