@@ -151,7 +151,7 @@ def test_small_samples_certify_more_than_before_in_300_draws(case):
     assert violation <= DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / 300)
 
 
-def boundary(draws, seed):
+def boundary(draws, seed, counted):
     """Share of draws that certify where every answer is wrong with probability .0501, however far out: all false.
 
     Control: some pair of the path passes by itself on the calibration labels.
@@ -166,16 +166,17 @@ def boundary(draws, seed):
 
     for _ in range(draws):
         select, (score, labels) = flipped(80), flipped(520)
-        path = calibrated_path(*select, Goal(request.targets, 520, DELTA))
+        path = calibrated_path(*select, Goal(request.targets, 520, DELTA, counted=counted))
         certified += _along(path, score, labels, request, DELTA).path is not None
         exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
         control += bool(certifies(exits, request.targets, DELTA, None).any())
     return certified / draws, control / draws
 
 
-@pytest.mark.parametrize("draws", [60, pytest.param(1000, marks=pytest.mark.slow)])
-def test_stones_keep_their_promise_where_every_pair_breaks_it(draws):
-    certified, control = boundary(draws, seed=6)
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("draws", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_stones_and_counted_starts_keep_their_promise_where_every_pair_breaks_it(draws, counted):
+    certified, control = boundary(draws, 6, counted)
     print(f"{draws} draws: certified, all of it false: {certified:.4f}; control {control:.4f}")
     assert certified <= DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / draws)
     assert control > DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / draws)

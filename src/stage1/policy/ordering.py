@@ -4,19 +4,22 @@ A map p(s) = P(y = 1 | s) is fitted on val_select; with the density of its score
 that no tail is counted from a handful of errors. For each share u of the targets one pair of thresholds has just these
 risks.
 Several maps (policy/score_maps.py) each give a path, and every pair is judged under all of them: where to start, and
-which path to walk. Where few errors are allowed, simulation also says which pairs to leave out (policy/stepping.py).
+which path to walk. Where few errors are allowed, simulation says how many trials to wait for (policy/counted_start.py),
+or which pairs to leave out (policy/stepping.py).
 Validity depends on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stage1.late import library
+from stage1.policy.counted_start import COUNTED, best_counts
+from stage1.policy.counts import Exits
 from stage1.policy.score_maps import believed_maps, smoothed
 from stage1.policy.stepping import errors_allowed, simulated_exits, simulated_passes, stepping_stones
 from stage1.risk.definition import Bools, cells
@@ -30,8 +33,10 @@ Cuts = NDArray[np.intp]
 
 # Far beyond the targets: where the maps see too much risk in the tails, testing itself says where to stop.
 _LEAST, _MOST = 0.1, 40.0
+_LEAST_COUNTED = 0.001  # a counted start may lie where few images exit
 _PAIRS, _MOST_PAIRS = 160, 480
 _STEP = 0.2  # of the standard error of a rate at the target: wider steps end up to one short of what would pass
+_MOSTLY_TIED = 0.5
 _HEAVY = 0.02  # share of the images with one score from which on they are a block that a step takes in whole
 # Where one map is sure that the first test passes and their average is not, all depends on which map is right: worth
 # insuring.
@@ -49,7 +54,8 @@ _BY_CUT = frozenset({"fnr", "fpr", "miss_rate", "false_exit_rate"})
 class Goal:
     """What is to be certified on a calibration sample of n units at delta: risks, and the prior that `error` is for.
 
-    limits: no lo above the first, no hi below the second (policy/boundary.py); None: none.
+    limits: no lo above the first, no hi below the second (policy/boundary.py); None: none. counted: testing may start
+    where val_calib has enough trials (policy/counted_start.py), else at a pair that is fixed.
     """
 
     targets: Mapping[str, float]
@@ -57,12 +63,15 @@ class Goal:
     delta: float
     prior: float | None = None
     limits: tuple[float, float] | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateSequence:
     """lo, hi: float [T], from the safest pair to the riskiest; start: where testing begins. expected: coverage.
 
+    forgiven: errors of each risk that the first test forgives, where testing begins by what is counted (lo never falls
+    and hi never rises then, policy/counted_start.py); None: it begins at `start`.
     second: where the maps disagree about the first test, the next best path, tested at DELTA_SPLIT of delta where this
     one fails at once (and this one then at the rest of it); None: this path has the whole delta.
     """
@@ -73,6 +82,7 @@ class CandidateSequence:
     expected: float
     map_name: str
     second: CandidateSequence | None = None
+    forgiven: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,8 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
     maps, trust = believed_maps(score, labels, grid)
     models = {name: _class_model(p, weight) for name, p in maps.items()}
     cuts = np.concatenate([[-np.inf], (grid[1:] + grid[:-1]) / 2, [np.inf]])
-    shares = _shares(labels, goal)
+    counted = _counts(score, labels, goal)
+    shares = _shares(labels, goal, counted)
     ends = _ends(grid, goal.limits)
     pairs = {name: _sequence(model, goal, shares, ends) for name, model in models.items()}
     found = []
@@ -121,7 +132,7 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
     if _worth_stepping(labels, goal):
         # Only the paths that promise most: simulating takes longer than all that came before.
         stepped = [
-            (*_stepped(path, low, high, cover, models, trust, goal), low, high, cover)
+            (*_stepped(path, low, high, cover, models, trust, goal, counted), low, high, cover)
             for path, _, low, high, cover in found[:_STEPPED]
         ]
         found = sorted(stepped, key=lambda each: each[0].expected, reverse=True)
@@ -137,6 +148,14 @@ def _worth_stepping(labels: NDArray[np.int64], goal: Goal) -> bool:
     return _expected_errors(labels, goal) <= _MANY_ERRORS and not (goal.prior is not None and "error" in goal.targets)
 
 
+def _counts(score: Floats, labels: NDArray[np.int64], goal: Goal) -> bool:
+    """Whether testing starts by what is counted: not where most images lie in a few blocks, which stones step over."""
+    _, often = np.unique(score, return_counts=True)
+    tied = often[often >= np.maximum(_HEAVY * len(score), 2)].sum() / len(score)
+    asked = goal.counted and frozenset(goal.targets) in COUNTED
+    return bool(asked and _worth_stepping(labels, goal) and tied <= _MOSTLY_TIED)
+
+
 def _stepped(
     path: CandidateSequence,
     low: Cuts,
@@ -145,35 +164,56 @@ def _stepped(
     models: Mapping[str, ClassModel],
     trust: Floats,
     goal: Goal,
+    counted: bool,
 ) -> tuple[CandidateSequence, bool]:
-    """(path with the places that simulation leaves in, whether the maps disagree about its first test)."""
+    """(path with a counted start, or with the places that simulation leaves in; whether its first test is disputed)."""
     rng = np.random.default_rng(0)
     # Only nested pairs can be drawn together.
     low, high = np.maximum.accumulate(low), np.minimum.accumulate(high)
     draws = np.maximum(_LEAST_SAMPLES, np.round(_SAMPLES * trust)).astype(int)
-    passed = np.concatenate(
-        [
-            simulated_passes(
-                simulated_exits(
-                    (model.below1[low], model.below1[high]),
-                    (model.below0[low], model.below0[high]),
-                    model.prior,
-                    goal.n,
-                    int(count),
-                    rng,
-                ),
-                goal.targets,
-                goal.delta,
-            )
-            for model, count in zip(models.values(), draws, strict=True)
-        ]
-    )
-    places, expected, reached = stepping_stones(passed, cover, np.repeat(trust / draws, draws))
+    samples = [
+        simulated_exits(
+            (model.below1[low], model.below1[high]),
+            (model.below0[low], model.below0[high]),
+            model.prior,
+            goal.n,
+            int(count),
+            rng,
+        )
+        for model, count in zip(models.values(), draws, strict=True)
+    ]
+    weight = np.repeat(trust / draws, draws)
+    if counted:
+        found = best_counts(
+            _errors_and_trials(samples, goal), _blocks(models, low, high), cover, weight, goal.targets, goal.delta
+        )
+        lo, hi, reached = np.maximum.accumulate(path.lo), np.minimum.accumulate(path.hi), found.reached
+        stones = replace(path, lo=lo, hi=hi, start=found.start, expected=found.expected, forgiven=found.forgiven)
+    else:
+        passed = np.concatenate([simulated_passes(each, goal.targets, goal.delta) for each in samples])
+        places, expected, reached = stepping_stones(passed, cover, weight)
+        # What is safer than the start stays before it: a control that has no test begins there.
+        kept = np.concatenate([np.arange(places[0]), places])
+        stones = replace(path, lo=path.lo[kept], hi=path.hi[kept], start=int(places[0]), expected=expected)
     chances = np.array([part.mean() for part in np.split(reached > 0, np.cumsum(draws)[:-1])])
-    # What is safer than the start stays before it: a control that has no test begins there.
-    kept = np.concatenate([np.arange(places[0]), places])
-    stones = replace(path, lo=path.lo[kept], hi=path.hi[kept], start=int(places[0]), expected=expected)
     return stones, bool(chances.max() >= _SURE and trust @ chances < _UNSURE)
+
+
+def _errors_and_trials(samples: Sequence[Exits], goal: Goal) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(errors, trials) of each risk in every sample, int [B, T] each."""
+    return {
+        name: (
+            np.concatenate([each.counts(name)[0] for each in samples]),
+            np.concatenate([each.counts(name)[1] for each in samples]),
+        )
+        for name in goal.targets
+    }
+
+
+def _blocks(models: Mapping[str, ClassModel], low: Cuts, high: Cuts) -> Bools:
+    """Whether a block of tied scores begins to exit at each pair, bool [T]."""
+    heavy = np.concatenate([[0], np.cumsum(_masses(next(iter(models.values()))) >= _HEAVY)])
+    return np.append(False, (np.diff(heavy[low]) > 0) | (np.diff(heavy[high]) < 0))
 
 
 # ---- models --------------------------------------------------------------------------------------------------------
@@ -189,10 +229,11 @@ def _class_model(p: Floats, weight: Floats | NDArray[np.int64]) -> ClassModel:
     return ClassModel(below(weight * p), below(weight * (1 - p)), p, float(weight @ p / weight.sum()))
 
 
-def _shares(labels: NDArray[np.int64], goal: Goal) -> Floats:
+def _shares(labels: NDArray[np.int64], goal: Goal, counted: bool = False) -> Floats:
     """Shares of the targets, float [T], rising: closer together where many errors make rates sharper."""
-    wanted = np.log(_MOST / _LEAST) / np.log1p(_STEP / np.sqrt(_expected_errors(labels, goal)))
-    return np.geomspace(_LEAST, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
+    least = _LEAST_COUNTED if counted else _LEAST
+    wanted = np.log(_MOST / least) / np.log1p(_STEP / np.sqrt(_expected_errors(labels, goal)))
+    return np.geomspace(least, _MOST, int(np.clip(np.ceil(wanted) + 1, _PAIRS, _MOST_PAIRS)))
 
 
 def _expected_errors(labels: NDArray[np.int64], goal: Goal) -> float:
@@ -216,13 +257,18 @@ def _sequence(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, in
     return _by_blocks(model, low[:last][new], high[:last][new])
 
 
+def _masses(model: ClassModel) -> Floats:
+    """Share of the images at each score of the grid, float [G]."""
+    return np.asarray(model.prior * np.diff(model.below1) + (1 - model.prior) * np.diff(model.below0))
+
+
 def _by_blocks(model: ClassModel, low: Cuts, high: Cuts) -> tuple[Cuts, Cuts]:
     """The same pairs and, where one of the next two takes in a block of tied scores, one pair for each block.
 
     Without blocks a step is a small share of the images. A block is taken in whole, on the side where its answer is
     less likely to be wrong first, so that a sequence over a handful of values has a safe pair to start with.
     """
-    mass = model.prior * np.diff(model.below1) + (1 - model.prior) * np.diff(model.below0)
+    mass = _masses(model)
     heavy = np.flatnonzero(mass >= _HEAVY)
     if not len(heavy):
         return low, high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import ceil
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from stage1.policy.closed_form import METHODS, Thresholds
 from stage1.policy.counts import count_exits, observed_risk, risk_upper
 from stage1.policy.group_means import GROUP_METHODS, Frames, choose_by_means, risk_claims, upper_bound
 from stage1.policy.target import Request, passing_targets, rounded_up, settable
-from stage1.policy.threshold_choice import PATH_METHOD, Choice, path_from, rule
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, Rule, path_from, rule
 from stage1.policy.units import ALL_IMAGES
 from stage1.risk import binomial_upper
 from stage1.risk.clusters import GroupLayout
@@ -241,23 +242,27 @@ def simulated_need(
         return None
     rng = np.random.default_rng(seed)
     size = max(n, 1)
+
+    @lru_cache(maxsize=1)
+    def fitted(size: int) -> Rule:
+        # Where a walk starts depends on the number of units.
+        return rule(request, size, select_score, labels)
+
     if unit == "image" or select.groups is None:
-        fit = rule(request, 8 * size, select_score, labels)
 
         def draw(size: int) -> Thresholds:
             rows = _resampled(rng, len(labels))[rng.integers(0, len(labels), size)]
-            return fit(select_score[rows], labels[rows]).thresholds
+            return fitted(size)(select_score[rows], labels[rows]).thresholds
 
     else:
         names, inverse = np.unique(select.groups, return_inverse=True)
         members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
         if unit == "group":
-            fit = rule(request, 8 * size, select_score, labels)
 
             def draw(size: int) -> Thresholds:
                 picks = _resampled(rng, len(names))[rng.integers(0, len(names), size)]
                 rows = np.array([rng.choice(members[pick]) for pick in picks])
-                return fit(select_score[rows], labels[rows]).thresholds
+                return fitted(size)(select_score[rows], labels[rows]).thresholds
 
         else:
             path = path_from(request, 8 * size, select_score, labels)

@@ -6,7 +6,8 @@
 | miss_rate or false_exit_rate alone (flag) | one order statistic; the other side defers | the same |
 | fnr or fpr alone (flag) | the walk with the other threshold at even odds | exact, the boundary is fixed beforehand |
 | the same with against_argmax | one order statistic; every image exits | then the ratio is a share of the class |
-| anything else: both ratios, error, floors | fixed sequence along the calibrated path | ALGORITHMS 2.4, 2.5 |
+| both ratios, or error, few labels | the same path image by image, from a number of trials | policy/counted_start.py |
+| anything else: floors, many labels, other sets | fixed sequence along the calibrated path | ALGORITHMS 2.4, 2.5 |
 
 The methods of the first four rows (two-sided walk, order statistics) are in policy/closed_form.py.
 """
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
 from stage1.policy.closed_form import METHODS, Thresholds, choose_thresholds, one_sided_walk
+from stage1.policy.counted_start import walk_from_count
 from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_holds
 from stage1.policy.ordering import DELTA_SPLIT, CandidateSequence, Goal, calibrated_path
 from stage1.policy.target import Request
@@ -35,6 +37,10 @@ Labels = NDArray[np.int64]
 Rule = Callable[[Floats, Labels], "Choice"]
 
 PATH_METHOD = "fixed sequence along the calibrated path, exact binomial, union null"
+COUNTED_METHOD = (
+    "fixed sequence along the calibrated path, image by image from a number of trials that was fixed beforehand, exact"
+    " binomial, union null"
+)
 STATED_METHOD = "fixed sequence along the calibrated path, exact test of both classes at the stated share, union null"
 
 
@@ -53,6 +59,11 @@ class Choice:
     first_failure: Thresholds | None = None
     path: CandidateSequence | None = None
     place: int | None = None
+
+    @property
+    def described(self) -> str:
+        """The method, as a certificate says it."""
+        return COUNTED_METHOD if self.path is not None and self.path.forgiven is not None else self.method
 
     @property
     def union_null(self) -> bool:
@@ -107,7 +118,7 @@ def rule(
         raise ConfigError(
             f"select: {' + '.join(targets)} needs labelled scores of val_select to order the thresholds; give them"
         )
-    path = path_from(request, n, select_score, select_labels)
+    path = path_from(request, n, select_score, select_labels, counted=not (along_path or request.has_floor))
     if path is None:
         raise ConfigError(
             "select: val_select has fewer than 10 images of a class; this target needs them to order the thresholds"
@@ -119,12 +130,18 @@ def rule(
     return lambda score, labels: _along(path, score, labels, request, delta / 2 if request.has_floor else delta)
 
 
-def path_from(request: Request, n: int, select_score: Floats, select_labels: Labels) -> CandidateSequence | None:
-    """The calibrated path for `request` on n calibration units; None where val_select has fewer than 10 of a class."""
+def path_from(
+    request: Request, n: int, select_score: Floats, select_labels: Labels, *, counted: bool = False
+) -> CandidateSequence | None:
+    """The calibrated path for `request` on n calibration units; None where val_select has fewer than 10 of a class.
+
+    counted: independent units that are tested along one sequence, so that testing may start by what is counted.
+    """
     delta = 1.0 - request.confidence
     spent = delta / 2 if request.has_floor else delta
     limits = None if request.boundary is None else (request.boundary.lo, request.boundary.hi)
-    return calibrated_path(select_score, select_labels, Goal(request.targets, n, spent, request.target_prior, limits))
+    goal = Goal(request.targets, n, spent, request.target_prior, limits, counted)
+    return calibrated_path(select_score, select_labels, goal)
 
 
 def _along(path: CandidateSequence, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
@@ -138,6 +155,11 @@ def _along(path: CandidateSequence, score: Floats, labels: Labels, request: Requ
 
 def _test(path: CandidateSequence, score: Floats, labels: Labels, request: Request, delta: float) -> Choice:
     """Test from the path's start towards more risk; with floors, also from the riskiest pair towards safety (2.5)."""
+    if path.forgiven is not None:
+        found = walk_from_count(path.lo, path.hi, score, labels, request.targets, path.forgiven, delta, path.start)
+        if found.pair is None:
+            return Choice(Thresholds(None, None), PATH_METHOD, delta, delta, _thresholds(*found.first))
+        return Choice(_thresholds(*found.pair), PATH_METHOD, delta, delta, path=path, place=found.step)
     exits = count_exits(score[labels == 0], score[labels == 1], path.lo, path.hi)
 
     def passed(rows: slice) -> NDArray[np.bool_]:
@@ -168,7 +190,10 @@ def floors_hold(exits: Exits, request: Request, delta: float) -> NDArray[np.bool
 
 def pair_at(path: CandidateSequence, place: int) -> Thresholds:
     """The thresholds at a place of the path; None for a side that never exits."""
-    lo, hi = float(path.lo[place]), float(path.hi[place])
+    return _thresholds(float(path.lo[place]), float(path.hi[place]))
+
+
+def _thresholds(lo: float, hi: float) -> Thresholds:
     return Thresholds(lo if np.isfinite(lo) else None, hi if np.isfinite(hi) else None)
 
 

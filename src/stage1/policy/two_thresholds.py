@@ -142,7 +142,7 @@ class FoundThresholds:
     @property
     def method(self) -> str:
         at_prior = self.target.target_prior is not None and "error" in self.target.targets
-        return STATED_METHOD if at_prior and self.choice.method == PATH_METHOD else self.choice.method
+        return STATED_METHOD if at_prior and self.choice.method == PATH_METHOD else self.choice.described
 
     @property
     def n_units(self) -> int:
