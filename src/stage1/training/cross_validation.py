@@ -100,9 +100,8 @@ def best_of(
 ) -> LogisticCandidate:
     """Of the candidates whose AUGRC is above the least by no more than the paired standard error, that of least NLL.
 
-    AUGRC alone is near flat in the strength and drifts to fits that are far too sure: on three frames of each of 299
-    road signs, six re-splits by group, the least AUGRC gave AUROC .890, AUGRC .0255 and NLL .50, this rule .891, .0257
-    and .30 (backbone embedded, squash). The first of equals.
+    AUGRC alone is near flat in the strength where data are easy or few, and its least value drifts to weak penalties,
+    whose probabilities are far too sure. The first of equals.
     """
     least = min(candidates, key=lambda candidate: candidate.key)
 
