@@ -96,8 +96,8 @@ def test_evidence_at_the_ends_is_not_cropped_away(whole):
     assert table["center_crop"]["crop_pct"] == 0.95, "the backbone's own"
     assert table["squash"]["auroc"] > 0.95
     assert table["center_crop"]["auroc"] < 0.75, "the control: a crop never sees them"
-    assert table["center_crop"]["augrc_excess"] > 3 * table["center_crop"]["standard_error"] > 0
-    assert "squash at 32 px: AUGRC" in found["reason"]
+    assert table["center_crop"]["nll_excess"] > 3 * table["center_crop"]["standard_error"] > 0
+    assert "squash at 32 px: NLL" in found["reason"]
     samples = SampleTable.read(folder / "samples.parquet")
     assert found["images"] == sum(len(samples.rows(role)) for role in ("train", "val_select"))
 
@@ -162,11 +162,11 @@ def test_a_whole_run_ships_what_was_chosen_and_says_so(tmp_path, weights, monkey
     assert result.done[:3] == ("split", "preprocess", "extract")
     manifest = json.loads((result.bundle / "bundle.json").read_text())
     assert manifest["preprocessing"]["fit"] == "letterbox"
-    assert manifest["data"]["preprocessing"].startswith("letterbox at 32 px: AUGRC 0.0000 out of fold on 168 images")
+    assert manifest["data"]["preprocessing"].startswith("letterbox at 32 px: NLL 0.0")
     card, page = (result.bundle / "README.md").read_text(), (tmp_path / "run" / "report.html").read_text()
-    assert "letterbox at 32 px: AUGRC" in card
+    assert "letterbox at 32 px: NLL" in card
     assert "32 x 32 px, letterbox, bi" in card
-    assert "letterbox at 32 px: AUGRC" in page
+    assert "letterbox at 32 px: NLL" in page
     bundle = load_bundle(result.bundle)
     picture = (tmp_path / "data" / "000.png").read_bytes()
     engine, spec = bundle.predictor.engine, bundle.predictor.preprocessing

@@ -14,6 +14,7 @@ from stage1.training.cross_validation import (
     augrc_difference,
     best_of,
     cross_validated,
+    nll_difference,
     quick_judgement,
 )
 from stage1.training.grouped_folds import grouped_folds
@@ -112,3 +113,39 @@ def test_quick_judgement_prefers_the_features_that_carry_the_label() -> None:
     good = noise + labels[:, None].astype(np.float32)
     judged = [quick_judgement(features, labels, None, 2, seed=0).metrics.augrc for features in (good, noise)]
     assert judged[0] < 0.02 < judged[1]
+
+
+def test_nll_of_two_is_paired_over_groups():
+    rng = np.random.default_rng(3)
+    labels, groups = rng.integers(3, size=300), np.repeat(np.arange(60), 5).astype(str)
+    first, second = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
+    found = nll_difference(first, second, labels, groups)
+
+    def mean(logits: np.ndarray) -> float:
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return float(-np.log(p[np.arange(300), labels]).mean())
+
+    assert found.difference == pytest.approx(mean(first) - mean(second), abs=1e-12)
+    per_image = [nll_difference(first[[i]], second[[i]], labels[[i]], None).difference for i in range(300)]
+    of_group = np.asarray(per_image).reshape(60, 5).sum(axis=1)
+    assert found.error == pytest.approx(of_group.std(ddof=1) * np.sqrt(60) / 300, rel=1e-12)
+
+
+def test_another_scale_is_taken_only_where_it_is_shown_to_be_better():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=400)
+
+    def made(scale: str, signal: float, noise: np.ndarray) -> LogisticCandidate:
+        margin = signal * (labels - 0.5) + noise
+        logits = np.stack([-margin / 2, margin / 2], axis=1)
+        return LogisticCandidate(1.0, scale, logits, select_metrics(logits, labels), 0.0)
+
+    kept = lower = 0
+    for _ in range(40):
+        common, column = (made(scale, 2.0, rng.normal(size=400)) for scale in ("common", "column"))
+        kept += best_of([common, column], labels, None) is common
+        lower += column.key < common.key
+    assert lower > 12, "the control: by its least AUGRC the other scale would be taken in about half"
+    assert kept >= 40 - lower + 5
+    better = made("column", 4.0, rng.normal(size=400))
+    assert best_of([made("common", 2.0, rng.normal(size=400)), better], labels, None) is better

@@ -78,16 +78,24 @@ def test_candidates_that_tell_nothing_are_not_told_apart() -> None:
     assert chosen_of([wrong_on(0.2), wrong_on(0.02)], labels, groups)[0] == 1
 
 
-def test_where_nothing_is_wrong_the_first_stays() -> None:
+def test_where_nothing_is_wrong_likelihood_tells_candidates_apart() -> None:
+    """AUGRC ties at 0. Each candidate comes with the penalty that suits it, so that what is surely nearer the truth is
+    the picture's merit; and equal ones leave the first.
+    """
     labels = np.array([0, 1] * 20)
+    groups = np.arange(40).astype(str)
     right = np.stack([1.0 - 2 * labels, 2.0 * labels - 1], axis=1)
-    judged = [
-        Judged(Preprocessing(64, fit), scale * right, select_metrics(scale * right, labels), 1.0)
-        for fit, scale in zip(FITS, (1.0, 5.0, 9.0), strict=True)
-    ]
-    index, apart = chosen_of(judged, labels, np.arange(40).astype(str))
-    assert index == 0, "AUGRC ties at 0; a larger NLL alone is the head's, not the picture's"
-    assert [gap.difference for gap in apart] == [0.0, 0.0, 0.0]
+
+    def made(scales: tuple[float, ...]) -> list[Judged]:
+        return [
+            Judged(Preprocessing(64, fit), scale * right, select_metrics(scale * right, labels), 1.0)
+            for fit, scale in zip(FITS, scales, strict=True)
+        ]
+
+    index, apart = chosen_of(made((1.0, 5.0, 1.0)), labels, groups)
+    assert index == 1
+    assert apart[1].difference == 0.0 < apart[0].difference
+    assert chosen_of(made((5.0, 5.0, 5.0)), labels, groups)[0] == 0
 
 
 def test_what_names_a_row_is_worth_nothing_out_of_fold() -> None:

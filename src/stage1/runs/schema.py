@@ -56,7 +56,7 @@ class FitOfImages(TypedDict):
 class FitCandidate(FitOfImages):
     """One line of the comparison: a logistic regression on its features, out of fold.
 
-    augrc_excess: above the least AUGRC of the table; standard_error: of that difference, paired, over groups.
+    nll_excess: above the least NLL of the table; standard_error: of that difference, paired, over groups.
     """
 
     augrc: NotNegative
@@ -64,7 +64,7 @@ class FitCandidate(FitOfImages):
     accuracy: NotNegative
     auroc: float | None
     """For two classes, else null."""
-    augrc_excess: NotNegative
+    nll_excess: NotNegative
     standard_error: NotNegative
 
 

@@ -28,7 +28,7 @@ from stage1.storage.documents import write_document
 if TYPE_CHECKING:
     from stage1.data.table import SampleTable
     from stage1.model.backbone import Backbone
-    from stage1.training.cross_validation import AugrcDifference
+    from stage1.training.cross_validation import PairedDifference
     from stage1.training.preprocessing_choice import Judged
 
 MOST_IMAGES = 1200
@@ -117,7 +117,7 @@ class _Search:
         except ConfigError as error:
             return f"{size} px: {error}"
 
-    def best(self, judged: Sequence[Judged]) -> tuple[int, list[AugrcDifference]]:
+    def best(self, judged: Sequence[Judged]) -> tuple[int, list[PairedDifference]]:
         from stage1.training.preprocessing_choice import chosen_of
 
         return chosen_of(judged, self.table.labels[self.rows], self.table.groups[self.rows])
@@ -147,13 +147,13 @@ def _squares(table: SampleTable, rows: NDArray[np.int64], max_pixels: int) -> It
             ) from error
 
 
-def _reason(judged: Sequence[Judged], index: int, apart: Sequence[AugrcDifference], images: int, blind: bool) -> str:
+def _reason(judged: Sequence[Judged], index: int, apart: Sequence[PairedDifference], images: int, blind: bool) -> str:
     """One sentence: what was chosen over what."""
     best = min(range(len(judged)), key=lambda one: apart[one].difference)
     chosen = judged[index]
-    others = ", ".join(f"{one.spec.in_words} {one.metrics.augrc:.4f}" for one in judged if one is not chosen)
+    others = ", ".join(f"{one.spec.in_words} {one.metrics.nll:.4f}" for one in judged if one is not chosen)
     sample = f"{images} images of train and val_select"
-    text = f"{chosen.spec.in_words}: AUGRC {chosen.metrics.augrc:.4f} out of fold on {sample}"
+    text = f"{chosen.spec.in_words}: NLL {chosen.metrics.nll:.4f} out of fold on {sample}"
     if not others:
         return text
     if blind:
@@ -171,7 +171,7 @@ def _written(
     rows: NDArray[np.int64],
     table: SampleTable,
     judged: Sequence[Judged],
-    apart: Sequence[AugrcDifference],
+    apart: Sequence[PairedDifference],
     left_out: Sequence[str],
 ) -> Path:
     for line in (reason, *left_out):
@@ -191,7 +191,7 @@ def _written(
                     "nll": one.metrics.nll,
                     "accuracy": one.metrics.accuracy,
                     "auroc": one.auroc,
-                    "augrc_excess": gap.difference,
+                    "nll_excess": gap.difference,
                     "standard_error": gap.error,
                 }
                 for one, gap in zip(judged, apart, strict=True)

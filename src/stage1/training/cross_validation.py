@@ -86,13 +86,13 @@ def quick_judgement(
     folds: int = FOLDS,
     strengths: Sequence[float] = STRENGTHS[::2],
 ) -> LogisticCandidate:
-    """The best logistic regression on the common scale, out of grouped folds: what features are worth, cheaply.
+    """The logistic regression of least NLL on the common scale, out of grouped folds: what features are worth, cheaply.
 
     Raises DataError (NaN, labels, a class in fewer than two groups).
     """
     fold = grouped_folds(labels, groups, folds, seed, n_classes)
     found = cross_validated(features, labels, fold, n_classes, strengths=strengths, scales=("common",))
-    return min(found, key=lambda candidate: candidate.key)
+    return min(found, key=lambda candidate: candidate.metrics.nll)
 
 
 def best_of(
@@ -101,8 +101,21 @@ def best_of(
     """Of the candidates whose AUGRC is above the least by no more than the paired standard error, that of least NLL.
 
     AUGRC alone is near flat in the strength where data are easy or few, and its least value drifts to weak penalties,
-    whose probabilities are far too sure. The first of equals.
+    whose probabilities are far too sure. The first of equals. A scale is left for a later one (by the order of the
+    candidates) only where that is better in AUGRC by more than the standard error: on road signs the common scale
+    had the higher AUROC in every split, where NLL out of fold preferred the other by .009.
     """
+    scales = dict.fromkeys(candidate.scale for candidate in candidates)
+    best, *others = (_least_sure([c for c in candidates if c.scale == scale], labels, groups) for scale in scales)
+    for other in others:
+        found = augrc_difference(other.logits, best.logits, labels, groups)
+        best = other if -found.difference > found.error else best
+    return best
+
+
+def _least_sure(
+    candidates: Sequence[LogisticCandidate], labels: NDArray[np.int64], groups: NDArray[np.str_] | None
+) -> LogisticCandidate:
     least = min(candidates, key=lambda candidate: candidate.key)
 
     def level(candidate: LogisticCandidate) -> bool:
@@ -113,8 +126,8 @@ def best_of(
 
 
 @dataclass(frozen=True, slots=True)
-class AugrcDifference:
-    """AUGRC of one set of logits minus that of another on the same images, and its standard error over groups.
+class PairedDifference:
+    """AUGRC, or NLL, of one set of logits minus that of another on the same images, and its standard error over groups.
 
     error: NaN for a single group.
     """
@@ -125,7 +138,7 @@ class AugrcDifference:
 
 def augrc_difference(
     logits: NDArray[Any], other: NDArray[Any], labels: NDArray[np.int64], groups: NDArray[np.str_] | None
-) -> AugrcDifference:
+) -> PairedDifference:
     """Paired: both [N, K] answer the same images. groups: str [N], None for images that are independent.
 
     >>> right, wrong = np.array([[2.0, 0.0], [0.0, 2.0]] * 4), np.array([[2.0, 0.0], [1.0, 0.0]] * 4)
@@ -133,15 +146,38 @@ def augrc_difference(
     >>> bool(found.difference < 0 and found.error > 0)
     True
     """
-    first, second = _influence(logits, labels), _influence(other, labels)
-    n = len(labels)
-    excess = first - second - (first - second).mean()
+    apart = _influence(logits, labels) - _influence(other, labels)
+    return PairedDifference(float(apart.mean() / 2), _error_of_mean(apart, groups))
+
+
+def nll_difference(
+    logits: NDArray[Any], other: NDArray[Any], labels: NDArray[np.int64], groups: NDArray[np.str_] | None
+) -> PairedDifference:
+    """As `augrc_difference`, of the mean negative log likelihood (nats): a mean over images, so it tells more apart.
+
+    >>> sure, even = np.array([[3.0, 0.0], [0.0, 3.0]] * 4), np.zeros((8, 2))
+    >>> round(nll_difference(sure, even, np.array([0, 1] * 4), None).difference, 3)
+    -0.645
+    """
+    apart = _losses(logits, labels) - _losses(other, labels)
+    return PairedDifference(float(apart.mean()), _error_of_mean(apart, groups))
+
+
+def _error_of_mean(values: Floats, groups: NDArray[np.str_] | None) -> float:
+    """Standard error of the mean of [N], groups moving together; NaN for a single group."""
+    excess = values - values.mean()
     if groups is not None:
         _, unit = np.unique(groups, return_inverse=True)
         excess = np.bincount(unit, weights=excess)
     units = len(excess)
-    error = float(np.sqrt(np.square(excess).sum() * units / (units - 1)) / n) if units > 1 else float("nan")
-    return AugrcDifference(float((first - second).mean() / 2), error)
+    return float(np.sqrt(np.square(excess).sum() * units / (units - 1)) / len(values)) if units > 1 else float("nan")
+
+
+def _losses(logits: NDArray[Any], labels: NDArray[np.int64]) -> Floats:
+    values = np.asarray(logits, dtype=np.float64)
+    values = values - values[np.arange(len(labels)), labels][:, None]
+    top = values.max(axis=1)
+    return np.asarray(top + np.log(np.exp(values - top[:, None]).sum(axis=1)))
 
 
 def _influence(logits: NDArray[Any], labels: NDArray[np.int64]) -> Floats:
