@@ -100,6 +100,7 @@ def test_what_is_asked_for_is_fetched_once(hub):
 
 
 def test_a_hub_that_is_not_there_is_one_line(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # its five retries take 90 s
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(MissingError, match=rf"timm/{NAME} cannot be downloaded \(.*\); set backbone.weights"):
         load_backbone(BackboneConfig(name=NAME, download=True))

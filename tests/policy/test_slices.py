@@ -287,9 +287,9 @@ def false_at_the_boundary(draws, seed):
 
 
 def test_no_false_claim_beyond_delta_at_the_boundary():
-    found, whole = false_at_the_boundary(80, seed=5)
-    assert found <= limit(0.05, 80)
-    assert whole > limit(0.05, 80)  # each slice at the full delta: the control that must fail
+    found, whole = false_at_the_boundary(50, seed=5)
+    assert found <= limit(0.05, 50)
+    assert whole > limit(0.05, 50)  # each slice at the full delta: the control that must fail
 
 
 @pytest.mark.slow
