@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch", reason="the extra train is not installed")
 
 from stage1.runtime.preprocessing import Preprocessing
-from stage1.training.preprocessing_choice import Judged, area_under_roc, chosen_of, judge, tell_nothing
+from stage1.training.preprocessing_choice import Judged, chosen_of, judge, tell_nothing
 from stage1.training.selection import select_metrics
 
 FITS = ("squash", "center_crop", "letterbox")
@@ -28,12 +28,13 @@ def candidates(signals: tuple[float, ...], seed: int, n: int = 240, group: int =
     return made, labels, groups
 
 
-def test_area_under_roc_is_that_of_scikit_learn() -> None:
+def test_the_area_under_roc_is_that_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        scores, labels = rng.integers(0, 9, 50).astype(float), rng.integers(0, 2, 50)
-        assert area_under_roc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
+    for seed in range(5):
+        judged, labels, _ = candidates((0.5, 1.0), seed)
+        for one in judged:
+            margin = one.logits[:, 1] - one.logits[:, 0]
+            assert one.auroc == pytest.approx(metrics.roc_auc_score(labels, margin), abs=1e-12)
 
 
 def test_a_clear_gain_wins_wherever_it_stands() -> None:

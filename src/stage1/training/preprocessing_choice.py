@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1.evaluation import auroc_failure
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.training.cross_validation import PairedDifference, nll_difference, quick_judgement
 from stage1.training.selection import SelectMetrics
@@ -47,21 +47,10 @@ def judge(
 ) -> Judged:
     """What features [N, D] under `spec` are worth. Raises DataError (NaN; a class in fewer than two groups)."""
     found = quick_judgement(features, labels, groups, n_classes, seed=seed)
-    auroc = area_under_roc(found.logits[:, 1] - found.logits[:, 0], labels) if n_classes == 2 else None
+    margin = found.logits[:, 1] - found.logits[:, 0]
+    # The area under the ROC curve is the chance that a positive's score is higher, ties counting half: a failure's too.
+    auroc = auroc_failure(margin, labels == 0) if n_classes == 2 else None
     return Judged(spec, found.logits, found.metrics, auroc)
-
-
-def area_under_roc(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """The chance that an image of class 1 has the higher score than one of class 0; a tie counts half.
-
-    >>> area_under_roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([0, 0, 1, 1]))
-    0.875
-    """
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    positive = labels == 1
-    n = int(positive.sum())
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(labels) - n)))
 
 
 def chosen_of(
