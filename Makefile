@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,backbones,report,fast-io,track,hf,peft,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,backbones,report,fast-io,track,hf,peft,serve,dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## the main job on the embedded default: a certificate, a report, a bundle
