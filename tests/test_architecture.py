@@ -31,8 +31,21 @@ ROOMS = (
         "calibration",
         "evaluation",
     ),
-    *("policy", "views", "config", "data", "model", "features", "training", "bundle", "inference", "report", "cascade"),
-    *("integrations", "simulation", "streetvision", "runs", "stages", "commands", "cli", PACKAGE),
+    *(
+        "policy",
+        "views",
+        "config",
+        "data",
+        "model",
+        "features",
+        "training",
+        "bundle",
+        "monitoring",
+        "inference",
+        "report",
+        "cascade",
+    ),
+    *("integrations", "simulation", "streetvision", "serving", "runs", "stages", "commands", "cli", PACKAGE),
 )
 TORCH_ROOMS = {"model", "features", "training"}
 ABOVE_TORCH = TORCH_ROOMS | {"stages", "commands", "integrations", "simulation", "streetvision.challenge"}

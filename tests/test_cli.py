@@ -43,6 +43,7 @@ COMMANDS = [
     "challenge",
     "streetvision",
     "cascade",
+    "serve",
     "config",
 ]
 GROUPS = ("cascade", "challenge", "config", "streetvision")  # commands of their own stand below these

@@ -69,6 +69,7 @@ SAME_IDEA = {
     "registry": "the table of all kinds of the room",
     "schema": "the JSON documents of the room, as types",
     "runner": "what goes through the stages of a run or of a cascade, one after the other",
+    "settings": "what an operator sets: of the detector, of the server",
     "selection": "the choice of one of several on val_select",
     "tables": "tables of images and answers, read or written",
     "view_pooling": "pooling over views: its module, and its training",

@@ -27,6 +27,10 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "sklearn": ("sklearn", "Stage1Policy"),
     "simplejpeg": ("fast-io", "faster JPEG decoding, the same pixels"),
     "tensorboard": ("track", "TensorBoard events of training"),
+    "fastapi": ("serve", "the server"),
+    "uvicorn": ("serve", "the server"),
+    "python_multipart": ("serve", "forms of images"),
+    "prometheus_client": ("serve", "/metrics"),
 }
 """Module -> (the extra that brings it, what it gives)."""
 

@@ -12,10 +12,11 @@ from stage1.cli import challenge  # isort: skip
 from stage1.cli import streetvision  # isort: skip
 from stage1.cli import reward  # isort: skip
 from stage1.cli import cascade  # isort: skip
+from stage1.cli import serve  # isort: skip
 from stage1.cli.edge import guarded
 from stage1.cli.options import app, asked_for
 
-__all__ = ["app", "bundle", "cascade", "challenge", "main", "plan", "reward", "run", "stages", "streetvision"]
+__all__ = ["app", "bundle", "cascade", "challenge", "main", "plan", "reward", "run", "serve", "stages", "streetvision"]
 
 
 def main() -> None:

@@ -19,9 +19,11 @@ from stage1.inference.outputs import ModelOutputs, joined
 from stage1.inference.views import WITHOUT, Viewing, ViewOutputs, joined_views, told
 from stage1.policy import Certificate, Policy, load_policy, policy_file, reported
 from stage1.runtime.crops import WHOLE, ViewPolicy
+from stage1.runtime.images import decode
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import Engine, Outputs
 from stage1.runtime.stream import Item, WholeImages, Work, stream_work
+from stage1.scores import Scores
 from stage1.sources.listing import cell_text
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class Row:
     of the decoded image; `small`: the image is no larger than the model's input, so that tiles add nothing.
     reason: why it defers whatever its score, where thresholds differ by slice (its slice is not known, or is not
     certified); else None.
+    score: what its answer lies on, without an end where probabilities have one: logit_1 - logit_0 of two classes, of
+    more the log odds of the likeliest class, as the model gives them; None where the image is broken. In no table.
     """
 
     path: str
@@ -72,6 +76,7 @@ class Row:
     confidence: float | None = None
     probabilities: tuple[float, ...] | None = None
     reason: str | None = None
+    score: float | None = None
 
 
 class Predictor:
@@ -197,6 +202,47 @@ class Predictor:
         outputs = self._work.run([self._work.prepare(rgb)])
         return self._answers([name], self._outputs_of(outputs, 1), {})[0]
 
+    def answer_batch(
+        self, images: Sequence[bytes], *, slices: SliceValues | None = None, with_company: bool = False
+    ) -> list[Row]:
+        """One Row per image file, in their order, as `predict` gives them; decoded and run in this thread, as one
+        batch, whatever its size: the way for a process of its own that is handed batches.
+
+        with_company: an image that is alone runs beside itself. Some models sum one image alone in another order than
+        one of several (`BatchLimit.run`); so its bits do not depend on which images came with it.
+        """
+        prepared: list[Any] = []
+        rows: list[int] = []
+        failed: dict[int, str] = {}
+        for row, data in enumerate(images):
+            try:
+                prepared.append(self._work.prepare(decode(data, max_pixels=self._work.max_pixels)))
+                rows.append(row)
+            except DataError as error:
+                failed[row] = one_line(error)
+        columns = _slice_columns(slices, len(images))
+        own = {name: values[rows] for name, values in columns.items()}
+        made = iter(self._of_prepared(prepared, own, with_company))
+        return [_unanswered(f"#{row}", failed[row]) if row in failed else next(made) for row in range(len(images))]
+
+    def answer_tensors(
+        self, tensors: NDArray[np.float32], *, slices: SliceValues | None = None, with_company: bool = False
+    ) -> list[Row]:
+        """One Row per image of float32 [N, 3, S, S], preprocessed by the caller exactly as `to_tensor` does it.
+
+        Raises ConfigError where answers are made from several views of an image, DataError for another shape.
+        """
+        if self.views is not None:
+            raise ConfigError("tensors: this bundle answers from several views of an image; send the image file")
+        return self._of_prepared(list(tensors), _slice_columns(slices, len(tensors)), with_company)
+
+    def _of_prepared(self, prepared: list[Any], slices: Mapping[str, Texts], with_company: bool) -> list[Row]:
+        n = len(prepared)
+        if n == 0:
+            return []
+        outputs = self._work.run(prepared * 2 if n == 1 and with_company else prepared)
+        return self._answers([f"#{row}" for row in range(n)], self._outputs_of(_first(outputs, n), n), slices)
+
     def stream(
         self,
         images: Iterable[Picture],
@@ -274,6 +320,7 @@ class Predictor:
             probabilities.tolist(),
             of_classes.tolist(),
             reasons,
+            _log_odds(scores).tolist(),
             self._told(answered, kept),
             strict=True,
         )
@@ -287,9 +334,10 @@ class Predictor:
                 confidence=shares[label],
                 probabilities=tuple(shares),
                 reason=reason or None,
+                score=score,
                 **told,
             )
-            for name, leaves, label, probability, shares, reason, told in columns
+            for name, leaves, label, probability, shares, reason, score, told in columns
         ]
 
     def _told(self, answered: ModelOutputs, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -441,6 +489,20 @@ def _slice_columns(slices: SliceValues | None, n: int) -> dict[str, Texts]:
             raise DataError(f"slices: {name}: give one value for each of the {n} images (None where it is not known)")
         found[name] = np.array([cell_text(value) for value in values], dtype=np.str_)
     return found
+
+
+def _first(outputs: Outputs, n: int) -> Outputs:
+    return tuple(values[:n] for values in outputs)
+
+
+def _log_odds(scores: Scores) -> NDArray[np.float64]:
+    """float64 [N]: `Row.score`."""
+    if scores.n_classes == 2:
+        return scores.margin
+    rows, likeliest = np.arange(len(scores)), scores.logits.argmax(axis=1)
+    others = scores.logits.copy()
+    others[rows, likeliest] = -np.inf
+    return np.asarray(scores.logits[rows, likeliest] - np.logaddexp.reduce(others, axis=1))
 
 
 def _require_shape(logits: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -24,7 +24,9 @@ FORMATS: tuple[Format, ...] = ("table", "csv", "parquet", "json")
 # What every row has, and what it has where the bundle evaluates several views of an image.
 VIEW_COLUMNS = ("views", "view")
 COLUMNS = tuple(
-    field.name for field in fields(Row) if field.name not in (*VIEW_COLUMNS, "box", "small", "probabilities", "reason")
+    field.name
+    for field in fields(Row)
+    if field.name not in (*VIEW_COLUMNS, "box", "small", "probabilities", "reason", "score")
 )
 # Before the name of a class: no other column begins so, and two classes have two names.
 CLASS_PREFIX = "p_"
