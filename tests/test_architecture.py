@@ -25,6 +25,7 @@ ROOMS = (
         "extras",
         "storage",
         "scores",
+        "store",
         "runtime",
         "sources",
         "risk",

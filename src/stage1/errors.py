@@ -46,6 +46,14 @@ class SourceChanged(IntegrityError):
     """An image is not what it was at the split, or cannot be read any more. The next split reads every file anew."""
 
 
+class StoreError(Stage1Error):
+    """The event store cannot do what was asked: a full disk, a closed store, tables of another version. Exit code 1."""
+
+
+class StoreAway(StoreError):
+    """The database of the store does not answer, or is locked. What was recorded is safe in the spool; try again."""
+
+
 class Checkpointed(Stage1Error):
     """Stopped on request with a complete checkpoint; run the same command to go on. Exit code 75."""
 

@@ -1,0 +1,1 @@
+"""The tables of a store, revision by revision: alembic's files. A file that was released is never changed."""
