@@ -42,20 +42,22 @@ class Intake:
                     if held > self._max_bytes:
                         raise self._too_large(held)
                     if self.held > self._budget:
-                        raise Refusal(503, "no_memory", "bodies of other requests fill the memory", retry_after=1)
+                        raise Refusal(
+                            503, "no_memory", "bodies of other requests fill the memory", retry_after=1, closes=True
+                        )
                     chunks.append(chunk)
             if announced is not None and held != announced:
                 raise Refusal(400, "truncated", f"{held} of {announced} bytes came; send the body again")
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError:
-            raise Refusal(408, "too_slow", f"the body was not there after {self._seconds:g} s") from None
+            raise Refusal(408, "too_slow", f"the body was not there after {self._seconds:g} s", closes=True) from None
         except ClientDisconnect:
             raise Refusal(499, "client_left", "the client left while it sent") from None
         finally:
             self.held -= held
 
     def _too_large(self, size: int) -> Refusal:
-        return Refusal(413, "too_large", f"{size} bytes or more; at most {self._max_bytes} are taken")
+        return Refusal(413, "too_large", f"{size} bytes or more; at most {self._max_bytes} are taken", closes=True)
 
 
 def _announced(request: Request) -> int | None:

@@ -13,15 +13,21 @@ _STATUS = {"too large": 413, "not an image": 415, "unread format": 415, "unsuppo
 
 
 class Refusal(Exception):
-    """status: HTTP. code: a word for programs. line: one line for people. retry_after: seconds, None: do not retry."""
+    """status: HTTP. code: a word for programs. line: one line for people. retry_after: seconds, None: do not retry.
 
-    def __init__(self, status: int, code: str, line: str, *, retry_after: float | None = None) -> None:
+    closes: the rest of what the client sends is not waited for.
+    """
+
+    def __init__(
+        self, status: int, code: str, line: str, *, retry_after: float | None = None, closes: bool = False
+    ) -> None:
         super().__init__(" ".join(line.split()))
-        self.status, self.code, self.retry_after = status, code, retry_after
+        self.status, self.code, self.retry_after, self.closes = status, code, retry_after, closes
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+        retry = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+        return retry | ({"Connection": "close"} if self.closes else {})
 
     def document(self, request_id: str) -> dict[str, Any]:
         return {"error": {"code": self.code, "message": str(self), "request_id": request_id}}

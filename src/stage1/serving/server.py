@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from stage1.errors import ConfigError, Stage1Error
 from stage1.serving.app import make_app
@@ -21,6 +24,42 @@ from stage1.serving.settings import Settings
 # Threads of the workers wait for the interpreter while the loop runs: 5 ms, its default, are most of an answer's time.
 _SWITCH_S = 0.0005
 _BACKLOG = 4096
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, for clients that do not end the head of a request either. head_s: in which it must be there."""
+
+    head_s = 10.0
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """A head must be there some seconds after it began; an idle connection is closed by `timeout_keep_alive`."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self._late is None:
+            self._late = self.loop.call_later(self.head_s, self._close)
+
+    def _unwatch(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _close(self) -> None:
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -48,7 +87,15 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> None:
     for noisy in ("uvicorn.error", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     sys.setswitchinterval(_SWITCH_S)
+    _allow_connections()
     asyncio.run(_serve(settings, tell))
+
+
+def _allow_connections() -> None:
+    """As many as the machine allows this process: each is an open file, and the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(settings: Settings, tell: Callable[[str], None]) -> None:
@@ -60,6 +107,7 @@ async def _serve(settings: Settings, tell: Callable[[str], None]) -> None:
         tell(f"listening on {address}")
         config = uvicorn.Config(
             make_app(service),
+            http=type("Protocol", (_Protocol,), {"head_s": min(_Protocol.head_s, settings.body_s)}),
             lifespan="off",
             log_config=None,
             access_log=False,
