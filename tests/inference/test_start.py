@@ -1,4 +1,4 @@
-"""What `stage1 predict` loads to answer: nothing of training, tables, statistics or how policies are fitted."""
+"""What `stage1 predict` and `--help` load: nothing of training, tables, statistics or how policies are fitted."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ OURS = (
     ),
     *("policy.certify", "policy.ordering", "calibration.selection", "risk.bounds"),
 )
+HELPS = """
+import contextlib, io, sys
+import typer
+from stage1.cli import app, main
+
+def paths(command, words):
+    yield words
+    for name, below in vars(command).get("commands", dict()).items():
+        yield from paths(below, [*words, name])
+
+for words in paths(typer.main.get_command(app), []):
+    {planted}
+    sys.argv = ["stage1", *words, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main()
+    print(*words, ":", *sorted(name for name in {unwanted!r} if name in sys.modules))
+"""
 PROGRAM = """
 import sys
 {planted}
@@ -67,6 +84,32 @@ def test_predict_loads_only_what_an_answer_needs(bundle_folder, photos, kind):
 def test_a_planted_import_is_found(bundle_folder, photos, planted):
     _, unwanted = loaded("predict", bundle_folder, photos / "1 red.jpg", planted=f"import {planted}")
     assert planted in unwanted
+
+
+def of_helps(*, planted: str = "pass") -> dict[str, list[str]]:
+    """Command -> which of the unwanted modules were loaded when its `--help` had been shown, after those before it.
+
+    rich draws the help; numpy is no part of it.
+    """
+    unwanted = [*(name for name in LIBRARIES if name != "rich"), "numpy", *(f"stage1.{name}" for name in OURS)]
+    program = HELPS.format(planted=planted, unwanted=unwanted)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    return {
+        words.strip(): found.split() for words, _, found in (line.partition(":") for line in done.stdout.splitlines())
+    }
+
+
+def test_help_of_every_command_loads_nothing_of_what_it_does():
+    found = of_helps()
+    assert {"", "run", "calibrate", "predict", "cascade plan", "config show"} <= set(found)
+    assert {command: names for command, names in found.items() if names} == {}
+
+
+def test_a_planted_import_is_found_at_the_command_that_loads_it():
+    found = of_helps(planted='"calibrate" in words and __import__("stage1.policy.in_slices")')
+    first = next(command for command, names in found.items() if names)
+    assert first == "calibrate"
+    assert {"numpy", "stage1.policy.in_slices"} <= set(found[first])
 
 
 def test_the_command_asked_for_is_built_alone_and_help_shows_all():

@@ -44,7 +44,7 @@ class Group(TyperGroup):
 
 def _unwrap(command: Any) -> None:
     """Join the lines of each paragraph in the help of `command` and of those below it; Typer keeps them apart."""
-    if vars(command).get("help"):  # the help of a stage is made where it is shown, and has no wrapped lines
+    if command.help:
         command.help = "\n\n".join(part.replace("\n", " ") for part in command.help.split("\n\n"))
     for below in getattr(command, "commands", {}).values():
         _unwrap(below)

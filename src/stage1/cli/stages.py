@@ -1,4 +1,4 @@
-"""The stages of a run, each alone."""
+"""The stages of a run, each alone. Their words stand here, so that `--help` loads nothing of what they do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from stage1.cli.options import (
     STAGES,
@@ -35,21 +34,6 @@ from stage1.errors import ConfigError
 
 if TYPE_CHECKING:
     from stage1.scores import Scores
-
-
-class StageCommand(TyperCommand):
-    """The command of a stage: help and example are those of its `Stage`, imported only where they are shown."""
-
-    @property
-    def help(self) -> str:
-        from stage1.stages import STAGES as stages
-
-        stage = next(stage for stage in stages if stage.name == self.name)
-        return f"{stage.help}\n\nExample: {stage.example}"
-
-    @help.setter
-    def help(self, text: str | None) -> None:
-        """Typer sets the docstring of the function; there is none."""
 
 
 def _stage(
@@ -93,10 +77,10 @@ def _stage(
     )
 
 
-def _without_options(name: str) -> None:
-    """The command of a stage that has no options of its own."""
+def _without_options(name: str, words: str) -> None:
+    """The command of a stage that has no options of its own. words: its help, with an example."""
 
-    @app.command(name, cls=StageCommand, rich_help_panel=STAGES)
+    @app.command(name, help=words, rich_help_panel=STAGES)
     def command(
         run: RunFolder, overrides: Overrides = None, force: Force = False, quiet: Quiet = False, as_json: AsJson = False
     ) -> None:
@@ -111,7 +95,7 @@ def _say_verdict(folder: Path, as_json: bool, calib: Scores | None = None) -> No
         typer.echo(verdict_line(verdict_of_calibration(folder, calib)))
 
 
-@app.command(cls=StageCommand, rich_help_panel=STAGES)
+@app.command(rich_help_panel=STAGES)
 def split(
     run: RunFolder,
     overrides: Overrides = None,
@@ -124,6 +108,10 @@ def split(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
+    """Read the sources, quarantine what is broken, give each group a role. Starts a run directory where there is none.
+
+    Example: stage1 split runs/photos --recipe baseline data.table=photos.csv
+    """
     from stage1.runs.directory import has_finished, stored_config
 
     overrides = [*(overrides or []), *(["split.allow_leakage=true"] if allow_leakage else [])]
@@ -141,14 +129,46 @@ def split(
         typer.echo("\n".join(split_report(run)))
 
 
-_without_options("preprocess")
-_without_options("pretrain")
-_without_options("tune")
-_without_options("extract")
-_without_options("train")
+_without_options(
+    "preprocess",
+    """Choose how images are fitted to the model's square, and its side, on images of train and val_select.
+
+    Example: stage1 preprocess runs/photos backbone.fit=auto
+    """,
+)
+_without_options(
+    "pretrain",
+    """ExPLoRA: adapt a ViT to unlabelled images of a folder or of train; resumes where it stopped.
+
+    Example: stage1 pretrain runs/photos pretrain.folder=unlabelled
+    """,
+)
+_without_options(
+    "tune",
+    """Train the backbone, or an adapter in it, on the images of train; resumes where it stopped. Also under
+    torchrun.
+
+    Example: stage1 tune runs/photos images.unfreeze=last
+    """,
+)
+_without_options(
+    "extract",
+    """Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and
+    val_select.
+
+    Example: stage1 extract runs/photos features.engine=onnx
+    """,
+)
+_without_options(
+    "train",
+    """Train the head on the cached features; resumes where it stopped.
+
+    Example: stage1 train runs/photos train.epochs=30 head.kind=mlp
+    """,
+)
 
 
-@app.command(cls=StageCommand, rich_help_panel=STAGES)
+@app.command(rich_help_panel=STAGES)
 def export(
     run: RunFolder,
     overrides: Overrides = None,
@@ -171,6 +191,11 @@ def export(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
+    """Write model.onnx and compare it with the trained model on real images; --to hf DIR: of an exported run, a stock
+    folder.
+
+    Example: stage1 export runs/photos
+    """
     if to is None:
         if keep_names or positive is not None or threshold is not None:
             raise ConfigError("--keep-names, --positive, --threshold: belong to --to hf DIR; give it")
@@ -184,10 +209,16 @@ def export(
     show(facts, as_json, lambda document: hf_lines(document, to[1]))
 
 
-_without_options("score")
+_without_options(
+    "score",
+    """Score val_select, val_calib and val_test with the exported model, from image bytes.
+
+    Example: stage1 score runs/photos
+    """,
+)
 
 
-@app.command(cls=StageCommand, rich_help_panel=STAGES)
+@app.command(rich_help_panel=STAGES)
 def calibrate(
     arguments: Annotated[
         list[str] | None,
@@ -204,6 +235,10 @@ def calibrate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
+    """Choose the exit thresholds and certify them on val_calib; of a run, or of scores of any model.
+
+    Example: stage1 calibrate --scores mine.parquet --output runs/mine risks.fnr=0.02
+    """
     given = list(arguments or [])
     if scores is None:
         folder = run_folder(given)
@@ -244,7 +279,7 @@ def calibrate(
     exit_by_certificate(folder)
 
 
-@app.command(cls=StageCommand, rich_help_panel=STAGES)
+@app.command(rich_help_panel=STAGES)
 def evaluate(
     arguments: Annotated[
         list[str] | None,
@@ -278,6 +313,13 @@ def evaluate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
+    """What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any
+    model.
+
+    With --target FILE, or target_prior=0.5, also at another class balance.
+
+    Example: stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5
+    """
     from stage1.stages.verdicts import verdict_of_evaluation
 
     given = list(arguments or [])
@@ -323,7 +365,7 @@ def evaluate(
     show(document, as_json, lambda found: [*evaluation_lines(found), verdict_line(verdict)])
 
 
-@app.command(cls=StageCommand, rich_help_panel=STAGES)
+@app.command(rich_help_panel=STAGES)
 def bundle(
     run: RunFolder,
     overrides: Overrides = None,
@@ -332,6 +374,10 @@ def bundle(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
+    """Write the folder that ships: model, thresholds, certificate, calibration data, model card.
+
+    Example: stage1 bundle runs/photos
+    """
     exit_by_certificate(run)
     _stage("bundle", run, overrides, force, quiet, as_json, ignore_acceptance)
 

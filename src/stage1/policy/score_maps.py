@@ -19,6 +19,7 @@ handful. Nothing here touches validity: a map orders thresholds before a calibra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,24 +32,31 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot tell from 0 or 1
-_KERNEL = special.ndtri((np.arange(9) + 0.5) / 9)
 _EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
 _PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3, "shared": 2, "shared ranks": 2, "mean of four": 3, "own": 0}
 _ALWAYS = frozenset({"Platt", "ranks", "mean"})
 _REFUTED = 5.0  # a Bayes factor of 150: "very strong" (Kass and Raftery 1995)
 
 
+@cache
+def _kernel() -> Floats:
+    """Nine points of equal weight that stand for a standard normal. float [9]."""
+    points: Floats = special.ndtri((np.arange(9) + 0.5) / 9)
+    return points
+
+
 def smoothed(score: Floats) -> Floats:
     """Sorted grid of scores: each distinct one spread by a Gaussian kernel, tied ones kept. float [G]."""
+    kernel = _kernel()
     values, counts = np.unique(score, return_counts=True)
     single = values[counts == 1]
-    tied = np.repeat(values[counts > 1], counts[counts > 1] * len(_KERNEL))
+    tied = np.repeat(values[counts > 1], counts[counts > 1] * len(kernel))
     if len(single) < 2:
-        return np.repeat(np.sort(score), len(_KERNEL))
+        return np.repeat(np.sort(score), len(kernel))
     # The core of the distribution sets the bandwidth: a saturated tail must not widen it.
     low, high = np.quantile(single, [0.25, 0.75])
     width = 0.9 * min(float(single.std()), float(high - low) / 1.349) * len(single) ** -0.2
-    return np.sort(np.concatenate([(single[:, None] + width * _KERNEL[None, :]).ravel(), tied]))
+    return np.sort(np.concatenate([(single[:, None] + width * kernel[None, :]).ravel(), tied]))
 
 
 def believed_maps(score: Floats, labels: Labels, grid: Floats) -> tuple[dict[str, Floats], Floats]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import floor
 
-from scipy import stats
-
+from stage1.late import library
 from stage1.policy.attempts import Attempts, counted_words
 from stage1.policy.certificate import UnclaimedClass, claim, images, percent
 from stage1.policy.scrc import Bools, ScrcPolicy
 from stage1.policy.scrc_choice import Selected, Target
 from stage1.policy.scrc_unclaimed import FEWEST
+
+stats = library("scipy.stats")
 
 _ENOUGH = 0.9
 """Chance with which the number of labels that is named has enough selected ones, given the present ones."""

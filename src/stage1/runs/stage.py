@@ -79,8 +79,6 @@ class Stage:
     """
 
     name: str
-    help: str
-    example: str
     sections: tuple[str, ...]
     reads: Callable[[RunConfig], tuple[str, ...]]
     work: Callable[[RunDir, Context], list[Path]]

@@ -133,8 +133,6 @@ def _licence(name: str, licence: str, weights_sha256: str | None) -> str:
 
 STAGE = Stage(
     name="bundle",
-    help="Write the folder that ships: model, thresholds, certificate, calibration data, model card.",
-    example="stage1 bundle runs/photos",
     sections=("name",),
     reads=lambda config: present(
         "model.onnx",

@@ -91,8 +91,6 @@ def _check_roles(table: SampleTable, calib: Scores) -> None:
 
 STAGE = Stage(
     name="calibrate",
-    help="Choose the exit thresholds and certify them on val_calib; of a run, or of scores of any model.",
-    example="stage1 calibrate --scores mine.parquet --output runs/mine risks.fnr=0.02",
     sections=(
         "calibration",
         "policy",

@@ -145,11 +145,6 @@ def write_evaluation(
 
 STAGE = Stage(
     name="evaluate",
-    help=(
-        "What is true on val_test: metrics with intervals (of a run also figures and the report), or of scores of any"
-        " model.\n\nWith --target FILE, or target_prior=0.5, also at another class balance."
-    ),
-    example="stage1 evaluate --scores runs/mine/scores.parquet --policy runs/mine target_prior=0.5",
     sections=("evaluation", "acceptance", "name", "seed"),
     reads=lambda config: (
         *role_files("val_test"),

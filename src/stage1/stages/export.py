@@ -128,11 +128,6 @@ def _trained_outputs(
 
 STAGE = Stage(
     name="export",
-    help=(
-        "Write model.onnx and compare it with the trained model on real images; --to hf DIR: of an exported run, a"
-        " stock folder."
-    ),
-    example="stage1 export runs/photos",
     sections=("export", "head"),
     reads=always("model_best.pth", "backbone.onnx", "features.json"),
     work=export,

@@ -139,11 +139,6 @@ def _made_of(run: RunDir, fingerprint: str, onnx: Path) -> bool:
 
 STAGE = Stage(
     name="extract",
-    help=(
-        "Export the backbone (the run's own, where it was pretrained or tuned) and cache its features of train and"
-        " val_select."
-    ),
-    example="stage1 extract runs/photos features.engine=onnx",
     sections=("backbone", "features", "seed"),
     reads=lambda config: present("samples.parquet", preprocessing_file(config), backbone_file(config)),
     work=extract,

@@ -209,8 +209,6 @@ def _shape(spec: Preprocessing) -> dict[str, Any]:
 
 STAGE = Stage(
     name="preprocess",
-    help="Choose how images are fitted to the model's square, and its side, on images of train and val_select.",
-    example="stage1 preprocess runs/photos backbone.fit=auto",
     sections=("backbone", "features", "seed"),
     reads=always("samples.parquet"),
     work=preprocess,

@@ -149,8 +149,6 @@ def _unlabelled(run: RunDir) -> Prints:
 
 STAGE = Stage(
     name="pretrain",
-    help="ExPLoRA: adapt a ViT to unlabelled images of a folder or of train; resumes where it stopped.",
-    example="stage1 pretrain runs/photos pretrain.folder=unlabelled",
     sections=("pretrain", "backbone", "seed"),
     reads=lambda config: present("samples.parquet", preprocessing_file(config)),
     work=pretrain,

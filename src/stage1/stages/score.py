@@ -106,8 +106,6 @@ def _scored(predictor: Predictor, table: SampleTable, rows: NDArray[np.int64]) -
 
 STAGE = Stage(
     name="score",
-    help="Score val_select, val_calib and val_test with the exported model, from image bytes.",
-    example="stage1 score runs/photos",
     sections=(),
     reads=lambda config: present(
         "model.onnx",

@@ -250,9 +250,6 @@ def can_certify(table: SampleTable, config: RunConfig) -> dict[str, str]:
 
 STAGE = Stage(
     name="split",
-    help="Read the sources, quarantine what is broken, give each group a role. Starts a run directory where there is"
-    " none.",
-    example="stage1 split runs/photos --recipe baseline data.table=photos.csv",
     sections=("data", "split"),
     reads=always(),
     work=split,

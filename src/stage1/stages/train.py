@@ -263,8 +263,6 @@ def _features(
 
 STAGE = Stage(
     name="train",
-    help="Train the head on the cached features; resumes where it stopped.",
-    example="stage1 train runs/photos train.epochs=30 head.kind=mlp",
     sections=("head", "train", "sweep", "seed"),
     reads=lambda config: present("samples.parquet", "features.json", joint_head_file(config)),
     work=train,

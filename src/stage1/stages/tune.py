@@ -174,9 +174,6 @@ def _tune_note(row: Mapping[str, Any]) -> str:
 
 STAGE = Stage(
     name="tune",
-    help="Train the backbone, or an adapter in it, on the images of train; resumes where it stopped. Also under"
-    " torchrun.",
-    example="stage1 tune runs/photos images.unfreeze=last",
     sections=("images", "adapter", "train", "backbone", "seed"),
     reads=lambda config: present("samples.parquet", preprocessing_file(config), pretrained_file(config)),
     work=tune,
