@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from stage1.serving import v1
+from stage1.serving import v1, v2
 from stage1.serving.edge import Edge, refused_body
 from stage1.serving.metrics import CONTENT_TYPE
 from stage1.serving.openapi import MODELS, responses
@@ -34,6 +34,7 @@ def make_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     app.include_router(v1.router)
+    app.include_router(v2.router)
     _add_state_of_the_server(app, service)
     for kind in (Refusal, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(kind, _refused)

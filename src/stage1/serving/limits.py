@@ -31,6 +31,8 @@ class Intake:
         """The body, while its memory is counted. Raises Refusal (400, 408, 413, 503)."""
         held = 0
         chunks: list[bytes] = []
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal(415, "compressed", "compressed bodies are not taken; images are compressed already")
         try:
             announced = _announced(request)
             if announced is not None and announced > self._max_bytes:

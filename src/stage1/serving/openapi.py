@@ -19,7 +19,7 @@ _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
 _BOOL: Schema = {"type": "boolean"}
 _STATE: Schema = {"type": "string", "enum": ["VALID", "DEGRADED", "VOID"]}
-_NAME: Schema = {"type": "string", "maxLength": 500}
+_NAME: Schema = {"type": "string", "maxLength": 200}
 _DEADLINE: Schema = {"type": "number", "exclusiveMinimum": 0}
 
 DECISION = _object(
@@ -135,6 +135,54 @@ def json_body(schema: Schema) -> Schema:
 LOAD = json_body(_object({"bundle": _TEXT}))
 CONDITION = json_body(
     _object({"name": _TEXT, "state": {"type": "string", "enum": ["DEGRADED", "VOID"]}, "reason": _TEXT})
+)
+
+
+# ---- /v2 ---------------------------------------------------------------------------------------------------------
+
+_SHAPE: Schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_TENSOR = _object({"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE})
+V2_SERVER = _object({"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}})
+V2_LIVE = _object({"live": _BOOL})
+V2_READY = _object({"ready": _BOOL}, {"name": _TEXT})
+V2_MODEL = _object(
+    {
+        "name": _TEXT,
+        "versions": {"type": "array", "items": _TEXT},
+        "platform": _TEXT,
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {"type": "array", "items": _TENSOR},
+        "parameters": {"type": "object"},
+    }
+)
+V2_ANSWER = _object(
+    {
+        "model_name": _TEXT,
+        "model_version": _TEXT,
+        "parameters": {"type": "object"},
+        "outputs": {"type": "array", "items": _TENSOR},
+    },
+    {"id": _TEXT},
+)
+V2_REQUEST = json_body(
+    _object(
+        {
+            "inputs": {
+                "type": "array",
+                "minItems": 1,
+                "items": _object(
+                    {
+                        "name": {"type": "string", "enum": ["image", "tensor", "id", "slice"]},
+                        "datatype": {"type": "string", "enum": ["BYTES", "FP32"]},
+                        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1},
+                        "data": {"type": "array"},
+                    },
+                    {"parameters": {"type": "object"}},
+                ),
+            }
+        },
+        {"id": _TEXT, "parameters": {"type": "object"}, "outputs": {"type": "array", "items": {"type": "object"}}},
+    )
 )
 
 

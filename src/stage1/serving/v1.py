@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1")
 
 # Above this many bytes a body is parsed in a thread: the loop has others to serve.
 _IN_THREAD = 256 << 10
-_LONGEST_NAME = 500
+_LONGEST_NAME = 200
 _QUERY = ("model", "version", "id", "slice", "deadline_ms")
 
 
@@ -46,7 +46,7 @@ async def predict(request: Request) -> Response:
         wanted = Wanted(_text(options.get("model")), _text(options.get("version")))
         deadline = service.deadline(_milliseconds(options.get("deadline_ms")))
         answer = await service.decide(request, holder, wanted, images, deadline)
-    return _json(answer_document(answer))
+    return json_response(answer_document(answer))
 
 
 @router.get("/policy", openapi_extra=openapi.WHICH_MODEL, responses=responses(openapi.POLICY))
@@ -55,7 +55,7 @@ async def policy(request: Request) -> Response:
     service = service_of(request)
     service.holder(request, "predict")
     model = service.models.find(_text(request.query_params.get("model")), _text(request.query_params.get("version")))
-    return _json(
+    return json_response(
         {
             **model_document(service, model),
             "policy_document": model.policy_document,
@@ -69,7 +69,7 @@ async def models(request: Request) -> Response:
     """Every model that is served, with the standing of its certificate."""
     service = service_of(request)
     service.holder(request, "predict")
-    return _json({"models": [model_document(service, model) for model in service.models.all()]})
+    return json_response({"models": [model_document(service, model) for model in service.models.all()]})
 
 
 @router.post("/models/{name}/load", openapi_extra=openapi.LOAD, responses=responses(openapi.MODEL))
@@ -81,7 +81,7 @@ async def load(request: Request, name: str) -> Response:
     if root is None:
         raise Refusal(403, "loading_is_off", "start the server with --load-from FOLDER to load bundles while it serves")
     async with service.intake.body(request) as body:
-        asked = _object(_parsed(body))
+        asked = await parsed_body(body)
     given = asked.get("bundle")
     if not isinstance(given, str) or not given or "\0" in given:
         raise bad_request('give {"bundle": FOLDER}, below the folder of --load-from')
@@ -93,7 +93,7 @@ async def load(request: Request, name: str) -> Response:
         model = await service.load(name, folder)
     except Stage1Error as error:
         raise fit_to_load(error) from error
-    return _json(model_document(service, model))
+    return json_response(model_document(service, model))
 
 
 @router.post("/models/{name}/conditions", openapi_extra=openapi.CONDITION, responses=responses(openapi.MODEL))
@@ -102,11 +102,11 @@ async def raise_condition(request: Request, name: str) -> Response:
     service = service_of(request)
     holder = service.holder(request, "admin")
     async with service.intake.body(request) as body:
-        asked = _object(_parsed(body))
+        asked = await parsed_body(body)
     model = service.models.find(name, _text(request.query_params.get("version")))
     condition = _condition(asked, holder.name)
     service.models.raise_condition(model, condition)
-    return _json(model_document(service, model))
+    return json_response(model_document(service, model))
 
 
 @router.delete("/models/{name}/conditions/{condition}", responses=responses(openapi.MODEL))
@@ -119,7 +119,7 @@ async def clear_condition(request: Request, name: str, condition: str) -> Respon
         service.models.clear_condition(model, condition)
     except ConfigError as error:
         raise Refusal(409, "stays", str(error)) from error
-    return _json(model_document(service, model))
+    return json_response(model_document(service, model))
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def model_document(service: Service, model: Model) -> dict[str, Any]:
     }
 
 
-def _json(document: Any, status: int = 200) -> Response:
+def json_response(document: Any, status: int = 200) -> Response:
     # A name need not be valid UTF-8 (a lone surrogate, out of JSON): what is sent must be, so all is escaped.
     return Response(json.dumps(document, allow_nan=False), status, media_type="application/json")
 
@@ -187,14 +187,14 @@ async def _read(request: Request, body: bytes, service: Service) -> tuple[list[A
     query = {name: value for name in _QUERY if (value := request.query_params.get(name)) is not None}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        document = _object(await _off_the_loop(body))
+        document = await parsed_body(body)
         return _of_json(document, query)
     if kind == "multipart/form-data":
         return await _of_form(request, body, query, service), query
     if kind.startswith("image/") or kind in ("", "application/octet-stream"):
         if not body:
             raise bad_request("the body is empty; send an image")
-        return [Asked(body, _name(query.get("id", "")), _slice(query.get("slice", "")))], query
+        return [Asked(body, clean_name(query.get("id", "")), _slice(query.get("slice", "")))], query
     raise Refusal(415, "unknown_content", "send image/*, application/octet-stream, multipart/form-data or JSON")
 
 
@@ -211,7 +211,7 @@ def _of_json(document: Mapping[str, Any], query: Mapping[str, Any]) -> tuple[lis
             raise bad_request(f"images[{index}]: an object with `data` (base64) is expected")
         if unknown := sorted(set(one) - {"data", "id", "slice"}):
             raise bad_request(f"images[{index}]: unknown key {unknown[0]!r}; there are data, id, slice")
-        asked.append(Asked(_base64(one["data"], index), _name(one.get("id")), _slice(one.get("slice"))))
+        asked.append(Asked(_base64(one["data"], index), clean_name(one.get("id")), _slice(one.get("slice"))))
     return asked, {**query, **{name: document[name] for name in known - {"images"} if name in document}}
 
 
@@ -231,13 +231,14 @@ async def _of_form(request: Request, body: bytes, query: Mapping[str, Any], serv
     asked = []
     for _, part in form.multi_items():
         if isinstance(part, UploadFile):
-            asked.append(Asked(await part.read(), _name(part.filename), _slice(query.get("slice", ""))))
+            asked.append(Asked(await part.read(), clean_name(part.filename), _slice(query.get("slice", ""))))
     await form.close()
     return asked
 
 
-async def _off_the_loop(body: bytes) -> Any:
-    return await asyncio.to_thread(_parsed, body) if len(body) > _IN_THREAD else _parsed(body)
+async def parsed_body(body: bytes) -> dict[str, Any]:
+    """The object of a JSON body. Raises Refusal (400)."""
+    return _object(await asyncio.to_thread(_parsed, body) if len(body) > _IN_THREAD else _parsed(body))
 
 
 def _parsed(body: bytes) -> Any:
@@ -260,7 +261,7 @@ def _base64(text: str, index: int) -> bytes:
         raise bad_request(f"images[{index}]: data is not base64; no line breaks, no data: address") from error
 
 
-def _name(value: Any) -> str:
+def clean_name(value: Any) -> str:
     """The client's own name of an image: kept as a value, never a path or a part of a query."""
     if value is None:
         return ""
