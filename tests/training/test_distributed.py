@@ -18,7 +18,8 @@ import torch
 
 from stage1.errors import DataError, MissingError
 from stage1.training.checkpoint import LAST, load_checkpoint
-from stage1.training.distributed import Processes, chosen_device, half_precision, processes
+from stage1.training.distributed import Processes, chosen_device, processes
+from stage1.training.half import half_precision
 
 from .image_tasks import fit
 

@@ -151,7 +151,8 @@ class ImageTrainConfig(Section):
     augment: Literal["none", "moderate", "aggressive", "client"] = "moderate"
     """Named distortions of the training images; client: those of the StreetVision validator."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the backbone; auto: bfloat16 on GPUs that have it. Head and loss are always float32."""
+    """Arithmetic of the backbone; auto: bfloat16 on GPUs that have it, and for ViTs on CPUs that multiply in it. Head
+    and loss are always float32."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Stochastic depth while the backbone learns: rate of its last block, rising from 0 at the first (.1 is usual for a
     ViT).

@@ -37,7 +37,8 @@ def folder_state(run: RunDir) -> str:
 def _preflight(config: RunConfig) -> None:
     """The folder is listed and the backbone built, with what adapts it: what cannot be had is said now."""
     from stage1.model.backbone import load_backbone
-    from stage1.training.distributed import chosen_device, half_precision
+    from stage1.training.distributed import chosen_device
+    from stage1.training.half import half_precision
     from stage1.training.pretrain.adapter import prepare_explora
     from stage1.training.pretrain.unlabelled import unlabelled_images
 

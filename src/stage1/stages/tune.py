@@ -56,7 +56,8 @@ def _modules_by_config(config: RunConfig) -> Iterator[str]:
 def _preflight(config: RunConfig) -> None:
     """Build the backbone and insert what tunes it, so that an impossible config fails now."""
     from stage1.model.backbone import load_backbone
-    from stage1.training.distributed import chosen_device, half_precision
+    from stage1.training.distributed import chosen_device
+    from stage1.training.half import half_precision
     from stage1.training.image_model import prepare
 
     half_precision(config.images.precision, chosen_device(config.images.device))

@@ -167,14 +167,6 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def half_precision(precision: str, device: torch.device) -> bool:
-    """Whether the backbone runs in bfloat16. Raises ConfigError where it is asked for and the device has none."""
-    able = device.type == "cpu" or bool(torch.cuda.is_bf16_supported())
-    if precision == "bfloat16" and not able:
-        raise ConfigError(f"precision=bfloat16: {device} has none; use precision=float32")
-    return precision == "bfloat16" or (precision == "auto" and able and device.type == "cuda")
-
-
 def lost(error: PeerLost, what: str, kept: str) -> Stage1Error:
     """The one line for a run that ends because a process is gone."""
     return Stage1Error(f"{what}: {error}; {kept}; start the same command again to go on")

@@ -22,6 +22,7 @@ from stage1.model.backbone import Backbone
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import BatchLimit, Outputs, out_of_memory
 from stage1.training.distributed import Processes
+from stage1.training.half import half_arithmetic
 from stage1.training.image_batches import LabelledImages, Loader
 from stage1.training.losses import cross_entropy_sum
 from stage1.training.optim import sub_seed
@@ -30,7 +31,7 @@ from stage1.training.optim import sub_seed
 class ImageModel(nn.Module):
     """float32 [N, 3, S, S] -> logits float32 [N, K]; body is the backbone's module, head a head on its features.
 
-    half: the body computes in bfloat16 (autocast keeps sums and norms in float32); the head never does.
+    half: the body computes in bfloat16 (half.py says of what); the head never does.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, half: bool) -> None:
@@ -45,7 +46,7 @@ class ImageModel(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """float32 [N, D]; without a graph where nothing in the body is trained."""
-        cast = torch.autocast(images.device.type, dtype=torch.bfloat16) if self.half else nullcontext()
+        cast = half_arithmetic(images.device, self.body) if self.half else nullcontext()
         frozen = nullcontext() if self.body_trained else torch.no_grad()
         # Channels last: convolutions of a ConvNet take two thirds of the time; it is the same arithmetic for a ViT.
         with frozen, cast:

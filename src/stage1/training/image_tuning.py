@@ -21,7 +21,8 @@ from stage1.model.backbone import Backbone
 from stage1.model.head import build_head
 from stage1.runtime.session import cores
 from stage1.runtime.stream import Item
-from stage1.training.distributed import Processes, chosen_device, half_precision, processes, world_size
+from stage1.training.distributed import Processes, chosen_device, processes, world_size
+from stage1.training.half import half_precision
 from stage1.training.image_batches import checked_images
 from stage1.training.image_model import ImageModel, less_memory, prepare
 from stage1.training.image_run import ImageRun
@@ -98,7 +99,7 @@ def train_on_images(
         fingerprint = backbone.fingerprint
         adapted = prepare(backbone, adapter, images, sub_seed(seed, "adapter"))
         made = build_head(head, backbone.dim, n_classes, sub_seed(seed, "head"))
-        model = ImageModel(backbone, made, half_precision(images.precision, device))
+        model = ImageModel(backbone, made, half_precision(images.precision, device, backbone.module))
         run = ImageRun(
             labelled,
             chosen,

@@ -33,8 +33,9 @@ from stage1.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from stage1.training.distributed import Processes, chosen_device, half_precision
+from stage1.training.distributed import Processes, chosen_device
 from stage1.training.epoch_progress import Position, append_event, by_part
+from stage1.training.half import half_arithmetic, half_precision
 from stage1.training.image_batches import Loader
 from stage1.training.image_tuning import backbone_torch_state
 from stage1.training.optim import epoch_order, learning_rate, steps_per_epoch, sub_seed, warmup_steps
@@ -97,7 +98,8 @@ def pretrain(
     with backbone_torch_state(config.threads, device, Processes()):
         adapted = prepare_explora(backbone, config, seed)
         backbone.to(device)
-        run = PretrainRun(images, backbone, config, fingerprint, half_precision(config.precision, device), seed, folder)
+        half = half_precision(config.precision, device, backbone.module)
+        run = PretrainRun(images, backbone, config, fingerprint, half, seed, folder)
         trained = sum(p.numel() for p in run.trained.values())
         parameters = sum(p.numel() for p in backbone.module.parameters())
         if started is not None:
@@ -234,7 +236,7 @@ class PretrainRun:
             group["lr"] = self._rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         torch.default_generator.manual_seed(sub_seed(self.seed, "dropout", self.at.epoch, self.at.step))
-        cast = torch.autocast(device.type, dtype=torch.bfloat16) if self.half else nullcontext()
+        cast = half_arithmetic(device, self.module) if self.half else nullcontext()
         with cast:
             loss = self.objective.loss(self.module, [view.to(device) for view in views], self.at.epoch, self.at.step)
         loss.backward()
