@@ -23,7 +23,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store can be: a path, and a URL."""
     if request.param == "sqlite":
         return str(tmp_path / "store.db")
-    return str(request.getfixturevalue("server").database())
+    return str(request.getfixturevalue("server").schema())
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Database:
             self.file = Path(str(self.url.database)).absolute()
             self.name = str(self.file)
             _prepare_file(self.file, must_exist=must_exist)
-            self.engine = _sqlite_engine(self.file)
+            self.engine = _sqlite_engine(self.file, to_record=not must_exist)
         else:
             require(["psycopg"], self.name)
             self.engine = _postgres_engine(self.url)
@@ -65,11 +65,14 @@ class Database:
 
     def migrate(self) -> None:
         """Make the tables, or bring those of an older version up to date. Several processes may call it at once."""
-        if self.revision() == REVISION:
+        found = self.revision()
+        if found == REVISION:
             return
         require(["alembic"], "the event store")
-        from stage1.store.migration import upgrade
+        from stage1.store.migration import is_known, upgrade
 
+        if found is not None and not is_known(found, MIGRATIONS):
+            self.require_tables()
         with self.writing() as connection:
             if self.file is None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ONE_AT_A_TIME})
@@ -104,6 +107,14 @@ class Database:
             raise IntegrityError(f"{self.name}: the head of the chain is missing")
         return found
 
+    def forget_erased(self) -> None:
+        """Overwrite what a deletion left in SQLite's log, as far as no reader holds it. PostgreSQL has autovacuum."""
+        if self.file is not None:
+            with self._errors(), self.engine.connect() as connection:
+                cursor = connection.connection.cursor()
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                cursor.close()
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -111,18 +122,18 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except exc.SQLAlchemyError as error:
+        except (exc.SQLAlchemyError, sqlite3.Error) as error:
             raise self.explained(error) from error
 
-    def explained(self, error: exc.SQLAlchemyError) -> Stage1Error:
+    def explained(self, error: exc.SQLAlchemyError | sqlite3.Error) -> Stage1Error:
         """The one-line error of the package for one of the driver."""
         cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
         why = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:300]
-        if isinstance(cause, sqlite3.DatabaseError) and type(cause) is sqlite3.DatabaseError:
+        if type(cause) is sqlite3.DatabaseError or why.startswith("Could not decode to UTF-8"):
             return IntegrityError(f"{self.name}: is no SQLite database, or a damaged one ({why})")
-        away = isinstance(error, (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)) or (
-            isinstance(error, exc.DBAPIError) and error.connection_invalidated
-        )
+        away = isinstance(
+            error, (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, sqlite3.OperationalError)
+        ) or (isinstance(error, exc.DBAPIError) and error.connection_invalidated)
         return (StoreAway if away else StoreError)(f"{self.name}: {why}")
 
 
@@ -162,7 +173,7 @@ def _prepare_file(file: Path, *, must_exist: bool) -> None:
         raise StoreError(f"{file}: cannot be made ({error.strerror})") from error
 
 
-def _sqlite_engine(file: Path) -> Engine:
+def _sqlite_engine(file: Path, *, to_record: bool) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(file)),
         connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False},
@@ -176,7 +187,8 @@ def _sqlite_engine(file: Path) -> Engine:
         # (dialects/sqlite, "Serializable isolation / Savepoints / Transactional DDL").
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        if to_record:  # a file that is only looked at stays what it is
+            cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")  # the spool lets go of what was committed
         cursor.execute("PRAGMA secure_delete=ON")  # erased is overwritten
         cursor.close()

@@ -46,6 +46,9 @@ def erase(connection: Connection, *, request_id: str, image_digest: str, who: st
     if image_digest:
         meant_labels = labels.c.image_digest == image_digest
         of_labels |= set(connection.execute(select(labels.c.seq).where(meant_labels)).scalars())
+        # A refused double may be about another image than the decision that holds its key.
+        meant_conflicts = conflicts.c.refused.contains(f'"image_digest":"{image_digest}"', autoescape=True)
+        of_conflicts |= set(connection.execute(select(conflicts.c.seq).where(meant_conflicts)).scalars())
     erased = {"decision": seqs, "label": sorted(of_labels), "conflict": sorted(of_conflicts)}
     if not any(erased.values()):
         return Deleted(0, 0, 0, ())

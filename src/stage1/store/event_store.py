@@ -140,15 +140,24 @@ class Store:
             return verify_chain(connection, head)
 
     def delete(self, *, request_id: str = "", image_digest: str = "", who: str, why: str) -> Deleted:
-        """Erase every decision of a request, or about an image, with their labels; an entry says who, when and why."""
+        """Erase every decision of a request, or about an image, with their labels; an entry says who, when and why.
+
+        Raises DataError unless one id is given, with who and why (up to 200 characters).
+        """
         self._require_open()
         require_name("who", who, empty=False)
+        require_name("why", why)
         if not why.strip():
             raise DataError("why: is empty; a deletion says why")
-        require_name("why", why)
+        require_name("request_id", request_id)
+        require_name("image_digest", image_digest)
         self.flush(_SOON_S)
         with self._database.writing() as connection:
-            return erase(connection, request_id=request_id, image_digest=image_digest, who=who, why=why, at=time.time())
+            deleted = erase(
+                connection, request_id=request_id, image_digest=image_digest, who=who, why=why, at=time.time()
+            )
+        self._database.forget_erased()
+        return deleted
 
     def export(self, path: str | os.PathLike[str], what: What = "decisions") -> Exported:
         """Write decisions or labels to a Parquet file, in the order of the chain; whole or not at all."""

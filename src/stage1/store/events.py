@@ -139,6 +139,14 @@ def decision_of(content: Mapping[str, Any]) -> DecisionEvent:
         raise DataError(f"no decision: {error}") from error
 
 
+def is_decision(content: bytes) -> bool:
+    """Whether canonical bytes are those of a decision that this version stores."""
+    try:
+        return canonical(decision_content(decision_of(json.loads(content)))) == content
+    except (DataError, ValueError, TypeError):
+        return False
+
+
 def require_name(name: str, value: object, *, empty: bool = True) -> None:
     """Raises DataError unless `value` is text that can be an id: up to 200 characters that every database holds."""
     _require_text(name, value, LONGEST_NAME)

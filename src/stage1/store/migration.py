@@ -12,6 +12,11 @@ from sqlalchemy import Connection
 from stage1.store.tables import metadata
 
 
+def is_known(revision: str, folder: Path) -> bool:
+    """Whether a revision is one of this version's."""
+    return revision in {each.revision for each in ScriptDirectory(str(folder)).walk_revisions()}
+
+
 def upgrade(connection: Connection, folder: Path, to: str = "head") -> None:
     """Run what is missing, in the transaction of `connection`. folder: that holds `versions`."""
     script = ScriptDirectory(str(folder))

@@ -10,6 +10,7 @@ from dataclasses import astuple
 from stage1.errors import Stage1Error
 from stage1.store.appending import Appended, append_decisions
 from stage1.store.database import Database
+from stage1.store.events import is_decision
 from stage1.store.spool import Segment, Spool, read_lines
 
 _BATCH = 1000  # decisions of one transaction
@@ -59,15 +60,15 @@ class Writer:
         return self.pending == 0
 
     def _run(self) -> None:
-        segments = self._adopted
+        segments, taken_over = self._adopted, True
         while True:
             for place, segment in enumerate(segments):
-                if not self._bring(segment):
+                if not self._bring(segment, taken_over):
                     for left in segments[place:]:
                         self._spool.leave(left)
                     return
             taken = self._spool.take()
-            segments = [taken] if taken is not None else []
+            segments, taken_over = [taken] if taken is not None else [], False
             if taken is None:
                 if self._stop_at is not None:
                     return
@@ -76,19 +77,22 @@ class Writer:
                     self._wake.clear()
                     self._hurry.wait(_LINGER_S)
                 else:
-                    segments = self._spool.adopt()
+                    segments, taken_over = self._spool.adopt(), True
 
-    def _bring(self, segment: Segment) -> bool:
+    def _bring(self, segment: Segment, taken_over: bool) -> bool:
         """Store the decisions of a segment, in transactions of some, and drop it. False: stopped before."""
         lines = read_lines(segment)
+        contents = lines.contents
+        if taken_over:  # by whatever version of this program it was written
+            contents = [content for content in contents if is_decision(content)]
         landed = 0
-        for start in range(0, len(lines.contents), _BATCH):
-            some = lines.contents[start : start + _BATCH]
+        for start in range(0, len(contents), _BATCH):
+            some = contents[start : start + _BATCH]
             if not self._append(some):
                 return False
             landed += len(some)
             self._count(len(some))
-        self._spool.drop(segment, keep_damaged=lines.damaged > 0)
+        self._spool.drop(segment, keep_damaged=lines.damaged > 0 or len(contents) < len(lines.contents))
         self._count(segment.events - landed)
         return True
 
@@ -99,8 +103,10 @@ class Writer:
                 with self._database.writing() as connection:
                     done = append_decisions(connection, contents)
             except Stage1Error as error:
-                # Whatever it is, the decisions stay where they are safe; the server shows `trouble`.
                 self.trouble = str(error)
+            except Exception as error:
+                # Whatever it is, the decisions stay where they are safe, and the thread lives: `trouble` is shown.
+                self.trouble = f"unexpected {type(error).__name__}: {error}"
             else:
                 self.trouble = ""
                 self.total = Appended(*(a + b for a, b in zip(astuple(self.total), astuple(done), strict=True)))
