@@ -44,9 +44,10 @@ COMMANDS = [
     "streetvision",
     "cascade",
     "serve",
+    "store",
     "config",
 ]
-GROUPS = ("cascade", "challenge", "config", "streetvision")  # commands of their own stand below these
+GROUPS = ("cascade", "challenge", "config", "store", "streetvision")  # commands of their own stand below these
 
 
 def test_help_is_grouped_and_names_every_command():
@@ -72,6 +73,11 @@ def test_help_is_grouped_and_names_every_command():
             "streetvision reward",
             "streetvision card",
             "streetvision cascade",
+            "store verify",
+            "store info",
+            "store export",
+            "store delete",
+            "store prune",
             "config show",
             "config schema",
             "config recipes",

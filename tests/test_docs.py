@@ -30,6 +30,7 @@ from .workers import no_processes_started  # noqa: F401 (fixture)
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "TUTORIAL.md"
 CASCADE = ROOT / "docs" / "CASCADE.md"
+STORE = ROOT / "docs" / "STORE.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -99,8 +100,9 @@ def desk(tmp_path_factory, finished, photos) -> Iterator[Path]:  # noqa: F811
     write_scores(folder / "mine.parquet", Scores(logits=logits, labels=labels))
     theirs = logits + rng.normal(0, 1.0, logits.shape) * [0, 1]
     write_scores(folder / "theirs.parquet", Scores(logits=theirs, labels=labels))
-    # The tutorial's files come from the tutorial itself.
+    # The files of the tutorial and of the page on the store come from the pages themselves.
     subprocess.run([sys.executable, "-c", blocks(TUTORIAL, "python")[0]], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-c", blocks(STORE, "python")[0]], cwd=folder, check=True)
     with second_stage(folder):
         yield folder
 

@@ -13,10 +13,24 @@ from stage1.cli import streetvision  # isort: skip
 from stage1.cli import reward  # isort: skip
 from stage1.cli import cascade  # isort: skip
 from stage1.cli import serve  # isort: skip
+from stage1.cli import store  # isort: skip
 from stage1.cli.edge import guarded
 from stage1.cli.options import app, asked_for
 
-__all__ = ["app", "bundle", "cascade", "challenge", "main", "plan", "reward", "run", "serve", "stages", "streetvision"]
+__all__ = [
+    "app",
+    "bundle",
+    "cascade",
+    "challenge",
+    "main",
+    "plan",
+    "reward",
+    "run",
+    "serve",
+    "stages",
+    "store",
+    "streetvision",
+]
 
 
 def main() -> None:

@@ -139,6 +139,12 @@ class Store:
         with self._database.reading() as connection:
             return verify_chain(connection, head)
 
+    def head(self) -> str:
+        """Digest of the last entry: noted elsewhere, it shows later that nothing up to here was changed or cut off."""
+        self._require_open()
+        with self._database.reading() as connection:
+            return reading.read_head(connection)
+
     def delete(self, *, request_id: str = "", image_digest: str = "", who: str, why: str) -> Deleted:
         """Erase every decision of a request, or about an image, with their labels; an entry says who, when and why.
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
+from stage1.errors import IntegrityError
 from stage1.store.events import DECISION_FIELDS, DecisionEvent, decision_of
 from stage1.store.rows import content_of
-from stage1.store.tables import chain, conflicts, decisions, deletions, labels
+from stage1.store.tables import chain, conflicts, decisions, deletions, head, labels
 
 _MANY = 500
 
@@ -85,6 +86,14 @@ def read_labels(connection: Connection, *, after: int = 0, limit: int = 1000) ->
     """Labels with seq > after, in the order of the chain."""
     wanted = select(labels).where(labels.c.seq > after, labels.c.salt.is_not(None)).order_by(labels.c.seq)
     return [_label(row) for row in connection.execute(wanted.limit(limit)).mappings()]
+
+
+def read_head(connection: Connection) -> str:
+    """Digest of the last entry. Raises IntegrityError where the head is missing."""
+    found = connection.execute(select(head.c.digest).where(head.c.id == 1)).scalar()
+    if found is None:
+        raise IntegrityError("the head of the chain is missing; `stage1 store verify` says more")
+    return str(found)
 
 
 def count(connection: Connection) -> dict[str, int]:
