@@ -46,6 +46,7 @@ class Server:
 
     def __init__(self, *arguments: str | Path, environment: dict[str, str] | None = None, wait: bool = True) -> None:
         command = [sys.executable, "-m", "stage1.cli", "serve", *map(str, arguments), "--port", "0"]
+        command += [] if "--store" in arguments else ["--store", "none"]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

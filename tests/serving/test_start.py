@@ -11,7 +11,7 @@ from ..command_line import stage1
 
 
 def refused(*arguments, code: int, words: str) -> None:
-    result = stage1("serve", *arguments, "--port", "0")
+    result = stage1("serve", *arguments, "--port", "0", "--store", "none")
     assert result.returncode == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr

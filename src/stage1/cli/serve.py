@@ -20,6 +20,18 @@ def serve(
     port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.")] = 8000,
     workers: Annotated[int, typer.Option("--workers", help="Processes that decode and run; 0: one per core.")] = 0,
     keys: Annotated[Path | None, typer.Option("--keys", help="File of API keys (sha256, scopes, name).")] = None,
+    store: Annotated[
+        str, typer.Option("--store", help="Where decisions are kept: a file, postgresql://USER@HOST/NAME, or none.")
+    ] = "decisions.sqlite",
+    spool: Annotated[
+        Path | None, typer.Option("--spool", help="Folder for decisions on their way to PostgreSQL, on a local disk.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder to keep image files in; without it none.")] = (
+        None
+    ),
+    audit_rate: Annotated[
+        float, typer.Option("--audit-rate", help="Probability with which a label is asked for, of every decision.")
+    ] = 0.0,
     batch: Annotated[int, typer.Option("--batch", help="Most images of a worker's batch.")] = 8,
     queue: Annotated[int, typer.Option("--queue", help="Most images that wait.")] = 512,
     deadline: Annotated[float, typer.Option("--deadline", help="Seconds of a request that names none.")] = 10.0,
@@ -48,13 +60,15 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP: answers as `stage1 predict` gives them, with the state of their certificate in each.
 
+    Every decision is in the store before it is answered (`stage1 store`).
+
     Ends on SIGTERM or Ctrl-C, after everything that was accepted is answered (exit 0).
 
     Example: stage1 serve runs/demo/bundle --port 8000
     """
     from stage1.extras import require
 
-    require(("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve")
+    require(("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sqlalchemy", "alembic"), "serve")
     from stage1.serving.server import serve as serve_bundles
     from stage1.serving.settings import Settings
 
@@ -72,6 +86,10 @@ def serve(
         max_images=max_images,
         per_minute=per_minute,
         keys=keys,
+        store=None if store == "none" else store,
+        spool=spool,
+        images=images,
+        audit_rate=audit_rate,
         valid_until=None if valid_until is None else valid_until.timestamp(),
         accept_runtime=accept_runtime,
         load_from=load_from,

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from stage1.serving import v1, v2
+from stage1.serving import kept, v1, v2
 from stage1.serving.edge import Edge, refused_body
 from stage1.serving.metrics import CONTENT_TYPE
 from stage1.serving.openapi import MODELS, responses
@@ -31,9 +31,11 @@ def make_app(service: Service) -> ASGIApp:
         description="Answers or defers, image by image, under a certificate whose state is in every answer.",
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     app.include_router(v1.router)
+    app.include_router(kept.router)
     app.include_router(v2.router)
     _add_state_of_the_server(app, service)
     for kind in (Refusal, HTTPException, RequestValidationError, ClientDisconnect):
@@ -63,6 +65,7 @@ def _add_state_of_the_server(app: FastAPI, service: Service) -> None:
         """For Prometheus."""
         queue = service.queue
         service.metrics.waiting.set(0 if queue is None else queue.waiting)
+        service.metrics.pending.set(0 if service.recorder is None else service.recorder.store.pending)
         service.metrics.workers.set(0 if queue is None else queue.workers)
         for model in service.models.all():
             service.metrics.standing(model, service.models.standing(model))

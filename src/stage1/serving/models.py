@@ -20,6 +20,7 @@ from stage1.policy import load_policy
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.serving.refusal import Refusal
 from stage1.serving.settings import Settings
+from stage1.store.events import require_name
 
 VERIFICATION, RUNTIME, EXPIRED, UNCERTIFIED = "verification", "runtime", "expired", "certificate"
 """Conditions that the server raises itself."""
@@ -60,7 +61,8 @@ class Model:
 def opened(folder: Path, settings: Settings) -> tuple[Model, Standing]:
     """A bundle, every byte of it verified, and the standing that it begins with.
 
-    Raises MissingError, IntegrityError; ConfigError for a name that stands in no URL.
+    Raises MissingError, IntegrityError; ConfigError for a name that stands in no URL, DataError for one that no store
+    keeps.
     """
     verify_bundle(folder, scores=False).require()
     manifest = read_manifest(folder)
@@ -70,6 +72,8 @@ def opened(folder: Path, settings: Settings) -> tuple[Model, Standing]:
     name = str(manifest["name"])
     if "/" in name or name in (".", ".."):
         raise ConfigError(f"{folder}: its name {name!r} can stand in no address; bundle it under another name")
+    for text in (name, *manifest["classes"]):
+        require_name(f"{folder}: name or class", text)
     model = Model(
         name=name,
         folder=folder.resolve(),

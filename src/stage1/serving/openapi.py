@@ -138,6 +138,80 @@ CONDITION = json_body(
 )
 
 
+# ---- the store ---------------------------------------------------------------------------------------------------
+
+_WHOLE: Schema = {"type": "integer", "minimum": 0}
+_LABEL_IN = {
+    **_object(
+        {"label": _NAME},
+        {
+            "request_id": _NAME,
+            "index": {"type": "integer", "minimum": 0, "maximum": 2147483647},
+            "image_digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            "image_id": _NAME,
+            "who": {"type": "string", "maxLength": 100},
+            "note": {"type": "string", "maxLength": 2000},
+        },
+    ),
+    "additionalProperties": False,
+}
+FEEDBACK = json_body(_object({"labels": {"type": "array", "items": _LABEL_IN, "minItems": 1, "maxItems": 1000}}))
+OUTCOMES = _object(
+    {
+        "outcomes": {
+            "type": "array",
+            "items": {
+                "type": "string",
+                "enum": ["stored", "known", "unknown image", "ambiguous image", "unknown class"],
+            },
+        },
+        "counts": {"type": "object", "additionalProperties": _WHOLE},
+    }
+)
+COUNTS = _object({"counts": {"type": "object", "additionalProperties": _WHOLE}, "trouble": _BOOL})
+_STORED = _object(
+    {
+        "seq": _WHOLE,
+        "request_id": _TEXT,
+        "index": _WHOLE,
+        "image_digest": _TEXT,
+        "image_id": _TEXT,
+        "model": _TEXT,
+        "version": _TEXT,
+        "bundle": _TEXT,
+        "policy": _TEXT,
+        "state": _STATE,
+        "reason": _TEXT,
+        "label": _TEXT,
+        "exit": _BOOL,
+        "score": _or_null("number"),
+        "probabilities": {"type": "array", "items": _NUMBER},
+        "latency_ms": _NUMBER,
+        "received_at": _NUMBER,
+        "audit": _BOOL,
+        "propensity": _NUMBER,
+        "labels": {
+            "type": "array",
+            "items": _object({"label": _TEXT, "who": _TEXT, "at": _NUMBER, "source": _TEXT, "note": _TEXT}),
+        },
+    }
+)
+DECISIONS = _object({"decisions": {"type": "array", "items": _STORED}})
+_PAGING = [
+    _query("after", _WHOLE, "Entry of the chain after which to begin."),
+    _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "Most decisions of the answer."),
+]
+WHICH_AUDITS: Schema = {"parameters": _PAGING}
+WHICH_DECISIONS: Schema = {
+    "parameters": [
+        *_PAGING,
+        _query("exit", _BOOL, "Only exits, or only what deferred."),
+        _query("state", _STATE, "Only under this state."),
+        _query("model", _NAME, "Only of this model."),
+        _query("newest", _BOOL, "From the end backwards."),
+    ]
+}
+
 # ---- /v2 ---------------------------------------------------------------------------------------------------------
 
 _SHAPE: Schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1}

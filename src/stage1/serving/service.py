@@ -23,9 +23,11 @@ from stage1.serving.keys import EVERYBODY, Holder, Keys
 from stage1.serving.limits import Intake, Rate
 from stage1.serving.metrics import Metrics
 from stage1.serving.models import Model, Models, opened
+from stage1.serving.recording import Recorder, drawn
 from stage1.serving.refusal import Refusal, image_status
 from stage1.serving.settings import Settings
 from stage1.serving.workers import Pool
+from stage1.store import DecisionEvent, ImageStore, open_store
 
 log = logging.getLogger("stage1.serving")
 
@@ -79,6 +81,7 @@ class Service:
         self.models = Models(settings, self._on_change)
         self.intake = Intake(settings.max_bytes, settings.body_s)
         self.rate = Rate(settings.per_minute)
+        self.recorder: Recorder | None = None
         self._pool: Pool | None = None
         self._loading = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -87,7 +90,12 @@ class Service:
     # ---- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Verify the bundles and start the workers. Raises Stage1Error where one cannot be served."""
+        """Open the store, verify the bundles and start the workers. Raises Stage1Error where one cannot be."""
+        settings = self.settings
+        if settings.store is not None:
+            store = await asyncio.to_thread(open_store, settings.store, settings.spool)
+            images = None if settings.images is None else ImageStore(settings.images)
+            self.recorder = Recorder(store, images, self._loop)
         for folder in self.settings.bundles:
             model, standing = await asyncio.to_thread(opened, folder, self.settings)
             if model.key in {other.key for other in self.models.all()}:
@@ -97,12 +105,14 @@ class Service:
         await self._pool.start()
 
     async def stop(self) -> None:
-        """Answer what waits, then end the workers."""
+        """Answer what waits, end the workers, bring decisions to the database."""
         pools = [] if self._pool is None else [self._pool]
         for pool in pools:
             await pool.drain()
         for task in list(self._drains):
             await task
+        if self.recorder is not None and not await asyncio.to_thread(self.recorder.close):
+            log.warning("decisions wait in the spool; the next start brings them to the database")
 
     async def verify_forever(self) -> None:
         """The bundles' files again and again, in a thread."""
@@ -262,6 +272,12 @@ class Service:
 
     async def _keep(self, answer: Answer, began: float) -> None:
         """Store the decisions; nothing is answered that is not stored."""
+        if self.recorder is None:
+            return
+        latency_ms = round(1000 * (time.time() - began), 3)
+        rate = self.settings.audit_rate
+        events = [_event(answer, one, began, max(0.0, latency_ms), rate) for one in answer.decided]
+        await self.recorder.record(events, [one.asked.data for one in answer.decided])
 
     # ---- from threads --------------------------------------------------------------------------------------------
 
@@ -313,6 +329,30 @@ def _under(row: RowDocument | None, state: State, reason: str | None) -> RowDocu
     if state is State.VOID:
         return {**row, "exit": False, "decision": DEFER, "reason": f"the certificate is void: {reason}"}
     return row
+
+
+def _event(answer: Answer, one: Decided, began: float, latency_ms: float, rate: float) -> DecisionEvent:
+    row, model = one.row, answer.model
+    return DecisionEvent(
+        request_id=answer.request_id,
+        index=one.index,
+        image_digest=one.digest,
+        image_id=one.asked.name,
+        model=model.name,
+        version=model.version,
+        bundle_digest=model.digest,
+        policy_id=model.policy_id,
+        state=answer.state.value,
+        reason=row.get("error") or row.get("reason") or answer.reason or "",
+        label=row["label"] or "",
+        exit=row["exit"],
+        score=row.get("score"),
+        probabilities=tuple(row.get("probabilities") or ()),
+        latency_ms=latency_ms,
+        received_at=began,
+        audit=drawn(answer.request_id, one.index, rate),
+        propensity=rate,
+    )
 
 
 def fit_to_load(error: Stage1Error) -> Refusal:

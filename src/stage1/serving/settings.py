@@ -20,11 +20,12 @@ class Settings:
     that names none; a request may ask for at most max_deadline_s. body_s: in which the body of a request must be there.
     image_s: seconds that a worker may take for an image before it is ended. max_bytes: of a request's body.
     max_images: of a request. per_minute: images per key, None: no limit. keys: file of API keys (keys.py); without it
-    only loopback is served. store: URL or path of the event store, None: decisions are not kept. valid_until: epoch
-    seconds after which the certificate counts as expired. accept_runtime: serve although the runtime is another than
-    the certified one, as DEGRADED. load_from: folder below which bundles may be loaded while serving, None: none.
-    verify_every_s: the bundles' files are verified again so often. log: a line of JSON per request on stderr.
-    trace: OpenTelemetry spans, by its API alone.
+    only loopback is served. store: URL or path of the event store, None: decisions are not kept. spool: its folder.
+    images: folder in which image files are kept, None: they are not. audit_rate: probability with which a label is
+    asked for, of every decision. valid_until: epoch seconds after which the certificate counts as expired.
+    accept_runtime: serve although the runtime is another than the certified one, as DEGRADED. load_from: folder below
+    which bundles may be loaded while serving, None: none. verify_every_s: the bundles' files are verified again so
+    often. log: a line of JSON per request on stderr. trace: OpenTelemetry spans, by its API alone.
     """
 
     bundles: tuple[Path, ...]
@@ -42,6 +43,9 @@ class Settings:
     per_minute: int | None = None
     keys: Path | None = None
     store: str | None = None
+    spool: Path | None = None
+    images: Path | None = None
+    audit_rate: float = 0.0
     valid_until: float | None = None
     accept_runtime: bool = False
     load_from: Path | None = None
@@ -69,6 +73,10 @@ class Settings:
             raise ConfigError(f"--max-images {self.max_images}: above --queue {self.queue_images}, so never taken")
         if self.per_minute is not None and self.per_minute < 1:
             raise ConfigError(f"--per-minute {self.per_minute}: give 1 or more")
+        if not 0.0 <= self.audit_rate <= 1.0:
+            raise ConfigError(f"--audit-rate {self.audit_rate}: give a probability from 0 to 1")
+        if self.store is None and (self.images is not None or self.audit_rate):
+            raise ConfigError("--store none: images and audits belong to stored decisions; give a store")
         if self.keys is None and not is_loopback(self.host):
             raise ConfigError(f"--host {self.host}: others can reach it; give --keys FILE, or serve 127.0.0.1")
 

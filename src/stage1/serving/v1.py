@@ -22,12 +22,12 @@ from stage1.serving.models import Model
 from stage1.serving.openapi import responses
 from stage1.serving.refusal import Refusal, bad_request
 from stage1.serving.service import Answer, Asked, Decided, Service, Wanted, fit_to_load
+from stage1.store.events import LONGEST_NAME
 
 router = APIRouter(prefix="/v1")
 
 # Above this many bytes a body is parsed in a thread: the loop has others to serve.
 _IN_THREAD = 256 << 10
-_LONGEST_NAME = 200
 _QUERY = ("model", "version", "id", "slice", "deadline_ms")
 
 
@@ -265,15 +265,17 @@ def clean_name(value: Any) -> str:
     """The client's own name of an image: kept as a value, never a path or a part of a query."""
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
-        raise bad_request(f"id: a text of at most {_LONGEST_NAME} characters is expected")
-    return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    if isinstance(value, str):
+        text = value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+        if len(text) <= LONGEST_NAME:
+            return text
+    raise bad_request(f"id: a text of at most {LONGEST_NAME} characters is expected")
 
 
 def _slice(value: Any) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+    if not isinstance(value, str) or len(value) > LONGEST_NAME:
         raise bad_request("slice: a text is expected")
     return value
 
