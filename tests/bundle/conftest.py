@@ -26,12 +26,20 @@ SPEC = Preprocessing(size=16)
 LICENCE = "Apache License\nVersion 2.0\n"
 
 
-def tiny_model(outputs: int = 2, name: str = "logits", size: int | str = 16, scale: float = 6.0) -> bytes:
-    """Mean colour -> logits [0, scale * (red - blue), ...]: a red image is class 1, a blue one class 0."""
+def tiny_model(
+    outputs: int = 2, name: str = "logits", size: int | str = 16, scale: float = 6.0, *, by_colour: bool = False
+) -> bytes:
+    """Mean colour -> logits [0, scale * (red - blue), ...]: a red image is class 1, a blue one class 0.
+
+    by_colour: three outputs, scale * (red, green, blue).
+    """
     onnx = pytest.importorskip("onnx")
     make = onnx.helper
     weight = np.zeros((3, outputs), dtype=np.float32)
-    weight[0, 1], weight[2, 1] = scale, -scale
+    if by_colour:
+        weight[:, :] = scale * np.eye(3)
+    else:
+        weight[0, 1], weight[2, 1] = scale, -scale
     graph = make.make_graph(
         [
             make.make_node("GlobalAveragePool", ["image"], ["pooled"]),

@@ -22,7 +22,7 @@ from stage1.report.explorer import Evidence, collect
 from stage1.report.figures.drawing import Drawing, fitting, style
 from stage1.report.figures.exit import exits, split_exits
 from stage1.report.figures.figure import Material
-from stage1.report.figures.need import error_steps
+from stage1.report.figures.need import error_steps, units_needed
 from stage1.report.figures.plan import draw_plan
 from stage1.report.figures.registry import FIGURES
 from stage1.report.figures.reliability import reliability
@@ -318,6 +318,17 @@ def test_steps_are_all_counts_where_they_fit():
     thinned = error_steps(4000)
     assert (thinned[0], thinned[-1]) == (0, 4000)
     assert len(thinned) <= 45
+
+
+@pytest.mark.parametrize("several", [3, 9])
+def test_risks_of_one_target_share_a_name_where_their_names_would_cover_the_dots(several):
+    row = {"target": 0.05, "delta": 0.006, "n": 600}
+    risks = {f"fnr.{k}": row | {"errors": k} for k in range(several)}
+    with style():
+        drawn = units_needed({"unit": "image", "risks": risks})
+    named = [f"fnr.{k} ≤" in drawn.svg.decode() for k in range(several)]
+    assert all(named) if several == 3 else not any(named)
+    assert ("9 risks ≤" in drawn.svg.decode()) == (several == 9)
 
 
 def test_a_map_before_and_after_is_drawn_where_the_document_has_it(certified, unchanged):

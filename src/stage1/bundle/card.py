@@ -8,11 +8,12 @@ from typing import Any
 import yaml
 
 from stage1.bundle.licences import licence_header
-from stage1.evaluation.argmax import argmax_lines
+from stage1.evaluation.argmax import argmax_lines, largest
 from stage1.evaluation.linear import MANY_UNITS
 from stage1.evaluation.verdict import Verdict, judge
 from stage1.policy import Certificate
-from stage1.policy.certificate import on_average, shown_bound
+from stage1.policy.certificate import shown_bound
+from stage1.risk.definition import on_average
 from stage1.views import ViewsDocument
 
 _METRICS = {
@@ -194,6 +195,8 @@ def _guarantee(certificate: Certificate, manifest: Mapping[str, Any]) -> str:
                 }
             )
         )
+    elif certificate.unclaimed and certificate.needed:
+        parts.append(_bullets({"to open what stays shut": _line(certificate.needed)}))
     parts += [
         "It rests on these assumptions:\n\n" + _list(certificate.assumptions),
         "It is void if:\n\n" + _list(certificate.void_if),
@@ -358,7 +361,7 @@ def _beside_argmax(evaluation: Mapping[str, Any]) -> list[str]:
         return []
     names = list(rows[0].per_class)
     return [
-        "Beside the plain argmax (the class of the larger logit):",
+        f"Beside the plain argmax (the class of the {largest(len(names))} logit):",
         _table(
             ["wrong answers", "coverage", "wrong", "error", *map(_line, names)],
             [
@@ -405,7 +408,11 @@ def _limits(manifest: Mapping[str, Any], certificate: Certificate) -> str:
         limits.insert(
             0,
             f"The calibration images were looked at for {certificate.attempt} certificates, this one included; the"
-            " stated confidence counts them."
+            + (
+                " promise is a mean, and that of the best of them may be so many times as large."
+                if on_average(certificate.method)
+                else " stated confidence counts them."
+            )
             if certificate.attempts is not None
             else f"The calibration images were used for {certificate.attempt} targets, this one included.",
         )

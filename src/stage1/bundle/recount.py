@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from stage1.policy import Certificate, Policy
-from stage1.policy.certificate import RiskBound, claim, on_average
+from stage1.policy.certificate import RiskBound, claim
 from stage1.policy.certify import counted_units
 from stage1.policy.units import ALL_IMAGES
 from stage1.risk import binomial_upper
+from stage1.risk.definition import on_average
 from stage1.risk.risks import risk_of
 from stage1.scores import Scores
 

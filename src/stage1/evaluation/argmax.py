@@ -19,6 +19,11 @@ RULES = {
 """Keys of the section `argmax` of evaluation.json, in words."""
 
 
+def largest(n_classes: int) -> str:
+    """Which logit decides of so many classes: "larger" of two, "largest" of more."""
+    return "larger" if n_classes == 2 else "largest"
+
+
 def beside_argmax(
     scores: Scores, exit: NDArray[np.bool_], label: NDArray[np.int64], classes: Sequence[str]
 ) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from stage1.evaluation.rates import clopper_pearson
 from stage1.evaluation.selective import auroc_failure
 from stage1.risk import binomial_lower, binomial_upper
+from stage1.risk.definition import on_average
 from stage1.scores import Scores
 
 Document = Mapping[str, Any]
@@ -279,6 +280,10 @@ def _looks(certificate: Document) -> list[str]:
     if counted is None:  # certificates of earlier versions, whose confidence is that of a single one
         single = f"this is attempt {number} on the same calibration images, and the confidence is that of a single one"
         return [single] if number > 1 else []
+    if on_average(certificate["method"]):
+        # A mean has no confidence that looks could cost.
+        best = f"the mean of the best of {number} may be {number} times as large as the one that is stated"
+        return [f"this is look {number} at the same calibration images: {best}"] if number > 1 else []
     if counted["headline_confidence"] >= counted["asked_confidence"] - 1e-9:
         return []
     left, asked = (100 * counted[name] for name in ("headline_confidence", "asked_confidence"))
@@ -313,8 +318,13 @@ def _thin_check(evaluation: Document | None, checks: Sequence[Check], not_yet: b
     if evaluation["unit"] == "group" and groups < FEW_IMAGES:
         few.append(f"{groups} groups")
     if few:
-        reasons.append(f"{role} has only {' and '.join(few)}, too few to show an error that is there")
+        reasons.append(f"{role} has only {_joined(few)}, too few to show an error that is there")
     silent = [check.name for check in checks if check.outcome == "no evidence"]
     if silent:
         reasons.append(f"{role} has no image to check {', '.join(silent)}")
     return reasons
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

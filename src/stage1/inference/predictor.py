@@ -57,8 +57,8 @@ class Row:
     Where the bundle has views: `views`, how many were evaluated; `view`, the name of the one that contributed most
     towards the class of the larger aggregated logit; `box`, where that one lies, (top, left, bottom, right) in pixels
     of the decoded image; `small`: the image is no larger than the model's input, so that tiles add nothing.
-    reason: why it defers whatever its score, where thresholds differ by slice (its slice is not known, or is not
-    certified); else None.
+    reason: why it defers whatever its score: its slice is not known or not certified (where thresholds differ by
+    slice), or the class it looks like is shut (`unclaimed` of the certificate); else None.
     score: what its answer lies on, without an end where probabilities have one: logit_1 - logit_0 of two classes, of
     more the log odds of the likeliest class, as the model gives them; None where the image is broken. In no table.
     """
@@ -386,9 +386,10 @@ class Bundle:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What an answer names of its bundle: name, digest, policy, certified, classes, and, if any, views and the
-        attribute by which thresholds differ.
+        """What an answer names of its bundle: name, digest, policy, certified, classes, and, if any, views, the
+        attribute by which thresholds differ, and the classes that are shut.
         """
+        shut = [found.name for found in self.certificate.unclaimed]
         return {
             "name": self.name,
             "digest": self.digest,
@@ -397,6 +398,7 @@ class Bundle:
             "classes": list(self.classes),
             **({} if self.predictor.views is None else {"views": self.predictor.views.description}),
             **({} if self.policy.sliced_by is None else {"slices": self.policy.sliced_by}),
+            **({"unclaimed": shut} if shut else {}),
         }
 
     def predict(self, images: Iterable[Picture], *, slices: SliceValues | None = None) -> list[Row]:

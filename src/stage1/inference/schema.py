@@ -24,6 +24,8 @@ class PredictionsBundle(TypedDict):
     """The views of each image in words; absent: the whole image alone."""
     slices: NotRequired[Text]
     """The attribute by whose value thresholds differ; absent: one pair is for all images."""
+    unclaimed: NotRequired[Annotated[list[Text], Field(min_length=1)]]
+    """Classes that are shut: no image exits as one, and nothing is claimed of their images; absent: none."""
 
 
 _PER_CLASS = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
@@ -57,7 +59,9 @@ class PredictionRow(TypedDict):
     error: str | None
     """What is wrong with an image that could not be answered."""
     reason: NotRequired[str | None]
-    """Why it defers whatever its score: no known or certified slice. Only where the bundle has `slices`."""
+    """Why it defers whatever its score: no known or certified slice, or the class it looks like is shut. Only where the
+    bundle has `slices` or `unclaimed`.
+    """
     views: NotRequired[PositiveInt | None]
     """How many views were looked at."""
     view: NotRequired[str | None]

@@ -137,7 +137,7 @@ def _columns(about: Mapping[str, Any]) -> tuple[str, ...]:
         *COLUMNS,
         *reported,
         *(VIEW_COLUMNS if "views" in about else ()),
-        *(("reason",) if "slices" in about else ()),
+        *(("reason",) if "slices" in about or "unclaimed" in about else ()),
     )
 
 

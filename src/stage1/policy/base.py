@@ -23,7 +23,7 @@ class Decision:
     """exit: bool [N], this stage answers. label: int [N], the answer where it exits, else the likelier class.
 
     probability: float [N], P(class 1) for two classes, else that of `label`. why: str [N], why a row defers whatever
-    its score, "" elsewhere; None: scores alone decide.
+    its score (its slice, a class that is shut), "" elsewhere; None: scores alone decide.
 
     >>> decision = Decision(np.array([True, False]), np.array([1, 0]), np.array([0.98, 0.4]))
     >>> decision.coverage

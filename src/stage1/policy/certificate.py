@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stage1.policy.attempts import Attempts, counted_words, headline
 from stage1.policy.schema import CERTIFICATE_KIND
 from stage1.policy.slices import SliceClaim, SliceCounts
+from stage1.risk.definition import on_average
 from stage1.risk.risks import risk_of
 from stage1.storage.documents import read_document, write_document
 
@@ -293,11 +294,6 @@ def shown_bound(document: Mapping[str, Any], name: str) -> float | None:
         return None
     bound: float = document["risks"][name]["bound"]
     return bound if bound < document["risks"][name]["target"] else None
-
-
-def on_average(method: str) -> bool:
-    """Whether a certificate promises means over calibration sets, not something of this one with a confidence."""
-    return method.startswith("SCRC-T")
 
 
 def percent(share: float) -> str:

@@ -167,7 +167,15 @@ class ScrcPolicy(PlainPolicy):
         label = np.where(leaves, in_set.argmax(axis=1), scores.logits.argmax(axis=1)).astype(np.int64)
         probability = scores.probabilities
         of_label = probability[:, 1] if len(self.classes) == 2 else probability[np.arange(len(label)), label]
-        return Decision(exit=leaves, label=label, probability=of_label)
+        return Decision(exit=leaves, label=label, probability=of_label, why=self._why(selected, in_set))
+
+    def _why(self, selected: Bools, in_set: Bools) -> NDArray[np.str_] | None:
+        """Why a confident image of a shut class defers, str [N]; None where no class is shut."""
+        if not self.unclaimed or not self.certified:
+            return None
+        texts = [f"no image exits as '{name}', of which val_calib has too few" for name in self.classes]
+        shut = in_set & self.is_unclaimed & selected[:, None]
+        return np.where(shut.any(axis=1), np.array(texts)[shut.argmax(axis=1)], "")
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for scrcparams.json; -inf is null."""

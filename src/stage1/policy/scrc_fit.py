@@ -135,7 +135,8 @@ def takes(config: Configured) -> None:
     if not of_each and set(risks) not in ({"miss_rate"}, {"miss_rate", "false_exit_rate"}):
         raise ValueError(
             f"policy.name=scrc with risks {' + '.join(risks)}; give miss_rate and false_exit_rate (with more than"
-            " two classes miss_rate, or miss_rate.<class> for each)"
+            " two classes miss_rate, or miss_rate.<class> for each); risks={...} replaces the default target,"
+            " risks.NAME= adds to it"
         )
     for key, given in (
         ("class_coverage", bool(config.class_coverage)),

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from stage1.errors import DataError, IntegrityError
-from stage1.evaluation.argmax import argmax_lines
+from stage1.evaluation.argmax import argmax_lines, largest
 from stage1.evaluation.verdict import check_coverage, interval, judge, risk_checks
 from stage1.extras import load
-from stage1.policy.certificate import on_average, shown_bound
+from stage1.policy.certificate import shown_bound
 from stage1.report.agreement import refuse_disagreement
 from stage1.report.explorer import collect, explorer, script
 from stage1.report.figures.drawing import Drawing
@@ -29,6 +29,7 @@ from stage1.report.sections import (
     run_facts,
     split_table,
 )
+from stage1.risk.definition import on_average
 from stage1.scores import Scores
 from stage1.scores.columns import words_of
 from stage1.storage.files import write_bytes, write_text
@@ -169,6 +170,7 @@ def render_page(
         split=split_table(split),
         confusion=confusion_table(evaluation),
         argmax=argmax_lines(evaluation),
+        largest=largest(len(evaluation["classes"])),
         figures={name: _data_uri(drawing.png, "image/png") for name, drawing in figures.items()},
         figure_words=figure_words,
         placed={place: [name for name in figure_words if FIGURES[name].place == place] for place in get_args(Place)},

@@ -22,6 +22,15 @@ OF_CLASS = ".<class>"
 ORDER: tuple[Side, ...] = ("positive", "negative", "both", "class")
 
 
+def on_average(method: str) -> bool:
+    """Whether a method of a certificate bounds means over calibration sets, not this set's risks with a confidence.
+
+    >>> on_average("SCRC-T, in expectation: conformal risk control")
+    True
+    """
+    return method.startswith("SCRC-T")
+
+
 @dataclass(frozen=True, slots=True)
 class Risk:
     """One row of the table.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from stage1.report.numbers import percent
 from stage1.risk import minimum_samples
 
 _MOST_POINTS = 45
+_MOST_NAMED = 4
+"""Risks that are named one by one. Of more, those of one target and delta share line and name: names cover the dots."""
 MARKERS = ("o", "s", "^", "v", "P", "X", "*", "h")
 DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 2, 2)), (0, (1, 1)))
 
@@ -19,6 +22,10 @@ DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 2, 2)
 def error_steps(most: int) -> list[int]:
     """0, 1, 2 ... most; thinned evenly where there are more than fit the figure."""
     return sorted({int(value) for value in np.linspace(0, most, min(most + 1, _MOST_POINTS)).round()})
+
+
+def _lower_name(told: str, row: Document, together: bool) -> str:
+    return f"{told}, each with its wrong answers" if together else f"{told}, {row['errors']:,} wrong"
 
 
 def units_needed(certificate: Document) -> Drawing:
@@ -32,11 +39,19 @@ def units_needed(certificate: Document) -> Drawing:
     if risks:
         wide = [row["target"] for row in risks.values()]
         targets = np.geomspace(min(0.25 * min(wide), 0.005), min(0.9, max(4 * max(wide), 0.1)), 25)
-    for index, (name, row) in enumerate(risks.items()):
+    many, kinds = len(risks) > _MOST_NAMED, Counter((row["target"], row["delta"]) for row in risks.values())
+    named: set[tuple[float, float]] = set()
+    for place, (name, row) in enumerate(risks.items()):
+        kind = row["target"], row["delta"]
+        index = list(kinds).index(kind) if many else place
+        together = many and kinds[kind] > 1
+        told = f"{kinds[kind]} risks" if together else name
+        shown, first = not together or kind not in named, kind not in named or not many
+        named.add(kind)
         look = {
             "color": CLASS_COLOURS[index % len(CLASS_COLOURS)],
             "linestyle": DASHES[index % len(DASHES)],
-            "label": f"{name} ≤ {percent(row['target'])}",
+            "label": f"{told} ≤ {percent(row['target'])}" if shown else None,
         }
         mark = {
             "color": look["color"],
@@ -45,12 +60,14 @@ def units_needed(certificate: Document) -> Drawing:
             "markeredgecolor": "white",
         }
         needed = [minimum_samples(row["target"], row["delta"], errors) for errors in steps]
-        above.plot(steps, needed, **look)
+        if first:
+            above.plot(steps, needed, **look)
         here = [minimum_samples(float(target), row["delta"], row["errors"]) for target in targets]
-        below.plot(targets, here, **{**look, "label": f"{name}, {row['errors']:,} wrong"})
+        below.plot(targets, here, **look | {"label": _lower_name(told, row, together) if shown else None})
         for axis, x in ((above, row["errors"]), (below, row["target"])):
             if row["n"]:
                 axis.plot(x, row["n"], zorder=6, linestyle="none", **mark)
+            if row["n"] and not many:
                 axis.annotate(
                     f"{row['n']:,} here",
                     (x, row["n"]),
@@ -78,7 +95,7 @@ def units_needed(certificate: Document) -> Drawing:
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.set_ylabel(f"{certificate['unit']}s counted")
         if risks:
-            axis.legend(loc="upper left" if axis is above else "upper right")
+            axis.legend(loc="upper right" if axis is below else "lower right" if many else "upper left")
     above.set_ylim(0, None)
     above.set_xlim(-0.3, None)
     above.set_xlabel("wrong answers among them")

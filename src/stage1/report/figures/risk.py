@@ -212,10 +212,11 @@ def _words(documents: Documents) -> Words:
             "policy need not lie on the curve above, which ranks both classes alike."
         )
     elif documents.certificate["certified"]:
+        # Its bound and target are shares of the images that exit only where the target is the error.
+        drawn = "; green bar: the joint bound; dashed: the target" if "error" in documents.certificate["risks"] else ""
         caption = (
-            f"Diamond: this policy on {role}; green bar: the joint bound; dashed: the target. The policy need not"
-            " lie on "
-            "the curve, which ranks all images by one confidence."
+            f"Diamond: this policy on {role}{drawn}. The policy need not lie on the curve, which ranks all images by"
+            " one confidence."
         )
     else:
         caption = "There is no operating point: every image defers. The curve shows what the model itself can rank."
