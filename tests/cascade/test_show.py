@@ -27,7 +27,7 @@ from stage1.cli import app
 from stage1.commands import cascade_images
 from stage1.errors import ConfigError, Stage1Error
 from stage1.report.figures.frontier import draw_frontier
-from stage1.risk import binomial_lower
+from stage1.risk import binomial_lower, binomial_upper
 from stage1.storage.documents import read_document
 
 from ..command_line import stage1 as entry_point
@@ -433,6 +433,29 @@ def test_the_defer_rate_at_a_prior():
     found = defer_rate(deferred, labels, delta=0.05, prior=0.8, fitted_here=False)
     assert found.observed == pytest.approx(0.8 * 0.2 + 0.2 * 0.6)
     assert found.upper > found.observed
+    every = defer_rate(np.ones(200, bool), labels, delta=0.05, prior=0.8, fitted_here=False)
+    assert every.upper == 1.0
+
+
+@pytest.mark.parametrize("draws", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_defer_rate_at_a_prior_spends_the_whole_of_delta_once(draws):
+    """Both classes in one test, as the certificate has them: it holds, below the sum of two bounds at delta / 2."""
+    rng, prior, shares = np.random.default_rng(1), 0.8, (0.6, 0.2)
+    true = prior * shares[1] + (1 - prior) * shares[0]
+    labels = np.repeat([1, 0], [100, 100])
+    broken, single, saved = 0, 0, []
+    for _ in range(draws):
+        deferred = rng.random(200) < np.where(labels == 1, shares[1], shares[0])
+        ones, zeros = (int(deferred[labels == label].sum()) for label in (1, 0))
+        upper = defer_rate(deferred, labels, delta=0.05, prior=prior, fitted_here=False).upper
+        halves = [float(binomial_upper(count, 100, 0.025)) for count in (ones, zeros)]
+        saved.append(prior * halves[0] + (1 - prior) * halves[1] - upper)
+        broken += upper < true
+        # The control: what each class shows with delta of its own, none for the other, is no bound of the mixture.
+        single += prior * ones / 100 + (1 - prior) * float(binomial_upper(zeros, 100, 0.05)) < true
+    assert broken / draws <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+    assert single / draws > 0.15
+    assert min(saved) > 0.01
 
 
 def test_capacity_is_the_smaller_of_budget_and_speed():

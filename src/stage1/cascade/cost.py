@@ -24,6 +24,7 @@ from stage1.errors import ConfigError, DataError
 from stage1.late import library
 from stage1.risk import binomial_upper
 from stage1.risk.cluster_share import FEWEST_GROUPS, ClusterShare
+from stage1.risk.stratified import Strata, weighted_share_upper
 
 stats = library("scipy.stats")
 
@@ -55,8 +56,9 @@ def defer_rate(
     fitted_here: the thresholds were chosen on these very images. Then an exact binomial would be too small; the share
     of scores between two thresholds is bounded for all pairs at once instead (Dvoretzky-Kiefer-Wolfowitz with Massart's
     constant, twice as an interval has two ends). choices: of so many configurations, fixed beforehand, these images
-    chose one; the bound holds for all of them. prior: P(class 1) where the cascade works: class by class, delta / 2
-    each.
+    chose one; the bound holds for all of them. prior: P(class 1) where the cascade works. Thresholds that are fixed are
+    then bounded as the certificate bounds an error at a prior, both classes in one test (risk/stratified.py); the bound
+    for all pairs of thresholds is made class by class, delta / 2 each.
     Raises DataError for no units or a class without any.
     """
     if not len(deferred):
@@ -66,8 +68,12 @@ def defer_rate(
     else:
         if labels is None or not ((labels == 1).any() and (labels == 0).any()):
             raise DataError("--prior: needs labelled scores of both classes")
-        parts = [_share(deferred[labels == label], delta / choices / 2, fitted_here) for label in (1, 0)]
+        of_class = [deferred[labels == label] for label in (1, 0)]
+        parts = [_share(rows, delta / choices / 2, fitted_here) for rows in of_class]
         seen, upper = (prior * one + (1 - prior) * zero for one, zero in zip(*parts, strict=True))
+        if not fitted_here:
+            counts = (count for rows in of_class for count in (int(rows.sum()), len(rows), len(rows)))
+            upper = float(weighted_share_upper(Strata.of(*counts), prior, delta / choices)[0])
     method = "uniform over all pairs of thresholds (DKW)" if fitted_here else "exact binomial"
     method += f", for each of {choices} configurations" if choices > 1 else ""
     return DeferRate(seen, min(upper, 1.0), len(deferred), delta, method, prior)
