@@ -389,7 +389,7 @@ class Bundle:
         """What an answer names of its bundle: name, digest, policy, certified, classes, and, if any, views, the
         attribute by which thresholds differ, and the classes that are shut.
         """
-        shut = [found.name for found in self.certificate.unclaimed]
+        unclaimed = [found.name for found in self.certificate.unclaimed]
         return {
             "name": self.name,
             "digest": self.digest,
@@ -398,7 +398,7 @@ class Bundle:
             "classes": list(self.classes),
             **({} if self.predictor.views is None else {"views": self.predictor.views.description}),
             **({} if self.policy.sliced_by is None else {"slices": self.policy.sliced_by}),
-            **({"unclaimed": shut} if shut else {}),
+            **({"unclaimed": unclaimed} if unclaimed else {}),
         }
 
     def predict(self, images: Iterable[Picture], *, slices: SliceValues | None = None) -> list[Row]:

@@ -174,8 +174,8 @@ class ScrcPolicy(PlainPolicy):
         if not self.unclaimed or not self.certified:
             return None
         texts = [f"no image exits as '{name}', of which val_calib has too few" for name in self.classes]
-        shut = in_set & self.is_unclaimed & selected[:, None]
-        return np.where(shut.any(axis=1), np.array(texts)[shut.argmax(axis=1)], "")
+        members = in_set & self.is_unclaimed & selected[:, None]
+        return np.where(members.any(axis=1), np.array(texts)[members.argmax(axis=1)], "")
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for scrcparams.json; -inf is null."""
