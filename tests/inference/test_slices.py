@@ -70,6 +70,12 @@ def test_python_takes_the_slice_of_each_image(folder: Path, photos: Path) -> Non
         None,
     ]
     assert {row.reason for row in bundle.predict(images)} == {UNKNOWN}
+    files = [photos / "1 red.jpg", photos / "below" / "cut.jpg", *images[:3]]
+    given = {"city": ["a", "a", "c", "", " b "]}
+    batch = bundle.predictor.answer_batch([path.read_bytes() for path in files], slices=given)
+    assert [replace(row, path="") for row in batch] == [
+        replace(row, path="") for row in bundle.predict(files, slices=given)
+    ]
     assert not bundle.predictor.answer(np.zeros((20, 20, 3), np.uint8)).exit
     assert bundle.about["slices"] == "city"
     with pytest.raises(DataError, match="slices: city: give one value for each of the 5 images"):

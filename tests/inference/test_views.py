@@ -5,12 +5,13 @@ themselves.
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from stage1.errors import DataError, IntegrityError
+from stage1.errors import ConfigError, DataError, IntegrityError
 from stage1.inference import Predictor, load_bundle
 from stage1.inference.outputs import outputs_of_views
 from stage1.inference.views import SPREAD, ViewOutputs, look
@@ -158,6 +159,21 @@ def test_one_decoded_image_is_looked_at_as_among_others(tiny_model, scenes, adap
         )
         assert alone.probability == pytest.approx(row.probability, abs=1e-6)
     assert kind == "all" or len({row.views for row in together}) > 1
+
+
+@pytest.mark.parametrize("kind", ["all", "adaptive"])
+@pytest.mark.parametrize("sizes", [[1] * 12, [3, 9], [12]], ids=str)
+def test_a_batch_in_this_thread_is_answered_as_predict_answers(tiny_model, scenes, adaptive, kind, sizes):
+    made = predictor(tiny_model(), adaptive if kind == "adaptive" else ViewsDocument(GRID, Pool("max")))
+    images = [*scenes[:11], b"no image"]
+    together = made.predict(images)
+    found, start = [], 0
+    for size in sizes:
+        found += made.answer_batch(images[start : start + size], with_company=True)
+        start += size
+    assert [replace(row, path="") for row in found] == [replace(row, path="") for row in together]
+    with pytest.raises(ConfigError, match="several views"):
+        made.answer_tensors(np.zeros((1, 3, SPEC.size, SPEC.size), np.float32))
 
 
 def test_large_images_are_cut_at_once_and_give_the_same(tiny_model, adaptive):

@@ -23,6 +23,7 @@ def test_what_cannot_be_served_ends_with_its_exit_code(bundle, tmp_path):
     (damaged / "model.onnx").write_bytes(b"x")
     refused(damaged, code=5, words="model.onnx")
     refused(tmp_path / "none", code=3, words="no such bundle folder")
+    refused(tmp_path / "cascade.yaml", code=2, words="the bundle of its first stage")
     refused(bundle, bundle, code=2, words="given twice")
     refused(bundle, "--host", "0.0.0.0", code=2, words="--keys")
     refused(bundle, "--keys", tmp_path / "keys", code=3, words="no such file of keys")

@@ -10,12 +10,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from stage1.serving import kept, v1, v2
 from stage1.serving.edge import Edge, refused_body
 from stage1.serving.metrics import CONTENT_TYPE
-from stage1.serving.openapi import MODELS, responses
+from stage1.serving.openapi import READY, responses
 from stage1.serving.refusal import Refusal
 from stage1.serving.service import Service
 from stage1.version import __version__
@@ -44,12 +45,12 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _add_state_of_the_server(app: FastAPI, service: Service) -> None:
-    @app.get("/livez", responses=responses(None))
+    @app.get("/livez", response_class=PlainTextResponse, responses=responses(None))
     async def livez() -> Response:
         """The process runs and its loop turns."""
         return Response("ok\n", media_type="text/plain")
 
-    @app.get("/readyz", responses=responses(MODELS))
+    @app.get("/readyz", responses=responses(READY, unready=READY))
     async def readyz() -> Response:
         """Whether workers answer, asked each time; and the state of every certificate. 503: none does."""
         answering = await service.answering()
@@ -60,7 +61,7 @@ def _add_state_of_the_server(app: FastAPI, service: Service) -> None:
         document = {"ready": ready, "workers": answering, "models": models}
         return Response(json.dumps(document), 200 if ready else 503, media_type="application/json")
 
-    @app.get("/metrics", responses=responses(None))
+    @app.get("/metrics", response_class=PlainTextResponse, responses=responses(None))
     async def metrics() -> Response:
         """For Prometheus."""
         queue = service.queue

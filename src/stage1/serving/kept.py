@@ -93,7 +93,7 @@ async def audits(request: Request) -> Response:
     return json_response({"decisions": [decision_document(one) for one in found]})
 
 
-@router.get("/images/{sha256}", responses=responses(None))
+@router.get("/images/{sha256}", response_class=Response, responses=responses(None))
 async def image(request: Request, sha256: str) -> Response:
     """The file of an image, where the server keeps them (--images). Scope feedback."""
     service = service_of(request)

@@ -64,6 +64,11 @@ def opened(folder: Path, settings: Settings) -> tuple[Model, Standing]:
     Raises MissingError, IntegrityError; ConfigError for a name that stands in no URL, DataError for one that no store
     keeps.
     """
+    if folder.suffix in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{folder}: looks like a cascade, which asks other servers; serve the bundle of its first stage, and ask the"
+            " next one for what defers"
+        )
     verify_bundle(folder, scores=False).require()
     manifest = read_manifest(folder)
     policy = load_policy(folder / manifest["policy_file"])

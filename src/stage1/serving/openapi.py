@@ -74,6 +74,7 @@ MODEL = _object(
     }
 )
 MODELS = _object({"models": {"type": "array", "items": MODEL}})
+READY = _object({"ready": _BOOL, "workers": {"type": "integer"}, **MODELS["properties"]})
 POLICY = _object(MODEL["properties"] | {"policy_document": {"type": "object"}, "certificate": {"type": "object"}})
 
 
@@ -260,8 +261,21 @@ V2_REQUEST = json_body(
 )
 
 
-def responses(schema: Schema | None, media: str = "application/json") -> dict[int | str, Schema]:
-    """The answer, and that everything else is an error of one form."""
-    good = {"description": "The answer."} | ({} if schema is None else {"content": {media: {"schema": schema}}})
-    refused = {"description": "Refused, in one line.", "content": {"application/json": {"schema": ERROR}}}
-    return {200: good, "4XX": refused, "5XX": refused}
+V2_ERROR = _object({"error": _TEXT, "code": _TEXT, "request_id": _TEXT})
+
+
+def responses(
+    schema: Schema | None, *, error: Schema = ERROR, unready: Schema | None = None
+) -> dict[int | str, Schema]:
+    """The answer, None: of no one form; and that everything else is an error of one form.
+
+    unready: what is said with 503, where that is no error.
+    """
+    good = {"description": "The answer."} | ({} if schema is None else _content(schema))
+    refused = {"description": "Refused, in one line."} | _content(error)
+    found: dict[int | str, Schema] = {200: good, "4XX": refused, "5XX": refused}
+    return found if unready is None else found | {503: {"description": "Not ready."} | _content(unready)}
+
+
+def _content(schema: Schema) -> Schema:
+    return {"content": {"application/json": {"schema": schema}}}

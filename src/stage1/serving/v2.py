@@ -25,30 +25,31 @@ from stage1.version import __version__
 router = APIRouter(prefix="/v2")
 
 OUTPUTS = ("label", "exit", "score", "probabilities", "reason")
+_READY = responses(openapi.V2_READY, error=openapi.V2_ERROR, unready=openapi.V2_READY)
 _TEXT_INPUTS = ("id", "slice")
 
 
-@router.get("", responses=responses(openapi.V2_SERVER))
+@router.get("", responses=responses(openapi.V2_SERVER, error=openapi.V2_ERROR))
 async def server() -> Response:
     """Name, version and extensions."""
     return json_response({"name": "stage1-pro", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
-@router.get("/health/live", responses=responses(openapi.V2_LIVE))
+@router.get("/health/live", responses=responses(openapi.V2_LIVE, error=openapi.V2_ERROR))
 async def live() -> Response:
     """The process runs."""
     return json_response({"live": True})
 
 
-@router.get("/health/ready", responses=responses(openapi.V2_READY))
+@router.get("/health/ready", responses=_READY)
 async def ready(request: Request) -> Response:
     """Whether workers answer."""
     answering = await service_of(request).answering()
     return json_response({"ready": answering > 0}, 200 if answering > 0 else 503)
 
 
-@router.get("/models/{name}", responses=responses(openapi.V2_MODEL))
-@router.get("/models/{name}/versions/{version}", responses=responses(openapi.V2_MODEL))
+@router.get("/models/{name}", responses=responses(openapi.V2_MODEL, error=openapi.V2_ERROR))
+@router.get("/models/{name}/versions/{version}", responses=responses(openapi.V2_MODEL, error=openapi.V2_ERROR))
 async def model(request: Request, name: str, version: str | None = None) -> Response:
     """What goes into a model and comes out of it."""
     service = service_of(request)
@@ -81,8 +82,8 @@ async def model(request: Request, name: str, version: str | None = None) -> Resp
     )
 
 
-@router.get("/models/{name}/ready", responses=responses(openapi.V2_READY))
-@router.get("/models/{name}/versions/{version}/ready", responses=responses(openapi.V2_READY))
+@router.get("/models/{name}/ready", responses=_READY)
+@router.get("/models/{name}/versions/{version}/ready", responses=_READY)
 async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
     """Whether workers answer for this model."""
     service = service_of(request)
@@ -92,11 +93,15 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
     return json_response({"name": name, "ready": answering > 0}, 200 if answering > 0 else 503)
 
 
-@router.post("/models/{name}/infer", openapi_extra=openapi.V2_REQUEST, responses=responses(openapi.V2_ANSWER))
+@router.post(
+    "/models/{name}/infer",
+    openapi_extra=openapi.V2_REQUEST,
+    responses=responses(openapi.V2_ANSWER, error=openapi.V2_ERROR),
+)
 @router.post(
     "/models/{name}/versions/{version}/infer",
     openapi_extra=openapi.V2_REQUEST,
-    responses=responses(openapi.V2_ANSWER),
+    responses=responses(openapi.V2_ANSWER, error=openapi.V2_ERROR),
 )
 async def infer(request: Request, name: str, version: str | None = None) -> Response:
     """Answer or defer."""
