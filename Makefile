@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench client-venv clean
+.PHONY: demo serve test test-slow lint bench client-venv clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the main job on the embedded default: a certificate, a report, a bundle
 	$(BIN)/stage1 run --recipe demo --output runs/demo
 	$(BIN)/stage1 verify runs/demo/bundle --recompute
+
+serve: $(STAMP)  ## the demo's bundle behind http://127.0.0.1:8000, with its decisions and images kept beside it
+	test -f runs/demo/bundle/bundle.json || $(BIN)/stage1 run --recipe demo --output runs/demo
+	$(BIN)/stage1 serve runs/demo/bundle --store runs/demo/decisions.sqlite --images runs/demo/images --audit-rate 0.1
 
 # Hundreds of commands start: they need the compiled files of the package, also where the shell says to write none.
 test: $(STAMP)  ## all tests but the long simulations; one worker per core, so one thread each

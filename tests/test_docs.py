@@ -30,6 +30,7 @@ from .workers import no_processes_started  # noqa: F401 (fixture)
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "TUTORIAL.md"
 CASCADE = ROOT / "docs" / "CASCADE.md"
+SERVE = ROOT / "docs" / "SERVE.md"
 STORE = ROOT / "docs" / "STORE.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -130,6 +131,40 @@ def test_the_last_block_of_the_tutorial_runs(desk):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=desk, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("With confidence 95 %, among images of class '1' that exit")
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of `stage1 serve` of the finished run, as the page starts it, on a port that is free."""
+    command = [sys.executable, "-m", "stage1.cli", "serve", "runs/demo/bundle", "--port", "0", "--workers", "1"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().removeprefix("listening on http://").strip()
+            assert process.stdout.readline().startswith("ready: ")
+            yield address
+        finally:
+            process.terminate()
+
+
+def test_the_blocks_of_the_page_on_serving_run(desk):
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
+    with served(desk) as address:
+        code = "\n".join(blocks(SERVE, "python")).replace("127.0.0.1:8000", address)
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=desk, timeout=120)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("VALID softmax-")
+    assert lines[1].startswith("2 answers under ")
+    assert lines[2:] in (["['stored']", "[True] VALID"], ["['stored']", "[False] VALID"])
+
+
+def test_every_option_that_the_page_on_serving_names_is_one():
+    known = set(re.findall(r"--[a-z-]+", stage1("serve", "--help").stdout))
+    named = set(re.findall(r"--[a-z][a-z-]+", SERVE.read_text(encoding="utf-8")))
+    assert named - known == set()
+    assert {"--host"} | named >= known - {"--help", "--spool", "--queue", "--batch", "--max-deadline", "--device"}
 
 
 def test_every_command_stands_in_the_documents():

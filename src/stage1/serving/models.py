@@ -66,8 +66,8 @@ def opened(folder: Path, settings: Settings) -> tuple[Model, Standing]:
     """
     if folder.suffix in (".yaml", ".yml"):
         raise ConfigError(
-            f"{folder}: looks like a cascade, which asks other servers; serve the bundle of its first stage, and ask the"
-            " next one for what defers"
+            f"{folder}: a cascade is not served; serve the bundle of its first stage, and ask the next"
+            " one for what defers"
         )
     verify_bundle(folder, scores=False).require()
     manifest = read_manifest(folder)
