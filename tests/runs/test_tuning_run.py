@@ -181,6 +181,23 @@ def test_the_command_prints_share_and_loss(tuned, photos, tmp_path):
     one_line_error(stage1("train", folder), 2, "stage 'extract' is not done or out of date")
 
 
+def test_a_time_budget_is_planned_said_and_written_down(tuned, photos, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tuned.folder, folder)
+    for bad in ("0", "-1", "nan", "inf", "soon"):
+        one_line_error(stage1("tune", folder, f"images.minutes={bad}"), 2, "images.minutes")
+    refused = stage1("tune", folder, "images.minutes=1e-6")
+    one_line_error(refused, 2, "images.minutes=1e-06: not one step fits", "or more")
+    assert not (folder / "tune" / "checkpoints" / "last.safetensors").exists()
+    result = stage1("tune", folder, "images.minutes=9", "adapter.kind=norm")
+    assert result.returncode == 0, result.stderr
+    planned = r"  \d+ images, [\d.e-]+ s a step of 16: 2 epochs \(all of images\.epochs\) in [\d.]+ of 9 minutes"
+    assert [line for line in result.stderr.splitlines() if re.fullmatch(planned, line)]
+    budget = read_document(folder / "tune" / "tune.json", TUNE_KIND)["budget"]
+    assert (budget["minutes"], budget["epochs"], budget["cut_short"]) == (9.0, 2, False)
+    assert "budget" not in read_document(tuned.folder / "tune" / "tune.json", TUNE_KIND)
+
+
 def test_obeying_what_an_error_of_tune_advises_ends_the_error(photos, tmp_path):
     """Each message names a key that the stage reads, and the same run directory takes the corrected command."""
     folder = tmp_path / "run"

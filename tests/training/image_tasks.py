@@ -49,6 +49,7 @@ def fit(
     progress: Any = None,
     stop: Any = None,
     fresh: bool = False,
+    watch: Any = None,
     n_classes: int = 2,
     **config: Any,
 ) -> ImageTrainResult:
@@ -75,4 +76,5 @@ def fit(
         progress=progress,
         stop=stop,
         fresh=fresh,
+        watch=watch,
     )

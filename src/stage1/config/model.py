@@ -141,6 +141,9 @@ class ImageTrainConfig(Section):
     blocks: PositiveInt = 1
     epochs: PositiveInt = 10
     """These three stand for those of `train`, which are the head's on cached features afterwards."""
+    minutes: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """Time budget of training, wall time over all attempts. The time of a few steps is measured, and as many epochs as
+    fit are planned, at most `epochs`, or a share of one; the learning rate falls along the plan. None: all `epochs`."""
     batch_size: PositiveInt = 32
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     """Of the linear head that is trained along; the better of it and the one of `train` ships."""
@@ -167,7 +170,7 @@ class ImageTrainConfig(Section):
     """Threads of torch on the CPU; 0: the cores shared by the processes of this machine. Equal threads give equal
     bits.
     """
-    statistics_images: PositiveInt = 2048
+    statistics_images: PositiveInt = 512
     """Training images, at most, whose features set the head's standardisation before the first step."""
 
 

@@ -28,16 +28,16 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar over `total` items, for the length of the block."""
+    def bar(self, what: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """A bar over `total` items, for the length of the block; done: how many are behind before it begins."""
         if self.quiet:
             yield lambda done=1, note="": None
         elif sys.stderr.isatty():
-            yield from self._rich(what, total)
+            yield from self._rich(what, total, done)
         else:
-            yield self._plain(what, total)
+            yield self._plain(what, total, done)
 
-    def _rich(self, what: str, total: int) -> Iterator[Advance]:
+    def _rich(self, what: str, total: int, before: int) -> Iterator[Advance]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -49,22 +49,40 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task(what, total=total, note="")
+        # A step of a backbone may take a minute: the time that is left follows from the pace of the last five.
+        period = 300.0
+        with Bars(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=period) as bars:
+            task = bars.add_task(what, total=total, completed=before, note="")
 
             def advance(done: int = 1, note: str = "") -> None:
                 bars.update(task, advance=done, note=note)
 
             yield advance
 
-    def _plain(self, what: str, total: int) -> Advance:
-        counted, last = 0, time.monotonic()
+    def _plain(self, what: str, total: int, before: int) -> Advance:
+        counted, begun = before, time.monotonic()
+        last = begun
 
         def advance(done: int = 1, note: str = "") -> None:
             nonlocal counted, last
             counted += done
             if time.monotonic() - last >= _PLAIN_EVERY_SECONDS:
                 last = time.monotonic()
-                self.say(f"  {what}: {counted}/{total} {note}".rstrip())
+                left = time_left(last - begun, counted - before, total - counted)
+                self.say(", ".join(part for part in (f"  {what}: {counted}/{total}", left, note) if part))
 
         return advance
+
+
+def time_left(seconds: float, done: int, rest: int) -> str:
+    """In words, at the pace at which `done` items took `seconds`; nothing where none is done or none is left.
+
+    >>> time_left(30.0, 10, 25)
+    '75 s left'
+    >>> time_left(30.0, 10, 250)
+    '12 min left'
+    """
+    if done <= 0 or rest <= 0:
+        return ""
+    left = seconds * rest / done
+    return f"{left:.0f} s left" if left < 100 else f"{left / 60:.0f} min left"

@@ -142,6 +142,15 @@ class Chosen(Document):
     metrics: dict[str, float]
 
 
+class TuneBudget(TypedDict):
+    """What was planned for images.minutes; cut_short: the time was over before the plan was."""
+
+    minutes: float
+    epochs: PositiveInt
+    steps: PositiveInt
+    cut_short: bool
+
+
 class TuneDocument(Chosen):
     """How the backbone was tuned on labelled images."""
 
@@ -149,6 +158,7 @@ class TuneDocument(Chosen):
     share: PositiveShare
     processes: PositiveInt
     fingerprint: Digest
+    budget: NotRequired[TuneBudget]
 
 
 TUNE_KIND = DocumentKind("tune", TuneDocument)

@@ -8,6 +8,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from stage1.runs.artifacts import (
     pretrained_file,
 )
 from stage1.runs.directory import RunDir
+from stage1.runs.progress import Advance, Progress
 from stage1.runs.schema import TUNE_KIND
 from stage1.runs.stage import Context, Stage
 from stage1.runs.torchrun import is_follower
@@ -75,6 +77,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
     from stage1.training.distributed import chosen_device, processes
     from stage1.training.head_choice import TUNED_HEAD
     from stage1.training.image_tuning import ADAPTER, train_on_images
+    from stage1.training.image_watch import Watch
 
     config, folder = run.config, run / TUNE_FOLDER
     settings = tune_settings(config)
@@ -100,7 +103,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
             for old in [run / TUNED_WEIGHTS, *(folder / ADAPTER).glob("*")]:
                 old.unlink(missing_ok=True)
             remember(folder / "inputs", inputs)
-        with context.progress.bar("epochs", settings.epochs) as advance, context.stop.deferred():
+        with _Bars(context.progress) as bars, context.stop.deferred():
             result = train_on_images(
                 backbone,
                 *roles,
@@ -115,7 +118,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
                 fresh=fresh,
                 section="images",
                 started=lambda trained, parameters: context.progress.say(share_line(trained, parameters)),
-                progress=lambda row: advance(1, _tune_note(row)),
+                watch=Watch(bars.begun, bars.seen, lambda line: context.progress.say(f"  {line}")),
             )
         if not group.first:
             return []
@@ -124,11 +127,20 @@ def tune(run: RunDir, context: Context) -> list[Path]:
         f"  best epoch {result.best_epoch} of {result.epochs_run} ({kind} weights): {settings.select_by} "
         f"{result.best_metric:.4f} on val_select; {result.waiting_share:.0%} of the time waiting for images"
     )
+    if result.plan is not None and result.cut_short:
+        context.progress.say(
+            f"  the {config.images.minutes:g} minutes were over in epoch {result.epochs_run} of"
+            f" {result.plan['epochs']}: steps took longer than at first; the best weights until then are kept"
+        )
     if config.head.gate in ("linear", "mlp"):
         context.progress.say(
             "  WARNING head.gate: the backbone has seen the labels of train, so a gate fitted there sees too few"
             " errors; accept it only by its gain on val_select"
         )
+    budget: dict[str, Any] = {}
+    if result.plan is not None:
+        plan = {name: result.plan[name] for name in ("epochs", "steps")}
+        budget = {"budget": {"minutes": config.images.minutes, **plan, "cut_short": result.cut_short}}
     write_document(
         folder / "tune.json",
         {
@@ -142,6 +154,7 @@ def tune(run: RunDir, context: Context) -> list[Path]:
             "share": result.share,
             "processes": group.world,
             "fingerprint": result.backbone.fingerprint,
+            **budget,
         },
         TUNE_KIND,
     )
@@ -169,8 +182,27 @@ def _counted(names: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in names.items())
 
 
-def _tune_note(row: Mapping[str, Any]) -> str:
-    return f"loss {row['train_loss']:.4f}, val_select nll {row['select_nll']:.4f}"
+class _Bars:
+    """One bar after another, as training goes from phase to phase."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._shown = ExitStack()
+        self._advance: Advance | None = None
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shown.close()
+
+    def begun(self, what: str, total: int, done: int) -> None:
+        self._shown.close()
+        self._advance = self._shown.enter_context(self._progress.bar(what, total, done))
+
+    def seen(self, images: int, note: str) -> None:
+        if self._advance is not None:
+            self._advance(images, note)
 
 
 STAGE = Stage(

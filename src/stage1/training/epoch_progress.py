@@ -164,12 +164,15 @@ class EpochProgress:
         self.folder, self.config, self.facts, self.data = folder, config, facts, data
         self.section = section
         self.writes, self.slower, self.shipped, self.start_epoch = writes, slower, shipped, start_epoch
-        self.steps = steps_per_epoch(n, config.batch_size, config.accumulate)
-        self.total = self.steps * config.epochs
-        self.warmup = warmup_steps(self.total, config.warmup)
+        self.plan(config.epochs, steps_per_epoch(n, config.batch_size, config.accumulate))
         self.at = Position()
         self.best_weights: dict[str, Tensor] = {}
         self.board: Board | None = None
+
+    def plan(self, epochs: int, steps: int) -> None:
+        """Train `epochs` of `steps` steps each, the learning rate along these; the config's epochs until told."""
+        self.epochs, self.steps, self.total = epochs, steps, epochs * steps
+        self.warmup = warmup_steps(self.total, self.config.warmup)
 
     @property
     def done_steps(self) -> int:
@@ -241,13 +244,14 @@ class EpochProgress:
         return [select_metrics(values, labels) for values in logits]
 
     def end_epoch(
-        self, found: Sequence[SelectMetrics], weights: Callable[[int], dict[str, Tensor]], **told: Any
+        self, found: Sequence[SelectMetrics], weights: Callable[[int], dict[str, Tensor]], *, last: bool = False
     ) -> dict[str, Any]:
         """Count the epoch, keep the best weights. Returns its row of metrics.csv; then `checkpoint_due` and `tell`.
 
         found: of the raw weights and, where there is one, the average; weights: a copy of these by place in `found`.
+        last: there is no time for another.
         """
-        last, at = self.done_steps - 1, self.at
+        step, at = self.done_steps - 1, self.at
         loss = at.loss_sum / at.weight_sum
         at.epoch, at.step, at.loss_sum, at.weight_sum = at.epoch + 1, 0, 0.0, 0.0
         if at.epoch == self.start_epoch + 1:
@@ -259,8 +263,8 @@ class EpochProgress:
         assert at.best is not None
         row: dict[str, Any] = {
             "epoch": at.epoch,
-            "step": last + 1,
-            "learning_rate": self.rate(last),
+            "step": step + 1,
+            "learning_rate": self.rate(step),
             "train_loss": loss,
         }
         for prefix, metrics in zip(("select", "ema"), found, strict=False):
@@ -269,7 +273,7 @@ class EpochProgress:
         at.rows.append(row)
         # No early end before the selective loss has begun: it has an epoch of its own to be the best.
         settled = at.epoch > self.start_epoch and at.epoch - at.best["epoch"] >= self.config.patience
-        at.done = at.epoch >= self.config.epochs or settled
+        at.done = at.epoch >= self.epochs or settled or last
         return row
 
     @property
@@ -284,15 +288,21 @@ class EpochProgress:
         if self.board is not None:
             self.board.write(row)
         self.log("epoch", **row, **values)
-        if at.done and at.best is not None:
+        if at.done:
+            self.tell_done()
+
+    def tell_done(self) -> None:
+        """The end of the run, in the log."""
+        at = self.at
+        if at.best is not None:
             best = {"best_epoch": at.best["epoch"], "used_ema": at.best["ema"]}
-            self.log("done", epochs=at.epoch, stopped_early=at.epoch < self.config.epochs, **best)
+            self.log("done", epochs=at.epoch, stopped_early=at.epoch < self.epochs, **best)
 
     def stopped(self) -> Checkpointed:
         """To be raised where a stop was asked for, after the checkpoint."""
         self.log("stopped", epoch=self.at.epoch, step=self.done_steps)
         return Checkpointed(
-            f"{self.folder / LAST}: stopped on request in epoch {self.at.epoch + 1} of {self.config.epochs}; "
+            f"{self.folder / LAST}: stopped on request in epoch {self.at.epoch + 1} of {self.epochs}; "
             "run the same command to go on"
         )
 

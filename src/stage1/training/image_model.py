@@ -254,10 +254,12 @@ def all_outputs(
     device: torch.device,
     size: int,
     workers: int,
+    seen: Callable[[int], None],
 ) -> list[NDArray[np.float32]]:
     """Outputs of `call` on the undistorted images of all `rows`, the model in eval mode; float32 [len(rows), ...] each.
 
-    Each process computes its share, in batches of `size` or what memory holds; all get the whole.
+    Each process computes its share, in batches of `size` or what memory holds; all get the whole. seen: called with the
+    number of images of each batch.
     """
     limit = BatchLimit()
 
@@ -269,7 +271,10 @@ def all_outputs(
     plan = [mine[start : start + size] for start in range(0, len(mine), size)]
     model.eval()
     with Loader(part.items, part.ids, spec, "none", 0, workers) as loader, torch.no_grad():
-        pieces = [limit.run(run, batch.numpy()) for batch in loader.batches(plan, 0)]
+        pieces = []
+        for batch in loader.batches(plan, 0):
+            pieces.append(limit.run(run, batch.numpy()))
+            seen(len(batch))
     model.train()
     joined = [np.concatenate(values) for values in zip(*pieces, strict=True)]
     return [group.join(values, len(rows)) for values in joined]

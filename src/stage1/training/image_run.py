@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ from stage1.errors import Stage1Error
 from stage1.model.head import Classifier, feature_statistics
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.storage.files import digest_bytes
+from stage1.training.budget import Budget, Costs
 from stage1.training.checkpoint import LAST, config_digest, flatten_optimizer, restore_optimizer, run_facts
 from stage1.training.distributed import PeerLost, Processes, facts, lost
 from stage1.training.epoch_progress import EpochProgress, Stored
 from stage1.training.image_batches import LabelledImages, Loader
+from stage1.training.image_costs import seconds_per_step
 from stage1.training.image_model import (
     ImageModel,
     Passes,
@@ -36,6 +40,7 @@ from stage1.training.image_model import (
     swapped,
     trained_state,
 )
+from stage1.training.image_watch import Watch
 from stage1.training.losses import class_weights
 from stage1.training.optim import Ema, epoch_order, sub_seed
 
@@ -63,8 +68,13 @@ class ImageRun:
         group: Processes,
         section: str,
         less_memory: str,
+        watch: Watch,
     ) -> None:
         config, head, images, adapter = configs
+        self.budget = None if images.minutes is None else Budget(images.minutes)
+        self.plan: dict[str, Any] | None = None
+        self.cut_short = False
+        self.watch = watch if group.first else Watch()
         self.train, self.select, self.config, self.images = train, select, config, images
         self.seed, self.device, self.group, self.spec = seed, device, group, spec
         self.weights = class_weights(train.labels, n_classes, config.class_weights)
@@ -79,7 +89,11 @@ class ImageRun:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         dim = int(self.head.mean.shape[0])
         decisive = run_facts(config, head, dim=dim, n_classes=n_classes, seed=seed) | {
-            "images": {key: value for key, value in images.model_dump(mode="json").items() if key not in _FREE},
+            "images": {
+                key: value
+                for key, value in images.model_dump(mode="json").items()
+                if key not in _FREE and not (key == "minutes" and value is None)
+            },
             "adapter": adapter.model_dump(mode="json"),
             "augment": describe(images.augment),
             "half": model.half,
@@ -124,6 +138,8 @@ class ImageRun:
         epochs.claim(stored is not None)
         if stored is None:
             self._standardise()
+            if self.budget is not None:
+                self._plan(self.budget)
         epochs.begun(
             stored is not None,
             threads=self.threads,
@@ -138,7 +154,8 @@ class ImageRun:
         """Give the head the statistics of its inputs and the frequencies of the classes."""
         order = np.random.default_rng(sub_seed(self.seed, "statistics")).permutation(len(self.train))
         rows = np.sort(order[: self.images.statistics_images])
-        features = self._all(self.train, rows, lambda x: [self.model.features(x)])[0]
+        self.watch.begun("statistics", len(rows), 0)
+        features = self._all(self.train, rows, lambda x: [self.model.features(x)], "for the head's first scale")[0]
         counts = np.bincount(self.train.labels, minlength=len(self.weights))
         self.head.to("cpu")
         self.head.standardise(*feature_statistics(features))
@@ -146,6 +163,35 @@ class ImageRun:
         self.head.to(self.device)
         if self.ema is not None:
             self.ema = Ema(self.average, self.config.ema_decay)
+
+    def _plan(self, budget: Budget) -> None:
+        """Measure, and plan the epochs that the budget has time for; the same in all processes."""
+        epochs, config, group = self.epochs, self.config, self.group
+        costs = self._measured()
+        size = {"images": len(self.train), "batch": self._step_size}
+        plan, line = budget.plan(costs, epochs=config.epochs, steps=epochs.steps, **size)
+        # Each process has a clock of its own: the first one's plan is everybody's.
+        sizes = np.full((1, 2), (plan.epochs, plan.steps), np.float32)
+        first = group.join(sizes, group.world)[0]
+        epochs.plan(int(first[0]), int(first[1]))
+        self.plan = {"epochs": epochs.epochs, "steps": epochs.steps, "seconds": plan.seconds, **asdict(costs)}
+        self.watch.said(line)
+        epochs.log("plan", minutes=budget.minutes, **self.plan)
+
+    def _measured(self) -> Costs:
+        """Seconds of a step and of a validation: means over the processes of those of a few."""
+        group, rows = self.group, np.arange(min(len(self.select), 2 * self.passes.micro * self.group.world))
+        step = seconds_per_step(self.passes, self.loader, self.train.labels, self._steps_of(0), group)
+        begun = time.perf_counter()
+        self._all(self.select, rows, self._both)
+        validation = (time.perf_counter() - begun) * len(self.select) / len(rows)
+        both = group.join(np.full((1, 2), (step, validation), np.float32), group.world).mean(axis=0)
+        return Costs(float(both[0]), float(both[1]))
+
+    def _steps_of(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Rows of every step that visits all images of an epoch."""
+        order = epoch_order(len(self.train), self.seed, epoch)
+        return [order[start : start + self._step_size] for start in range(0, len(order), self._step_size)]
 
     def finish(
         self,
@@ -156,8 +202,16 @@ class ImageRun:
         """From the folder's checkpoint to the end, with the best weights in the model. Returns their facts."""
         try:
             self.begin(fresh)
-            while not self.epochs.at.done:
+            epochs = self.epochs
+            behind = epochs.at.epoch * self._images_of_epoch + epochs.at.step * self._step_size
+            self.watch.begun("images", epochs.epochs * self._images_of_epoch, behind)
+            while not epochs.at.done:
                 self.train_epoch(stop)
+                if self.cut_short and not epochs.at.step:  # time ran out between two epochs: the last one is judged
+                    epochs.at.done = True
+                    self._checkpoint()
+                    epochs.tell_done()
+                    break
                 row = self.finish_epoch()
                 if progress is not None and self.group.first:
                     progress(row)
@@ -187,15 +241,38 @@ class ImageRun:
         """The steps of this epoch that are not done yet."""
         self.model.train()
         at = self.epochs.at
-        order = epoch_order(len(self.train), self.seed, at.epoch)
-        span = self.config.batch_size * self.config.accumulate
-        plan = [order[start : start + span] for start in range(at.step * span, len(order), span)]
+        plan = self._steps_of(at.epoch)[at.step : self.epochs.steps]
         batches = self.loader.batches([self.group.share(rows) for rows in plan], at.epoch)
         for rows in plan:
             if self.group.any(stop is not None and stop()):
                 self._checkpoint()
                 raise self.epochs.stopped()
+            if self._time_is_up():
+                return
             self._step(rows, next(batches))
+            self.watch.seen(len(rows), self._note(f"loss {at.loss_sum / at.weight_sum:.4f}"))
+
+    def _time_is_up(self) -> bool:
+        """Whether the budget ends here; never before there are weights to judge."""
+        budget, at = self.budget, self.epochs.at
+        if budget is not None and self.group.any(budget.over) and (at.step or at.best is not None):
+            self.cut_short = True
+            self.epochs.log("over", step=self.epochs.done_steps, minutes=budget.minutes)
+        return self.cut_short
+
+    def _note(self, what: str) -> str:
+        at = self.epochs.at
+        before = f", val_select nll {at.rows[-1]['select_nll']:.4f} before" if at.rows else ""
+        return f"epoch {at.epoch + 1} of {self.epochs.epochs}, {what}{before}"
+
+    @property
+    def _step_size(self) -> int:
+        return self.config.batch_size * self.config.accumulate
+
+    @property
+    def _images_of_epoch(self) -> int:
+        """Images that an epoch goes through, to train and to validate."""
+        return min(len(self.train), self.epochs.steps * self._step_size) + len(self.select)
 
     def _step(self, rows: NDArray[np.int64], images: Tensor) -> None:
         """One optimizer step on `rows`, of which this process has the images of its share."""
@@ -222,9 +299,12 @@ class ImageRun:
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate raw and EMA weights, keep the best so far, write files. Returns the epoch's row of metrics.csv."""
-        logits = self._all(self.select, np.arange(len(self.select)), self._both)
+        begun = 0.0 if self.budget is None else self.budget.spent
+        logits = self._all(self.select, np.arange(len(self.select)), self._both, self._note("validation"))
+        if self.budget is not None:
+            self.budget.validation = self.budget.spent - begun
         found = self.epochs.judged(logits, self.select.labels)
-        row = self.epochs.end_epoch(found, lambda place: self._state(average=bool(place)))
+        row = self.epochs.end_epoch(found, lambda place: self._state(average=bool(place)), last=self.cut_short)
         if self.epochs.checkpoint_due:
             self._checkpoint()
         self.epochs.tell(row, waiting_share=round(self.loader.waiting_share, 4), images_at_a_time=self.passes.micro)
@@ -242,10 +322,22 @@ class ImageRun:
         return made
 
     def _all(
-        self, part: LabelledImages, rows: NDArray[np.int64], call: Callable[[Tensor], list[Tensor]]
+        self, part: LabelledImages, rows: NDArray[np.int64], call: Callable[[Tensor], list[Tensor]], note: str = ""
     ) -> list[NDArray[np.float32]]:
-        workers = self.images.workers
-        return all_outputs(self.model, part, rows, call, self.spec, self.group, self.device, self.passes.micro, workers)
+        """note: with which the images are counted as seen; none, not counted."""
+        size, workers = self.passes.micro, self.images.workers
+        return all_outputs(
+            self.model,
+            part,
+            rows,
+            call,
+            self.spec,
+            self.group,
+            self.device,
+            size,
+            workers,
+            seen=lambda n: self.watch.seen(n * self.group.world, note) if note else None,
+        )
 
     # ---- state ----------------------------------------------------------------------------------------------------
 
@@ -263,7 +355,10 @@ class ImageRun:
         parts = {"model": self._state(), "optimizer": flatten_optimizer(self.optimizer)}
         if self.ema is not None:
             parts["ema"] = self._state(average=True)
-        self.epochs.save(parts, threads=self.threads, micro=self.passes.micro, processes=self.group.world)
+        timed: dict[str, Any] = {}
+        if self.budget is not None:
+            timed = {"plan": self.plan, "spent": self.budget.spent, "cut_short": self.cut_short}
+        self.epochs.save(parts, threads=self.threads, micro=self.passes.micro, processes=self.group.world, **timed)
 
     def _restore(self, stored: Stored) -> None:
         parts, facts = self.epochs.restore(stored), stored[1]
@@ -274,6 +369,11 @@ class ImageRun:
             with torch.no_grad():
                 for name, average in zip(names, self.ema.module.parameters(), strict=True):
                     average.copy_(parts["ema"][name])
+        if self.budget is not None:
+            self.plan, self.cut_short = dict(facts["plan"]), facts["cut_short"]
+            self.epochs.plan(self.plan["epochs"], self.plan["steps"])
+            self.budget.resume(facts["spent"])
+            self.budget.validation = self.plan["validation"]
         if facts["processes"] == self.group.world:
             self.passes.micro = min(self.passes.micro, int(facts["micro"]))
         if facts["threads"] != self.threads:

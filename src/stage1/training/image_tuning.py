@@ -26,6 +26,7 @@ from stage1.training.half import half_precision
 from stage1.training.image_batches import checked_images
 from stage1.training.image_model import ImageModel, less_memory, prepare
 from stage1.training.image_run import ImageRun
+from stage1.training.image_watch import Watch
 from stage1.training.optim import own_torch_state, sub_seed
 
 TUNED = "backbone_tuned.safetensors"
@@ -38,7 +39,7 @@ class ImageTrainResult:
 
     metrics of the best: nll, accuracy, augrc on val_select, train_loss. trainable, share: parameters that were trained,
     head included, and their share of all. waiting_share: of the training time, waiting for images. images_at_a_time:
-    what memory held.
+    what memory held. plan: for images.minutes, "epochs" and "steps" of each; cut_short: the time was over before that.
     """
 
     backbone: Backbone
@@ -52,6 +53,8 @@ class ImageTrainResult:
     share: float
     waiting_share: float
     images_at_a_time: int
+    plan: dict[str, Any] | None
+    cut_short: bool
 
 
 def train_on_images(
@@ -71,6 +74,7 @@ def train_on_images(
     stop: Callable[[], bool] | None = None,
     fresh: bool = False,
     section: str = "train",
+    watch: Watch | None = None,
 ) -> ImageTrainResult:
     """Train a head, and what `images` and `adapter` name of the backbone; epoch and raw or EMA weights by `select`.
 
@@ -82,7 +86,8 @@ def train_on_images(
     progress, stop, fresh: as in `train_head`. section: of the config from which learning_rate and batch_size of
     `config` come, for messages. started: called before the first step with the number of trained parameters and
     of all. epochs, batch_size and learning_rate are those of `config`; the ones in `images` are for the caller. Under
-    torchrun every process calls this alike; the first one writes.
+    torchrun every process calls this alike; the first one writes. With images.minutes config.epochs is the most that is
+    trained, and the same bits are promised only where the plan is finished in time (budget.py). watch: for progress.
     Raises DataError (labels, a class without images, fewer images than a batch), ConfigError (a head or objective that
     needs cached features, a checkpoint of another run), MissingError (device, peft), IntegrityError, Stage1Error (loss
     not finite:
@@ -114,6 +119,7 @@ def train_on_images(
             group,
             section,
             less_memory(backbone, adapter, images),
+            Watch() if watch is None else watch,
         )
         trainable, parameters = (sum(p.numel() for p in part) for part in (run.trained, model.parameters()))
         if started is not None and group.first:
@@ -141,6 +147,8 @@ def train_on_images(
         share=share,
         waiting_share=run.loader.waiting_share,
         images_at_a_time=run.passes.micro,
+        plan=run.plan,
+        cut_short=run.cut_short,
     )
 
 
