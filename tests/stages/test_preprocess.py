@@ -92,7 +92,7 @@ def test_evidence_at_the_ends_is_not_cropped_away(whole):
     found = read_document(folder / "preprocessing.json", PREPROCESSING_KIND)
     assert found["chosen"] == {"fit": "squash", "size": 32, "crop_pct": 1.0}
     table = {row["fit"]: row for row in found["table"]}
-    assert list(table) == ["squash", "center_crop", "letterbox"]
+    assert list(table) == ["center_crop", "squash", "letterbox"]
     assert table["center_crop"]["crop_pct"] == 0.95, "the backbone's own"
     assert table["squash"]["auroc"] > 0.95
     assert table["center_crop"]["auroc"] < 0.75, "the control: a crop never sees them"
@@ -116,7 +116,7 @@ def test_the_winner_is_what_follows_is_made_of_and_its_features_are_made_once(tm
     monkeypatch.setattr(preprocessing_choice, "judge", judge)
     folder = tmp_path / "run"
     assert chosen_in(folder, config)["chosen"]["fit"] == "center_crop"
-    assert seen == ["squash", "center_crop", "letterbox"]
+    assert seen == ["center_crop", "squash", "letterbox"]
     made = {path.name for path in (folder / "features").glob("*.npy")}
     with opened(folder, config) as run:
         execute_one(run, STAGES, "extract", QUIET)
@@ -224,7 +224,7 @@ def test_few_groups_and_squares_leave_candidates_out(tmp_path, weights):
     table = write_scenes(tmp_path / "few", "ends", n=20)
     found = chosen_in(tmp_path / "run", config_of(table, weights))
     assert (found["table"], found["images"]) == ([], 0)
-    assert found["chosen"]["fit"] == "squash"
+    assert found["chosen"] == {"fit": "center_crop", "size": 32, "crop_pct": 0.95}, "what the weights were made for"
     assert "10 are needed to compare others" in found["reason"]
     folder = tmp_path / "squares"
     folder.mkdir()
@@ -235,7 +235,7 @@ def test_few_groups_and_squares_leave_candidates_out(tmp_path, weights):
         lines.append(f"{index}.png,{'ab'[index % 2]}")
     (folder / "labels.csv").write_text("\n".join(lines))
     found = chosen_in(tmp_path / "square_run", config_of(folder / "labels.csv", weights))
-    assert [row["fit"] for row in found["table"]] == ["squash", "center_crop"]
+    assert [row["fit"] for row in found["table"]] == ["center_crop", "squash"]
     assert found["left_out"] == ["letterbox: every image is a square, which squash leaves as it is"]
 
 
@@ -265,6 +265,6 @@ def test_road_signs_are_cropped_and_their_probe_gains(tmp_path):
     )[0]
     found = chosen_in(tmp_path / "run", config)
     assert found["chosen"] == {"fit": "center_crop", "size": 224, "crop_pct": 0.875}
-    squash, crop = found["table"]
+    crop, squash = found["table"]
     assert crop["auroc"] > squash["auroc"] + 0.02
     assert crop["augrc"] < squash["augrc"]

@@ -16,8 +16,11 @@ class BackboneConfig(Section):
     """`embedded` (efficientnet-lite0, ImageNet), embedded-lite1, embedded-lite2 (240, 260 px; extra: backbones), or any
     timm model name. Several joined by +: their features side by side, all at the first one's size (every other one
     pooled in its own way); weights, licence and base_model are then the first one's, and none of them is trained."""
-    pooling: Literal["cls", "mean", "cls+mean", "pool"] = "pool"
-    """How a feature vector is made of the last feature map or tokens; pool = the model's own."""
+    pooling: Literal["auto", "cls", "mean", "cls+mean", "pool", "pool+inner"] = "auto"
+    """How a feature vector is made of the last feature map or tokens; pool = the model's own. pool+inner, for the
+    embedded backbones: its square root, and beside it the mean of the stage before the last one. auto: that for an
+    embedded backbone alone, else pool.
+    """
     weights: str | None = None
     """File or directory with weights; None: the package (embedded) or the hub's cache."""
     download: bool = False

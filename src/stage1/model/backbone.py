@@ -17,11 +17,12 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stage1.config import BackboneConfig
 from stage1.errors import ConfigError, IntegrityError, MissingError
 from stage1.extras import load
-from stage1.model.embedded import EMBEDDED, VERSION, EmbeddedWeights
+from stage1.model.embedded import EMBEDDED, INNER_SCALE, VERSION, EmbeddedWeights
 from stage1.model.origin import Origin, origin
 from stage1.model.side_by_side import SideBySide, joint_origin
 from stage1.model.weights import (
@@ -34,6 +35,7 @@ from stage1.model.weights import (
 )
 from stage1.runtime.preprocessing import Preprocessing
 from stage1.runtime.session import BatchLimit, Outputs
+from stage1.storage.fields import Pooling
 from stage1.storage.files import write_bytes
 
 _NEAR = 33  # sizes around a refused one that are tried for the message: one more than the usual reduction of a ConvNet
@@ -54,7 +56,7 @@ class Backbone:
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.name = config.name
-        self.pooling = config.pooling
+        self.pooling = getattr(module, "pooling", config.pooling)  # auto is settled there
         self.dtype = config.dtype
         self.preprocessing = preprocessing
         self.origin = origin
@@ -204,7 +206,8 @@ def load_backbone(config: BackboneConfig, seed: int = 0, drop_path: float | None
 def _each(config: BackboneConfig) -> Iterator[BackboneConfig]:
     """The config of each backbone that `name` joins by +; weights and their licence are of the first."""
     name, *others = config.names
-    first = config.model_copy(update={"name": name})
+    pooling = "pool" if others and config.pooling == "auto" else config.pooling
+    first = config.model_copy(update={"name": name, "pooling": pooling})
     yield first
     for other in others:
         size = _own_size(first) if config.first_size is None else config.first_size
@@ -242,7 +245,13 @@ class _Pooled(nn.Module):
     def __init__(self, model: nn.Module, config: BackboneConfig) -> None:
         super().__init__()
         self.model = model
-        self.pooling = config.pooling
+        packed = EMBEDDED.get(config.name)
+        own: Pooling = "pool" if packed is None else "pool+inner"
+        self.pooling = own if config.pooling == "auto" else config.pooling
+        if self.pooling == "pool+inner" and packed is None:
+            raise ConfigError(
+                f"backbone.pooling=pool+inner: {config.name} is none of {', '.join(EMBEDDED)}; use auto or pool"
+            )
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
         if "cls" in config.pooling and (self.prefix == 0 or getattr(model, "cls_token", None) is None):
             raise ConfigError(f"backbone.pooling={config.pooling}: {config.name} has no class token; use mean or pool")
@@ -254,6 +263,8 @@ class _Pooled(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if self.pooling == "pool":
             return self.model(image)
+        if self.pooling == "pool+inner":
+            return self._with_inner(image)
         last = self.model.forward_features(image)
         if self.pooling == "cls":
             return self.norm(last[:, 0])
@@ -262,6 +273,18 @@ class _Pooled(nn.Module):
         # Class token and registers come first; the mean is over patches only.
         mean = self.norm(last[:, self.prefix :].mean(dim=1))
         return mean if self.pooling == "mean" else torch.cat([self.norm(last[:, 0]), mean], dim=1)
+
+    def _with_inner(self, image: Tensor) -> Tensor:
+        """The forward pass of timm's EfficientNet; the last stage but one is pooled on the way: no second pass."""
+        model = self.model
+        *before, last = model.blocks
+        inner = model.bn1(model.conv_stem(image))
+        for stage in before:
+            inner = checkpoint(stage, inner, use_reentrant=False) if model.grad_checkpointing else stage(inner)
+        top = checkpoint(last, inner, use_reentrant=False) if model.grad_checkpointing else last(inner)
+        own = model.forward_head(model.bn2(model.conv_head(top)))
+        # The small number bounds the slope at 0, where a unit is dead: of gradients, and of rounding in another engine.
+        return torch.cat([2 * torch.sqrt(own + 1e-4), INNER_SCALE * inner.mean(dim=(2, 3))], dim=1)
 
 
 def _preprocessing(model: nn.Module, config: BackboneConfig) -> Preprocessing:

@@ -8,6 +8,7 @@ change of scale and shift for each channel, exact up to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,11 @@ class SideBySide(nn.Module):
     def model(self) -> nn.Module:
         """The first one's timm model, for messages about sizes."""
         return self.parts[0].model
+
+    @property
+    def pooling(self) -> Any:
+        """The first one's."""
+        return self.parts[0].pooling
 
     def forward(self, image: Tensor) -> Tensor:
         made = []

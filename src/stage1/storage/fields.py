@@ -23,8 +23,8 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 JpegQuality = Annotated[int, Field(ge=1, le=100, description="JPEG quality of the files")]
 
-Pooling = Literal["cls", "mean", "cls+mean", "pool"]
-"""How the tokens of a backbone become one feature vector."""
+Pooling = Literal["cls", "mean", "cls+mean", "pool", "pool+inner"]
+"""How the last feature map or tokens of a backbone become one feature vector."""
 Nothing = Annotated[dict[str, Any], Field(max_length=0)]
 
 ScoreScale = Literal["raw", "mapped"]

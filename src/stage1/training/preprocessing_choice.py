@@ -2,8 +2,8 @@
 
 Of each candidate the features of the same images are judged by the best logistic regression, each image by a fit that
 has seen neither it nor its group. What is chosen is the first candidate of the list whose NLL is within one standard
-error of the difference (paired, over groups) of the least: a gain within the noise of the sample does not leave
-the first of the list, which sees the whole image. Nor does a gain of one that is worse than no features at all: groups
+error of the difference (paired, over groups) of the least: a gain within the noise of the sample does not leave the
+first of the list, what the weights were made for. Nor does a gain of one that is worse than no features at all: groups
 that are unlike each other (segments of road) can order such candidates by chance, and surely so. NLL and not AUGRC,
 which few errors decide: on three splits of the road signs the same gain was 2.2 to 3.5 standard errors in NLL and 1.2
 to 3.5 in AUGRC.
