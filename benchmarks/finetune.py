@@ -1,7 +1,12 @@
 """Training on images: LoRA against full fine-tuning, and whether training ever waits for its images.
 
     python benchmarks/finetune.py [--backbone vit_small_patch16_224] [--side 224] [--batch 16] [--steps 6] [--scenes 60]
-    [--workers 0]
+    [--workers 0] [--four-epochs]
+
+--four-epochs alone: CPU seconds of a step, of validating a step's images (raw and averaged weights) and of the first
+look at them, for WAYS, and what follows for four epochs of 1,200 images with 300 of val_select: 300 steps' worth of 16,
+75 of validation, 32 of statistics. CPU seconds do not depend on what else the machine does; two cores need half of
+them where all scales.
 
 Both parts go through `train_on_images`, as the stage `tune` does. Steps: an untrained ViT on noise, full fine-tuning
 (images.unfreeze=all) and LoRA of all linear layers (rank 8), each in a process of its own: median time from step to
@@ -35,10 +40,20 @@ from stage1.config import AdapterConfig, BackboneConfig, HeadConfig, ImageTrainC
 from stage1.model.backbone import load_backbone
 from stage1.simulation.scenes import write_roadscenes
 from stage1.training.image_tuning import train_on_images
+from stage1.training.image_watch import Watch
 
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full": ({"unfreeze": "all"}, {}),
     "lora": ({}, {"kind": "lora"}),
+}
+
+
+WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "lite0, last 3 stages": ("embedded", {"unfreeze": "last", "blocks": 3}, {}),
+    "ViT-S/14, last block": ("vit", {"unfreeze": "last"}, {}),
+    "ViT-S/14, LoRA of 4 blocks": ("vit", {}, {"kind": "lora", "blocks": 4}),
+    "ViT-S/14, LoRA": ("vit", {}, {"kind": "lora"}),
+    "ViT-S/14, DoRA": ("vit", {}, {"kind": "dora"}),
 }
 
 
@@ -88,6 +103,46 @@ def steps(kind: str, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def cpu_seconds(way: str, precision: str, batch: int, count: int) -> dict[str, float]:
+    """CPU seconds of a step, of validating its images and of a look at them; images of 320 px, distorted in steps."""
+    name, images, adapter = WAYS[way]
+    shape = {"name": "embedded"}
+    if name == "vit":
+        shape = {"name": "vit_small_patch14_dinov2", "random_weights": True, "input_size": 224, "pooling": "cls"}
+    moments: dict[str, list[float]] = {"statistics": [], "loss": [], "validation": []}
+
+    def seen(_: int, note: str) -> None:
+        key = next((key for key in moments if key in note), "statistics")
+        moments[key].append(time.process_time())
+
+    with tempfile.TemporaryDirectory() as folder:
+        train_on_images(
+            load_backbone(BackboneConfig(**shape), 0),
+            noise(count * batch, 320, 0),
+            noise(2 * batch, 320, 1),
+            config=TrainConfig(epochs=1, batch_size=batch),
+            head=HeadConfig(kind="linear"),
+            images=ImageTrainConfig(precision=precision, threads=1, workers=1, statistics_images=2 * batch, **images),
+            adapter=AdapterConfig(**adapter),
+            n_classes=2,
+            seed=0,
+            folder=Path(folder),
+            watch=Watch(seen=seen),
+        )
+    taken = {key: float(np.median(np.diff(values))) for key, values in moments.items()}
+    return taken | {"minutes": (300 * taken["loss"] + 75 * taken["validation"] + 32 * taken["statistics"]) / 60}
+
+
+def four_epochs(batch: int, count: int) -> None:
+    print("| what learns, arithmetic | CPU s: step of 16 | validation of 16 | first look at 16 | CPU minutes |")
+    print("|---|---|---|---|---|")
+    for way, (name, _, _) in WAYS.items():
+        for precision in ("float32", *(["bfloat16"] if name == "vit" else [])):
+            row = cpu_seconds(way, precision, batch, count)
+            cells = (f"{row[key]:.2f}" for key in ("loss", "validation", "statistics"))
+            print(f"| {way}, {precision} | {' | '.join(cells)} | {row['minutes']:.1f} |", flush=True)
+
+
 def in_own_process(kind: str) -> dict[str, float]:
     command = [sys.executable, __file__, *sys.argv[1:], "--one", kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -128,7 +183,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=80)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--one", choices=tuple(KINDS), help=argparse.SUPPRESS)
+    parser.add_argument("--four-epochs", action="store_true")
     options = parser.parse_args()
+    if options.four_epochs:
+        four_epochs(16, options.steps)
+        return
     if options.one:
         print(json.dumps(steps(options.one, options)))
         return

@@ -88,8 +88,9 @@ def subset(table: Path, work: Path) -> Path:
         seen[row["group"]] = place + 1
         if place % EVERY == 0:
             lines.append(f"{(table.parent / row['image']).resolve()},{row['label']},{row['group']}")
-    path = work / "signs.csv"
-    write_text(path, "\n".join(lines) + "\n")
+    path, text = work / "signs.csv", "\n".join(lines) + "\n"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # runs that are under way read it
+        write_text(path, text)
     return path
 
 

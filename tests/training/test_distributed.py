@@ -105,6 +105,15 @@ def test_two_processes_have_the_loss_curve_of_one_and_a_stop_of_one_stops_both(a
     assert events[0]["processes"] == 2
 
 
+def test_two_processes_plan_the_same_for_a_budget(alone, tmp_path):
+    done = together(tmp_path, images={**OPTIONS["images"], "minutes": 60})
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr
+    np.testing.assert_allclose(table(tmp_path), alone, rtol=1e-3, atol=1e-5)
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events][:2] == ["plan", "start"]
+    assert events[0]["epochs"] == 3
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_with_a_message_and_a_checkpoint(victim, alone, tmp_path):
     killed = together(tmp_path, kill=[victim, 7])
