@@ -72,7 +72,9 @@ def kill_workers_in_load(server, red, grey, kills: int) -> None:
             # One is left: what it does not take waits for the other one to be back.
             assert until(lambda: server.client.get("/readyz").json()["workers"] == 2, 60)
             time.sleep(rng.random() * 0.2)
-            os.kill(rng.choice(server.worker_pids()), signal.SIGKILL)
+            pid = rng.choice(server.worker_pids())
+            os.kill(pid, signal.SIGKILL)
+            assert until(lambda pid=pid: pid not in server.worker_pids())  # reaped, so that it counts no more
         stop.set()
         statuses = [status for future in asked for status in future.result()]
     assert set(statuses) == {200}

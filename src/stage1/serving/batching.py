@@ -23,8 +23,9 @@ from stage1.serving.refusal import Refusal
 RowDocument = dict[str, Any]
 """A `Row` as plain values."""
 
-# Of the time that is left, the share that a request may be expected to take: what is measured is a mean.
-_SHARE = 0.7
+# Of the time that is left, the share that a request may be expected to wait, and to take in all: what is measured is a
+# mean, and a queue that is longer than this does not make the workers faster.
+_WAIT_SHARE, _WHOLE_SHARE = 0.5, 0.8
 # Weight of the newest batch in the mean time per image.
 _NEWEST = 0.1
 # How far behind the first job others of its bundle are looked for.
@@ -109,12 +110,12 @@ class Queue:
             raise Refusal(503, "queue_full", f"{self.waiting} images wait; try again", retry_after=wait)
         need = wait + images * self.seconds_per_image / self.workers
         left = deadline - time.monotonic()
-        if need > _SHARE * left:
+        if wait > _WAIT_SHARE * left or need > _WHOLE_SHARE * left:
             raise Refusal(
                 503,
                 "overloaded",
                 f"{images} images would take about {need:.2f} s, more than its deadline leaves; try again",
-                retry_after=need - _SHARE * left,
+                retry_after=max(wait - _WAIT_SHARE * left, need - _WHOLE_SHARE * left),
             )
 
     def put(self, ticket: Ticket) -> None:
@@ -208,7 +209,7 @@ class Queue:
             ticket = job.ticket
             if ticket.over:
                 continue  # counted when it was dropped
-            if ticket.deadline < now:
+            if ticket.deadline < now + self.seconds_per_image:
                 ticket.refusal = Refusal(503, "deadline", "not answered within its deadline; try again", retry_after=1)
                 self._drop(ticket)
                 late.append(ticket)

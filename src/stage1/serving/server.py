@@ -83,9 +83,8 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> None:
     tell: gets a line once the address is taken, and one once the first workers are ready.
     Raises ConfigError (address, keys), MissingError, IntegrityError (a bundle), Stage1Error (no worker can start).
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("uvicorn.error", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("stage1").setLevel(logging.INFO)
     sys.setswitchinterval(_SWITCH_S)
     _allow_connections()
     asyncio.run(_serve(settings, tell))

@@ -258,7 +258,10 @@ class Service:
         queue.put(ticket)
         left = self._loop.create_task(_until_left(request.receive))
         try:
-            await asyncio.wait({ticket.future, left}, return_when=asyncio.FIRST_COMPLETED)
+            seconds = max(0.0, deadline - time.monotonic())
+            await asyncio.wait({ticket.future, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not ticket.future.done() and not left.done():
+                raise Refusal(503, "deadline", "not answered within its deadline; try again", retry_after=1)
             if not ticket.future.done():
                 queue.leave(ticket)
                 self.metrics.left.inc()

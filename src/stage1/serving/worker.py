@@ -24,9 +24,10 @@ from stage1.serving.wire import Message, receive, send
 class Opened:
     """A bundle that has answered once. with_company: see `Predictor.answer_batch`."""
 
-    def __init__(self, folder: str, digest: str, *, batch_images: int, device: str | None, image_s: float) -> None:
+    def __init__(self, folder: str, digest: str, *, batch_images: int, device: str | None) -> None:
+        # No deadline of the session's own, which costs a thread for each run: the server ends a worker that takes long.
         self.bundle: Bundle = load_bundle(
-            folder, batch_size=max(4, batch_images), threads=1, workers=1, deadline_s=image_s, device=device
+            folder, batch_size=max(4, batch_images), threads=1, workers=1, deadline_s=None, device=device
         )
         if self.bundle.digest != digest:
             raise IntegrityError(
@@ -80,13 +81,7 @@ def serve(connection: Connection) -> None:
     failed: dict[str, str] = {}
     for digest, folder in wanted["bundles"].items():
         try:
-            opened[digest] = Opened(
-                folder,
-                digest,
-                batch_images=wanted["batch_images"],
-                device=wanted["device"],
-                image_s=wanted["image_s"],
-            )
+            opened[digest] = Opened(folder, digest, batch_images=wanted["batch_images"], device=wanted["device"])
         except Stage1Error as error:
             failed[digest] = one_line(error)
     send(connection, {"failed": failed, "seconds": {digest: one.seconds for digest, one in opened.items()}})

@@ -212,7 +212,6 @@ class Pool:
             "bundles": {digest: os.fspath(folder) for digest, folder in bundles.items()},
             "batch_images": settings.batch_images,
             "device": settings.device,
-            "image_s": settings.image_s,
         }
         self._tell_gone = on_gone
         self._stopped = threading.Event()
