@@ -178,7 +178,7 @@ def test_stage_inputs_change_with_what_they_depend_on(copy):
     with opened(copy, None) as directory:
         rows = outlook(directory, STAGES)
         assert all(row["inputs_digest"] for row in rows)
-        stage = Stage("x", "", "", ("seed",), lambda config: ("model.onnx",), lambda run, context: [])
+        stage = Stage("x", ("seed",), lambda config: ("model.onnx",), lambda run, context: [])
         before = stage.inputs(directory)
         (copy / "model.onnx").write_bytes(b"other")
         assert stage.inputs(directory) != before

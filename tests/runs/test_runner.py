@@ -33,7 +33,7 @@ class Told:
             return lambda *given: self.asked.append(f"{name}.{hook}")
 
         hooks = {hook: told(hook) for hook in ("consistent", "preflight", "ready", "checked")}
-        return Stage(name, "", "", sections, lambda config: reads, work, **{**hooks, **more})
+        return Stage(name, sections, lambda config: reads, work, **{**hooks, **more})
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_changed_source_puts_those_that_read_sources_out_of_date(folder):
             raise SourceChanged("one.jpg: other bytes")
 
         later = told.stage("later", "three.txt", ("two.txt",), ())
-        stages = (*told.stages, Stage("later", "", "", (), later.reads, meets_other_bytes))
+        stages = (*told.stages, Stage("later", (), later.reads, meets_other_bytes))
         with pytest.raises(SourceChanged):
             execute(run, stages, QUIET)
         assert [row["skip"] for row in outlook(run, stages)] == [False, False, False]
