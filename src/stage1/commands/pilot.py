@@ -22,7 +22,7 @@ from stage1.evaluation.label_shift import prior_weights
 from stage1.policy import policy_kind
 from stage1.policy.boundary import boundary_of_map
 from stage1.policy.target import Request
-from stage1.policy.threshold_choice import PATH_METHOD, Choice, rule
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import choose_unit
 from stage1.risk import binomial_lower, binomial_upper
 from stage1.scores import Scores
@@ -271,7 +271,7 @@ def _quick(config: RunConfig, pilot: Scores, classes: tuple[str, ...], frozen: F
         if request.boundary is not None and config.target_prior is not None:
             # The balance from which the map is restated is that of the draw.
             asked = replace(request, boundary=boundary_of_map(frozen.map, select, config.target_prior))
-        choice = rule(asked, len(calib), select.margin, select.known_labels)(score, labels)
+        choice = choose(score, labels, asked, select.margin, select.known_labels)
         if not _whole(choice, request) or not np.logical_or(*choice.thresholds.exits(score)).any():
             return None
         return float(np.logical_or(*choice.thresholds.exits(margin)).mean())

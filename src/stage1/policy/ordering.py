@@ -5,8 +5,10 @@ that no tail is counted from a handful of errors. For each share u of the target
 risks.
 Several maps (policy/score_maps.py) each give a path, and every pair is judged under all of them: where to start, and
 which path to walk. Where few errors are allowed, simulation says how many trials to wait for (policy/counted_start.py),
-or which pairs to leave out (policy/stepping.py).
-Validity depends on none of this: the path is fixed before a calibration label is seen. Only power depends on the maps.
+or which pairs to leave out (policy/stepping.py); and where each risk is of one class, the numbers of both classes in
+val_calib sharpen the maps (policy/class_counts.py).
+Validity depends on none of this: the path is fixed before a calibration label is seen, or given how many there are of
+each class. Only power depends on the maps.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1.late import library
+from stage1.policy.class_counts import BY_CLASS, common_share, even_evidence, weighed
 from stage1.policy.counted_start import COUNTED, best_counts
 from stage1.policy.counts import Exits
-from stage1.policy.score_maps import believed_maps, smoothed
+from stage1.policy.score_maps import OWN, believed_maps, smoothed
 from stage1.policy.stepping import errors_allowed, simulated_exits, simulated_passes, stepping_stones
 from stage1.risk.definition import Bools, cells
 from stage1.risk.risks import RISKS
@@ -46,8 +49,6 @@ DELTA_SPLIT = 0.1
 _MANY_ERRORS = 100.0  # then the jumps of an exact test are small against its standard error
 _STEPPED, _SAMPLES, _LEAST_SAMPLES = 3, 128, 8
 _MINIMUM = 10  # of each class in val_select, for a map with three parameters
-# Each of these sets a limit to one cut, given the other; every other risk is kept by how sure an answer has to be.
-_BY_CUT = frozenset({"fnr", "fpr", "miss_rate", "false_exit_rate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Goal:
     """What is to be certified on a calibration sample of n units at delta: risks, and the prior that `error` is for.
 
     limits: no lo above the first, no hi below the second (policy/boundary.py); None: none. counted: testing may start
-    where val_calib has enough trials (policy/counted_start.py), else at a pair that is fixed.
+    where val_calib has enough trials (policy/counted_start.py), else at a pair that is fixed. classes: how many of
+    the n are (negatives, positives), where the path may know it (policy/class_counts.py); None: it does not.
     """
 
     targets: Mapping[str, float]
@@ -64,6 +66,7 @@ class Goal:
     prior: float | None = None
     limits: tuple[float, float] | None = None
     counted: bool = False
+    classes: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +111,15 @@ def calibrated_path(score: Floats, labels: NDArray[np.int64], goal: Goal) -> Can
     grid, weight = np.unique(smoothed(score), return_counts=True)
     maps, trust = believed_maps(score, labels, grid)
     models = {name: _class_model(p, weight) for name, p in maps.items()}
+    if goal.classes is not None:
+        models = {name: _shared_out(model, weight, labels, goal.classes, name) for name, model in models.items()}
     cuts = np.concatenate([[-np.inf], (grid[1:] + grid[:-1]) / 2, [np.inf]])
     counted = _counts(score, labels, goal)
     shares = _shares(labels, goal, counted)
     ends = _ends(grid, goal.limits)
     pairs = {name: _sequence(model, goal, shares, ends) for name, model in models.items()}
+    if goal.classes is not None and OWN in models and _even(goal) and _worth_stepping(labels, goal):
+        pairs[f"{OWN}, even evidence"] = _evenly(models[OWN], ends)
     found = []
     for name, (low, high) in pairs.items():
         chances = np.stack([_chance(model, goal, low, high) for model in models.values()])
@@ -179,6 +186,7 @@ def _stepped(
             goal.n,
             int(count),
             rng,
+            goal.classes,
         )
         for model, count in zip(models.values(), draws, strict=True)
     ]
@@ -229,6 +237,22 @@ def _class_model(p: Floats, weight: Floats | NDArray[np.int64]) -> ClassModel:
     return ClassModel(below(weight * p), below(weight * (1 - p)), p, float(weight @ p / weight.sum()))
 
 
+def _shared_out(
+    model: ClassModel,
+    weight: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    classes: tuple[int, int],
+    map_name: str,
+) -> ClassModel:
+    """The model at the share of positives that val_select and val_calib have together (policy/class_counts.py)."""
+    share = common_share((int((labels == 0).sum()), int((labels == 1).sum())), classes)
+    if map_name == OWN and share is not None:
+        return _class_model(model.posterior, weighed(weight.astype(np.float64), model.posterior, share))
+    if share is None:
+        share = classes[1] / sum(classes)
+    return replace(model, prior=share)
+
+
 def _shares(labels: NDArray[np.int64], goal: Goal, counted: bool = False) -> Floats:
     """Shares of the targets, float [T], rising: closer together where many errors make rates sharper."""
     least = _LEAST_COUNTED if counted else _LEAST
@@ -238,7 +262,10 @@ def _shares(labels: NDArray[np.int64], goal: Goal, counted: bool = False) -> Flo
 
 def _expected_errors(labels: NDArray[np.int64], goal: Goal) -> float:
     """How many errors the target allows in the smaller class, about."""
-    return float(min((labels == 0).mean(), (labels == 1).mean()) * goal.n * min(goal.targets.values()))
+    smaller = min((labels == 0).mean(), (labels == 1).mean()) * goal.n
+    if goal.classes is not None:
+        smaller = max(min(goal.classes), 1)
+    return float(smaller * min(goal.targets.values()))
 
 
 def _ends(grid: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
@@ -250,7 +277,21 @@ def _ends(grid: Floats, limits: tuple[float, float] | None) -> tuple[int, int]:
 
 def _sequence(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
     """Cuts (low, high) for these shares of the targets, int [T] each, up to the first pair that answers all it may."""
-    low, high = _solve(model, goal, shares, ends)
+    return _until_closed(model, *_solve(model, goal, shares, ends), ends)
+
+
+def _even(goal: Goal) -> bool:
+    """Whether both classes are asked the same, so that thresholds of one likelihood ratio are a path worth judging."""
+    return frozenset(goal.targets) == {"fnr", "fpr"} and len(frozenset(goal.targets.values())) == 1
+
+
+def _evenly(model: ClassModel, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
+    """Cuts of one likelihood ratio, int [T] each (policy/class_counts.py)."""
+    return _until_closed(model, *even_evidence(model.posterior, _masses(model), ends), ends)
+
+
+def _until_closed(model: ClassModel, low: Cuts, high: Cuts, ends: tuple[int, int]) -> tuple[Cuts, Cuts]:
+    """The distinct pairs up to the first that answers all it may."""
     closed = np.flatnonzero((low >= high) | ((low >= ends[0]) & (high <= ends[1])))
     last = int(closed[0]) + 1 if len(closed) else len(low)
     new = np.append(True, (np.diff(low[:last]) != 0) | (np.diff(high[:last]) != 0))
@@ -303,7 +344,8 @@ def _solve(model: ClassModel, goal: Goal, shares: Floats, ends: tuple[int, int])
     """
     limits = {name: np.minimum(shares * target, 0.999) for name, target in goal.targets.items()}
     last = np.full(len(shares), len(model.below1) - 1)
-    by_bar = [name for name in limits if name not in _BY_CUT]
+    # A risk of one class sets a limit to one cut, given the other; every other is kept by how sure an answer has to be.
+    by_bar = [name for name in limits if name not in BY_CLASS]
     if not by_bar:
         return _class_cuts(model, limits, np.minimum(last, ends[0]), np.full_like(last, ends[1]))
     prior = model.prior if goal.prior is None else goal.prior
@@ -416,6 +458,8 @@ def _coverage(model: ClassModel, low: Cuts, high: Cuts) -> Floats:
 def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
     """Predicted chance of each pair to pass every test on n units, float [T]: binomial at the expected counts."""
     n1, n0 = goal.n * model.prior, goal.n * (1 - model.prior)
+    if goal.classes is not None:
+        n0, n1 = map(float, goal.classes)
     chance = np.ones(len(low))
     for name, target in goal.targets.items():
         masses = [_mass(chosen, model, low, high) for chosen in cells(RISKS[name])]

@@ -33,7 +33,8 @@ Labels = NDArray[np.int64]
 
 _SATURATED = 40.0  # a logit beyond this is a probability that doubles cannot tell from 0 or 1
 _EVEN = 0.6  # of .1, .3, .6 the one that lost nowhere (Gaussian, COCO, CIFAR-10 pairs); see benchmarks/power.py
-_PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3, "shared": 2, "shared ranks": 2, "mean of four": 3, "own": 0}
+OWN = "own"
+_PARAMETERS = {"Platt": 2, "ranks": 4, "mean": 3, "shared": 2, "shared ranks": 2, "mean of four": 3, OWN: 0}
 _ALWAYS = frozenset({"Platt", "ranks", "mean"})
 _REFUTED = 5.0  # a Bayes factor of 150: "very strong" (Kass and Raftery 1995)
 
@@ -88,7 +89,7 @@ def believed_maps(score: Floats, labels: Labels, grid: Floats) -> tuple[dict[str
 
 def _even(maps: Mapping[str, Floats]) -> Floats:
     even = np.full(len(maps), 1 / len(maps))
-    own = np.array([name == "own" for name in maps])
+    own = np.array([name == OWN for name in maps])
     return np.asarray((even + own) / 2 if own.any() else even)
 
 
@@ -117,7 +118,7 @@ def _maps(score: Floats, labels: Labels, grid: Floats) -> dict[str, Floats]:
         "shared": shared,
         "shared ranks": shared_ranks,
         "mean of four": (platt + ranked + shared + shared_ranks) / 4,
-        "own": clipped(grid),
+        OWN: clipped(grid),
     }
     return {name: special.expit(logit) for name, logit in logits.items()}
 

@@ -15,7 +15,7 @@ from stage1.policy.closed_form import METHODS, Thresholds
 from stage1.policy.counts import count_exits, observed_risk, risk_upper
 from stage1.policy.group_means import GROUP_METHODS, Frames, choose_by_means, risk_claims, upper_bound
 from stage1.policy.target import Request, passing_targets, rounded_up, settable
-from stage1.policy.threshold_choice import PATH_METHOD, Choice, Rule, path_from, rule
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, Rule, choose, path_from, rule
 from stage1.policy.units import ALL_IMAGES
 from stage1.risk import binomial_upper
 from stage1.risk.clusters import GroupLayout
@@ -156,7 +156,7 @@ def _tested_again(
     def failing(other: Request) -> Mapping[str, float] | None:
         # Claims for slices alone take a target along the path that has a rule of its own.
         sliced = not request.has_floor and (chosen in METHODS or chosen in ({"fnr"}, {"fpr"}))
-        found = rule(other, len(score), select_score, select_labels, along_path=sliced)(score, labels)
+        found = choose(score, labels, other, select_score, select_labels, along_path=sliced)
         if found.place is not None:
             return {} if np.logical_or(*found.thresholds.exits(score)).any() else None
         return _bounds_above(sample, other, found, found.first_failure or Thresholds(None, None)) or None

@@ -67,12 +67,14 @@ def simulated_exits(
     n: int,
     draws: int,
     rng: np.random.Generator,
+    classes: tuple[int, int] | None = None,
 ) -> Exits:
     """Exit counts of T nested pairs on `draws` samples of n units, [B, T] each (members of a class: [B, 1]).
 
     below1, below0: mass of each class under lo and under hi, float [T] each; lo never falls, hi never rises.
+    classes: (negatives, positives) of every sample; None: by chance.
     """
-    positives = rng.binomial(n, prior, size=draws)
+    positives = rng.binomial(n, prior, size=draws) if classes is None else np.full(draws, classes[1])
     miss, right_positive = _counts(*below1, positives, rng)
     right_negative, false_exit = _counts(*below0, n - positives, rng)
     return Exits(miss, right_positive, false_exit, right_negative, positives[:, None], n - positives[:, None])  # type: ignore[arg-type]

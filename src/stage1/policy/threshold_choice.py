@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from stage1.errors import ConfigError
 from stage1.policy.boundary import Boundary
+from stage1.policy.class_counts import may_be_known
 from stage1.policy.closed_form import METHODS, Thresholds, choose_thresholds, one_sided_walk
 from stage1.policy.counted_start import walk_from_count
 from stage1.policy.counts import Exits, certifies, class_coverage_lower, count_exits, coverage_holds
@@ -90,13 +91,24 @@ def choose(
     along_path: use the path also where a closed-form rule exists (claims for slices are tested along it).
     Raises ConfigError where the target set needs val_select and it is missing or too small (10 of each class).
     """
-    return rule(request, len(score), select_score, select_labels, along_path=along_path)(score, labels)
+    classes = (int((labels == 0).sum()), int((labels == 1).sum()))
+    fixed = rule(request, len(score), select_score, select_labels, along_path=along_path, classes=classes)
+    return fixed(score, labels)
 
 
 def rule(
-    request: Request, n: int, select_score: Floats | None, select_labels: Labels | None, *, along_path: bool = False
+    request: Request,
+    n: int,
+    select_score: Floats | None,
+    select_labels: Labels | None,
+    *,
+    along_path: bool = False,
+    classes: tuple[int, int] | None = None,
 ) -> Rule:
-    """The method for `request` as a function of calibration units alone; what val_select decides is fixed here."""
+    """The method for `request` as a function of calibration units alone; what val_select decides is fixed here.
+
+    classes: (negatives, positives) of the calibration units, for the targets whose path may know them.
+    """
     targets, chosen = request.targets, frozenset(request.targets)
     delta = 1.0 - request.confidence
     closed_form = not request.has_floor and not along_path
@@ -118,7 +130,11 @@ def rule(
         raise ConfigError(
             f"select: {' + '.join(targets)} needs labelled scores of val_select to order the thresholds; give them"
         )
-    path = path_from(request, n, select_score, select_labels, counted=not (along_path or request.has_floor))
+    if not may_be_known(request.targets, request.has_floor):
+        classes = None
+    path = path_from(
+        request, n, select_score, select_labels, counted=not (along_path or request.has_floor), classes=classes
+    )
     if path is None:
         raise ConfigError(
             "select: val_select has fewer than 10 images of a class; this target needs them to order the thresholds"
@@ -131,16 +147,23 @@ def rule(
 
 
 def path_from(
-    request: Request, n: int, select_score: Floats, select_labels: Labels, *, counted: bool = False
+    request: Request,
+    n: int,
+    select_score: Floats,
+    select_labels: Labels,
+    *,
+    counted: bool = False,
+    classes: tuple[int, int] | None = None,
 ) -> CandidateSequence | None:
     """The calibrated path for `request` on n calibration units; None where val_select has fewer than 10 of a class.
 
     counted: independent units that are tested along one sequence, so that testing may start by what is counted.
+    classes: (negatives, positives) of the calibration units, where the path may know them (policy/class_counts.py).
     """
     delta = 1.0 - request.confidence
     spent = delta / 2 if request.has_floor else delta
     limits = None if request.boundary is None else (request.boundary.lo, request.boundary.hi)
-    goal = Goal(request.targets, n, spent, request.target_prior, limits, counted)
+    goal = Goal(request.targets, n, spent, request.target_prior, limits, counted, classes)
     return calibrated_path(select_score, select_labels, goal)
 
 
