@@ -31,6 +31,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "psycopg": ("postgres", "the event store in PostgreSQL"),
     "tensorboard": ("track", "TensorBoard events of training"),
     "fastapi": ("serve", "the server"),
+    "opentelemetry": ("serve", "spans of the server; newer versions of fastapi bring it"),
     "uvicorn": ("serve", "the server"),
     "python_multipart": ("serve", "forms of images"),
     "prometheus_client": ("serve", "/metrics"),

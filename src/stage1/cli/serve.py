@@ -57,6 +57,7 @@ def serve(
     ] = 300.0,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N.")] = None,
     log: Annotated[bool, typer.Option("--log", help="A line of JSON per request on stderr.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="A span of OpenTelemetry per request, by its API.")] = False,
 ) -> None:
     """Serve bundles over HTTP: answers as `stage1 predict` gives them, with the state of their certificate in each.
 
@@ -96,5 +97,6 @@ def serve(
         verify_every_s=verify_every,
         device=device,
         log=log,
+        trace=trace,
     )
     serve_bundles(settings, lambda line: typer.echo(line))

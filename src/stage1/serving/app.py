@@ -41,7 +41,7 @@ def make_app(service: Service) -> ASGIApp:
     _add_state_of_the_server(app, service)
     for kind in (Refusal, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(kind, _refused)
-    return Edge(app, service.metrics, logged=service.settings.log)
+    return Edge(app, service.metrics, logged=service.settings.log, traced=service.settings.trace)
 
 
 def _add_state_of_the_server(app: FastAPI, service: Service) -> None:

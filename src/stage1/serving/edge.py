@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stage1.extras import load
 from stage1.serving.metrics import Metrics
 from stage1.serving.refusal import Refusal
 from stage1.serving.service import new_request_id
@@ -21,10 +22,13 @@ log = logging.getLogger("stage1.serving")
 
 
 class Edge:
-    """app: what answers. logged: a line of JSON per request on stderr, without content, names or keys."""
+    """app: what answers. logged: a line of JSON per request on stderr, without content, names or keys. traced: a span
+    of OpenTelemetry per request, by its API alone: where spans go is for the process's own SDK and settings.
+    """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, logged: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, logged: bool, traced: bool = False) -> None:
         self._app, self._metrics, self._logged = app, metrics, logged
+        self._tracer = load("opentelemetry.trace", "--trace").get_tracer("stage1.serving") if traced else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,7 +47,14 @@ class Edge:
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            if self._tracer is None:
+                await self._app(scope, receive, sending)
+            else:
+                with self._tracer.start_as_current_span("stage1 request") as span:
+                    await self._app(scope, receive, sending)
+                    span.set_attribute("http.route", getattr(scope.get("route"), "path", "none"))
+                    span.set_attribute("http.response.status_code", status)
+                    span.set_attribute("stage1.request_id", request_id)
         except Exception as error:  # the last net: what nobody foresaw is logged here, and is one line to the client
             log.exception("request %s failed", request_id)
             if status == 0:
