@@ -9,7 +9,7 @@ from stage1.store import DecisionEvent, LabelEvent
 
 
 def image(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def decision(request_id: str = "r1", index: int = 0, **changed: Any) -> DecisionEvent:

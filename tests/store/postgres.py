@@ -80,6 +80,9 @@ class Server:
         self._schemas += 1
         name = f"store_{self._schemas}"
         self._ask(f"CREATE SCHEMA {name}")
+        return self.schema_url(name)
+
+    def schema_url(self, name: str) -> str:
         return f"postgresql://stage1@127.0.0.1:{self.port}/postgres?options=-csearch_path%3D{name}"
 
     def _ask(self, question: str) -> None:

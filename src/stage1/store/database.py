@@ -205,4 +205,6 @@ def _postgres_engine(url: URL) -> Engine:
     # A server that is gone without a word is noticed after 15 s, not after the two hours of TCP.
     gone = {"connect_timeout": 5, "tcp_user_timeout": 15000, "keepalives_idle": 10}
     given = {**gone, "application_name": "stage1", **url.query}
+    # A lock that somebody holds is an error to try again, so that a store can be closed meanwhile.
+    given["options"] = f"{given.get('options', '')} -c lock_timeout={_BUSY_MS}".strip()
     return create_engine(url.set(query={}), connect_args=given, pool_size=8, max_overflow=8, pool_pre_ping=True)

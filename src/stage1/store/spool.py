@@ -5,9 +5,9 @@ holds no line break. Lines are appended and synced together (group commit: whoev
 wait). A segment is locked (flock) by the process that writes it; one that nobody holds was left by a process that
 died, and is taken over.
 
-What a kill leaves: lines are acknowledged after the sync, so a last line without its end, or with nothing valid behind
-it, was never acknowledged, and goes. A damaged line before a valid one is a fault of the disk or of a person: the valid
-ones are taken, and the file is kept aside as `NAME.damaged`.
+What a kill leaves: lines are acknowledged after the sync, so what follows the last line break was never acknowledged,
+and goes. A line that has its end and cannot be read is a fault of the disk or of a person, and may have been
+acknowledged: the others are taken, and the file is kept aside as `NAME.damaged`.
 """
 
 from __future__ import annotations
@@ -234,19 +234,12 @@ def read_lines(segment: Segment) -> Lines:
         data += piece
     *whole, _ = data.split(b"\n")  # what follows the last line break is torn, or empty
     contents: list[bytes] = []
-    behind = damaged = 0  # damaged lines since the last valid one; those before it
     for line in whole:
         found = _LINE.match(line)
         content = line[_HEADER:]
         if found and int(found[1], 16) == len(content) and int(found[2], 16) == zlib.crc32(content):
             contents.append(content)
-            damaged, behind = damaged + behind, 0
-        else:
-            # A last line that has its length and its end was written whole: it may have been acknowledged.
-            behind += 1
-    if behind and whole and (found := _LINE.match(whole[-1])) and int(found[1], 16) == len(whole[-1]) - _HEADER:
-        damaged += behind
-    return Lines(contents, damaged)
+    return Lines(contents, damaged=len(whole) - len(contents))
 
 
 def _claim(folder: Path, store_id: str) -> None:
