@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 FITS: tuple[Fit, ...] = ("center_crop", "squash", "letterbox")
 """In order of preference. First what the weights were evaluated with, at about the scale that they were trained on: on
-road signs, road surfaces and drawn scenes alike the held-out AUROC was higher than squashed in the mean (+.040, +.027,
-+.010 at one penalty; benchmarks/README.md). The others win by what the sample shows, as where evidence is at the edges.
+road signs, road surfaces and drawn scenes the held-out AUROC was higher than squashed by .038, .027 and .010 in the
+mean (benchmarks/side_by_side/depths.py). The others win by what the sample shows, as where evidence is at the edges.
 """
 MOST_IMAGES = 1200
 """Images that are judged, at most: more would cost more than the choice is worth."""
