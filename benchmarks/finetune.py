@@ -3,10 +3,10 @@
     python benchmarks/finetune.py [--backbone vit_small_patch16_224] [--side 224] [--batch 16] [--steps 6] [--scenes 60]
     [--workers 0] [--four-epochs]
 
---four-epochs alone: CPU seconds of a step, of validating a step's images (raw and averaged weights) and of the first
-look at them, for WAYS, and what follows for four epochs of 1,200 images with 300 of val_select: 300 steps' worth of 16,
-75 of validation, 32 of statistics. CPU seconds do not depend on what else the machine does; two cores need half of
-them where all scales.
+--four-epochs alone: CPU seconds of an image in a step of 8, in a validation (raw and averaged weights) and in the first
+look that sets the head's scale, for ROWS, and what follows for four epochs of 1,200 images with 300 of val_select and
+512 looked at first: 4,800, 1,200 and 512 of them. One thread; CPU seconds hardly depend on what else the machine does,
+and two cores need half of them where all scales.
 
 Both parts go through `train_on_images`, as the stage `tune` does. Steps: an untrained ViT on noise, full fine-tuning
 (images.unfreeze=all) and LoRA of all linear layers (rank 8), each in a process of its own: median time from step to
@@ -48,6 +48,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+BATCH = 8
 WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "lite0, last 3 stages": ("embedded", {"unfreeze": "last", "blocks": 3}, {}),
     "ViT-S/14, last block": ("vit", {"unfreeze": "last"}, {}),
@@ -55,6 +56,17 @@ WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ViT-S/14, LoRA": ("vit", {}, {"kind": "lora"}),
     "ViT-S/14, DoRA": ("vit", {}, {"kind": "dora"}),
 }
+
+
+ROWS = (
+    ("ViT-S/14, last block", "bfloat16"),
+    ("ViT-S/14, LoRA", "bfloat16"),
+    ("lite0, last 3 stages", "float32"),
+    ("ViT-S/14, LoRA of 4 blocks", "bfloat16"),
+    ("ViT-S/14, LoRA", "float32"),
+    ("ViT-S/14, DoRA", "bfloat16"),
+    ("ViT-S/14, last block", "float32"),
+)
 
 
 def noise(n: int, side: int, seed: int) -> tuple[list[str], list[bytes], np.ndarray]:
@@ -103,9 +115,10 @@ def steps(kind: str, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def cpu_seconds(way: str, precision: str, batch: int, count: int) -> dict[str, float]:
+def cpu_seconds(way: str, precision: str, count: int) -> dict[str, float]:
     """CPU seconds of a step, of validating its images and of a look at them; images of 320 px, distorted in steps."""
     name, images, adapter = WAYS[way]
+    batch = BATCH
     shape = {"name": "embedded"}
     if name == "vit":
         shape = {"name": "vit_small_patch14_dinov2", "random_weights": True, "input_size": 224, "pooling": "cls"}
@@ -129,18 +142,17 @@ def cpu_seconds(way: str, precision: str, batch: int, count: int) -> dict[str, f
             folder=Path(folder),
             watch=Watch(seen=seen),
         )
-    taken = {key: float(np.median(np.diff(values))) for key, values in moments.items()}
-    return taken | {"minutes": (300 * taken["loss"] + 75 * taken["validation"] + 32 * taken["statistics"]) / 60}
+    taken = {key: float(np.median(np.diff(values))) / batch for key, values in moments.items()}
+    return taken | {"minutes": (4800 * taken["loss"] + 1200 * taken["validation"] + 512 * taken["statistics"]) / 60}
 
 
-def four_epochs(batch: int, count: int) -> None:
-    print("| what learns, arithmetic | CPU s: step of 16 | validation of 16 | first look at 16 | CPU minutes |")
+def four_epochs(count: int) -> None:
+    print("| what learns, arithmetic | CPU s of an image: step | validation | first look | four epochs: CPU minutes |")
     print("|---|---|---|---|---|")
-    for way, (name, _, _) in WAYS.items():
-        for precision in ("float32", *(["bfloat16"] if name == "vit" else [])):
-            row = cpu_seconds(way, precision, batch, count)
-            cells = (f"{row[key]:.2f}" for key in ("loss", "validation", "statistics"))
-            print(f"| {way}, {precision} | {' | '.join(cells)} | {row['minutes']:.1f} |", flush=True)
+    for way, precision in ROWS:
+        row = cpu_seconds(way, precision, count)
+        cells = (f"{row[key]:.3f}" for key in ("loss", "validation", "statistics"))
+        print(f"| {way}, {precision} | {' | '.join(cells)} | {row['minutes']:.1f} |", flush=True)
 
 
 def in_own_process(kind: str) -> dict[str, float]:
@@ -186,7 +198,7 @@ def main() -> None:
     parser.add_argument("--four-epochs", action="store_true")
     options = parser.parse_args()
     if options.four_epochs:
-        four_epochs(16, options.steps)
+        four_epochs(options.steps)
         return
     if options.one:
         print(json.dumps(steps(options.one, options)))

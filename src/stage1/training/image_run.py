@@ -29,6 +29,7 @@ from stage1.training.budget import Budget, Costs
 from stage1.training.checkpoint import LAST, config_digest, flatten_optimizer, restore_optimizer, run_facts
 from stage1.training.distributed import PeerLost, Processes, facts, lost
 from stage1.training.epoch_progress import EpochProgress, Stored
+from stage1.training.frozen_parts import computed_once
 from stage1.training.image_batches import LabelledImages, Loader
 from stage1.training.image_costs import seconds_per_step
 from stage1.training.image_model import (
@@ -314,11 +315,12 @@ class ImageRun:
 
     def _both(self, images: Tensor) -> list[Tensor]:
         """Logits by the raw weights and, where there is an average, by it."""
-        features = self.model.features(images)
-        made = [self.head(features)]
-        if self.ema is not None:
+        if self.ema is None:
+            return [self.model(images)]
+        with computed_once(self.model.body):
+            made = [self.model(images)]
             with swapped(self.trained, list(self.ema.module)):
-                made.append(self.head(self.model.features(images) if self.model.body_trained else features))
+                made.append(self.model(images))
         return made
 
     def _all(
