@@ -157,7 +157,7 @@ def request_of(files: list[bytes], deadline_ms: int) -> bytes:
         part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         kind = "multipart/form-data; boundary=x"
         body = b"".join(part + data + b"\r\n" for data in files) + b"--x--\r\n"
-    head = f"POST /v1/predict?deadline_ms={deadline_ms} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\n"
+    head = f"POST /v1/predict?deadline_ms={deadline_ms} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -181,7 +181,10 @@ def kill_in_load(serving, bundle, place, red: bytes, kills: int) -> tuple[set[st
             threads = [threading.Thread(target=ask) for _ in range(3)]
             for thread in threads:
                 thread.start()
-            time.sleep(0.2 + rng.random() * 0.5)
+            enough, end = len(answered) + 8, time.monotonic() + 60
+            while len(answered) < enough and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(rng.random() * 0.3)
             os.kill(own.process.pid, signal.SIGKILL)
             stop.set()
             for thread in threads:

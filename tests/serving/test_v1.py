@@ -194,6 +194,24 @@ def test_the_pages_of_the_protocol_load_nothing_from_elsewhere(server):
     assert server.client.get("/openapi.json").json()["paths"]["/v1/predict"]
 
 
+PAGES = {
+    "of another site": (403, {"origin": "https://example.org"}),
+    "of no site": (403, {"origin": "null"}),
+    "of another port": (403, {"origin": "http://127.0.0.1:1"}),
+    "by a name that means this machine": (403, {"host": "example.org"}),
+    "with a broken name": (403, {"host": "[::1"}),
+    "of the server itself": (200, {}),
+}
+
+
+@pytest.mark.parametrize("status, headers", PAGES.values(), ids=PAGES)
+def test_without_keys_no_page_of_another_site_may_ask(server, red, status, headers):
+    own = {"origin": server.address} if status == 200 else {}
+    answered = server.client.post("/v1/predict", content=red, headers={**own, **headers})
+    assert answered.status_code == status, answered.text
+    assert server.client.get("/v1/models", headers={**own, **headers}).status_code == status
+
+
 def test_loading_is_off_unless_a_folder_was_given(server):
     answered = server.client.post("/v1/models/tiny/load", json={"bundle": "x"})
     assert (answered.status_code, answered.json()["error"]["code"]) == (403, "loading_is_off")

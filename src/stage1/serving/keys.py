@@ -12,8 +12,11 @@ import hmac
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from stage1.errors import ConfigError, MissingError
+from stage1.serving.refusal import Refusal
+from stage1.serving.settings import is_loopback
 
 SCOPES = ("predict", "feedback", "admin")
 LOOPBACK = "loopback"
@@ -32,6 +35,25 @@ class Holder:
 
 
 EVERYBODY = Holder(LOOPBACK, frozenset(SCOPES))
+
+
+def require_local(host: str, origin: str | None) -> None:
+    """Raises Refusal (403) unless a request without a key came by this machine's own name, and from no other site.
+
+    Who serves loopback trusts whoever sits at the machine, not every page that their browser shows: such a page can
+    send requests to 127.0.0.1 (Origin says from where), or have its own name mean 127.0.0.1 (Host says that name).
+
+    >>> require_local("127.0.0.1:8000", None), require_local("localhost:8000", "http://localhost:8000")
+    (None, None)
+    """
+    try:
+        name, site = urlsplit(f"//{host}").hostname or "", None if origin is None else urlsplit(origin).netloc
+    except ValueError:
+        name, site = "", None
+    if not is_loopback(name):
+        raise Refusal(403, "not_local", "without keys only this machine's own name is answered, e.g. 127.0.0.1")
+    if site is not None and site != host:
+        raise Refusal(403, "cross_site", "without keys no other site may ask; start the server with --keys")
 
 
 @dataclass(frozen=True, slots=True)

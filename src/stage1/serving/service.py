@@ -19,7 +19,7 @@ from stage1.errors import ConfigError, Stage1Error
 from stage1.inference.predictor import DEFER
 from stage1.monitoring import Standing, State
 from stage1.serving.batching import Queue, RowDocument, Ticket
-from stage1.serving.keys import EVERYBODY, Holder, Keys
+from stage1.serving.keys import EVERYBODY, Holder, Keys, require_local
 from stage1.serving.limits import Intake, Rate
 from stage1.serving.metrics import Metrics
 from stage1.serving.models import Model, Models, opened
@@ -174,8 +174,9 @@ class Service:
         return 0 if self._pool is None else await self._pool.answering()
 
     def holder(self, request: Request, scope: str) -> Holder:
-        """Who asks. Raises Refusal: 401 without a key that is known, 403 where it does not open this."""
+        """Who asks. Raises Refusal: 401 without a known key, 403 where it does not open this, or a page asks."""
         if self._keys is None:
+            require_local(request.headers.get("host", ""), request.headers.get("origin"))
             return EVERYBODY
         given = request.headers.get("x-api-key", "")
         kind, _, token = request.headers.get("authorization", "").partition(" ")
