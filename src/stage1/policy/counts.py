@@ -50,15 +50,27 @@ class Exits:
 
     def counts(self, name: str) -> tuple[Ints, Ints]:
         """(errors, trials) of a risk, int [T] each."""
-        defers = (
-            self.negatives - self.right_negative - self.false_exit,
-            self.positives - self.miss - self.right_positive,
-        )
-        table = np.array(
-            [[self.right_negative, self.false_exit, defers[0]], [self.miss, self.right_positive, defers[1]]]
-        )
-        errors, trials = (table[chosen].sum(axis=0) for chosen in cells(RISKS[name]))
+        errors, trials = (self._sum(chosen) for chosen in cells(RISKS[name]))
         return errors, trials
+
+    def _sum(self, chosen: Bools) -> Ints:
+        """Images in the chosen cells (risk/risks.py, two classes), int [T]; chosen: bool [2, 3]."""
+        (as_zero, as_one, defers), (missed, right, deferred) = chosen.tolist()
+        parts = [
+            counts
+            for own, counts in (
+                (as_zero, self.right_negative),
+                (as_one, self.false_exit),
+                (missed, self.miss),
+                (right, self.right_positive),
+            )
+            if own
+        ]
+        if defers:
+            parts.append(self.negatives - self.right_negative - self.false_exit)
+        if deferred:
+            parts.append(self.positives - self.miss - self.right_positive)
+        return np.asarray(sum(parts[1:], start=parts[0] if parts else np.zeros_like(self.miss)))
 
     @property
     def exits(self) -> Ints:

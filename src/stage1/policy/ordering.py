@@ -33,6 +33,8 @@ special = library("scipy.special")
 
 Floats = NDArray[np.float64]
 Cuts = NDArray[np.intp]
+ExitShares = tuple[tuple[Floats, Floats], tuple[Floats, Floats]]
+"""(as 0, as 1) of the positives, then of the negatives; float [T] each."""
 
 # Far beyond the targets: where the maps see too much risk in the tails, testing itself says where to stop.
 _LEAST, _MOST = 0.1, 40.0
@@ -419,29 +421,34 @@ def _limits(name: str, side: str) -> bool:
     return RISKS[name].side in (side, "both")
 
 
-def _mass(chosen: Bools, model: ClassModel, low: Cuts, high: Cuts) -> tuple[Floats, Floats]:
+def _exit_shares(model: ClassModel, low: Cuts, high: Cuts) -> ExitShares:
+    """Of the positives, then of the negatives: the share that exits as 0 and the one that exits as 1 at each pair."""
+    return (model.below1[low], 1 - model.below1[high]), (model.below0[low], 1 - model.below0[high])
+
+
+def _mass(chosen: Bools, exits: ExitShares) -> tuple[Floats, Floats]:
     """Share of the positives and of the negatives in the chosen cells (risk/risks.py), float [T] each."""
-    miss, right1 = model.below1[low], 1 - model.below1[high]
-    false, right0 = 1 - model.below0[high], model.below0[low]
     shares = []
-    for own, (as_zero, as_one) in zip(chosen.tolist()[::-1], ((miss, right1), (right0, false)), strict=True):
+    for own, (as_zero, as_one) in zip(chosen.tolist()[::-1], exits, strict=True):
         if all(own):
-            shares.append(np.ones_like(miss))
+            shares.append(np.ones_like(as_zero))
         else:
             assert not own[-1], "trials are exits, or all members of a class"
-            shares.append(own[0] * as_zero + own[1] * as_one)
+            parts = [share for taken, share in zip(own[:2], (as_zero, as_one), strict=True) if taken]
+            shares.append(sum(parts[1:], start=parts[0]) if parts else np.zeros_like(as_zero))
     return shares[0], shares[1]
 
 
 def _rate(name: str, model: ClassModel, prior: float, low: Cuts, high: Cuts) -> Floats:
     """The modelled risk where P(y = 1) is `prior`, float [T]."""
     errors, trials = cells(RISKS[name])
-    wrong1, wrong0 = _mass(errors, model, low, high)
+    exits = _exit_shares(model, low, high)
+    wrong1, wrong0 = _mass(errors, exits)
     if RISKS[name].among == "members":
-        all1, all0 = _mass(trials, model, low, high)
+        all1, all0 = _mass(trials, exits)
         rest1, rest0 = all1 - wrong1, all0 - wrong0
     else:
-        rest1, rest0 = _mass(trials & ~errors, model, low, high)
+        rest1, rest0 = _mass(trials & ~errors, exits)
     wrong, right = prior * wrong1 + (1 - prior) * wrong0, prior * rest1 + (1 - prior) * rest0
     return np.divide(wrong, wrong + right, out=np.zeros_like(wrong), where=wrong + right > 0)
 
@@ -460,9 +467,9 @@ def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
     n1, n0 = goal.n * model.prior, goal.n * (1 - model.prior)
     if goal.classes is not None:
         n0, n1 = map(float, goal.classes)
-    chance = np.ones(len(low))
+    chance, shares = np.ones(len(low)), _exit_shares(model, low, high)
     for name, target in goal.targets.items():
-        masses = [_mass(chosen, model, low, high) for chosen in cells(RISKS[name])]
+        masses = [_mass(chosen, shares) for chosen in cells(RISKS[name])]
         errors, expected = (n1 * positives + n0 * negatives for positives, negatives in masses)
         if name == "error" and goal.prior is not None:
             (wrong1, wrong0), (exits1, exits0) = masses
@@ -472,7 +479,9 @@ def _chance(model: ClassModel, goal: Goal, low: Cuts, high: Cuts) -> Floats:
         n = np.round(expected)
         rate = np.divide(errors, expected, out=np.ones_like(expected), where=expected > 0)
         allowed = errors_allowed(n, target, goal.delta)
-        chance *= np.where(
-            allowed >= 0, special.bdtr(np.maximum(allowed, 0), np.maximum(n, 1), np.clip(rate, 0.0, 1.0)), 0.0
+        possible = (allowed >= 0) & (chance > 0)
+        chance[~possible] = 0.0
+        chance[possible] *= special.bdtr(
+            allowed[possible], np.maximum(n[possible], 1), np.clip(rate[possible], 0.0, 1.0)
         )
     return chance

@@ -250,24 +250,24 @@ def simulated_need(
 
     if unit == "image" or select.groups is None:
 
-        def draw(size: int) -> Thresholds:
+        def draw(size: int) -> Callable[[], Thresholds]:
             rows = _resampled(rng, len(labels))[rng.integers(0, len(labels), size)]
-            return fitted(size)(select_score[rows], labels[rows]).thresholds
+            return lambda: fitted(size)(select_score[rows], labels[rows]).thresholds
 
     else:
         names, inverse = np.unique(select.groups, return_inverse=True)
         members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
         if unit == "group":
 
-            def draw(size: int) -> Thresholds:
+            def draw(size: int) -> Callable[[], Thresholds]:
                 picks = _resampled(rng, len(names))[rng.integers(0, len(names), size)]
                 rows = np.array([rng.choice(members[pick]) for pick in picks])
-                return fitted(size)(select_score[rows], labels[rows]).thresholds
+                return lambda: fitted(size)(select_score[rows], labels[rows]).thresholds
 
         else:
             path = path_from(request, 8 * size, select_score, labels)
 
-            def draw(size: int) -> Thresholds:
+            def draw(size: int) -> Callable[[], Thresholds]:
                 picks = _resampled(rng, len(names))[rng.integers(0, len(names), size)]
                 picked = [members[pick] for pick in picks]
                 rows = np.concatenate(picked)
@@ -279,19 +279,21 @@ def simulated_need(
                     GroupLayout(np.arange(len(rows)), starts, sizes),
                     rng.random((size, DRAWS)) if unit == "group_draws" else None,
                 )
-                return choose_by_means(frames, request, path).thresholds
+                return lambda: choose_by_means(frames, request, path).thresholds
 
     rows_each = 1.0 if unit not in ALL_IMAGES else len(labels) / max(len(np.unique(select.groups)), 1)  # type: ignore[arg-type]
+    most = _DRAWS - ceil(_SUCCESS * _DRAWS)
     for _ in range(_DOUBLINGS):
         size *= 2
         if size * rows_each > _MOST_ROWS and unit in ALL_IMAGES:
             return None
-        done = 0
-        for _ in range(_DRAWS):
-            chosen = draw(size)
+        # Every draw is drawn, so that the next size has random numbers of its own; it is judged while that can decide.
+        draws, failed = [draw(size) for _ in range(_DRAWS)], 0
+        while draws and failed <= most:
+            chosen = draws.pop(0)()
             sides = (chosen.lo is not None) + (chosen.hi is not None)
-            done += sides == 2 or (request.one_sided and sides == 1)
-        if done >= _SUCCESS * _DRAWS:
+            failed += not (sides == 2 or (request.one_sided and sides == 1))
+        if failed <= most:
             return size
     return None
 

@@ -83,7 +83,8 @@ def simulated_exits(
 def _counts(under_lo: Floats, under_hi: Floats, members: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """How many of the members lie under each lo, and how many above each hi: int [B, T] each."""
     steps = len(under_lo)
-    cells = np.concatenate([np.diff(under_lo, prepend=0.0), np.diff(1 - under_hi, prepend=0.0), [0.0]])
+    over_hi = 1 - under_hi
+    cells = np.concatenate([under_lo[:1], np.diff(under_lo), over_hi[:1], np.diff(over_hi), [0.0]])
     cells = np.maximum(cells, 0.0)
     cells[-1] = max(1.0 - cells.sum(), 0.0)
     drawn = rng.multinomial(members, cells / cells.sum())

@@ -99,10 +99,11 @@ def hoeffding_bentkus_pvalue(mean: ArrayLike, trials: ArrayLike, level: ArrayLik
 
 def _checked_counts(errors: ArrayLike, trials: ArrayLike) -> tuple[Floats, Floats]:
     k, n = _whole(errors, "errors"), _whole(trials, "trials")
-    try:
-        k, n = np.broadcast_arrays(k, n)
-    except ValueError as error:
-        raise DataError(f"errors {k.shape} and trials {n.shape} do not broadcast together") from error
+    if k.shape != n.shape:
+        try:
+            k, n = np.broadcast_arrays(k, n)
+        except ValueError as error:
+            raise DataError(f"errors {k.shape} and trials {n.shape} do not broadcast together") from error
     if (k > n).any():
         raise DataError(f"errors: {int(k[k > n].flat[0])} exceeds trials {int(n[k > n].flat[0])}")
     return k, n
@@ -110,12 +111,13 @@ def _checked_counts(errors: ArrayLike, trials: ArrayLike) -> tuple[Floats, Float
 
 def _whole(values: ArrayLike, name: str) -> Floats:
     array = np.asarray(values)
-    if (
-        array.dtype.kind not in "iuf"
-        or not np.isfinite(array).all()
-        or (array < 0).any()
-        or (array != np.floor(array)).any()
-    ):
+    kind = array.dtype.kind
+    # Whole by their type, most counts are: one look at the least of them is enough.
+    if kind in "iu":
+        wrong = bool(array.size) and bool(array.min() < 0)
+    else:
+        wrong = kind != "f" or not (np.isfinite(array) & (array >= 0) & (array == np.floor(array))).all()
+    if wrong:
         raise DataError(f"{name}: counts must be whole numbers >= 0, got {array.tolist()!r}"[:200])
     return array.astype(np.float64)
 

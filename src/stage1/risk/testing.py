@@ -30,11 +30,12 @@ def minimum_samples(level: float, delta: float, errors: int = 0) -> int:
     if errors < 0:
         raise DataError(f"errors: must be >= 0, got {errors}")
     low, high = errors, max(2 * errors, 8)
-    while float(binomial_pvalue(errors, high, level)) > delta:
+    binomial_pvalue(errors, high, level)  # checks what is given, once
+    while special.bdtr(errors, high, level) > delta:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        if float(binomial_pvalue(errors, middle, level)) <= delta:
+        if special.bdtr(errors, middle, level) <= delta:
             high = middle
         else:
             low = middle
@@ -63,15 +64,19 @@ def max_errors_each(n: ArrayLike, level: float, delta: float) -> NDArray[np.floa
     guess = size * level + z * np.sqrt(size * level * (1 - level)) + (z * z - 1) * (1 - 2 * level) / 6 - 0.5
     count = np.clip(np.floor(guess), 0, size - 1)
 
-    def passes(errors: NDArray[np.float64]) -> NDArray[np.bool_]:
-        tail = special.bdtr(np.maximum(errors, 0), size, level)
+    def passes(at: NDArray[np.intp], errors: NDArray[np.float64]) -> NDArray[np.bool_]:
+        tail = special.bdtr(np.maximum(errors, 0), size[at], level)
         return np.asarray((errors < 0) | (tail <= delta))
 
-    while not (kept := passes(count)).all():
-        count = np.where(kept, count, count - 1)
-    while (more := (count + 1 < size) & passes(np.minimum(count + 1, size))).any():
-        count = np.where(more, count + 1, count)
-    return np.where(wanted > 0, count, -1.0)
+    # Only where the last step changed something is there anything left to decide.
+    shape, size, count = size.shape, size.ravel(), count.ravel()
+    at = np.arange(len(count))
+    while len(at := at[~passes(at, count[at])]):
+        count[at] -= 1
+    at = np.flatnonzero(count + 1 < size)
+    while len(at := at[(count[at] + 1 < size[at]) & passes(at, count[at] + 1)]):
+        count[at] += 1
+    return np.where(wanted > 0, count.reshape(shape), -1.0)
 
 
 def order_statistic_rank(n: int, level: float, delta: float) -> int:
@@ -85,9 +90,11 @@ def order_statistic_rank(n: int, level: float, delta: float) -> int:
     2
     """
     low, high = 0, n + 1  # F(low - 1) <= delta < F(high - 1); F(n) = 1
+    if n > 0:
+        binomial_pvalue(0, n, level)  # checks what is given, once
     while high - low > 1:
         middle = (low + high) // 2
-        if float(binomial_pvalue(middle - 1, n, level)) <= delta:
+        if special.bdtr(middle - 1, n, level) <= delta:
             low = middle
         else:
             high = middle

@@ -131,7 +131,9 @@ def write_challenges(
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     made: list[Made] = []
-    with mapper(workers, len(tasks), "challenge: a working", pieces=16) as run:
+    there = set(os.listdir(folder))
+    missing = sum(task.name not in there for _, task in tasks)  # what is there is only read
+    with mapper(workers, missing, "challenge: a working", pieces=16) as run:
         for (row, task), name in zip(
             tasks, run(partial(_write, str(folder), seed, origin), [task for _, task in tasks]), strict=True
         ):
