@@ -15,7 +15,8 @@ from scipy import special
 from tests.policy.simulate import beta_scores, true_risks
 
 from stage1 import Scores, fit_policy
-from stage1.calibration import Beta, Identity, Platt, Temperature
+from stage1.calibration import Beta, Identity, Platt, Temperature, choose_map
+from stage1.calibration.registry import automatic
 from stage1.policy import Certificate, refit
 from stage1.policy.boundary import Boundary, boundary_of_map, boundary_of_scores, even_odds, prior_shift
 from stage1.policy.closed_form import one_sided_walk, two_sided_walk
@@ -348,3 +349,37 @@ def test_a_limit_at_infinity_is_infinity_again_in_the_file(tmp_path):
     never = replace(reported, boundary=(np.inf, np.inf))
     never.save(tmp_path / "certificate.json")
     assert Certificate.load(tmp_path / "certificate.json") == never
+
+
+# ---- saturated scores ------------------------------------------------------------------------------------------
+
+
+def saturated(rng: np.random.Generator, n: int, scale: float = 6.0, even_odds: float = 3.6) -> Scores:
+    """Log odds of float32 probabilities of a model that is `scale` times too sure and shifted; a 1.0 lies at 36.7."""
+    labels = (rng.random(n) < 0.3).astype(int)
+    truth = rng.normal(np.where(labels == 1, 2.2, -2.2), 1.6) * (2 * 2.2 / 1.6**2) + np.log(0.3 / 0.7)
+    p = (1.0 / (1.0 + np.exp(-(scale * truth + even_odds)))).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        margin = np.log(np.maximum(p, np.float32(2**-126)).astype(float)) - np.log(np.float32(1) - p).astype(float)
+    margin = np.where(np.isinf(margin), 36.7, margin)
+    return Scores(np.stack([0 * margin, margin], axis=1), labels=labels)
+
+
+def test_where_most_scores_are_saturated_auto_is_nearer_to_even_odds_than_platt():
+    """Two thirds beyond +-16: one slope for piles and middle places Platt's boundary too high; auto takes beta then.
+
+    In units of what the model should have said both lie within .2, so Platt stays as it is.
+    """
+    rng, right, scale = np.random.default_rng(0), 3.6, 6.0
+    auto, platt = [], []
+    for _ in range(6):
+        scores = saturated(rng, 1500)
+        assert (np.abs(scores.margin) > 16).mean() > 0.6
+        chosen = choose_map(scores, candidates=automatic(2), keep_order=True).map
+        for found, of in ((auto, chosen), (platt, Platt.fit(scores))):
+            limits = boundary_of_map(of, scores, None)
+            found.append((limits.lo + limits.hi) / 2 - right)
+    error = {name: np.mean(values) for name, values in (("auto", auto), ("platt", platt))}
+    assert abs(error["auto"]) < abs(error["platt"])
+    assert abs(error["auto"]) / scale < 0.15
+    assert 0.05 < error["platt"] / scale < 0.2
