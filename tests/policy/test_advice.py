@@ -146,3 +146,55 @@ def test_the_labels_that_scrc_asks_for_open_the_class_in_most_draws(variant, dra
     print(f"SCRC-{variant}: opened in {opened} of {asked}")
     assert asked >= draws / 4
     assert opened >= 0.7 * asked
+
+
+# ---- so many calibration images ----------------------------------------------------------------------------------
+
+QUICK, LONG = 8, 40  # refusals asked for advice, each followed twice
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("softmax, shares of members", QUICK),
+        ("softmax, one side", QUICK),
+        *(
+            pytest.param(name, LONG, marks=pytest.mark.slow)
+            for name in (
+                "softmax, few",
+                "softmax, few positives",
+                "softmax, shares of members",
+                "softmax, both ratios",
+                "softmax, error",
+                "softmax, error at a share",
+                "softmax, one side",
+                "gate",
+                "ten, error",
+            )
+        ),
+    ],
+)
+def test_so_many_images_as_a_refusal_names_certify_in_four_of_five_fresh_samples(name, asked):
+    """Of the same population, with the same val_select, as many fresh images as it says; half of them fail more."""
+    policy, draw, n, overrides = CASES[name]
+    followed, halved = [], []
+    for seed in range(3 * asked):
+        rng = np.random.default_rng(seed)
+        calib, select = draw(rng, n), draw(rng, 200)
+        needed = certified(policy, overrides, calib, select).needed or ""
+        numbers = re.findall(r"about (\d+) calibration images of the same kind instead of (\d+)", needed)
+        if not numbers:
+            continue
+        assert "in four of five such samples they certify it" in needed
+        number, present = map(int, numbers[0])
+        assert number > present == n
+        for share, found in ((1.0, followed), (1.0, followed), (0.5, halved), (0.5, halved)):
+            again = certified(policy, overrides, draw(rng, round(share * number)), select)
+            found.append(again.certified and again.reason is None)
+        if len(followed) >= 2 * asked:
+            break
+    print(f"{name}: {np.mean(followed):.3f} of {len(followed)}, with half of the images {np.mean(halved):.3f}")
+    assert len(followed) >= asked
+    # Two samples that follow one advice are not independent of each other: the error is that of `asked`.
+    assert np.mean(followed) >= 0.8 - 3 * np.sqrt(0.8 * 0.2 / (len(followed) / 2))
+    assert np.mean(halved) < np.mean(followed) - 0.1

@@ -178,6 +178,7 @@ def test_a_collapsed_gate_certifies_nothing_and_says_so():
     assert not policy.certified
     assert policy.certificate is not None
     assert "has collapsed: 100 %" in (policy.certificate.reason or "")
+    assert "policy.name=softmax" in (policy.certificate.needed or "")
     assert policy.decide(calib).coverage == 0
     assert fit_gate(select=select, calib=calib, risks=TARGETS, source="gate", kept="softmax").certified
 

@@ -339,7 +339,7 @@ def test_what_it_takes_is_also_simulated_from_val_select():
         risks={"fnr": 0.05, "false_exit_rate": 0.05},
     )
     assert policy.lo is None
-    assert "by simulation from val_select" in policy.certificate.needed
+    assert "simulated from the labelled ones" in policy.certificate.needed
     enough = int(policy.certificate.needed.removeprefix("about ").split()[0])
     assert enough in (600, 1200, 2400, 4800, 9600, 19200)
     more = gaussian(np.random.default_rng(1), 2 * enough)

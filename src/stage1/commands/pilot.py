@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stage1.calibration import FittedMap, non_monotone
 from stage1.config import RunConfig
@@ -21,10 +20,10 @@ from stage1.errors import ConfigError, DataError
 from stage1.evaluation.label_shift import prior_weights
 from stage1.policy import policy_kind
 from stage1.policy.boundary import boundary_of_map
+from stage1.policy.power import Attempt, Pool, Trial, at_size, search
 from stage1.policy.target import Request
 from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import choose_unit
-from stage1.risk import binomial_lower, binomial_upper
 from stage1.scores import Scores
 from stage1.stages.fitting import fit_configured, frozen_map
 
@@ -33,32 +32,7 @@ NO_INTERVAL = (
     " numbers"
 )
 """Of P(certified) and of the number of labels. Intervals over the draws hold what is true in .56 to .78 of pilots."""
-_BLOCK = 20
-_FUTILE = 1e-6
 _MOST_UNITS = 1 << 17
-_LEVEL = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One size: of `draws` draws of n units, `certified` certified the whole target. low, high: simulation error.
-
-    They are the exact 95 % interval of P(certified) if the pilot were the population.
-
-    n = n_select + n_calib units (images, or groups). coverage: mean over all draws of the share of the pilot that exits
-    (0 where nothing is certified), and its standard error.
-    """
-
-    n: int
-    n_select: int
-    n_calib: int
-    draws: int
-    certified: int
-    success: float
-    low: float
-    high: float
-    coverage: float
-    coverage_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +84,20 @@ def pilot_plan(
             f"success={success}, draws={draws}, select share {select_share}: shares in (0, 1), at least 1 draw"
         )
     source = _Source.of(pilot, prior, config)
-    fit = _fitter(config, pilot)
+    attempt = _attempt(source, _fitter(config, pilot))
+    wanted = success if sizes is None else None
     found: dict[int, Trial] = {}
 
     def at(n: int) -> Trial:
         if n not in found:
-            found[n] = _trial(n, source, fit, draws, select_share, success if sizes is None else None, seed)
+            found[n] = at_size(n, attempt, draws=draws, select_share=select_share, seed=seed, wanted=wanted)
             say(found[n])
         return found[n]
 
     if sizes is None:
-        _search(at, success, _least(select_share), precision)
+        least = _least(select_share)
+        # One size more beyond the answer shows that it stays.
+        search(lambda n: at(n).success >= success, least, max(2 * least, 64), _MOST_UNITS, precision, (1.25, 1.6))
     else:
         for n in sizes:
             if n < _least(select_share):
@@ -143,11 +120,10 @@ def pilot_plan(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The pilot, ready to be drawn from. members: rows of each group, None: an image is a unit. weights: float [N]."""
+    """The pilot, ready to be drawn from. share: of class 1 in the draws."""
 
     pilot: Scores
-    members: tuple[NDArray[np.int64], ...] | None
-    weights: NDArray[np.float64] | None
+    pool: Pool
     share: float
 
     @classmethod
@@ -158,12 +134,9 @@ class _Source:
             raise DataError(f"pilot: rows per class {counts.tolist()}; every class needs labelled rows")
         share = float(counts[1] / counts.sum())
         grouped = choose_unit(pilot, config.unit, config.assume_iid) != "image"
-        members = None
-        if grouped and pilot.groups is not None:
-            _, index = np.unique(pilot.groups, return_inverse=True)
-            members = tuple(np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1]))
         if prior is None:
-            return cls(pilot, members, None, share)
+            whole = grouped and pilot.groups is not None
+            return cls(pilot, Pool.of_groups(pilot.groups) if whole else Pool(len(labels)), share)  # type: ignore[arg-type]
         if pilot.n_classes != 2 or grouped:
             raise ConfigError(
                 f"--prior {prior:g}: a pilot of {'groups' if grouped else f'{pilot.n_classes} classes'} is drawn at its"
@@ -172,21 +145,16 @@ class _Source:
         if not 0 < prior < 1:
             raise ConfigError(f"--prior {prior:g}: must lie strictly between 0 and 1")
         weights = prior_weights(labels, prior)
-        return cls(pilot, members, weights / weights.sum(), prior)
+        return cls(pilot, Pool(len(labels), weights=weights / weights.sum()), prior)
 
     @property
     def unit(self) -> str:
-        return "image" if self.members is None else "group"
+        return "image" if self.pool.members is None else "group"
 
     def draw(self, n: int, rng: np.random.Generator, role: str) -> Scores:
         """n units; a row or group that is drawn twice is two."""
-        groups = None
-        if self.members is None:
-            rows = rng.choice(len(self.pilot), n, p=self.weights)
-        else:
-            picked = [self.members[index] for index in rng.integers(0, len(self.members), n).tolist()]
-            rows = np.concatenate(picked)
-            groups = np.repeat([f"{role}{index}" for index in range(n)], [len(part) for part in picked])
+        rows, sizes = self.pool.draw(n, rng)
+        groups = None if sizes is None else np.repeat([f"{role}{index}" for index in range(n)], sizes)
         drawn = self.pilot.take(rows) if self.pilot.ids is None else _without_ids(self.pilot).take(rows)
         ids = np.array([f"{role}{index}" for index in range(len(rows))])
         return Scores(
@@ -288,57 +256,19 @@ def _whole(choice: Choice, request: Request) -> bool:
 # ---- sizes -------------------------------------------------------------------------------------------------------
 
 
-def _trial(
-    n: int, source: _Source, fit: Fit, draws: int, select_share: float, wanted: float | None, seed: int
-) -> Trial:
-    """wanted: give up where it is out of reach after a block of draws; None: never."""
-    n_select = max(round(n * select_share), 1)
-    rng = np.random.default_rng((seed, n))
-    covered: list[float] = []
-    certified = 0
-    for done in range(1, draws + 1):
-        select, calib = source.draw(n_select, rng, "s"), source.draw(n - n_select, rng, "c")
+def _attempt(source: _Source, fit: Fit) -> Attempt:
+    """val_select and val_calib drawn anew, and the share of the pilot that exits."""
+
+    def attempt(n_select: int, n_calib: int, rng: np.random.Generator) -> float | None:
+        select, calib = source.draw(n_select, rng, "s"), source.draw(n_calib, rng, "c")
         try:
-            coverage = fit(select, calib)
+            return fit(select, calib)
         except (ConfigError, DataError) as error:
             if not str(error).startswith("select:"):
                 raise
-            coverage = None  # too few of a class in this draw of val_select to order the thresholds
-        certified += coverage is not None
-        covered.append(coverage or 0.0)
-        futile = wanted is not None and done % _BLOCK == 0 and float(binomial_upper(certified, done, _FUTILE)) < wanted
-        if futile:
-            break
-    done = len(covered)
-    tail = (1.0 - _LEVEL) / 2
-    return Trial(
-        n=n,
-        n_select=n_select,
-        n_calib=n - n_select,
-        draws=done,
-        certified=certified,
-        success=certified / done,
-        low=float(binomial_lower(certified, done, tail)),
-        high=float(binomial_upper(certified, done, tail)),
-        coverage=float(np.mean(covered)),
-        coverage_error=float(np.std(covered, ddof=1) / np.sqrt(done)) if done > 1 else 0.0,
-    )
+            return None  # too few of a class in this draw of val_select to order the thresholds
 
-
-def _search(at: Callable[[int], Trial], success: float, least: int, precision: float) -> None:
-    """Doubling until a size reaches `success`, then bisection in log n; one more beyond shows that it stays."""
-    low, high = least, max(2 * least, 64)
-    while at(high).success < success:
-        low, high = high, 2 * high
-        if high > _MOST_UNITS:
-            return
-    while high > low * (1.0 + precision) and high - low > 1:
-        middle = round(float(np.sqrt(low * high)))
-        if middle in (low, high):
-            return
-        low, high = (low, middle) if at(middle).success >= success else (middle, high)
-    at(round(high * 1.25))
-    at(round(high * 1.6))
+    return attempt
 
 
 def _least(select_share: float) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from stage1.commands.pilot import Trial, pilot_plan
+from stage1.commands.pilot import pilot_plan
 from stage1.config import RunConfig
 from stage1.errors import ConfigError, DataError
+from stage1.policy.power import Trial
 from stage1.risk.risks import closed_forms
 from stage1.risk.sample_size import plan, plan_success, success_probability
 from stage1.scores import Scores, Values, read_scores

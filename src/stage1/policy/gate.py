@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 DecidedBy = Literal["gate", "softmax"]
+WITHOUT_GATE = (
+    "policy.name=softmax, which takes the scores as they are, or a gate with columns that tell right from wrong."
+)
 ASSUMPTION = "The gate was fitted on val_select, which shares no image with the calibration images."
 
 
@@ -215,8 +218,9 @@ def fit_gate(
     seed, uncertified_because = counting.seed, counting.uncertified_because
     fit: dict[str, Any] = {"source": source, "ridge": ridge, "seed": seed}
     model = fit_gate_model(select, extra_select, **fit)
+    collapsed = False
     if model.collapsed is not None and kept == "gate" and uncertified_because is None:
-        uncertified_because = f"The gate is of no use: {model.collapsed}."
+        uncertified_because, collapsed = f"The gate is of no use: {model.collapsed}.", True
     on_select, on_calib = select.margin, calib.margin
     if kept == "gate":
         u = signed_gate(calib, model.apply(calib, extra_calib))
@@ -233,6 +237,8 @@ def fit_gate(
         replace(counting, uncertified_because=uncertified_because),
     )
     certificate = replace(certificate, calib_digest=calibration_digest(calib))
+    if collapsed:
+        certificate = replace(certificate, needed=WITHOUT_GATE)
     if kept == "gate":
         thresholds = _unspread(thresholds, on_calib, u)
         if by_slice is not None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from math import ceil
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +11,18 @@ from numpy.typing import NDArray
 from stage1.policy.certificate import RiskBound, images, percent
 from stage1.policy.closed_form import METHODS, Thresholds
 from stage1.policy.counts import count_exits, observed_risk, risk_upper
-from stage1.policy.group_means import GROUP_METHODS, Frames, choose_by_means, risk_claims, upper_bound
+from stage1.policy.group_means import GROUP_METHODS, Frames, risk_claims, upper_bound
+from stage1.policy.power import IN_WORDS
+from stage1.policy.simulated_need import Sample, simulated_need
 from stage1.policy.target import Request, passing_targets, rounded_up, settable
-from stage1.policy.threshold_choice import PATH_METHOD, Choice, Rule, choose, path_from, rule
+from stage1.policy.threshold_choice import PATH_METHOD, Choice, choose
 from stage1.policy.units import ALL_IMAGES
 from stage1.risk import binomial_upper
-from stage1.risk.clusters import GroupLayout
-from stage1.risk.group_draws import DRAWS
 from stage1.risk.risks import RISKS
 from stage1.scores import Scores
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
-
-_DRAWS = 20
-_DOUBLINGS = 6
-_SUCCESS = 0.8
-_MOST_ROWS = 20_000  # betting reads every image of every draw
 
 
 def shortfall(
@@ -64,7 +57,7 @@ def shortfall(
             need = "scores that separate the classes, or larger targets"
     if reason is None or need is None:
         return None, None
-    enough = simulated_need(len(sample), request, select, select_score, seed, unit)
+    enough = simulated_need(sample, request, select, select_score, seed, unit)
     lead = realistic(enough, len(sample), "group" if unit in ALL_IMAGES else unit)
     least = "at the least " if lead and choice.method not in (PATH_METHOD, *GROUP_METHODS) else ""
     return reason, f"{lead}{least}{need}."
@@ -75,21 +68,9 @@ def realistic(enough: int | None, present: int, unit: str) -> str:
     if enough is None:
         return ""
     return (
-        f"about {enough} calibration {unit}s of the same kind instead of {present} (by simulation from val_select,"
-        f" itself a sample, so many certify it in {percent(_SUCCESS)} of the draws); else "
+        f"about {enough} calibration {unit}s of the same kind instead of {present}: {IN_WORDS} such samples they"
+        " certify it (simulated from the labelled ones, themselves a sample); else "
     )
-
-
-class Sample(Protocol):
-    """What was counted (two_thresholds.Units, group_means.Frames)."""
-
-    @property
-    def score(self) -> Floats: ...
-
-    @property
-    def labels(self) -> Labels: ...
-
-    def __len__(self) -> int: ...
 
 
 def _too_few(
@@ -224,80 +205,3 @@ def _nearest(request: Request, above: Mapping[str, float], again: Failing | None
     return (
         f"a target beyond {settable({**request.targets, **{name: rounded_up(bound) for name, bound in above.items()}})}"
     )
-
-
-def simulated_need(
-    n: int, request: Request, select: Scores | None, select_score: Floats | None, seed: int, unit: str = "image"
-) -> int | None:
-    """Smallest n, doubling from the present one, at which val_select as the population certifies in 80 % of the draws.
-
-    n counts units (unit: image, group or group_mean; groups are drawn whole). None where val_select is missing, lacks a
-    class, or no n up to 64 times the present one is enough. A hint, not a promise: val_select is itself a sample,
-    so each draw is of another population, drawn from it.
-    """
-    if select is None or select.labels is None or select_score is None:
-        return None
-    labels = select.labels
-    if min((labels == 0).sum(), (labels == 1).sum()) < 10:
-        return None
-    rng = np.random.default_rng(seed)
-    size = max(n, 1)
-
-    @lru_cache(maxsize=1)
-    def fitted(size: int) -> Rule:
-        # Where a walk starts depends on the number of units.
-        return rule(request, size, select_score, labels)
-
-    if unit == "image" or select.groups is None:
-
-        def draw(size: int) -> Callable[[], Thresholds]:
-            rows = _resampled(rng, len(labels))[rng.integers(0, len(labels), size)]
-            return lambda: fitted(size)(select_score[rows], labels[rows]).thresholds
-
-    else:
-        names, inverse = np.unique(select.groups, return_inverse=True)
-        members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-        if unit == "group":
-
-            def draw(size: int) -> Callable[[], Thresholds]:
-                picks = _resampled(rng, len(names))[rng.integers(0, len(names), size)]
-                rows = np.array([rng.choice(members[pick]) for pick in picks])
-                return lambda: fitted(size)(select_score[rows], labels[rows]).thresholds
-
-        else:
-            path = path_from(request, 8 * size, select_score, labels)
-
-            def draw(size: int) -> Callable[[], Thresholds]:
-                picks = _resampled(rng, len(names))[rng.integers(0, len(names), size)]
-                picked = [members[pick] for pick in picks]
-                rows = np.concatenate(picked)
-                sizes = np.array([len(part) for part in picked])
-                starts = np.cumsum(sizes) - sizes
-                frames = Frames(
-                    select_score[rows],
-                    labels[rows],
-                    GroupLayout(np.arange(len(rows)), starts, sizes),
-                    rng.random((size, DRAWS)) if unit == "group_draws" else None,
-                )
-                return lambda: choose_by_means(frames, request, path).thresholds
-
-    rows_each = 1.0 if unit not in ALL_IMAGES else len(labels) / max(len(np.unique(select.groups)), 1)  # type: ignore[arg-type]
-    most = _DRAWS - ceil(_SUCCESS * _DRAWS)
-    for _ in range(_DOUBLINGS):
-        size *= 2
-        if size * rows_each > _MOST_ROWS and unit in ALL_IMAGES:
-            return None
-        # Every draw is drawn, so that the next size has random numbers of its own; it is judged while that can decide.
-        draws, failed = [draw(size) for _ in range(_DRAWS)], 0
-        while draws and failed <= most:
-            chosen = draws.pop(0)()
-            sides = (chosen.lo is not None) + (chosen.hi is not None)
-            failed += not (sides == 2 or (request.one_sided and sides == 1))
-        if failed <= most:
-            return size
-    return None
-
-
-def _resampled(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
-    """n of n with replacement: another population as likely as val_select itself, which is not known better."""
-    return rng.integers(0, n, n)

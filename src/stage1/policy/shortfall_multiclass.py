@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stage1.policy.certificate import percent
 from stage1.policy.counts import ClassExits, count_class_exits
+from stage1.policy.power import MOST_ROWS, SURE, Pool, needed_units
 from stage1.policy.shortfall import realistic
 from stage1.policy.target import Request, passing_targets, settable
 from stage1.risk import binomial_pvalue, binomial_upper, minimum_samples
@@ -17,10 +18,6 @@ from stage1.scores import Scores
 from stage1.scores.confidence import confidence
 
 Floats = NDArray[np.float64]
-
-_DRAWS = 20
-_DOUBLINGS = 6
-_SUCCESS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ def shortfall(
     targets = passing_targets(request, again)
     if targets is not None:
         need += f", or {settable(targets)}, which these {unit}s certify"
-    enough = simulated_need(len(sample), select, seed, passes)
+    enough = simulated_need(sample, seed, passes)
     return reason, f"{realistic(enough, len(sample), unit)}{need}."
 
 
@@ -125,23 +122,18 @@ def _failed(sample: Sample, at: Floats, request: Request, delta: float, unit: st
     )
 
 
-def simulated_need(n: int, select: Sample, seed: int, passes: Callable[[int], Callable[[Sample], bool]]) -> int | None:
-    """Smallest n, doubling from the present one, at which val_select as the population certifies in 80 % of the draws.
+def simulated_need(sample: Sample, seed: int, passes: Callable[[int], Callable[[Sample], bool]]) -> int | None:
+    """Units of val_calib, in all, with which SURE of the draws certify the whole target (policy/power.py).
 
-    None where no n up to 64 times the present one is enough. A hint, not a promise: val_select is itself a sample.
+    The path is the one that val_select fixed, so val_select flatters it: drawn is from the present units of val_calib.
+    None where no number up to 64 times the present one does.
     """
-    rng = np.random.default_rng(seed)
-    size = max(n, 1)
-    certifies = passes(8 * size)
-    for _ in range(_DOUBLINGS):
-        size *= 2
-        failed = 0
-        for _ in range(_DRAWS):
-            # Another population as likely as val_select itself, which is but a sample.
-            population = rng.integers(0, len(select), len(select))
-            failed += not certifies(select.take(population[rng.integers(0, len(select), size)]))
-            if failed > (1 - _SUCCESS) * _DRAWS:
-                break
-        else:
-            return size
-    return None
+    present, pool = len(sample), Pool(len(sample), guess=True)
+    certifies = passes(8 * max(present, 1))
+
+    def attempt(_: int, size: int, rng: np.random.Generator) -> float | None:
+        return 0.0 if certifies(sample.take(pool.draw(size, rng)[0])) else None
+
+    if not present:
+        return None
+    return needed_units(present, attempt, success=SURE, most=MOST_ROWS, seed=seed)
