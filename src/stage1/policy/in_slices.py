@@ -19,7 +19,7 @@ and not to the exits), so they keep one pair of thresholds for all (policy/two_t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ from stage1.policy.closed_form import Thresholds
 from stage1.policy.counts import Exits, observed_risk
 from stage1.policy.group_means import Frames, choose_by_means, means_path, risk_rows
 from stage1.policy.provenance import LEVEL, population
+from stage1.policy.remembered import Remembered
 from stage1.policy.slice_thresholds import SliceThresholds
 from stage1.policy.slices import SliceClaim, SliceCounts, listed, slice_rows
 from stage1.policy.target import Request
@@ -150,6 +151,7 @@ class FoundInSlices:
     column: NDArray[np.str_]
     whole: FoundThresholds
     parts: dict[str, FoundThresholds]
+    known: Remembered[tuple[Bools, Bools]] = field(default_factory=Remembered, compare=False, repr=False)
 
     union_null = False  # the bounds below are joint already
     at_end = False
@@ -188,7 +190,7 @@ class FoundInSlices:
         return bool(np.logical_or(*self._sides(rule)).any())
 
     def _sides(self, rule: SliceThresholds) -> tuple[Bools, Bools]:
-        return rule.exits(self.whole.sample.score, self.column)
+        return self.known.of(rule, lambda: rule.exits(self.whole.sample.score, self.column))
 
     def _certified(self, rule: SliceThresholds) -> dict[str, FoundThresholds]:
         return {value: part for value, part in self.parts.items() if rule.pairs[value] != part.nothing}

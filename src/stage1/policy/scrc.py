@@ -149,9 +149,10 @@ class ScrcPolicy(PlainPolicy):
 
     def exits(self, scores: Scores) -> Bools:
         """Images whose set holds a single class which is not shut, bool [N]. Raises as sets() does."""
-        return self._leaving(scores, *self.sets(scores))
+        return self.leaving(scores, *self.sets(scores))
 
-    def _leaving(self, scores: Scores, selected: Bools, in_set: Bools) -> Bools:
+    def leaving(self, scores: Scores, selected: Bools, in_set: Bools) -> Bools:
+        """`exits`, from what `sets` gave for the same scores."""
         leaves = single_class(selected, in_set) & self.certified
         if self.unclaimed:
             leaves &= ~in_set[:, self.is_unclaimed].any(axis=1)
@@ -163,7 +164,7 @@ class ScrcPolicy(PlainPolicy):
     def decide(self, scores: Scores) -> Decision:
         """Exit, label and probability of every row, each by itself. Raises as sets() does."""
         selected, in_set = self.sets(scores)
-        leaves = self._leaving(scores, selected, in_set)
+        leaves = self.leaving(scores, selected, in_set)
         label = np.where(leaves, in_set.argmax(axis=1), scores.logits.argmax(axis=1)).astype(np.int64)
         probability = scores.probabilities
         of_label = probability[:, 1] if len(self.classes) == 2 else probability[np.arange(len(label)), label]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from stage1.errors import ConfigError
 from stage1.policy.certificate import Certificate, Coverage, RiskBound, UnclaimedClass
 from stage1.policy.certify import Shortfall, counted_units
+from stage1.policy.remembered import Remembered
 from stage1.policy.scrc import Bools, ScrcPolicy
 from stage1.policy.scrc_choice import Choice, Sample, Selected, Target, choose, measured, select, unclaimed_classes
 from stage1.policy.scrc_unclaimed import reached
@@ -86,6 +87,7 @@ class FoundSets:
     counted: Scores
     unit: str
     target: Request
+    known: Remembered[tuple[Bools, Bools, Bools]] = field(default_factory=Remembered, compare=False, repr=False)
 
     # Each risk has its share of delta, and the coverage of the images that exit is no claim.
     union_null = False
@@ -114,18 +116,26 @@ class FoundSets:
         return meaning(self.family.variant)
 
     def exits(self, rule: ScrcPolicy) -> bool:
-        return bool(rule.exits(self.counted).any())
+        return bool(self._sets(rule)[2].any())
+
+    def _sets(self, rule: ScrcPolicy) -> tuple[Bools, Bools, Bools]:
+        """(selected [N], in_set [N, K], exits [N]) of the counted units."""
+
+        def made() -> tuple[Bools, Bools, Bools]:
+            selected, in_set = rule.sets(self.counted)
+            return selected, in_set, rule.leaving(self.counted, selected, in_set)
+
+        return self.known.of(rule, made)
 
     def _claimed(self, rule: ScrcPolicy) -> tuple[Target, ...]:
         """The targets that the rule keeps; of one that defers every image all, as they were asked for."""
         return self.chosen.kept if rule.certified and self.chosen.kept is not None else self.family.targets
 
     def risks(self, rule: ScrcPolicy, certified: bool) -> dict[str, RiskBound]:
-        _, in_set = rule.sets(self.counted)
-        return measured(rule, self.chosen, in_set, self.counted.known_labels, self._claimed(rule))
+        return measured(rule, self.chosen, self._sets(rule)[1], self.counted.known_labels, self._claimed(rule))
 
     def coverage(self, rule: ScrcPolicy, certified: bool) -> tuple[Coverage, dict[str, Coverage]]:
-        exits, labels = rule.exits(self.counted), self.counted.known_labels
+        exits, labels = self._sets(rule)[2], self.counted.known_labels
         return _share(exits), {name: _share(exits[labels == k]) for k, name in enumerate(rule.classes)}
 
     def slices(self) -> tuple[SliceClaim, ...]:
@@ -140,7 +150,7 @@ class FoundSets:
     def _without_claim(self, rule: ScrcPolicy, kept: Sequence[Target]) -> tuple[UnclaimedClass, ...]:
         labels = self.counted.known_labels
         missing = [target for target in self.family.targets if target not in kept]
-        return unclaimed_classes(self.chosen, rule.exits(self.counted), labels, missing, rule)
+        return unclaimed_classes(self.chosen, self._sets(rule)[2], labels, missing, rule)
 
     def shortfall(self, rule: ScrcPolicy, risks: dict[str, RiskBound], certified: bool) -> Shortfall:
         enough = [item for item in self._claimed(rule) if risks[item.risk].n >= risks[item.risk].needed]
@@ -184,12 +194,12 @@ class FoundSets:
         claims = claimed(rule, self._claimed(rule), confidence)
         if not certificate.certified:
             return f"Not certifiable {claims}. {certificate.reason} Every image defers."
-        selected, _ = rule.sets(self.counted)
+        selected, _, exits = self._sets(rule)
         return statement(
             claims,
             rule,
             selected,
-            rule.exits(self.counted),
+            exits,
             self.unit,
             unclaimed=certificate.unclaimed,
             unlimited=certificate.unlimited if certificate.unclaimed else (),
