@@ -8,7 +8,7 @@ from math import pi
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stage1 import Scores, fit_policy
@@ -35,6 +35,13 @@ def scores(seed: int = 0, n: int = 800, ids: bool = True, apart: float = 3.0) ->
 
 
 TARGET = {"fnr": 0.05, "false_exit_rate": 0.05}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+def test_what_two_looks_share_is_what_two_sets_share(one, other):
+    assume(one != other)
+    assert images(*one).shared(images(*other)) == images(*other).shared(images(*one)) == len(one & other)
 
 
 # ---- what a look costs: against the union bound written out ------------------------------------------------------

@@ -66,7 +66,7 @@ def test_the_realistic_number_comes_before_the_least_by_arithmetic():
     )
     needed = refused.certificate.needed
     assert re.match(r"about \d+ calibration images of the same kind instead of 90", needed)
-    assert needed.index("by simulation") < needed.index("at the least") < needed.index("more labelled")
+    assert needed.index("simulated from") < needed.index("at the least") < needed.index("more labelled")
 
 
 def test_a_shut_side_says_how_many_exit_how_many_are_needed_and_which_target_would_do():

@@ -18,6 +18,7 @@ UNITS = ("auto", "image", "group", "group_draws", "group_mean")
 ALL_IMAGES = ("group_draws", "group_mean")
 OWN = "own"
 SLICE_THRESHOLDS = ("auto", OWN, "one")
+_BLOCK = 1 << 16  # names that are Python texts at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,20 @@ def check_samples(calib: Scores, select: Scores | None) -> None:
     if len(calib) == 0:
         raise DataError("calib: no rows; val_calib needs labelled images")
     if select is not None and select.ids is not None and calib.ids is not None:
-        shared = np.intersect1d(select.ids, calib.ids)
-        if len(shared):
+        shared = _in_both(select.ids, calib.ids)
+        if shared:
             raise DataError(
                 f"calib: id {shared[0]} ({len(shared)} in all) was in val_select too; a certificate needs unseen images"
             )
+
+
+def _in_both(one: NDArray[np.str_], other: NDArray[np.str_]) -> list[str]:
+    """Sorted names that stand in both: the fewer as a set, the others block by block, which needs no sorted copy."""
+    few, many = sorted((one, other), key=len)
+    known, found = set(few.tolist()), set[str]()
+    for start in range(0, len(many), _BLOCK):
+        found |= known.intersection(many[start : start + _BLOCK].tolist())
+    return sorted(found)
 
 
 def clustered(scores: Scores) -> bool:
