@@ -48,24 +48,24 @@ def simulated_need(
 
     The rule is the one that val_select fixed. Drawn are units of val_select and the present ones of val_calib together:
     val_select alone, on which the rule was made, flatters it. unit: image, group or group_mean; groups are drawn whole.
-    None where a class has fewer than 10 images or no number up to 64 times the present one does.
+    None without val_select, where a class has fewer than 10 images, or no number up to 64 times the present one does.
     """
-    known = select is not None and select.labels is not None and select_score is not None
-    pool, score, labels = _pool(sample, select if known else None, select_score, unit)
+    if select is None or select.labels is None or select_score is None:
+        return None
+    pool, score, labels = _pool(sample, select, select_score, unit)
     if min((labels == 0).sum(), (labels == 1).sum()) < _FEWEST:
         return None
     present = len(sample)
     size_of_unit = len(labels) / max(pool.units, 1)
     most = int((_MOST_BETS if unit in ALL_IMAGES else MOST_ROWS) / size_of_unit)
-    select_labels = select.known_labels if known and select is not None else None
-    ordered = select_score if known else None
+    select_labels = select.known_labels
 
     @lru_cache(maxsize=1)
     def fitted(size: int) -> Rule:
         # Where a walk starts depends on the number of units.
-        return rule(request, size, ordered, select_labels)
+        return rule(request, size, select_score, select_labels)
 
-    means = path_from(request, 8 * present, *_both(ordered, select_labels)) if unit in ALL_IMAGES else None
+    means = path_from(request, 8 * present, select_score, select_labels) if unit in ALL_IMAGES else None
 
     def attempt(_: int, size: int, rng: np.random.Generator) -> float | None:
         rows, sizes = pool.draw(size, rng)
@@ -83,28 +83,19 @@ def simulated_need(
     return needed_units(present, attempt, success=SURE, most=most, seed=seed)
 
 
-def _both(score: Floats | None, labels: Labels | None) -> tuple[Floats, Labels]:
-    assert score is not None, "groups that are counted whole need val_select, which was asked for before"
-    assert labels is not None, "the same"
-    return score, labels
-
-
-def _pool(sample: Sample, select: Scores | None, select_score: Floats | None, unit: str) -> tuple[Pool, Floats, Labels]:
+def _pool(sample: Sample, select: Scores, select_score: Floats, unit: str) -> tuple[Pool, Floats, Labels]:
     """What is drawn from, with the score and label of each row: val_select first, then what val_calib counted."""
-    own = len(sample.labels)
-    if select is None or select_score is None:
-        score, labels, before = sample.score, sample.labels, 0
-    else:
-        score = np.concatenate([select_score, sample.score])
-        labels, before = np.concatenate([select.known_labels, sample.labels]), len(select)
+    before = len(select)
+    score = np.concatenate([select_score, sample.score])
+    labels = np.concatenate([select.known_labels, sample.labels])
     if unit == "image":
         return Pool(len(labels), guess=True), score, labels
     members = [np.array([row]) for row in range(before)]
-    if select is not None and select.groups is not None:
+    if select.groups is not None:
         members = list(Pool.of_groups(select.groups).members or ())
     if isinstance(sample, Frames):
         layout = sample.layout
         parts = np.split(before + layout.rows, np.cumsum(layout.sizes)[:-1])
     else:
-        parts = [np.array([row]) for row in range(before, before + own)]
+        parts = [np.array([row]) for row in range(before, len(labels))]
     return Pool(len(labels), (*members, *parts), guess=True), score, labels
