@@ -62,7 +62,7 @@ def simulated_need(
 
     @lru_cache(maxsize=1)
     def fitted(size: int) -> Rule:
-        # Where a walk starts depends on the number of units.
+        # Where a walk starts depends on the number of units. How many of each class there will be is not known.
         return rule(request, size, select_score, select_labels)
 
     means = path_from(request, 8 * present, select_score, select_labels) if unit in ALL_IMAGES else None
