@@ -103,11 +103,19 @@ class Trial:
 
 
 def at_size(
-    n: int, attempt: Attempt, *, draws: int, select_share: float, seed: int, wanted: float | None = None
+    n: int,
+    attempt: Attempt,
+    *,
+    draws: int,
+    select_share: float,
+    seed: int,
+    wanted: float | None = None,
+    spare: int | None = None,
 ) -> Trial:
     """P(certified) with n units, of which select_share go to val_select (0: none, it stays as it is).
 
-    wanted: give up where it is out of reach after a block of draws; None: never. A size has draws of its own (seed, n).
+    wanted: give up where it is out of reach after a block of draws; None: never. spare: give up where more draws than
+    that failed. A size has draws of its own (seed, n), so that where another one stopped is not seen in it.
 
     >>> at_size(10, lambda select, calib, rng: 0.5 if calib > 8 else None, draws=4, select_share=0.0, seed=0).certified
     4
@@ -121,7 +129,7 @@ def at_size(
         certified += coverage is not None
         covered.append(coverage or 0.0)
         futile = wanted is not None and done % _BLOCK == 0 and float(binomial_upper(certified, done, _FUTILE)) < wanted
-        if futile:
+        if futile or (spare is not None and done - certified > spare):
             break
     done = len(covered)
     tail = (1.0 - _LEVEL) / 2
@@ -183,7 +191,7 @@ def needed_units(
     """Units in all, more than `present`, of which `success` of all draws certify.
 
     None where `most` or 64 times the present ones are not enough. A size passes where its draws show `success` although
-    _LUCK of them could be luck. Raises ConfigError (success).
+    _LUCK of them could be luck. Raises ConfigError (success, draws).
 
     >>> needed_units(10, lambda select, calib, rng: 1.0 if calib > 70 else None, success=0.8, most=99, seed=0)
     80
@@ -191,9 +199,14 @@ def needed_units(
     if not 0 < success < 1:
         raise ConfigError(f"success={success}: must lie strictly between 0 and 1")
 
+    shown = binomial_lower(np.arange(draws + 1), np.full(draws + 1, draws), _LUCK) >= success
+    if not shown.any():
+        raise ConfigError(f"draws={draws}: too few to show success={success}")
+    spare = draws - int(shown.argmax())
+
     def enough(n: int) -> bool:
-        found = at_size(n, attempt, draws=draws, select_share=select_share, seed=seed, wanted=success)
-        return bool(binomial_lower(found.certified, found.draws, _LUCK) >= success)
+        found = at_size(n, attempt, draws=draws, select_share=select_share, seed=seed, spare=spare)
+        return found.draws - found.certified <= spare
 
     present = max(present, 1)
     return search(enough, present, 2 * present, min(most, _FURTHEST * present), precision)
