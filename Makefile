@@ -32,7 +32,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # The others (arms, views, reward, explora, finetune, validity) need data of their own or hours; their docstrings say what.
-QUICK := startup certify evaluation extraction challenge detector heads sweep power
+QUICK := startup certify evaluation extraction challenge detector heads sweep power store
 
 bench: $(STAMP)  ## the benchmarks that need nothing print their tables; figures go to benchmarks/README.md by hand
 	for name in $(QUICK); do $(BIN)/python benchmarks/$$name.py || exit 1; done

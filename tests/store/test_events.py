@@ -104,7 +104,7 @@ contents = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=st.lists(st.tuples(anything, contents), max_size=12))
 def test_refused_or_stored_as_it_was(store, made):
     events: dict[tuple[str, int], DecisionEvent] = {}
@@ -123,7 +123,7 @@ def test_refused_or_stored_as_it_was(store, made):
     assert store.trouble == ""
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(anything, anything, anything, anything)
 def test_labels_of_any_text_are_refused_or_have_an_outcome(store, name, who, note, image_id):
     store.record([decision()])

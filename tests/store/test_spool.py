@@ -60,7 +60,7 @@ def test_a_last_line_that_was_cut_anywhere_was_never_acknowledged(tmp_path):
     assert left_behind(tmp_path) == [content(1), content(2), content(3)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_damaged_byte_costs_its_line_alone_and_is_told(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("spool")

@@ -205,7 +205,7 @@ COLUMNS = [(kind, column.name) for kind, table in CONTENTS.items() for column in
 COLUMNS += [("chain", column.name) for column in chain.columns]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     where=st.sampled_from(COLUMNS), seq=st.integers(1, 10), value=st.integers(0, 3) | st.text("ab0'\"\\é", max_size=3)
 )

@@ -14,7 +14,7 @@ from stage1.store.events import is_decision
 from stage1.store.spool import Segment, Spool, read_lines
 
 _BATCH = 1000  # decisions of one transaction
-_LINGER_S = 0.02  # that decisions gather for one transaction
+_LINGER_S = 0.1  # that decisions gather for one transaction, unless somebody asks for them
 _IDLE_S = 5.0  # between looks for what other processes left
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 5.0
 
