@@ -57,7 +57,7 @@ LONG = (
 )
 
 
-def pytest_configure() -> None:
+def pytest_collectstart() -> None:
     gc.disable()
 
 
