@@ -167,7 +167,7 @@ BOUNDARIES = [((0.0501, 0.0501), 0.5), ((0.001, 0.0501), 0.5), ((0.001, 0.0501),
 
 
 @pytest.mark.parametrize(("rates", "share"), BOUNDARIES)
-@pytest.mark.parametrize("draws", [20, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_false_claim_ships_with_probability_delta_at_most(rates, share, draws):
     shipped = violations(rates, share, draws, 9)
     print(f"wrong {rates}, {share:g} positives, {draws} draws: false {shipped:.4f}")
