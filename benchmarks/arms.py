@@ -120,7 +120,7 @@ def signs(name: str, options: argparse.Namespace) -> None:
         if options.write:
             command = f"python benchmarks/arms.py --data {name} --table LABELS.csv --splits {split}"
             command += " --weights focus.safetensors" if name == "signs-vit" else ""
-            command += f" --only {' '.join(asked[1:])}" if missing else ""
+            command += f" --only {' '.join(asked[1:] or asked)}" if missing else ""
             put(HERE / "arms.md", section, f"{command} --write")
 
 
