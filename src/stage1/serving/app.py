@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from stage1.serving import kept, v1, v2
+from stage1.serving import assets, kept, v1, v2
 from stage1.serving.edge import Edge, refused_body
 from stage1.serving.metrics import CONTENT_TYPE
 from stage1.serving.openapi import READY, responses
@@ -38,6 +38,7 @@ def make_app(service: Service) -> ASGIApp:
     app.include_router(v1.router)
     app.include_router(kept.router)
     app.include_router(v2.router)
+    app.include_router(assets.router)
     _add_state_of_the_server(app, service)
     for kind in (Refusal, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(kind, _refused)

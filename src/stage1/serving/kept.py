@@ -58,6 +58,7 @@ async def decisions(request: Request) -> Response:
     query = request.query_params
     wanted: dict[str, Any] = {
         "after": _number(query.get("after"), "after", 0, 2**62),
+        "before": _number(query.get("before"), "before", 2**62, 2**62),
         "limit": _number(query.get("limit"), "limit", 100, _MOST) or 1,
         "exit": _truth(query.get("exit"), "exit"),
         "newest": _truth(query.get("newest"), "newest") or False,

@@ -17,6 +17,7 @@ def _or_null(kind: str) -> Schema:
 
 _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
+_WHOLE: Schema = {"type": "integer", "minimum": 0}
 _BOOL: Schema = {"type": "boolean"}
 _STATE: Schema = {"type": "string", "enum": ["VALID", "DEGRADED", "VOID"]}
 _NAME: Schema = {"type": "string", "maxLength": 200}
@@ -74,6 +75,15 @@ MODEL = _object(
     }
 )
 MODELS = _object({"models": {"type": "array", "items": MODEL}})
+TRAFFIC = _object(
+    {
+        "images": _WHOLE,
+        "exits": _WHOLE,
+        "bars": {"type": "array", "items": _object({"exits": _WHOLE, "defers": _WHOLE})},
+        "latency_ms": _object({"p50": _or_null("number"), "p99": _or_null("number")}),
+        "since": _NUMBER,
+    }
+)
 READY = _object({"ready": _BOOL, "workers": {"type": "integer"}, **MODELS["properties"]})
 POLICY = _object(MODEL["properties"] | {"policy_document": {"type": "object"}, "certificate": {"type": "object"}})
 
@@ -141,7 +151,6 @@ CONDITION = json_body(
 
 # ---- the store ---------------------------------------------------------------------------------------------------
 
-_WHOLE: Schema = {"type": "integer", "minimum": 0}
 _LABEL_IN = {
     **_object(
         {"label": _NAME},
@@ -206,6 +215,7 @@ WHICH_AUDITS: Schema = {"parameters": _PAGING}
 WHICH_DECISIONS: Schema = {
     "parameters": [
         *_PAGING,
+        _query("before", _WHOLE, "Entry of the chain before which to end."),
         _query("exit", _BOOL, "Only exits, or only what deferred."),
         _query("state", _STATE, "Only under this state."),
         _query("model", _NAME, "Only of this model."),

@@ -26,6 +26,7 @@ from stage1.serving.models import Model, Models, opened
 from stage1.serving.recording import Recorder, drawn
 from stage1.serving.refusal import Refusal, image_status
 from stage1.serving.settings import Settings
+from stage1.serving.traffic import Traffic
 from stage1.serving.workers import Pool
 from stage1.store import DecisionEvent, ImageStore, open_store
 
@@ -78,6 +79,7 @@ class Service:
     def __init__(self, settings: Settings, keys: Keys | None) -> None:
         self.settings, self._keys = settings, keys
         self.metrics = Metrics()
+        self.traffic = Traffic(time.time())
         self.models = Models(settings, self._on_change)
         self.intake = Intake(settings.max_bytes, settings.body_s)
         self.rate = Rate(settings.per_minute)
@@ -235,6 +237,8 @@ class Service:
         )
         answer = Answer(request_id, model, state, reason, decided)
         await self._keep(answer, began)
+        exits = sum(bool(one.row["exit"]) for one in decided)
+        self.traffic.count(exits, len(decided) - exits, 1000 * (time.time() - began), time.time())
         for one in decided:
             outcome = "error" if one.row.get("error") else "exit" if one.row["exit"] else "defer"
             self.metrics.images.labels(model.name, outcome).inc()

@@ -72,6 +72,14 @@ async def models(request: Request) -> Response:
     return json_response({"models": [model_document(service, model) for model in service.models.all()]})
 
 
+@router.get("/traffic", responses=responses(openapi.TRAFFIC))
+async def traffic(request: Request) -> Response:
+    """The last hour of this process, minute by minute; the whole history is in the store."""
+    service = service_of(request)
+    service.holder(request, "predict")
+    return json_response(service.traffic.document(time.time()))
+
+
 @router.post("/models/{name}/load", openapi_extra=openapi.LOAD, responses=responses(openapi.MODEL))
 async def load(request: Request, name: str) -> Response:
     """Serve another bundle under this name, without a failed request. Scope admin."""

@@ -78,6 +78,7 @@ class Store:
         self,
         *,
         after: int = 0,
+        before: int | None = None,
         limit: int = 1000,
         exit: bool | None = None,
         state: str | None = None,
@@ -85,7 +86,8 @@ class Store:
         model: str | None = None,
         newest: bool = False,
     ) -> list[StoredDecision]:
-        """Decisions of the database, in the order of the chain after entry `after`; newest: from the end backwards.
+        """Decisions of the database, in the order of the chain after entry `after` and before entry `before`; newest:
+        from the end (or from `before`) backwards.
 
         audit_open: audits that are asked for and have no label yet. What is pending is not among them.
         """
@@ -94,6 +96,7 @@ class Store:
             return reading.read_decisions(
                 connection,
                 after=after,
+                before=before,
                 limit=limit,
                 exit=exit,
                 state=state,

@@ -44,6 +44,7 @@ def read_decisions(
     connection: Connection,
     *,
     after: int = 0,
+    before: int | None = None,
     limit: int = 1000,
     exit: bool | None = None,
     state: str | None = None,
@@ -51,11 +52,13 @@ def read_decisions(
     model: str | None = None,
     newest: bool = False,
 ) -> list[StoredDecision]:
-    """Decisions with seq > after, in the order of the chain; newest: the last ones, newest first.
+    """Decisions with after < seq < before, in the order of the chain; newest: the last ones, newest first.
 
     audit_open: True for those with an audit that is asked for and whose image has no label yet, False for all others.
     """
     conditions: list[ColumnElement[bool]] = [decisions.c.seq > after, decisions.c.salt.is_not(None)]
+    if before is not None:
+        conditions.append(decisions.c.seq < before)
     if exit is not None:
         conditions.append(decisions.c.exit == int(exit))
     if state is not None:
