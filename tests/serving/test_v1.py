@@ -119,6 +119,16 @@ def test_what_is_no_image_is_refused_in_one_line(server, red, status, code, make
     assert error["request_id"] == answered.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "in chunks"])
+def test_a_body_that_is_too_large_is_told_so_and_not_cut_off(server, announced):
+    """A connection that is closed over bytes nobody read is reset, and the reason is lost on its way."""
+    data = b"\xff\xd8\xff" + bytes(3_000_000)
+    for _ in range(5):
+        content = data if announced else (data[at : at + 60_000] for at in range(0, len(data), 60_000))
+        answered = server.client.post("/v1/predict", content=content, headers={"content-type": "image/jpeg"})
+        assert (answered.status_code, answered.json()["error"]["code"]) == (413, "too_large")
+
+
 def test_of_several_images_the_broken_one_defers_with_its_error(server, red):
     document = server.client.post("/v1/predict", files=[("x", ("a", red)), ("x", ("b", red[:200]))]).json()
     good, broken = document["answers"]

@@ -6,13 +6,16 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from starlette.requests import ClientDisconnect, Request
 
 from stage1.serving.refusal import Refusal
 
 _LEAST_BUDGET = 256 << 20
+# Of a body that is refused, what is still read and thrown away. Closing over bytes that nobody read resets the
+# connection, and the client, which is still sending, never sees why it was refused.
+_DISCARDED_BYTES, _DISCARDED_S = 4 << 20, 2.0
 
 
 class Intake:
@@ -29,7 +32,7 @@ class Intake:
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The body, while its memory is counted. Raises Refusal (400, 408, 413, 503)."""
-        held = 0
+        held, more = 0, True
         chunks: list[bytes] = []
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "compressed", "compressed bodies are not taken; images are compressed already")
@@ -38,7 +41,8 @@ class Intake:
             if announced is not None and announced > self._max_bytes:
                 raise self._too_large(announced)
             async with asyncio.timeout(self._seconds):
-                async for chunk in request.stream():
+                while more:
+                    chunk, more = await _next(request)
                     held += len(chunk)
                     self.held += len(chunk)
                     if held > self._max_bytes:
@@ -51,6 +55,10 @@ class Intake:
             if announced is not None and held != announced:
                 raise Refusal(400, "truncated", f"{held} of {announced} bytes came; send the body again")
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        except Refusal as refusal:
+            if refusal.closes and more:
+                await _discard(request)
+            raise
         except TimeoutError:
             raise Refusal(408, "too_slow", f"the body was not there after {self._seconds:g} s", closes=True) from None
         except ClientDisconnect:
@@ -60,6 +68,24 @@ class Intake:
 
     def _too_large(self, size: int) -> Refusal:
         return Refusal(413, "too_large", f"{size} bytes or more; at most {self._max_bytes} are taken", closes=True)
+
+
+async def _next(request: Request) -> tuple[bytes, bool]:
+    """(the next bytes of the body, whether more come). Raises ClientDisconnect."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _discard(request: Request) -> None:
+    """Read on for a while, and keep nothing."""
+    left, more = _DISCARDED_BYTES, True
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_DISCARDED_S):
+            while more and left > 0:
+                chunk, more = await _next(request)
+                left -= len(chunk)
 
 
 def _announced(request: Request) -> int | None:
