@@ -7,6 +7,11 @@ import socket
 
 import pytest
 
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+
+from stage1.serving.server import _listening
+from stage1.serving.settings import Settings
+
 from ..command_line import stage1
 
 
@@ -62,3 +67,17 @@ def test_models_are_asked_by_name_and_version(two, red):
     assert latest["version"] == next(
         model["version"] for model in models if model["name"] == "tiny" and model["latest"]
     )
+
+
+def test_no_answer_waits_for_the_acknowledgement_of_its_head(tmp_path):
+    """With Nagle's rule on, the body of each answer came 40 ms after its head."""
+    settings = Settings(bundles=(tmp_path,), port=0, store=None)
+    with (
+        _listening(settings) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            assert client.fileno() >= 0

@@ -158,4 +158,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         ) from error
     with listener:
         listener.setblocking(False)
+        # Connections have it from here. asyncio sets it on sockets that name TCP as their protocol, which those of
+        # `create_server` do not: head and body of an answer are two sends, and the second waited 40 ms for the
+        # client's acknowledgement of the first.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
