@@ -210,13 +210,17 @@ def test_a_dropped_image_is_answered_as_the_api_does(tab, server, red, tmp_path:
     tab.get_by_text("The certificate is valid").first.wait_for()
 
 
-def test_a_state_that_changes_is_said_within_seconds(tab, server) -> None:
+def test_a_state_that_changes_is_said_within_seconds(tab, server, red) -> None:
     model = server.client.get("/v1/models").json()["models"][0]
     tab.goto("/")
     tab.get_by_text("The certificate is valid").wait_for()
     condition = {"name": "drift", "state": "DEGRADED", "reason": "brightness moved"}
     assert server.client.post(f"/v1/models/{model['name']}/conditions", json=condition).status_code == 200
     tab.get_by_text("Why: brightness moved").wait_for()
+    # What is said of the state is what the server does in it: exits go on.
+    tab.get_by_text("Images are still answered").wait_for()
+    answer = server.client.post("/v1/predict", content=red).json()
+    assert (answer["state"], answer["answers"][0]["exit"]) == ("DEGRADED", True)
     assert server.client.delete(f"/v1/models/{model['name']}/conditions/drift").status_code == 200
     tab.get_by_text("The certificate is valid").wait_for()
 

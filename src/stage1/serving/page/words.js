@@ -7,6 +7,6 @@ export const milliseconds = (value) => (Number.isFinite(value) ? `${value < 10 ?
 
 export const STATES = {
   VALID: "The certificate is valid: exits are answered under its guarantee.",
-  DEGRADED: "Degraded: fewer images exit than were certified to; those that do keep their guarantee or are said not to.",
+  DEGRADED: "Degraded: something casts doubt on the certificate. Images are still answered; its guarantee may not hold for them.",
   VOID: "Void: no guarantee holds here, so every image defers.",
 };
